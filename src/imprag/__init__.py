@@ -1,0 +1,1 @@
+"""ImpRAG: query-free retrieval-augmented generation with one language model."""
