@@ -1,0 +1,300 @@
+"""A corpus on disk: passages in an Arrow file that is memory-mapped, never loaded.
+
+A corpus folder holds
+
+- ``passages.arrow``: the passages in order, in record batches of ``BATCH_ROWS`` rows, so that row
+  ``i`` lies in batch ``i // BATCH_ROWS``;
+- ``id-hashes.bin`` and ``id-rows.bin``: 64-bit hashes of all passage ids in ascending order, and
+  the row of each. They find duplicates when the corpus is built and rows by id afterwards;
+- ``corpus.json``: the manifest, with counts, fingerprint, source, and every file's size and
+  checksum.
+"""
+
+import hashlib
+import itertools
+import json
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tqdm import tqdm
+
+from imprag.corpus.passage import Passage
+from imprag.corpus.readers import PassageReader
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path, read_json, sha256, write_json
+
+BATCH_ROWS = 1024
+FORMAT_VERSION = 1
+MANIFEST = "corpus.json"
+PASSAGES = "passages.arrow"
+ID_HASHES = "id-hashes.bin"
+ID_ROWS = "id-rows.bin"
+_UNSORTED = "unsorted.bin"
+
+# Large strings: a batch may hold more than 2 GB of text. Metadata is JSON, empty where there is
+# none, because its keys may differ from passage to passage.
+_SCHEMA = pa.schema([(name, pa.large_string()) for name in ("id", "title", "text", "meta")])
+_UINT64 = np.dtype("<u8")
+_SORT_ROWS = 1 << 22
+
+UInt64Array = npt.NDArray[np.uint64]
+
+
+class Corpus:
+    """Passages on disk, read by row without loading the rest.
+
+    Make one with :meth:`build` or :meth:`open`. ``corpus[i]``, ``len(corpus)`` and iteration work
+    as for a list.
+
+    Attributes:
+        path: the corpus folder.
+        manifest: the content of ``corpus.json``: ``count``, ``words``, ``characters``,
+            ``fingerprint``, ``source``, ``credit``, ``skipped`` and ``files``.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        try:
+            self._batches = pa.ipc.open_file(pa.memory_map(str(path / PASSAGES)))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise _damaged(path / PASSAGES, str(error)) from error
+        self._hashes: UInt64Array = np.memmap(path / ID_HASHES, _UINT64, mode="r")
+        self._rows: UInt64Array = np.memmap(path / ID_ROWS, _UINT64, mode="r")
+
+    @classmethod
+    def build(
+        cls, passages: Iterable[Passage], path: Path, *, source: str = "", credit: str = ""
+    ) -> Self:
+        """Write passages into a new corpus folder, as a stream, and open it.
+
+        Args:
+            passages: any iterable; it is gone through once. Lines that a
+                :class:`~imprag.corpus.readers.PassageReader` skips are listed in the manifest.
+            path: the folder to make; it appears when all is written, or not at all.
+            source: where the passages come from, in words, for the manifest.
+            credit: whom to credit and under which licence, for the manifest.
+
+        Raises:
+            ImpRAGError: the folder is taken, an id occurs twice, a passage has no id or no text,
+                there is no passage at all, or the disk is full.
+        """
+        path = Path(path)
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise ImpRAGError(f"{path} exists already; delete it or choose another folder")
+        with atomic_path(path) as folder:
+            folder.mkdir()
+            counts = _write_passages(passages, folder)
+            if not counts["count"]:
+                raise ImpRAGError(f"the corpus is empty: no passage found in {source or passages}")
+            hashes = np.memmap(folder / _UNSORTED, _UINT64, mode="r")
+            _sort_hashes(hashes, folder)
+            files = {
+                name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+                for name in (PASSAGES, ID_HASHES, ID_ROWS)
+            }
+            skipped = passages.skipped if isinstance(passages, PassageReader) else None
+            manifest = {
+                "version": FORMAT_VERSION,
+                **counts,
+                "source": source,
+                "credit": credit,
+                "skipped": skipped.as_json() if skipped else {"count": 0, "first": []},
+                "files": files,
+            }
+            cls(folder, manifest)._check_unique(passages)
+            del hashes
+            (folder / _UNSORTED).unlink()
+            write_json(folder / MANIFEST, manifest)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a corpus folder.
+
+        Raises:
+            ImpRAGError: the folder is no corpus, was made by another version of ImpRAG, or one of
+                its files is missing or truncated.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise ImpRAGError(f"{path} is no corpus folder: it has no {MANIFEST}")
+        manifest = read_json(path / MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("version") != FORMAT_VERSION:
+            raise ImpRAGError(
+                f"{path / MANIFEST} is not in corpus format {FORMAT_VERSION}; build the corpus again"
+            )
+        for name, expected in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                raise _damaged(file, "it is missing")
+            if file.stat().st_size != expected["bytes"]:
+                raise _damaged(file, f"{file.stat().st_size} bytes, not {expected['bytes']}")
+        return cls(path, manifest)
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            ImpRAGError: a file has changed since the corpus was built.
+        """
+        for name, expected in self.manifest["files"].items():
+            if sha256(self.path / name) != expected["sha256"]:
+                raise _damaged(self.path / name, "its checksum differs")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all ids, titles and texts in order, whatever format they came from.
+
+        Metadata is left out: no embedding depends on it.
+        """
+        return str(self.manifest["fingerprint"])
+
+    def __len__(self) -> int:
+        return int(self.manifest["count"])
+
+    def __getitem__(self, row: int) -> Passage:
+        return self.passages([row])[0]
+
+    def __iter__(self) -> Iterator[Passage]:
+        for number in range(self._batches.num_record_batches):
+            yield from map(_passage, self._batches.get_batch(number).to_pylist())
+
+    def __repr__(self) -> str:
+        return f"Corpus({str(self.path)!r}, {len(self)} passages)"
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        """The passages of the given rows, in the given order.
+
+        Raises:
+            IndexError: a row lies outside the corpus.
+        """
+        batches: dict[int, pa.RecordBatch] = {}
+        found = []
+        for row in rows:
+            number, offset = divmod(range(len(self))[operator.index(row)], BATCH_ROWS)
+            if number not in batches:
+                batches[number] = self._batches.get_batch(number)
+            found.append(_passage(batches[number].slice(offset, 1).to_pylist()[0]))
+        return found
+
+    def rows(self, ids: Sequence[str]) -> list[int]:
+        """The rows of the passages with the given ids, in the given order.
+
+        Raises:
+            ImpRAGError: no passage has one of the ids.
+        """
+        hashes = np.array([_hash(passage_id) for passage_id in ids], _UINT64)
+        starts = np.searchsorted(self._hashes, hashes, "left")
+        ends = np.searchsorted(self._hashes, hashes, "right")
+        found = []
+        for passage_id, start, end in zip(ids, starts, ends, strict=True):
+            # Different ids may share a hash, so the ids themselves are compared.
+            for row in self._rows[start:end].tolist():
+                if self[row].id == passage_id:
+                    found.append(row)
+                    break
+            else:
+                raise ImpRAGError(f"no passage has the id {passage_id!r} in {self.path}")
+        return found
+
+    def _check_unique(self, passages: Iterable[Passage]) -> None:
+        """Refuse ids that occur twice, naming file and line if ``passages`` knows them."""
+        same_hash = self._rows[1:][self._hashes[1:] == self._hashes[:-1]]
+        for row in np.sort(same_hash).tolist():
+            passage_id = self[row].id
+            first = self.rows([passage_id])[0]
+            if first == row:
+                continue
+            places = [f"passage {number + 1}" for number in (first, row)]
+            if isinstance(passages, PassageReader):
+                places = [passages.locate(number) for number in (first, row)]
+            raise ImpRAGError(
+                f"the id {passage_id!r} occurs twice, in {places[0]} and in {places[1]}; "
+                "give every passage its own id"
+            )
+
+
+def _write_passages(passages: Iterable[Passage], folder: Path) -> dict[str, Any]:
+    """Write the Arrow file and, in row order, the hashes of the ids; return the counts."""
+    count = words = characters = 0
+    content = hashlib.sha256()
+    stream = iter(tqdm(passages, "corpus", unit=" passages", delay=2, disable=None))
+    with (
+        pa.OSFile(str(folder / PASSAGES), "wb") as sink,
+        pa.ipc.new_file(sink, _SCHEMA) as writer,
+        open(folder / _UNSORTED, "wb") as hashes,
+    ):
+        while batch := list(itertools.islice(stream, BATCH_ROWS)):
+            for number, passage in enumerate(batch, count + 1):
+                _check(passage, number)
+                for text in (passage.id, passage.title, passage.text):
+                    data = text.encode()
+                    content.update(len(data).to_bytes(8, "little"))
+                    content.update(data)
+                hashes.write(_hash(passage.id).to_bytes(8, "little"))
+                words += len(passage.text.split())
+                characters += len(passage.text)
+            count += len(batch)
+            writer.write_batch(_record_batch(batch))
+    return {
+        "count": count,
+        "words": words,
+        "characters": characters,
+        "fingerprint": content.hexdigest(),
+    }
+
+
+def _check(passage: Passage, number: int) -> None:
+    if not passage.id:
+        raise ImpRAGError(f"passage {number} has no id")
+    if not passage.text.strip():
+        raise ImpRAGError(f"passage {number} ({passage.id!r}) has no text")
+
+
+def _record_batch(passages: Sequence[Passage]) -> pa.RecordBatch:
+    columns = [
+        [passage.id for passage in passages],
+        [passage.title for passage in passages],
+        [passage.text for passage in passages],
+        [
+            json.dumps(dict(passage.meta), ensure_ascii=False, default=str) if passage.meta else ""
+            for passage in passages
+        ],
+    ]
+    arrays = [pa.array(column, pa.large_string()) for column in columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
+
+
+def _passage(row: dict[str, str]) -> Passage:
+    meta = json.loads(row["meta"]) if row["meta"] else {}
+    return Passage(row["id"], row["title"], row["text"], meta)
+
+
+def _hash(passage_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(passage_id.encode(), digest_size=8).digest(), "little")
+
+
+def _sort_hashes(hashes: UInt64Array, folder: Path) -> None:
+    """Write the hashes in ascending order, and their rows, without holding all in memory.
+
+    One range of hash values after the other is picked and sorted; hashes spread evenly, so each
+    range has about ``_SORT_ROWS`` of them. Equal hashes keep the order of their rows.
+    """
+    ranges = -(-len(hashes) // _SORT_ROWS)
+    edges = [(1 << 64) * number // ranges for number in range(ranges + 1)]
+    with open(folder / ID_HASHES, "wb") as sorted_hashes, open(folder / ID_ROWS, "wb") as rows:
+        for low, high in itertools.pairwise(edges):
+            chosen = np.flatnonzero((hashes >= np.uint64(low)) & (hashes <= np.uint64(high - 1)))
+            order = np.argsort(hashes[chosen], kind="stable")
+            hashes[chosen[order]].tofile(sorted_hashes)
+            chosen[order].astype(_UINT64).tofile(rows)
+
+
+def _damaged(file: Path, reason: str) -> ImpRAGError:
+    return ImpRAGError(f"{file} is damaged ({reason}); delete {file.parent} and build it again")
