@@ -1,0 +1,235 @@
+"""How good an answer and a ranking are: pure functions of one instance, each from 0 to 1.
+
+A ranking is a sequence of distinct ids, best first. Averages over instances, and how sure they
+are, belong to `imprag.evaluation.statistics`.
+"""
+
+import math
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+from imprag.errors import ImpRAGError
+
+_Gold = TypeVar("_Gold", bound=Collection[object])
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WORD_OR_SYMBOL = re.compile(r"[^\W_]+|[^\w\s]|_")
+
+
+# --- Answers ------------------------------------------------------------------------------------
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's normal form: lower case, no ASCII punctuation, no articles, single spaces."""
+    text = text.lower().translate(_WITHOUT_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction equals one of the answers in SQuAD's normal form, else 0.
+
+    Raises:
+        ImpRAGError: there is no answer to compare with.
+    """
+    normalized = normalize_answer(prediction)
+    return float(any(normalized == normalize_answer(answer) for answer in _checked(answers)))
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Harmonic mean of word precision and recall in SQuAD's normal form, for the best answer.
+
+    Raises:
+        ImpRAGError: there is no answer to compare with.
+    """
+    predicted = normalize_answer(prediction).split()
+    return max(
+        _word_f1(predicted, normalize_answer(answer).split()) for answer in _checked(answers)
+    )
+
+
+def _word_f1(predicted: list[str], expected: list[str]) -> float:
+    shared = (Counter(predicted) & Counter(expected)).total()
+    return 2 * shared / (len(predicted) + len(expected)) if shared else 0.0
+
+
+def accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """`exact_match` under the name it has where the answer is a label, such as FEVER's True/False.
+
+    Raises:
+        ImpRAGError: there is no answer to compare with.
+    """
+    return exact_match(prediction, answers)
+
+
+#: The metrics that a task may name.
+ANSWER_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "exact_match": exact_match,
+    "f1": f1,
+    "accuracy": accuracy,
+}
+
+
+def _checked(answers: Sequence[str]) -> Sequence[str]:
+    if not answers:
+        raise ImpRAGError("the answer list is empty; give at least one answer to compare with")
+    return answers
+
+
+# --- Retrieval by answer string -----------------------------------------------------------------
+
+
+def contains_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether the words of one of the answers stand in the text, in order and side by side.
+
+    This is the substring match of DPR and its successors: whole words only ("one" is not found in
+    "phone"), case is ignored, accents and punctuation are not ("U.S." is not found in "US").
+    """
+    words = _word_string(text)
+    return any(_word_string(answer) in words for answer in answers if answer.strip())
+
+
+def answer_recall(texts: Sequence[str], answers: Sequence[str], k: int) -> float:
+    """The ImpRAG paper's retrieval recall: 1 if one of the top k texts contains an answer, else 0.
+
+    Args:
+        texts: the retrieved passages' texts, best first.
+
+    Raises:
+        ImpRAGError: there is no answer to look for.
+    """
+    _checked(answers)
+    return float(any(contains_answer(text, answers) for text in texts[:k]))
+
+
+# A benchmark retrieves the same passages again and again, so their word strings are kept.
+@lru_cache(maxsize=2**16)
+def _word_string(text: str) -> str:
+    """The words with spaces around each, so that `in` finds whole words only."""
+    words = _WORD_OR_SYMBOL.findall(unicodedata.normalize("NFC", text).lower())
+    return f" {' '.join(words)} "
+
+
+# --- Retrieval by provenance --------------------------------------------------------------------
+
+
+def provenance_recall(
+    ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int
+) -> float:
+    """1 if the top k hold everything that one of the evidence sets asks for, else 0.
+
+    A question that one of several passages answers has an evidence set for each of them; a two-hop
+    question has one set with both its passages, and both must be in the top k.
+
+    Raises:
+        ImpRAGError: there is no evidence, so that recall is not defined.
+    """
+    top = set(ranking[:k])
+    return float(any(top.issuperset(evidence) for evidence in _distinct(evidence_sets)))
+
+
+def reciprocal_rank(ranking: Sequence[str], relevant: Collection[str]) -> float:
+    """1 / the rank of the first relevant id, or 0 where it is not ranked; the mean is MRR.
+
+    Raises:
+        ImpRAGError: nothing is relevant.
+    """
+    relevant = set(_known(relevant))
+    return next((1 / rank for rank, id in enumerate(ranking, 1) if id in relevant), 0.0)
+
+
+def ndcg(ranking: Sequence[str], relevant: Collection[str], k: int = 10) -> float:
+    """Normalised discounted cumulative gain of the top k, every relevant id having gain 1.
+
+    Raises:
+        ImpRAGError: nothing is relevant.
+    """
+    relevant = set(_known(relevant))
+    gain = sum(1 / math.log2(rank + 1) for rank, id in enumerate(ranking[:k], 1) if id in relevant)
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(relevant)) + 1))
+    return gain / ideal
+
+
+# --- KILT's page-level measures -----------------------------------------------------------------
+# A page may be ranked more than once here, because several of its passages are: only its best rank
+# counts. Every answer of a KILT instance brings one evidence set.
+
+
+def r_precision(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]]) -> float:
+    """Share of an evidence set of R pages that is among the top R pages; the best set counts.
+
+    Raises:
+        ImpRAGError: there is no evidence.
+    """
+    pages = list(dict.fromkeys(ranking))
+    sets = _distinct(evidence_sets)
+    return max(
+        len(evidence.intersection(pages[: len(evidence)])) / len(evidence) for evidence in sets
+    )
+
+
+def page_precision(
+    ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int
+) -> float:
+    """KILT's precision@k: complete evidence sets among the top k points, divided by k.
+
+    An evidence set is *one* point of the ranking, at the rank of its last page that was found; a
+    page that belongs to no set is a point of its own.
+
+    Raises:
+        ImpRAGError: there is no evidence.
+    """
+    return sum(_points(ranking, evidence_sets)[:k]) / k
+
+
+def page_recall(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int) -> float:
+    """KILT's recall@k: share of the evidence sets that are complete among the top k points.
+
+    Points are those of `page_precision`.
+
+    Raises:
+        ImpRAGError: there is no evidence.
+    """
+    return sum(_points(ranking, evidence_sets)[:k]) / len(_distinct(evidence_sets))
+
+
+def page_success(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int) -> float:
+    """KILT's success rate@k: 1 if an evidence set is complete among the top k points, else 0.
+
+    Points are those of `page_precision`.
+
+    Raises:
+        ImpRAGError: there is no evidence.
+    """
+    return float(any(_points(ranking, evidence_sets)[:k]))
+
+
+def _points(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]]) -> list[bool]:
+    """The ranking with every evidence set drawn together to one point: is that point a full set?"""
+    rank_of = {page: rank for rank, page in enumerate(dict.fromkeys(ranking))}
+    sets = _distinct(evidence_sets)
+    points = [(rank, False) for page, rank in rank_of.items() if not any(page in s for s in sets)]
+    for evidence in sets:
+        ranks = [rank_of[page] for page in evidence if page in rank_of]
+        if ranks:
+            points.append((max(ranks), len(ranks) == len(evidence)))
+    # Sets that end with the same page keep their order, so only the rank may decide.
+    return [complete for _, complete in sorted(points, key=lambda point: point[0])]
+
+
+def _distinct(evidence_sets: Sequence[Collection[str]]) -> list[frozenset[str]]:
+    """The different sets, without the empty ones of answers whose source is not known."""
+    return _known(list(dict.fromkeys(frozenset(ids) for ids in evidence_sets if ids)))
+
+
+def _known(gold: _Gold) -> _Gold:
+    if not gold:
+        raise ImpRAGError(
+            "the instance has no gold passage; leave it out of the retrieval metrics by provenance"
+        )
+    return gold

@@ -1,0 +1,328 @@
+"""The metrics against exact numbers, the KILT scorer's figures and trec_eval."""
+
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import pytest
+import pytrec_eval
+from hypothesis import given
+from hypothesis import strategies as st
+from ir_measures import RR, R, nDCG
+
+from imprag.errors import ImpRAGError
+from imprag.evaluation.metrics import (
+    ANSWER_METRICS,
+    accuracy,
+    answer_recall,
+    contains_answer,
+    exact_match,
+    f1,
+    ndcg,
+    normalize_answer,
+    page_precision,
+    page_recall,
+    page_success,
+    provenance_recall,
+    r_precision,
+    reciprocal_rank,
+)
+
+# --- Answers ------------------------------------------------------------------------------------
+
+
+def test_normalize_answer_follows_squad() -> None:
+    assert normalize_answer("  The  Cat's\tan  A-team, (1990)! ") == "cats ateam 1990"
+    assert normalize_answer("Theodore another") == "theodore another"
+    # SQuAD removes ASCII punctuation only and keeps accents.
+    assert normalize_answer("São Tomé – “x”") == "são tomé – “x”"
+
+
+@given(st.text())
+def test_normalize_answer_is_idempotent_on_what_it_lowers(text: str) -> None:
+    once = normalize_answer(text)
+    assert normalize_answer(once).split() == [
+        w for w in once.split() if w not in {"a", "an", "the"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "em", "word_f1"),
+    [
+        ("The Beatles.", ["beatles"], 1, 1),
+        ("Paris", ["Lyon", "paris"], 1, 1),
+        ("in Paris, France", ["Paris"], 0, 2 * 1 / (3 + 1)),
+        ("red red blue", ["red blue blue"], 0, 2 * 2 / (3 + 3)),
+        ("green", ["red", "blue"], 0, 0),
+        ("", ["red"], 0, 0),
+        ("one two three", ["one", "one two"], 0, 2 * 2 / (3 + 2)),
+    ],
+)
+def test_exact_match_and_f1(prediction: str, answers: list[str], em: float, word_f1: float) -> None:
+    assert exact_match(prediction, answers) == em
+    assert f1(prediction, answers) == pytest.approx(word_f1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "score"),
+    [("True", "True", 1), ("true.", "True", 1), ("False", "True", 0), ("it is true", "True", 0)],
+)
+def test_accuracy_compares_labels(prediction: str, label: str, score: float) -> None:
+    assert accuracy(prediction, [label]) == score
+
+
+@pytest.mark.parametrize("metric", ANSWER_METRICS.values())
+def test_empty_answer_list_is_refused(metric: Any) -> None:
+    with pytest.raises(ImpRAGError, match="answer list is empty"):
+        metric("x", [])
+
+
+@given(st.text("ab the.,", max_size=12), st.lists(st.text("ab the.,", max_size=12), min_size=1))
+def test_f1_is_one_for_equal_words_and_symmetric(prediction: str, answers: list[str]) -> None:
+    score = f1(prediction, answers)
+    assert 0 <= score <= 1
+    assert score == max(f1(answer, [prediction]) for answer in answers)
+    if exact_match(prediction, answers) and normalize_answer(prediction):
+        assert score == 1
+
+
+# --- Retrieval by answer string -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("He lived in New  York\nCity.", "new york city", True),
+        ("The telephone rang.", "phone", False),
+        ("It was founded in 19781.", "1978", False),
+        ("(1978)", "1978", True),
+        ("the U.S. Senate", "U.S.", True),
+        ("the US Senate", "U.S.", False),
+        ("Sa\u0303o Tome\u0301", "São Tomé", True),
+        ("the café", "cafe", False),
+        ("a résumé", "re", False),
+        ("New and York", "New York", False),
+        ("anything", "  ", False),
+    ],
+)
+def test_contains_answer_matches_whole_words(text: str, answer: str, found: bool) -> None:
+    assert contains_answer(text, [answer]) is found
+    assert contains_answer(text, ["no such answer", answer]) is found
+
+
+@given(
+    st.lists(st.sampled_from(["ab", "cd", ".", ",", "é", "1", "?"])),
+    st.lists(st.sampled_from(["ab", ".", "é", "1"])),
+)
+def test_contains_answer_equals_a_search_in_token_lists(text: list[str], answer: list[str]) -> None:
+    places = range(len(text) - len(answer) + 1)
+    expected = bool(answer) and any(text[i : i + len(answer)] == answer for i in places)
+    assert contains_answer(" ".join(text), [" ".join(answer)]) is expected
+
+
+def test_answer_recall_looks_at_the_top_k() -> None:
+    texts = ["red", "green", "blue sky"]
+    assert [answer_recall(texts, ["blue", "black"], k) for k in (1, 2, 3, 10)] == [0, 0, 1, 1]
+    with pytest.raises(ImpRAGError, match="answer list is empty"):
+        answer_recall(texts, [], 1)
+
+
+# --- Retrieval by provenance --------------------------------------------------------------------
+
+
+def test_provenance_recall_of_alternatives_and_of_two_hops() -> None:
+    ranking = ["p1", "p2", "p3"]
+    either, both = [["p2"], ["p9"]], [["p1", "p3"]]
+    assert [provenance_recall(ranking, either, k) for k in (1, 2, 3)] == [0, 1, 1]
+    assert [provenance_recall(ranking, both, k) for k in (1, 2, 3)] == [0, 0, 1]
+    assert provenance_recall(ranking, [[], ["p1"]], 1) == 1
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda: provenance_recall(["p"], [[]], 1),
+        lambda: page_recall(["p"], [], 1),
+        lambda: r_precision(["p"], [[], []]),
+        lambda: reciprocal_rank(["p"], []),
+        lambda: ndcg(["p"], []),
+    ],
+)
+def test_an_instance_without_gold_is_refused(metric: Any) -> None:
+    with pytest.raises(ImpRAGError, match="no gold passage"):
+        metric()
+
+
+def test_reciprocal_rank_and_ndcg_by_hand() -> None:
+    assert reciprocal_rank(["a", "b", "c"], ["c", "b"]) == 1 / 2
+    assert reciprocal_rank(["a"], ["z"]) == 0
+    dcg, ideal = 1 / math.log2(3) + 1 / math.log2(5), 1 + 1 / math.log2(3) + 1 / math.log2(4)
+    assert ndcg(["x", "a", "y", "b"], ["a", "b", "c"]) == pytest.approx(dcg / ideal, abs=1e-12)
+    assert ndcg(["a", "b"], ["a", "b"], k=1) == 1
+
+
+IDS = [f"p{number:02d}" for number in range(14)]
+# trec_eval keeps scores in single precision: these are exact in it, so only real ties are ties.
+RUNS = st.dictionaries(st.sampled_from(IDS), st.integers(-8, 8).map(lambda n: n / 4), min_size=1)
+
+
+def trec_order(run: dict[str, float]) -> list[str]:
+    """Ids as trec_eval ranks them: by score, ties by id, both descending."""
+    return sorted(run, key=lambda id: (run[id], id), reverse=True)
+
+
+@given(RUNS, st.sets(st.sampled_from(IDS), min_size=1))
+def test_ranking_metrics_equal_trec_eval(run: dict[str, float], relevant: set[str]) -> None:
+    qrels = {"q": dict.fromkeys(relevant, 1)}
+    names = {"recip_rank", "ndcg_cut.5,10", "success.1,5,10", "Rprec"}
+    expected = pytrec_eval.RelevanceEvaluator(qrels, names).evaluate({"q": run})["q"]
+    ranking = trec_order(run)
+
+    assert reciprocal_rank(ranking, relevant) == pytest.approx(expected["recip_rank"], abs=1e-9)
+    assert r_precision(ranking, [relevant]) == pytest.approx(expected["Rprec"], abs=1e-9)
+    for k in (5, 10):
+        assert ndcg(ranking, relevant, k) == pytest.approx(expected[f"ndcg_cut_{k}"], abs=1e-9)
+    for k in (1, 5, 10):
+        single = [[id] for id in relevant]
+        assert provenance_recall(ranking, single, k) == expected[f"success_{k}"]
+
+
+@given(st.lists(st.tuples(RUNS, st.sets(st.sampled_from(IDS), min_size=1)), min_size=1, max_size=4))
+def test_means_equal_ir_measures(queries: list[tuple[dict[str, float], set[str]]]) -> None:
+    qrels = {f"q{i}": dict.fromkeys(relevant, 1) for i, (_, relevant) in enumerate(queries)}
+    runs = {f"q{i}": run for i, (run, _) in enumerate(queries)}
+    expected = ir_measures.calc_aggregate([RR, nDCG @ 10, R @ 5], qrels, runs)
+    rankings = [(trec_order(run), relevant) for run, relevant in queries]
+
+    ours = {
+        RR: statistics.mean(reciprocal_rank(*query) for query in rankings),
+        nDCG @ 10: statistics.mean(ndcg(*query) for query in rankings),
+        R @ 5: statistics.mean(
+            page_recall(ranking, [[id] for id in relevant], 5) for ranking, relevant in rankings
+        ),
+    }
+    for measure, value in expected.items():
+        assert ours[measure] == pytest.approx(value, abs=1e-9)
+
+
+# --- KILT ---------------------------------------------------------------------------------------
+
+# Three answers: two pages, one page, three pages. The ranking completes only the one-page set
+# within five points; its first and last two-page hits make one point.
+EVIDENCE = [["moon", "tide"], ["harbour"], ["sail", "mast", "keel"]]
+
+
+def test_kilt_measures_by_hand() -> None:
+    ranking = ["tide", "harbour", "sail", "crane", "moon", "mast", "pier"]
+    # Points: harbour (full), crane, moon+tide (full), sail+mast (not full), pier.
+    assert [page_recall(ranking, EVIDENCE, k) for k in (1, 2, 3, 9)] == [1 / 3, 1 / 3, 2 / 3, 2 / 3]
+    assert [page_precision(ranking, EVIDENCE, k) for k in (1, 2, 3, 5)] == [1, 1 / 2, 2 / 3, 2 / 5]
+    assert r_precision(ranking, EVIDENCE) == 1 / 2  # "tide" of two pages; "harbour" is not first
+    assert page_success(ranking, EVIDENCE, 1) == 1
+    assert page_success(["crane", "pier"], EVIDENCE, 2) == 0
+
+
+def test_kilt_measures_count_pages_and_sets_once() -> None:
+    assert r_precision(["tide", "tide", "moon"], [["moon", "tide"]]) == 1
+    assert page_recall(["moon", "tide"], [["moon"], ["moon"], ["sail"]], 2) == 1 / 2
+    assert page_precision(["pier", "pier", "moon"], [["moon"]], 2) == 1 / 2
+
+
+def kilt_rank(ranking: list[str], evidence_sets: list[set[str]]) -> list[object]:
+    """The scorer's procedure step by step: a set's point moves to the page found last."""
+    pending = [set(evidence) for evidence in evidence_sets]
+    rank: list[object] = []
+    for page in ranking:
+        homes = [index for index, pages in enumerate(pending) if page in pages]
+        for index in homes:
+            if f"set {index}" in rank:
+                rank.remove(f"set {index}")
+            pending[index].discard(page)
+            rank.append(f"set {index}" if pending[index] else True)
+        if not homes:
+            rank.append(False)
+    return rank
+
+
+@given(
+    st.lists(st.sampled_from(IDS), unique=True),
+    st.lists(st.frozensets(st.sampled_from(IDS), min_size=1, max_size=4), min_size=1, unique=True),
+    st.integers(1, 12),
+)
+def test_page_recall_equals_the_step_by_step_procedure(
+    ranking: list[str], evidence_sets: list[frozenset[str]], k: int
+) -> None:
+    full = kilt_rank(ranking, [set(evidence) for evidence in evidence_sets])[:k].count(True)
+    assert page_recall(ranking, evidence_sets, k) == full / len(evidence_sets)
+    assert page_precision(ranking, evidence_sets, k) == full / k
+    assert page_success(ranking, evidence_sets, k) == (full > 0)
+
+
+DATA = os.environ.get("IMPRAG_TEST_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="set IMPRAG_TEST_DATA to the development data")
+PAGE, SECTION = ["wikipedia_id"], ["wikipedia_id", "section"]
+PARAGRAPH = ["wikipedia_id", "start_paragraph_id", "end_paragraph_id"]
+
+
+def kilt_pairs(gold: str, guess: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def rows(name: str) -> list[dict[str, Any]]:
+        lines = (Path(str(DATA)) / "samples" / f"kilt_{name}.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    return list(zip(rows(gold), rows(guess), strict=True))
+
+
+def evidence(row: dict[str, Any], keys: list[str]) -> list[list[str]]:
+    return [
+        ["+".join(str(item[key]) for key in keys) for item in output["provenance"]]
+        for output in row["output"]
+    ]
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("gold", "guess", "figures"),
+    [
+        ("gold1", "guess1_1", [2 / 3, 0.8333333333333334, 1 / 3, 1 / 3, 1 / 3, 1 / 3]),
+        ("gold1", "gold1", [1, 1, 1, 1, 1, 1]),
+        ("gold3", "guess3_1", [0, 0.5102040816326531, 0, 0.25510204081632654, 1 / 2, 1 / 2]),
+    ],
+)
+def test_kilt_scorer_figures(gold: str, guess: str, figures: list[float]) -> None:
+    pairs = kilt_pairs(gold, guess)
+    answers = [[output["answer"] for output in row["output"]] for row, _ in pairs]
+    predictions = [row["output"][0]["answer"] for _, row in pairs]
+    rankings = [evidence(row, PAGE)[0] for _, row in pairs]
+    sets = [evidence(row, PAGE) for row, _ in pairs]
+    em = list(map(exact_match, predictions, answers))
+    words = list(map(f1, predictions, answers))
+    precision = list(map(r_precision, rankings, sets))
+    recall = [page_recall(ranking, s, 5) for ranking, s in zip(rankings, sets, strict=True)]
+    kilt_em, kilt_f1 = (
+        [score * (p == 1) for score, p in zip(scores, precision, strict=True)]
+        for scores in (em, words)
+    )
+    means = [statistics.mean(s) for s in (em, words, kilt_em, kilt_f1, precision, recall)]
+    assert means == pytest.approx(figures, abs=1e-9)
+
+
+@needs_data
+@pytest.mark.parametrize("keys", [PAGE, SECTION, PARAGRAPH])
+@pytest.mark.parametrize(
+    ("guess", "figures"),
+    [("guess2_1", [1 / 2, 1, 2 / 5, 2 / 3, 1]), ("guess2_2", [1, 1, 1 / 5, 1 / 3, 1])],
+)
+def test_kilt_scorer_retrieval_figures(guess: str, figures: list[float], keys: list[str]) -> None:
+    [(gold_row, guess_row)] = kilt_pairs("gold2", guess)
+    sets, [ranking] = evidence(gold_row, keys), evidence(guess_row, keys)
+    assert [
+        r_precision(ranking, sets),
+        page_precision(ranking, sets, 1),
+        page_precision(ranking, sets, 5),
+        page_recall(ranking, sets, 5),
+        page_success(ranking, sets, 5),
+    ] == pytest.approx(figures, abs=1e-9)
