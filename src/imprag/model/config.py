@@ -1,0 +1,115 @@
+"""Everything besides weights that decides what an ImpRAG model computes."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from imprag.errors import ImpRAGError
+from imprag.files import read_json, write_json
+
+PassageEncoding = Literal["independent", "segmented", "full"]
+PoolingPoint = Literal["last", "eos"]
+RopePoint = Literal["before", "after"]
+
+CONFIG_NAME = "imprag.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpRAGConfig:
+    """Settings of an ImpRAG model, stored beside its weights or adapter as ``imprag.json``.
+
+    The same settings serve training, indexing and search; an index remembers those that decide
+    its embeddings (:meth:`embedding_settings`) and refuses a model with others.
+
+    Attributes:
+        base_model: name or path of the language model, as ``load_base_model`` takes it.
+        b: layer boundary between the bottom group (layers 0..b) and the middle one (b..t).
+            Layer b gives the embeddings and is the first to read passages.
+        t: last layer that reads passages; layers above t do not see them.
+        k: passages retrieved for each prompt.
+        max_passage_tokens: the paper's l_max; longer passages are cut, and the prompt's
+            positions start at k * max_passage_tokens.
+        passage_encoding: how the read passages are encoded (paper, Table 6). ``independent``:
+            every passage alone, from position 0. ``segmented``: running positions, attention
+            between passages blocked. ``full``: one sequence, later passages see earlier ones.
+        passage_template: how a passage becomes text; ``{title}`` is optional, ``{text}`` is not.
+        pooling_point: the token whose key state is the passage embedding: the passage's own
+            ``last`` token, or an ``eos`` token put behind it.
+        rope: take query and key states ``before`` the rotary embedding (free of positions,
+            the default) or ``after`` it.
+        score_scale: factor on E_q · E_p in training and search alike; ``None`` means
+            1/sqrt(h_k * d_h), which keeps the scores of an untrained model in a softmax's range.
+    """
+
+    base_model: str
+    b: int
+    t: int
+    k: int = 10
+    max_passage_tokens: int = 256
+    passage_encoding: PassageEncoding = "independent"
+    passage_template: str = "{title}\n{text}"
+    pooling_point: PoolingPoint = "last"
+    rope: RopePoint = "before"
+    score_scale: float | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.b < self.t:
+            raise ImpRAGError(f"layer boundaries need 0 <= b < t, but b={self.b} and t={self.t}")
+        if self.k < 1:
+            raise ImpRAGError(f"k must be at least 1, not {self.k}")
+        if self.max_passage_tokens < 8:
+            raise ImpRAGError(
+                f"max_passage_tokens must be at least 8, not {self.max_passage_tokens}"
+            )
+        if self.passage_template.count("{text}") != 1:
+            raise ImpRAGError(
+                f"passage_template must hold {{text}} once, but is {self.passage_template!r}"
+            )
+        if self.score_scale is not None and not self.score_scale > 0:
+            raise ImpRAGError(f"score_scale must be positive, not {self.score_scale}")
+        for name, choices in (
+            ("passage_encoding", PassageEncoding),
+            ("pooling_point", PoolingPoint),
+            ("rope", RopePoint),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise ImpRAGError(
+                    f"{name} must be one of {', '.join(get_args(choices))}, "
+                    f"not {getattr(self, name)!r}"
+                )
+
+    def embedding_settings(self) -> dict[str, Any]:
+        """The settings that a stored passage embedding depends on."""
+        names = ("b", "max_passage_tokens", "passage_template", "pooling_point", "rope")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, folder: Path) -> None:
+        """Write ``imprag.json`` into ``folder``."""
+        write_json(Path(folder) / CONFIG_NAME, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "ImpRAGConfig":
+        """Read ``imprag.json`` from ``folder``.
+
+        Raises:
+            ImpRAGError: the file is missing or broken, has unknown or missing settings, or was
+                written by a newer version.
+        """
+        path = Path(folder) / CONFIG_NAME
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ImpRAGError(f"{path} must hold one JSON object")
+        if values.get("format_version", 0) > FORMAT_VERSION:
+            raise ImpRAGError(f"{path} was written by a newer ImpRAG; update with pip install -U")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise ImpRAGError(f"{path} has unknown settings: {', '.join(unknown)}")
+        if missing := sorted({"base_model", "b", "t"} - values.keys()):
+            raise ImpRAGError(f"{path} lacks {', '.join(missing)}")
+        try:
+            return cls(**values)
+        except (TypeError, ImpRAGError) as error:
+            raise ImpRAGError(f"{path}: {error}") from error

@@ -1,0 +1,65 @@
+"""Embedding many passages with layers 0..b."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from imprag.corpus.passage import Passage
+from imprag.model.base import weights_fingerprint
+from imprag.model.layer_groups import LayerGroups, pad
+from imprag.model.text import passage_tokens
+
+
+class PassageEncoder:
+    """Maps passages to embeddings; what an index is built with.
+
+    Args:
+        groups: the model.
+        tokenizer: its tokenizer.
+        batch_tokens: tokens in one batch, padding included; passages of like length are put
+            together. Small batches stay in a CPU's caches, a GPU wants about 100,000.
+    """
+
+    def __init__(
+        self, groups: LayerGroups, tokenizer: Any, batch_tokens: int | None = None
+    ) -> None:
+        self.groups = groups
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens or (2048 if groups.device.type == "cpu" else 131072)
+
+    @property
+    def dimension(self) -> int:
+        """Size of an embedding: h_k * d_h."""
+        return self.groups.embedding_dim
+
+    def fingerprint(self) -> str:
+        """Names everything that decides an embedding: weights of layers 0..b and settings."""
+        settings = json.dumps(self.groups.config.embedding_settings(), sort_keys=True)
+        weights = weights_fingerprint(self.groups.lm, self.groups.config.b + 1)
+        return hashlib.sha256((weights + settings).encode()).hexdigest()[:32]
+
+    @torch.inference_mode()
+    def __call__(self, passages: Sequence[Passage]) -> np.ndarray:
+        """Embeddings of ``passages``, (len(passages), h_k * d_h) float32."""
+        rows = passage_tokens(self.tokenizer, self.groups.config, passages)
+        embeddings = np.empty((len(rows), self.dimension), dtype=np.float32)
+        for batch in batches_by_length([len(row) for row in rows], self.batch_tokens):
+            ids, mask = pad([rows[i] for i in batch], self.groups.device)
+            embeddings[batch] = self.groups.passage_embeddings(ids, mask).cpu().numpy()
+        return embeddings
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Group indices of like length so that a padded group has at most ``batch_tokens`` tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and (len(groups[-1]) + 1) * lengths[i] <= batch_tokens:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

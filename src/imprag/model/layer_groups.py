@@ -1,0 +1,529 @@
+"""One language model in three layer groups: retrieve (0..b), read (b..t), write (above t).
+
+The model file is not touched. Each call builds a *view* of the model: a shallow copy that shares
+every parameter but whose list of layers is another one, where stand-ins take the place of some
+decoder layers. A shorter list runs fewer layers; a stand-in adds a state hook to its layer's
+attention (see ``attention.py``), or takes the implicit query on the way. Views cost microseconds,
+need no clean-up, and let several threads use one model.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from imprag.errors import ImpRAGError
+from imprag.model.attention import StateHook, open_attention
+from imprag.model.config import ImpRAGConfig, PassageEncoding
+from imprag.model.states import PassageStates, Prefix
+
+Retrieve = Callable[[Tensor], Prefix]
+"""Maps query embeddings, (batch, h_k * d_h) float32, to what each prompt then reads."""
+
+
+class ReadingOutput(NamedTuple):
+    """Result of :meth:`LayerGroups.forward`.
+
+    Attributes:
+        logits: (batch, length, vocabulary).
+        query_embeddings: (batch, h_k * d_h) float32.
+    """
+
+    logits: Tensor
+    query_embeddings: Tensor
+
+
+class LayerGroups(nn.Module):
+    """A causal language model that retrieves, reads and writes (paper, section 2).
+
+    Works on token ids and knows no tokenizer, index or corpus. Everything is differentiable and
+    works with gradient checkpointing, in any dtype and on any device of the model.
+
+    Args:
+        lm: a decoder-only causal language model of transformers with rotary positions.
+        config: layer boundaries and the rest.
+
+    Raises:
+        ImpRAGError: the model cannot be cut this way (no rotary positions, too few layers, a
+            sliding window shorter than the passages, an attention that cannot be extended).
+    """
+
+    def __init__(self, lm: PreTrainedModel, config: ImpRAGConfig) -> None:
+        super().__init__()
+        check_model(lm, config)
+        open_attention(lm)
+        self.lm = lm
+        self.config = config
+        text_config = lm.config.get_text_config()
+        self.num_heads: int = text_config.num_attention_heads
+        self.num_key_heads: int = (
+            getattr(text_config, "num_key_value_heads", None) or self.num_heads
+        )
+        self.head_dim: int = (
+            getattr(text_config, "head_dim", None) or text_config.hidden_size // self.num_heads
+        )
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of query and passage embeddings: h_k * d_h."""
+        return self.num_key_heads * self.head_dim
+
+    @property
+    def score_scale(self) -> float:
+        """Factor on E_q · E_p; query embeddings hold it already, so inner products are scores."""
+        return self.config.score_scale or self.embedding_dim**-0.5
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        device: torch.device = self.lm.device
+        return device
+
+    # Retrieval: layers 0..b
+
+    def query_embeddings(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """E_q of every prompt, by running layers 0..b only (paper, section 2).
+
+        Args:
+            input_ids: (batch, length) int64, padded on either side.
+            attention_mask: (batch, length), 1 where a token stands.
+
+        Returns:
+            (batch, h_k * d_h) float32, the score scale included.
+        """
+        return self._query_embeddings(*self._bottom_states(input_ids, attention_mask))
+
+    def passage_embeddings(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """E_p of every passage, by running layers 0..b only (paper, section 2).
+
+        Args:
+            input_ids: (passages, length) int64, padded on either side; the last token of every
+                row is its pooling point.
+            attention_mask: (passages, length), 1 where a token stands.
+
+        Returns:
+            (passages, h_k * d_h) float32.
+        """
+        return self._passage_embeddings(*self._bottom_states(input_ids, attention_mask))
+
+    # Reading: layers b..t
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor, position_offset: Tensor | int = 0
+    ) -> PassageStates:
+        """Run passages through layers 0..t; embeddings and reading states come from one pass.
+
+        Args:
+            input_ids: (sequences, length) int64, padded on the right.
+            attention_mask: (sequences, length), 1 where a token stands.
+            position_offset: position of the first token of all, or (sequences,) of each.
+        """
+        b, t = self.config.b, self.config.t
+        keys: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
+        embeddings: list[Tensor] = []
+
+        def record(
+            layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+        ) -> tuple[Tensor, Tensor, Tensor | None]:
+            keys[layer], values[layer] = key, value
+            return key, value, mask
+
+        def embed(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
+            states = self._token_states(layer, hidden_states, last_tokens(attention_mask), call)
+            embeddings.append(self._passage_embeddings(*states))
+
+        stand_ins = {i: _StandIn(self._layer(i), partial(record, i)) for i in range(b, t + 1)}
+        stand_ins[b].before = embed
+        self._run(self._decoder_view(stand_ins, t + 1), input_ids, attention_mask, position_offset)
+        return PassageStates(keys, values, attention_mask.bool(), embeddings[0])
+
+    def encode_passages(
+        self,
+        passages: Sequence[Sequence[Sequence[int]]],
+        encoding: PassageEncoding | None = None,
+    ) -> Prefix:
+        """Encode the passages of every prompt for reading (paper, Table 6).
+
+        Args:
+            passages: for every prompt, its passages as token ids; none is allowed.
+            encoding: in place of the configured one.
+
+        Returns:
+            what the prompts read, one row for each.
+        """
+        encoding = encoding or self.config.passage_encoding
+        rows: list[tuple[int, ...]] = []
+        assignment: list[list[int]] = []
+        offsets: list[int] = []
+        if encoding == "independent":
+            # The same passage under several prompts is encoded once.
+            known: dict[tuple[int, ...], int] = {}
+            for prompt in passages:
+                assignment.append([known.setdefault(tuple(p), len(known)) for p in prompt])
+            rows = list(known)
+            offsets = [0] * len(rows)
+        elif encoding == "segmented":
+            # One sequence in which passages do not see each other is the same as every passage
+            # alone, placed at its running position.
+            for prompt in passages:
+                assignment.append(list(range(len(rows), len(rows) + len(prompt))))
+                start = 0
+                for passage in prompt:
+                    rows.append(tuple(passage))
+                    offsets.append(start)
+                    start += len(passage)
+        else:
+            for prompt in passages:
+                assignment.append([len(rows)] if prompt else [])
+                if prompt:
+                    rows.append(tuple(token for passage in prompt for token in passage))
+                    offsets.append(0)
+        if not rows:
+            return self._empty_prefix(len(passages))
+        input_ids, attention_mask = pad(rows, self.device)
+        position_offset = torch.tensor(offsets, device=self.device)
+        return self.encode(input_ids, attention_mask, position_offset).prefix(assignment)
+
+    # One pass of the prompt through all layers
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        passages: Prefix | Retrieve,
+        *,
+        position_shift: Tensor | int,
+        query_tokens: Tensor | None = None,
+        **lm_arguments: Any,
+    ) -> ReadingOutput:
+        """Run prompts (with their responses, in training) through the whole model once.
+
+        Args:
+            input_ids: (batch, length) int64, padded on either side.
+            attention_mask: (batch, length), 1 where a token stands.
+            passages: what each prompt reads at layers b..t, or a function that finds it: called
+                once, at layer b, with the query embeddings.
+            position_shift: by how much the prompts' positions come after 0, (batch,) or a
+                number; the paper's k * l_max.
+            query_tokens: (batch,) index of each prompt's last token, where the query embedding
+                is taken; the last token of each row if not given.
+            **lm_arguments: for the language model's own ``forward``.
+        """
+        if query_tokens is None:
+            query_tokens = last_tokens(attention_mask)
+        reading = _Reading(self, passages, len(input_ids), query_tokens)
+        output = self._lm_view(reading)(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions(attention_mask, position_shift),
+            use_cache=False,
+            **lm_arguments,
+        )
+        assert reading.query_embeddings is not None
+        return ReadingOutput(output.logits, reading.query_embeddings)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        passages: Prefix | Retrieve,
+        *,
+        position_shift: Tensor | int,
+        **generate_arguments: Any,
+    ) -> Any:
+        """Hugging Face ``generate`` (greedy, sampling, beams, streamer, stop strings ...).
+
+        The prompts run through the model once. At layer b their query embeddings go to
+        ``passages``, if it is a function, and the same hidden states go on, reading what it
+        returns; later tokens read the same.
+
+        Args:
+            input_ids: (batch, length) int64, padded on the left.
+            attention_mask: (batch, length), 1 where a token stands.
+            passages: as for :meth:`forward`.
+            position_shift: as for :meth:`forward`.
+            **generate_arguments: for ``transformers``' ``generate``.
+
+        Returns:
+            what ``generate`` returns; by default (batch, length + new tokens) int64.
+        """
+        if not bool(attention_mask[:, -1].all()):
+            raise ImpRAGError("generate needs prompts padded on the left")
+        view = self._lm_view(_Reading(self, passages, len(input_ids), None))
+        return view.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions(attention_mask, position_shift),
+            **generate_arguments,
+        )
+
+    # Views of the model
+
+    @property
+    def _decoder(self) -> PreTrainedModel:
+        return self.lm.base_model
+
+    def _layer(self, index: int) -> nn.Module:
+        layer: nn.Module = self._decoder.layers[index]
+        return layer
+
+    def _decoder_view(self, stand_ins: dict[int, nn.Module], depth: int) -> PreTrainedModel:
+        layers = nn.ModuleList([stand_ins.get(i, self._layer(i)) for i in range(depth)])
+        return _view(self._decoder, layers=layers)
+
+    def _lm_view(self, reading: "_Reading") -> PreTrainedModel:
+        depth = len(self._decoder.layers)
+        decoder = self._decoder_view(reading.stand_ins(), depth)
+        return _view(self.lm, **{self.lm.base_model_prefix: decoder})
+
+    def _run(
+        self,
+        decoder: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_offset: Tensor | int = 0,
+    ) -> None:
+        decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions(attention_mask, position_offset),
+            use_cache=False,
+        )
+
+    # The implicit query
+
+    def _bottom_states(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        states: list[tuple[Tensor, Tensor]] = []
+
+        def take(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
+            index = last_tokens(attention_mask)
+            states.append(self._token_states(layer, hidden_states, index, call))
+
+        b = self.config.b
+        self._run(
+            self._decoder_view({b: _Terminus(self._layer(b), take)}, b + 1),
+            input_ids,
+            attention_mask,
+        )
+        return states[0]
+
+    def _token_states(
+        self, layer: nn.Module, hidden_states: Tensor, index: Tensor, call: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Query and key states of one token of each row at layer b.
+
+        Layer b itself is run on that token alone, so that its norms, projections and rotary
+        embedding are used as they are in every model family. To take the states before the
+        rotary embedding, the token is given position 0, where it turns nothing.
+
+        Args:
+            layer: decoder layer b.
+            hidden_states: (batch, length, hidden), what comes into layer b.
+            index: (batch,) the token of each row.
+            call: the keyword arguments that the model passes to the layer.
+
+        Returns:
+            query (batch, heads, d_h) and key (batch, key heads, d_h).
+        """
+        rows = torch.arange(len(hidden_states), device=hidden_states.device)
+        cos, sin = call["position_embeddings"]
+        if self.config.rope == "before":
+            cos, sin = torch.ones_like(cos[:1, :1]), torch.zeros_like(sin[:1, :1])
+        else:
+            cos, sin = (x.expand(len(rows), -1, -1)[rows, index, None] for x in (cos, sin))
+        states: list[tuple[Tensor, Tensor]] = []
+
+        def take(
+            query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+        ) -> tuple[Tensor, Tensor, Tensor | None]:
+            states.append((query[:, :, 0], key[:, :, 0]))
+            return key, value, mask
+
+        alone = {
+            "position_embeddings": (cos, sin),
+            "position_ids": torch.zeros_like(index)[:, None],
+            "attention_mask": None,
+            "past_key_values": None,
+            "use_cache": False,
+            "state_hook": take,
+        }
+        layer(hidden_states[rows, index, None], **{**call, **alone})
+        return states[0]
+
+    def _query_embeddings(self, query: Tensor, key: Tensor) -> Tensor:
+        # Heads are averaged within their group; scaled here once, so that every inner product
+        # with a passage embedding is the score s(q, p).
+        groups = query.float().unflatten(1, (self.num_key_heads, -1)).mean(dim=2)
+        return groups.flatten(1) * self.score_scale
+
+    def _passage_embeddings(self, query: Tensor, key: Tensor) -> Tensor:
+        return key.float().flatten(1)
+
+    def _empty_prefix(self, batch: int) -> Prefix:
+        weight = self.lm.get_input_embeddings().weight
+        states = weight.new_zeros(batch, self.num_key_heads, 0, self.head_dim)
+        layers = dict.fromkeys(range(self.config.b, self.config.t + 1), states)
+        return Prefix(layers, layers, torch.zeros(batch, 0, dtype=torch.bool, device=self.device))
+
+
+class _Reading:
+    """One call's way through the layers: takes the query at layer b, finds what b..t read."""
+
+    def __init__(
+        self,
+        groups: LayerGroups,
+        passages: Prefix | Retrieve,
+        prompts: int,
+        query_tokens: Tensor | None,
+    ) -> None:
+        self.groups = groups
+        self.passages = passages
+        self.prompts = prompts
+        self.query_tokens = query_tokens
+        self.query_embeddings: Tensor | None = None
+        self.prefix: Prefix | None = None
+
+    def stand_ins(self) -> dict[int, nn.Module]:
+        b, t = self.groups.config.b, self.groups.config.t
+        stand_ins = {
+            i: _StandIn(self.groups._layer(i), partial(self._attend, i)) for i in range(b, t + 1)
+        }
+        stand_ins[b].before = self._retrieve
+        return dict(stand_ins)
+
+    def _retrieve(self, layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
+        if self.prefix is not None:  # a decoding step
+            return
+        index = self.query_tokens
+        if index is None:
+            index = torch.full(
+                (len(hidden_states),), hidden_states.shape[1] - 1, device=hidden_states.device
+            )
+        embeddings = self.groups._query_embeddings(
+            *self.groups._token_states(layer, hidden_states, index, call)
+        )
+        # generate() repeats every prompt for its beams or samples: ask once for each prompt.
+        times = len(embeddings) // self.prompts
+        self.query_embeddings = embeddings[::times]
+        found = self.passages
+        prefix = found if isinstance(found, Prefix) else found(self.query_embeddings)
+        self.prefix = prefix.repeat(times)
+
+    def _attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        assert self.prefix is not None
+        return self.prefix.attend(layer, query, key, value, mask)
+
+
+_Before = Callable[[nn.Module, Tensor, dict[str, Any]], None]
+
+
+class _StandIn(nn.Module):
+    """Takes a decoder layer's place in a view: runs it with a state hook."""
+
+    def __init__(self, layer: nn.Module, hook: StateHook) -> None:
+        super().__init__()
+        self.layer = layer
+        self.hook = hook
+        self.before: _Before | None = None
+
+    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        if self.before is not None:
+            self.before(self.layer, hidden_states, call)
+        return self.layer(hidden_states, state_hook=self.hook, **call)
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models ask their layers for settings, such as the kind of their attention.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+class _Terminus(_StandIn):
+    """The last stop of a view: takes what it needs from the layer and runs no further."""
+
+    def __init__(self, layer: nn.Module, before: _Before) -> None:
+        super().__init__(layer, hook=lambda query, key, value, mask: (key, value, mask))
+        self.before = before
+
+    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        assert self.before is not None
+        self.before(self.layer, hidden_states, call)
+        return hidden_states[:, -1:]
+
+
+def _view(module: nn.Module, **children: nn.Module) -> Any:
+    """A shallow copy of ``module`` that shares all but the named children."""
+    view = copy.copy(module)
+    view.__dict__["_modules"] = {**module._modules, **children}
+    return view
+
+
+def last_tokens(attention_mask: Tensor) -> Tensor:
+    """(batch,) index of each row's last token, wherever the padding stands."""
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (attention_mask.bool() * places).amax(dim=1)
+
+
+def positions(attention_mask: Tensor, shift: Tensor | int) -> Tensor:
+    """(batch, length) positions that count each row's tokens from ``shift`` on."""
+    counted = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return counted + (shift[:, None] if isinstance(shift, Tensor) else shift)
+
+
+def pad(
+    rows: Iterable[Sequence[int]], device: torch.device, *, left: bool = False, token: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Token ids of different lengths as ``input_ids`` and ``attention_mask``, (rows, longest)."""
+    rows = list(rows)
+    longest = max(map(len, rows))
+    gaps = [longest - len(row) for row in rows]
+    filled = [([token] * gap, list(row)) for gap, row in zip(gaps, rows, strict=True)]
+    marked = [([0] * gap, [1] * len(row)) for gap, row in zip(gaps, rows, strict=True)]
+    both = [
+        torch.tensor([gap + row if left else row + gap for gap, row in pairs], device=device)
+        for pairs in (filled, marked)
+    ]
+    return both[0], both[1]
+
+
+def check_model(lm: PreTrainedModel, config: ImpRAGConfig) -> None:
+    """Refuse a model that cannot be cut into layer groups as ``config`` says.
+
+    Raises:
+        ImpRAGError: says what is in the way and what to change.
+    """
+    name = config.base_model
+    text_config = lm.config.get_text_config()
+    if not getattr(text_config, "rope_parameters", None):
+        raise ImpRAGError(
+            f"{name} ({lm.config.model_type}) has no rotary position embedding (RoPE), which "
+            "ImpRAG's reading needs; choose a model such as Llama, Qwen, Mistral or SmolLM"
+        )
+    layers = getattr(lm.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not lm._supports_attention_backend:
+        raise ImpRAGError(
+            f"{name} ({lm.config.model_type}) does not use transformers' attention interface, "
+            "through which ImpRAG reads passages; choose another model family"
+        )
+    if config.t >= len(layers):
+        raise ImpRAGError(
+            f"t={config.t}, but {name} has {len(layers)} layers: t can be {len(layers) - 1} at most"
+        )
+    window = getattr(text_config, "sliding_window", None)
+    kinds = getattr(text_config, "layer_types", None)
+    sliding = kinds is None or "sliding_attention" in kinds[: config.t + 1]
+    needed = config.max_passage_tokens * (config.k if config.passage_encoding == "full" else 1)
+    if window is not None and sliding and window < needed:
+        raise ImpRAGError(
+            f"{name} attends within a sliding window of {window} tokens, but a sequence of "
+            f"passages has up to {needed}; lower max_passage_tokens"
+            + (" or k" if config.passage_encoding == "full" else "")
+        )

