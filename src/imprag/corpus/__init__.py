@@ -1,8 +1,18 @@
 """Passages: reading, splitting, storing, fingerprint."""
 
+from imprag.corpus.factbook import Fact, factbook_fields
 from imprag.corpus.library import load_corpus
 from imprag.corpus.passage import Passage
 from imprag.corpus.readers import read_passages
 from imprag.corpus.store import Corpus
+from imprag.corpus.text import split_text
 
-__all__ = ["Corpus", "Passage", "load_corpus", "read_passages"]
+__all__ = [
+    "Corpus",
+    "Fact",
+    "Passage",
+    "factbook_fields",
+    "load_corpus",
+    "read_passages",
+    "split_text",
+]

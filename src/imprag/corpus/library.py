@@ -1,20 +1,88 @@
 """Finding a corpus by name or path: the built-in corpora, corpus folders, readable files."""
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+from imprag.corpus import factbook, wiki10k
+from imprag.corpus.passage import Passage
 from imprag.corpus.readers import read_passages
 from imprag.corpus.store import MANIFEST, Corpus
+from imprag.errors import ImpRAGError
 from imprag.files import cache_dir
 
 
-def load_corpus(name_or_path: str | Path) -> Corpus:
-    """Open a corpus by name or path, building it into the cache folder if need be."""
+class _BuiltIn(NamedTuple):
+    """How to make a built-in corpus. ``revision`` grows when our making of it changes."""
+
+    passages: Callable[[], Iterable[Passage]]
+    source: str
+    credit: str
+    revision: int
+
+
+def _default_passages() -> Iterator[Passage]:
+    return chain(factbook.factbook_passages(), wiki10k.wiki10k_passages())
+
+
+_BUILT_IN = {
+    "factbook": _BuiltIn(factbook.factbook_passages, factbook.SOURCE, factbook.CREDIT, 1),
+    "wiki10k": _BuiltIn(wiki10k.wiki10k_passages, wiki10k.SOURCE, wiki10k.CREDIT, 1),
+    "default": _BuiltIn(
+        _default_passages,
+        f"{factbook.SOURCE}; {wiki10k.SOURCE}",
+        f"{factbook.CREDIT}. {wiki10k.CREDIT}",
+        1,
+    ),
+}
+
+
+def load_corpus(name_or_path: str | Path, *, skip_bad_lines: bool = False) -> Corpus:
+    """Open a corpus by name or path; what is no corpus folder yet is built in the cache folder.
+
+    Args:
+        name_or_path: ``factbook``, ``wiki10k`` or ``default`` (both); a corpus folder; or a file
+            or folder that :func:`read_passages` can read. A file is read again when its size or
+            time of change differs.
+        skip_bad_lines: leave lines out that cannot be read; ``manifest["skipped"]`` lists them.
+
+    Raises:
+        ImpRAGError: there is no such corpus, its package is missing, or it cannot be read.
+    """
+    if name_or_path in _BUILT_IN:
+        return _built_in(str(name_or_path))
     path = Path(name_or_path)
     if (path / MANIFEST).is_file():
         return Corpus.open(path)
-    reader = read_passages(path)
-    stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-    folder = cache_dir() / "corpora" / key.hexdigest()[:16]
-    return Corpus.open(folder) if folder.exists() else Corpus.build(reader, folder)
+    if not path.exists():
+        raise ImpRAGError(
+            f"no corpus {str(name_or_path)!r}: it is neither a path nor one of the built-in "
+            f"corpora {', '.join(_BUILT_IN)}"
+        )
+    folder = _cache_folder(path.name, f"{_state(path)} {skip_bad_lines}")
+    if folder.exists():
+        return Corpus.open(folder)
+    passages = read_passages(path, skip_bad_lines=skip_bad_lines)
+    return Corpus.build(passages, folder, source=str(path.resolve()))
+
+
+def _built_in(name: str) -> Corpus:
+    passages, source, credit, revision = _BUILT_IN[name]
+    folder = _cache_folder(name, f"{source} {revision}")
+    if folder.exists():
+        return Corpus.open(folder)
+    return Corpus.build(passages(), folder, source=source, credit=credit)
+
+
+def _cache_folder(name: str, state: str) -> Path:
+    key = hashlib.sha256(state.encode()).hexdigest()[:16]
+    return cache_dir() / "corpora" / f"{name}-{key}"
+
+
+def _state(path: Path) -> str:
+    """What changes when a file, or any file in a folder, is changed."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(file.resolve()), file.stat()) for file in files if file.is_file()]
+    return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)

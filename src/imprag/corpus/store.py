@@ -127,7 +127,7 @@ class Corpus:
         manifest = read_json(path / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("version") != FORMAT_VERSION:
             raise ImpRAGError(
-                f"{path / MANIFEST} is not in corpus format {FORMAT_VERSION}; build the corpus again"
+                f"{path / MANIFEST} is not in corpus format {FORMAT_VERSION}; build it again"
             )
         for name, expected in manifest["files"].items():
             file = path / name
