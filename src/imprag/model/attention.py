@@ -71,11 +71,12 @@ def _eager_attention(
     additive = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
     additive.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
     # Eager attention is not in the registry: each model file has its own, as a module function.
-    own = inspect.getmodule(type(module)).eager_attention_forward
+    own: _Attention = vars(inspect.getmodule(type(module)))["eager_attention_forward"]
     return own(module, query, key, value, additive, **kwargs)
 
 
-_SDPA = AttentionInterface()["sdpa"]
+_Attention = Callable[..., tuple[Tensor, Tensor | None]]
+_SDPA: _Attention = AttentionInterface()["sdpa"]
 AttentionInterface.register("imprag_sdpa", _sdpa_attention)
 AttentionInterface.register("imprag_eager", _eager_attention)
 for _name in ("imprag_sdpa", "imprag_eager"):

@@ -93,7 +93,7 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
     if dtype == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
         return torch.bfloat16 if device.type == "cpu" and fast else torch.float32
     known = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}

@@ -8,7 +8,7 @@ need no clean-up, and let several threads use one model.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -272,7 +272,7 @@ class LayerGroups(nn.Module):
         layer: nn.Module = self._decoder.layers[index]
         return layer
 
-    def _decoder_view(self, stand_ins: dict[int, nn.Module], depth: int) -> PreTrainedModel:
+    def _decoder_view(self, stand_ins: Mapping[int, nn.Module], depth: int) -> PreTrainedModel:
         layers = nn.ModuleList([stand_ins.get(i, self._layer(i)) for i in range(depth)])
         return _view(self._decoder, layers=layers)
 
@@ -358,8 +358,8 @@ class LayerGroups(nn.Module):
     def _query_embeddings(self, query: Tensor, key: Tensor) -> Tensor:
         # Heads are averaged within their group; scaled here once, so that every inner product
         # with a passage embedding is the score s(q, p).
-        groups = query.float().unflatten(1, (self.num_key_heads, -1)).mean(dim=2)
-        return groups.flatten(1) * self.score_scale
+        groups = query.float().view(len(query), self.num_key_heads, -1, self.head_dim)
+        return groups.mean(dim=2).flatten(1) * self.score_scale
 
     def _passage_embeddings(self, query: Tensor, key: Tensor) -> Tensor:
         return key.float().flatten(1)
@@ -388,13 +388,13 @@ class _Reading:
         self.query_embeddings: Tensor | None = None
         self.prefix: Prefix | None = None
 
-    def stand_ins(self) -> dict[int, nn.Module]:
+    def stand_ins(self) -> dict[int, "_StandIn"]:
         b, t = self.groups.config.b, self.groups.config.t
         stand_ins = {
             i: _StandIn(self.groups._layer(i), partial(self._attend, i)) for i in range(b, t + 1)
         }
         stand_ins[b].before = self._retrieve
-        return dict(stand_ins)
+        return stand_ins
 
     def _retrieve(self, layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
         if self.prefix is not None:  # a decoding step
