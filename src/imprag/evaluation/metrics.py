@@ -7,19 +7,17 @@ are, belong to `imprag.evaluation.statistics`.
 import math
 import re
 import string
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
 from typing import TypeVar
 
 from imprag.errors import ImpRAGError
+from imprag.tasks.matching import contains_answer
 
 _Gold = TypeVar("_Gold", bound=Collection[object])
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_WORD_OR_SYMBOL = re.compile(r"[^\W_]+|[^\w\s]|_")
 
 
 # --- Answers ------------------------------------------------------------------------------------
@@ -84,18 +82,10 @@ def _checked(answers: Sequence[str]) -> Sequence[str]:
 # --- Retrieval by answer string -----------------------------------------------------------------
 
 
-def contains_answer(text: str, answers: Sequence[str]) -> bool:
-    """Whether the words of one of the answers stand in the text, in order and side by side.
-
-    This is the substring match of DPR and its successors: whole words only ("one" is not found in
-    "phone"), case is ignored, accents and punctuation are not ("U.S." is not found in "US").
-    """
-    words = _word_string(text)
-    return any(_word_string(answer) in words for answer in answers if answer.strip())
-
-
 def answer_recall(texts: Sequence[str], answers: Sequence[str], k: int) -> float:
     """The ImpRAG paper's retrieval recall: 1 if one of the top k texts contains an answer, else 0.
+
+    What counts as contained is said at `contains_answer`.
 
     Args:
         texts: the retrieved passages' texts, best first.
@@ -105,14 +95,6 @@ def answer_recall(texts: Sequence[str], answers: Sequence[str], k: int) -> float
     """
     _checked(answers)
     return float(any(contains_answer(text, answers) for text in texts[:k]))
-
-
-# A benchmark retrieves the same passages again and again, so their word strings are kept.
-@lru_cache(maxsize=2**16)
-def _word_string(text: str) -> str:
-    """The words with spaces around each, so that `in` finds whole words only."""
-    words = _WORD_OR_SYMBOL.findall(unicodedata.normalize("NFC", text).lower())
-    return f" {' '.join(words)} "
 
 
 # --- Retrieval by provenance --------------------------------------------------------------------

@@ -1,0 +1,157 @@
+"""Examples: an input, its answers, and where each answer stands. KILT's form, on disk as JSONL."""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path
+from imprag.tasks.records import Record, read_records
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A right answer and what proves it.
+
+    Attributes:
+        answer: the text; empty where only the provenance is known.
+        provenance: references to passages, such as ``{"passage_id": "fb-12"}`` or KILT's
+            ``{"wikipedia_id": "9228", "start_paragraph_id": 3, …}``. Together they prove it.
+    """
+
+    answer: str
+    provenance: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One instance of a task.
+
+    Attributes:
+        id: unique in its file.
+        input: the bare question, statement or text, without prompt template.
+        output: the right answers, at least one.
+        meta: free, JSON-like. Text that a prompt template asks for by name stands here too, such as
+            the ``context`` of a reading comprehension question.
+        task: name of the task, in files that hold several.
+    """
+
+    id: str
+    input: str
+    output: Sequence[Answer]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            raise ImpRAGError(f"example '{self.id}' has no answer; it needs at least one")
+
+    @property
+    def answers(self) -> list[str]:
+        """The answers' texts."""
+        return [output.answer for output in self.output if output.answer.strip()]
+
+    def evidence_sets(self, *, joint: bool, key: str = "passage_id") -> list[frozenset[str]]:
+        """What a ranking must hold to prove an answer: one of these sets.
+
+        Args:
+            joint: whether the references of an answer prove it together, as the two passages of a
+                two-hop question, or each alone. `Task.joint_evidence` says it.
+            key: the field of the provenance that names passages or pages.
+
+        Returns:
+            Distinct, non-empty sets; none where the provenance lacks the field.
+        """
+        sets: list[frozenset[str]] = []
+        for output in self.output:
+            ids = [str(ref[key]) if ref.get(key) is not None else None for ref in output.provenance]
+            known = [id for id in ids if id is not None]
+            if not joint:
+                sets += [frozenset([id]) for id in known]
+            elif known and len(known) == len(ids):
+                sets.append(frozenset(known))
+        return list(dict.fromkeys(sets))
+
+    @classmethod
+    def from_record(cls, record: Record) -> "Example":
+        """Check and convert an object in KILT's form.
+
+        Raises:
+            ImpRAGError: a field is missing or of the wrong kind, or there is no answer.
+        """
+        output = [
+            Answer(
+                "" if item.get("answer") in (None, "") else item.text("answer"),
+                [dict(ref) for ref in item.records("provenance")] if "provenance" in item else [],
+            )
+            for item in record.records("output")
+        ]
+        if not any(item.answer.strip() for item in output):
+            raise ImpRAGError(
+                f"{record.place}: field 'output' has no answer; "
+                'expected at least one object with an "answer"'
+            )
+        return cls(
+            id=record.identifier("id"),
+            input=record.text("input"),
+            output=output,
+            meta=dict(record.record("meta")) if record.get("meta") is not None else {},
+            task=record.text("task") if record.get("task") is not None else "",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The example as it is written: the inverse of `from_record`."""
+        output = [
+            {"answer": item.answer, "provenance": [dict(ref) for ref in item.provenance]}
+            for item in self.output
+        ]
+        task = {"task": self.task} if self.task else {}
+        return {"id": self.id, **task, "input": self.input, "output": output, "meta": self.meta}
+
+
+def answers(texts: Iterable[str]) -> list[Answer]:
+    """The different texts as answers without provenance, in order."""
+    return [Answer(text) for text in dict.fromkeys(texts)]
+
+
+def read_examples(path: str | Path) -> Iterator[Example]:
+    """Read a JSONL file of examples, plain or ``.gz``.
+
+    Raises:
+        ImpRAGError: a line is no example, or an id occurs twice.
+    """
+    places: dict[str, str] = {}
+    for record in read_records(path):
+        example = Example.from_record(record)
+        if example.id in places:
+            raise ImpRAGError(
+                f"{record.place}: the id '{example.id}' stands already in {places[example.id]}; "
+                "give every example its own id"
+            )
+        places[example.id] = record.place
+        yield example
+
+
+def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
+    """Write examples as JSONL, whole or not at all; gzip-compressed if the path ends in ``.gz``.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        ImpRAGError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    count = 0
+    with atomic_path(path) as temporary, open(temporary, "wb") as raw:
+        # Without a time stamp the same examples give the same bytes.
+        stream = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+        with stream:
+            for example in examples:
+                line = json.dumps(example.to_json(), ensure_ascii=False) + "\n"
+                stream.write(line.encode())
+                count += 1
+    return count

@@ -1,0 +1,198 @@
+"""Instruction tuning sets: their text is in the prompt, and nothing is retrieved."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from imprag.tasks.example import Answer, Example, answers
+from imprag.tasks.records import Record
+from imprag.tasks.task import Reader, Task, register_task
+
+READING = "{context} Q: {input} A:"
+SUMMARY = "{input} Summarize this article:"
+DIALOGUE = "{input}"
+
+
+def read_coqa(records: Iterable[Record]) -> Iterator[Example]:
+    """CoQA's JSON or its Hugging Face rows, which have no ids.
+
+    The turns before a question belong to its context, because it may refer to them.
+    """
+    for number, record in enumerate(records, 1):
+        id = record.identifier("id") if "id" in record else f"coqa-{number}"
+        questions = record.items_of("questions")
+        if not all(isinstance(question, str) for question in questions):
+            questions = [question.text("input_text") for question in record.records("questions")]
+        # The development set has answers by three more people.
+        people = [record.records("answers")]
+        if record.get("additional_answers"):
+            more = record.record("additional_answers")
+            people += [more.records(person) for person in more]
+        if any(len(replies) != len(questions) for replies in people):
+            raise record.error("answers", f"{len(questions)} answers, one for each question")
+        context = record.text("story")
+        for turn, question in enumerate(questions):
+            texts = [replies[turn].text("input_text") for replies in people]
+            yield Example(f"{id}-{turn + 1}", question, answers(texts), {"context": context})
+            context += f" Q: {question} A: {texts[0]}"
+
+
+def read_drop(records: Iterable[Record]) -> Iterator[Example]:
+    """DROP's JSON: passages with question-answer pairs; an answer is a number, a date or spans."""
+    for record in records:
+        context = record.text("passage")
+        for pair in record.records("qa_pairs"):
+            validated = pair.records("validated_answers") if "validated_answers" in pair else []
+            texts = [_drop_answer(answer) for answer in [pair.record("answer"), *validated]]
+            if not texts[0]:
+                raise pair.error("answer", "a number, a date or spans that are not empty")
+            yield Example(
+                pair.identifier("query_id"),
+                pair.text("question"),
+                answers(text for text in texts if text),
+                {"context": context},
+            )
+
+
+def _drop_answer(answer: Record) -> str:
+    if answer.get("number") not in (None, ""):
+        return answer.identifier("number")
+    if answer.get("spans"):
+        return ", ".join(answer.texts("spans"))
+    date = answer.record("date") if answer.get("date") else {}
+    return " ".join(str(date[part]) for part in ("day", "month", "year") if date.get(part))
+
+
+def read_newsqa(records: Iterable[Record]) -> Iterator[Example]:
+    """NewsQA's combined JSON. Questions without a consensus on a span of the story are left out."""
+    for record in records:
+        story = record.text("text")
+        for number, question in enumerate(record.records("questions"), 1):
+            consensus = question.record("consensus")
+            if consensus.get("badQuestion") or consensus.get("noAnswer"):
+                continue
+            answer = story[consensus.integer("s") : consensus.integer("e")].strip()
+            if not answer:
+                raise question.error("consensus", "a span 's' to 'e' of the story")
+            yield Example(
+                f"{record.identifier('storyId')}-{number}",
+                question.text("q"),
+                [Answer(answer)],
+                {"context": story, "type": record.text("type")},
+            )
+
+
+def read_pubmedqa(records: Iterable[Record]) -> Iterator[Example]:
+    """PubMedQA's ``ori_pqal.json`` by PubMed ids, or its Hugging Face rows: yes, no or maybe."""
+    for record in records:
+        if "pubid" in record:
+            id, question = record.identifier("pubid"), record.text("question")
+            context = record.record("context").texts("contexts")
+        else:
+            id, question = record.identifier("id"), record.text("QUESTION")
+            context = record.texts("CONTEXTS")
+        answer = Answer(record.text("final_decision"))
+        yield Example(id, question, [answer], {"context": " ".join(context)})
+
+
+def read_quail(records: Iterable[Record]) -> Iterator[Example]:
+    """QuAIL's JSONL or its Hugging Face rows. The right choice is the answer, in words."""
+    for record in records:
+        choices, right = record.texts("answers"), record.integer("correct_answer_id")
+        if right >= len(choices):
+            raise record.error("correct_answer_id", f"a number below {len(choices)}")
+        yield Example(
+            record.identifier("id"),
+            record.text("question"),
+            [Answer(choices[right])],
+            {"context": record.text("context")},
+        )
+
+
+def read_squad_v2(records: Iterable[Record]) -> Iterator[Example]:
+    """SQuAD's JSON or its Hugging Face rows. Questions without an answer are left out."""
+    for record in records:
+        if "paragraphs" in record:
+            for paragraph in record.records("paragraphs"):
+                for question in paragraph.records("qas"):
+                    yield from _squad_question(question, paragraph.text("context"))
+        else:
+            yield from _squad_question(record, record.text("context"))
+
+
+def _squad_question(record: Record, context: str) -> Iterator[Example]:
+    texts = [answer.text("text") for answer in record.records("answers")]
+    if texts:
+        id, question = record.identifier("id"), record.text("question")
+        yield Example(id, question, answers(texts), {"context": context})
+
+
+def read_cnn_dailymail(records: Iterable[Record]) -> Iterator[Example]:
+    """CNN/DailyMail rows: ``id``, ``article``, ``highlights``."""
+    for record in records:
+        summary = Answer(" ".join(record.text("highlights").split()))
+        yield Example(record.identifier("id"), record.text("article"), [summary])
+
+
+def read_oasst1(records: Iterable[Record]) -> Iterator[Example]:
+    """oasst1's message trees (``.trees.jsonl.gz``) or flat messages, as Hugging Face has them.
+
+    Every message of a prompter that was replied to gives an example: its input is the dialogue up
+    to there, its answer the reply that people ranked best.
+    """
+    replies: dict[str | None, list[Record]] = defaultdict(list)
+    for record in records:
+        for message in _messages(record) if "prompt" in record else [record]:
+            if not message.get("deleted"):
+                replies[message.get("parent_id")].append(message)
+    open_turns = [(root, root.text("text")) for root in reversed(replies[None])]
+    while open_turns:
+        message, dialogue = open_turns.pop()
+        ranked = sorted(replies.pop(message.text("message_id"), []), key=_rank)
+        if ranked and message.text("role") == "prompter":
+            yield Example(
+                message.text("message_id"),
+                dialogue,
+                [Answer(ranked[0].text("text"))],
+                {"lang": message.text("lang")},
+            )
+        open_turns += [(reply, f"{dialogue} {reply.text('text')}") for reply in reversed(ranked)]
+
+
+def _messages(tree: Record) -> Iterator[Record]:
+    """The messages of a tree, each with the id of the one that it replies to."""
+    pending = [Record({**tree.record("prompt"), "parent_id": None}, f"{tree.place}, prompt")]
+    while pending:
+        message = pending.pop()
+        yield message
+        for reply in reversed(message.records("replies") if message.get("replies") else []):
+            reply["parent_id"] = message.text("message_id")
+            pending.append(reply)
+
+
+def _rank(reply: Record) -> float:
+    """The best is 0. Replies that nobody ranked come last, in the order of the file."""
+    return math.inf if reply.get("rank") is None else reply.integer("rank")
+
+
+def _register(name: str, template: str, reader: Reader, metric: str, max_new_tokens: int) -> None:
+    register_task(
+        Task(
+            name,
+            template,
+            reader=reader,
+            metric=metric,
+            retrieval=False,
+            max_new_tokens=max_new_tokens,
+        )
+    )
+
+
+_register("oasst1", DIALOGUE, read_oasst1, "f1", 256)
+_register("coqa", READING, read_coqa, "f1", 32)
+_register("drop", READING, read_drop, "f1", 32)
+_register("newsqa", READING, read_newsqa, "f1", 32)
+_register("pubmedqa", READING, read_pubmedqa, "accuracy", 8)
+_register("quail", READING, read_quail, "exact_match", 32)
+_register("squad_v2", READING, read_squad_v2, "f1", 32)
+_register("cnn_dailymail", SUMMARY, read_cnn_dailymail, "f1", 128)

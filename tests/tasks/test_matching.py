@@ -1,0 +1,38 @@
+"""Finding answers in texts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imprag.tasks.matching import contains_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("He lived in New  York\nCity.", "new york city", True),
+        ("The telephone rang.", "phone", False),
+        ("It was founded in 19781.", "1978", False),
+        ("(1978)", "1978", True),
+        ("the U.S. Senate", "U.S.", True),
+        ("the US Senate", "U.S.", False),
+        ("Sa\u0303o Tome\u0301", "São Tomé", True),
+        ("the café", "cafe", False),
+        ("a résumé", "re", False),
+        ("New and York", "New York", False),
+        ("anything", "  ", False),
+    ],
+)
+def test_contains_answer_matches_whole_words(text: str, answer: str, found: bool) -> None:
+    assert contains_answer(text, [answer]) is found
+    assert contains_answer(text, ["no such answer", answer]) is found
+
+
+@given(
+    st.lists(st.sampled_from(["ab", "cd", ".", ",", "é", "1", "?"])),
+    st.lists(st.sampled_from(["ab", ".", "é", "1"])),
+)
+def test_contains_answer_equals_a_search_in_token_lists(text: list[str], answer: list[str]) -> None:
+    places = range(len(text) - len(answer) + 1)
+    expected = bool(answer) and any(text[i : i + len(answer)] == answer for i in places)
+    assert contains_answer(" ".join(text), [" ".join(answer)]) is expected
