@@ -15,6 +15,7 @@ import itertools
 import json
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from imprag.corpus.passage import Passage
-from imprag.corpus.readers import PassageReader
+from imprag.corpus.readers import PassageReader, SkippedLines
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, read_json, sha256, write_json
 
@@ -90,21 +91,24 @@ class Corpus:
         with atomic_path(path) as folder:
             folder.mkdir()
             counts = _write_passages(passages, folder)
+            skipped = passages.skipped if isinstance(passages, PassageReader) else SkippedLines()
             if not counts["count"]:
-                raise ImpRAGError(f"the corpus is empty: no passage found in {source or passages}")
+                raise ImpRAGError(
+                    f"the corpus is empty: no passage in {source or 'what was given'}"
+                    + (f", {skipped.count} bad lines skipped" if skipped.count else "")
+                )
             hashes = np.memmap(folder / _UNSORTED, _UINT64, mode="r")
             _sort_hashes(hashes, folder)
             files = {
                 name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
                 for name in (PASSAGES, ID_HASHES, ID_ROWS)
             }
-            skipped = passages.skipped if isinstance(passages, PassageReader) else None
             manifest = {
                 "version": FORMAT_VERSION,
                 **counts,
                 "source": source,
                 "credit": credit,
-                "skipped": skipped.as_json() if skipped else {"count": 0, "first": []},
+                "skipped": asdict(skipped),
                 "files": files,
             }
             cls(folder, manifest)._check_unique(passages)
@@ -232,9 +236,7 @@ def _write_passages(passages: Iterable[Passage], folder: Path) -> dict[str, Any]
     ):
         while batch := list(itertools.islice(stream, BATCH_ROWS)):
             for number, passage in enumerate(batch, count + 1):
-                _check(passage, number)
-                for text in (passage.id, passage.title, passage.text):
-                    data = text.encode()
+                for data in _encoded(passage, number):
                     content.update(len(data).to_bytes(8, "little"))
                     content.update(data)
                 hashes.write(_hash(passage.id).to_bytes(8, "little"))
@@ -250,11 +252,16 @@ def _write_passages(passages: Iterable[Passage], folder: Path) -> dict[str, Any]
     }
 
 
-def _check(passage: Passage, number: int) -> None:
+def _encoded(passage: Passage, number: int) -> tuple[bytes, bytes, bytes]:
+    """Id, title and text in UTF-8, if the passage is sound."""
     if not passage.id:
         raise ImpRAGError(f"passage {number} has no id")
     if not passage.text.strip():
         raise ImpRAGError(f"passage {number} ({passage.id!r}) has no text")
+    try:
+        return passage.id.encode(), passage.title.encode(), passage.text.encode()
+    except UnicodeEncodeError as error:
+        raise ImpRAGError(f"passage {number} ({passage.id!r}) is not valid UTF-8") from error
 
 
 def _record_batch(passages: Sequence[Passage]) -> pa.RecordBatch:
@@ -263,7 +270,7 @@ def _record_batch(passages: Sequence[Passage]) -> pa.RecordBatch:
         [passage.title for passage in passages],
         [passage.text for passage in passages],
         [
-            json.dumps(dict(passage.meta), ensure_ascii=False, default=str) if passage.meta else ""
+            json.dumps(dict(passage.meta), default=str) if passage.meta else ""
             for passage in passages
         ],
     ]

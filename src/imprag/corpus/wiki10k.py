@@ -57,7 +57,7 @@ def _repair(extract: str) -> str:
 
 
 def _ended(part: str) -> str:
-    return part if part.endswith((".", "!", "?", '."', ".)")) else f"{part}."
+    return part if re.search(r"""[.!?:]["')]?$""", part) else f"{part}."
 
 
 def _slug(title: str, taken: set[str]) -> str:
