@@ -1,0 +1,81 @@
+"""Splitting loses no word, keeps sentences whole where they fit, and stays below the limit."""
+
+import doctest
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from imprag.corpus import split_text, text
+from imprag.corpus.text import split_spans, tidy
+from imprag.errors import ImpRAGError
+
+words = st.text(st.sampled_from("aB9.,;!?)\"'é中"), min_size=1, max_size=6)
+gaps = st.sampled_from([" ", "  ", "\n", "\n\n", "\t", "\u00a0"])
+texts = st.lists(st.tuples(words, gaps)).map(lambda pairs: "".join(w + g for w, g in pairs))
+
+
+@given(texts, st.integers(1, 8))
+def test_pieces_hold_all_words_in_order_and_at_most_the_limit(document: str, limit: int) -> None:
+    pieces = split_text(document, limit)
+    assert [word for piece in pieces for word in piece.split()] == document.split()
+    assert all(1 <= len(piece.split()) <= limit for piece in pieces)
+
+
+@given(texts, st.integers(1, 8))
+def test_spans_are_the_pieces(document: str, limit: int) -> None:
+    spans = list(split_spans(document, limit))
+    assert [document[start:end] for start, end in spans] == split_text(document, limit)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_sentences_that_fit_are_never_cut(lengths: list[int]) -> None:
+    sentences = [" ".join(["Word"] * length) + "." for length in lengths]
+    for piece in split_text(" ".join(sentences), max_words=9):
+        assert piece.endswith(".")
+
+
+def test_pieces_are_as_long_as_sentences_allow() -> None:
+    assert split_text("A b c. D e. F g h. I.", max_words=5) == ["A b c. D e.", "F g h. I."]
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ('He said "go." They all went.', ['He said "go."', "They all went."]),
+        ("It was George W. Bush. Yes.", ["It was George W. Bush.", "Yes."]),
+        ("Use it, e.g. here. Yes it is.", ["Use it, e.g. here.", "Yes it is."]),
+        ("Heading\n\nThe text has five words.", ["Heading", "The text has five words."]),
+        ("one two, three four, five six", ["one two, three four,", "five six"]),
+        ("one, two three four five six", ["one, two three four five", "six"]),
+    ],
+)
+def test_where_a_piece_ends(document: str, expected: list[str]) -> None:
+    assert split_text(document, max_words=5) == expected
+
+
+def test_white_space_inside_a_piece_stays() -> None:
+    assert split_text("  a\n  b  c \n", max_words=3) == ["a\n  b  c"]
+
+
+def test_a_limit_below_one_word_is_refused() -> None:
+    with pytest.raises(ImpRAGError, match="at least one word"):
+        split_text("a b", max_words=0)
+
+
+def test_tidy_leaves_single_spaces_and_composed_letters() -> None:
+    assert tidy(" a\u00a0\u200b b\n\u2060c e\u0301 ") == "a b c é"
+
+
+@given(st.text())
+@example("e\u200b\u0301")  # composed only when the character between is gone
+def test_tidy_is_idempotent(document: str) -> None:
+    tidied = tidy(document)
+    assert tidy(tidied) == tidied
+    assert not re.search(r"\s\s|^\s|\s$", tidied)
+
+
+def test_the_example_in_the_documentation_holds() -> None:
+    assert doctest.testmod(text).failed == 0
+    assert doctest.testmod(text).attempted > 0
