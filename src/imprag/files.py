@@ -16,7 +16,7 @@ from imprag.errors import ImpRAGError
 
 
 def cache_dir() -> Path:
-    """Folder for what ImpRAG can make again: ``$IMPRAG_CACHE``, else the platform's cache folder."""
+    """What ImpRAG can make again lies here: ``$IMPRAG_CACHE``, else the platform's cache."""
     configured = os.environ.get("IMPRAG_CACHE")
     return Path(configured) if configured else Path(platformdirs.user_cache_dir("imprag"))
 

@@ -49,3 +49,337 @@ def test_reading_everything_is_in_context_rag(family: str) -> None:
     expected_tokens = plain.generate(torch.tensor([context + prompt]), **greedy)
     actual_tokens = groups.generate(ids, mask, prefix, position_shift=len(context), **greedy)
     assert actual_tokens[0, len(prompt) :].tolist() == expected_tokens[0, -12:].tolist()
+
+
+@torch.no_grad()
+def hidden_states(
+    groups: LayerGroups, prompt: list[int], passages: list[list[int]]
+) -> list[Tensor]:
+    """The prompt's states after every layer."""
+    seen: list[Tensor] = []
+    handles = [
+        layer.register_forward_hook(lambda m, args, out: seen.append(out))
+        for layer in groups.lm.base_model.layers
+    ]
+    prefix = groups.encode_passages([passages])
+    seen.clear()
+    ids, mask = pad([prompt], CPU)
+    groups(ids, mask, prefix, position_shift=len(passages) * 16)
+    for handle in handles:
+        handle.remove()
+    # The one token that layer b is run on for the implicit query comes before its whole run.
+    return [state for state in seen if state.shape[1] == len(prompt)]
+
+
+@pytest.mark.parametrize("encoding", ["independent", "segmented", "full"])
+def test_every_passage_token_reaches_every_prompt_token_in_layers_b_to_t(encoding: str) -> None:
+    groups = groups_of(b=2, t=3, passage_encoding=encoding)
+    passages, (prompt,) = tokens(5, 7), tokens(6, seed=1)
+    before = hidden_states(groups, prompt, passages)
+    assert len(before) == 6
+    for passage in range(2):
+        for token in range(len(passages[passage])):
+            changed = [list(p) for p in passages]
+            changed[passage][token] = 3 + (changed[passage][token] - 2) % 94
+            after = hidden_states(groups, prompt, changed)
+            moved = [(a - b).abs().amax(dim=-1)[0] for a, b in zip(after, before, strict=True)]
+            assert all(torch.all(m == 0) for m in moved[:2])
+            assert all(torch.all(m > 0) for m in moved[2:4])
+
+
+@torch.no_grad()
+def test_layers_above_t_do_not_see_passages() -> None:
+    """Given the same states after layer t, passages or none make no difference above it."""
+    groups = groups_of(b=1, t=3)
+    passages, (prompt,) = tokens(5, 7), tokens(6, seed=1)
+    reading = hidden_states(groups, prompt, passages)
+    layers = groups.lm.base_model.layers
+    state = reading[3]
+    length = state.shape[1]
+    position_ids = torch.arange(length)[None] + 32
+    rotary = groups.lm.base_model.rotary_emb(state, position_ids=position_ids)
+    for layer, expected in zip(layers[4:], reading[4:], strict=True):
+        state = layer(state, attention_mask=None, position_embeddings=rotary)
+        torch.testing.assert_close(state, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoding", ["independent", "segmented", "full"])
+def test_what_passages_see_of_each_other(encoding: str) -> None:
+    groups = groups_of(passage_encoding=encoding)
+    passages = tokens(5, 7, 6)
+    before = groups.encode_passages([passages])
+    other = [tokens(5, seed=9)[0], *passages[1:]]
+    after = groups.encode_passages([other])
+    # The first reading layer's keys come from layer b-1's output, where mixing shows.
+    later = slice(5, None)
+    same = torch.equal(before.values[3][:, :, later], after.values[3][:, :, later])
+    assert same == (encoding != "full")
+
+
+@torch.no_grad()
+def test_independent_passages_start_at_position_zero_and_segmented_ones_run_on() -> None:
+    groups = groups_of(b=0)
+    first, second = tokens(5, 7)
+    alone = groups.encode_passages([[second]], "independent").keys[2]
+    independent = groups.encode_passages([[first, second]], "independent").keys[2][:, :, 5:]
+    segmented = groups.encode_passages([[first, second]], "segmented").keys[2][:, :, 5:]
+    torch.testing.assert_close(independent, alone, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(segmented, alone, atol=1e-3)
+    ids, mask = pad([second], CPU)
+    moved = groups.encode(ids, mask, 5).keys[2]
+    torch.testing.assert_close(segmented, moved, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoding", ["independent", "segmented", "full"])
+def test_batch_equals_its_rows(family: str, encoding: str) -> None:
+    """Prompts of different length with different passages, and one without any."""
+    groups = groups_of(family, passage_encoding=encoding)
+    prompts = tokens(4, 9, 1, 6, seed=1)
+    a, b, c = tokens(8, 5, 11)
+    passages = [[a, b], [b], [], [c, a, b]]
+    together = read(groups, prompts, passages)
+    for prompt, own, logits in zip(prompts, passages, together, strict=True):
+        torch.testing.assert_close(logits, read(groups, [prompt], [own])[0], atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_cached_decoding_equals_one_uncached_pass(family: str) -> None:
+    groups = groups_of(family)
+    prompts, passages = tokens(4, 9, seed=1), [tokens(8, 5), tokens(7, seed=2)]
+    ids, mask = pad(prompts, CPU, left=True)
+    prefix = groups.encode_passages(passages)
+    shift = torch.tensor([32, 16])
+    output = groups.generate(
+        ids,
+        mask,
+        prefix,
+        position_shift=shift,
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    step_logits = torch.stack(output.logits, dim=1)
+    whole_mask = torch.cat([mask, torch.ones(2, 8, dtype=mask.dtype)], dim=1)
+    whole = groups(output.sequences, whole_mask, prefix, position_shift=shift).logits
+    torch.testing.assert_close(step_logits, whole[:, -9:-1], atol=2e-5, rtol=1e-5)
+
+
+def test_one_pass_of_the_prompt_and_one_retrieval() -> None:
+    """Layers 0..b run once over the prompt; beams ask for their prompt once."""
+    groups = groups_of(b=2)
+    prompts, passages = tokens(4, 9, seed=1), [tokens(8, 5), tokens(7, seed=2)]
+    ids, mask = pad(prompts, CPU, left=True)
+    runs: list[tuple[int, int]] = []
+    for number, layer in enumerate(groups.lm.base_model.layers):
+        layer.register_forward_hook(
+            lambda m, args, out, number=number: runs.append((number, args[0].shape[1]))
+        )
+    asked: list[Tensor] = []
+
+    def retrieve(query_embeddings: Tensor):
+        asked.append(query_embeddings)
+        assert [layer for layer, length in runs if length == 9] == [0, 1]
+        prefix = groups.encode_passages(passages)
+        runs.clear()
+        return prefix
+
+    settings = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    shift = torch.tensor([32, 16])
+    greedy = groups.generate(ids, mask, retrieve, position_shift=shift, **settings)
+    assert [layer for layer, length in runs if length == 9] == [2, 3, 4, 5]
+    assert len(asked) == 1
+    torch.testing.assert_close(asked[0], groups.query_embeddings(ids, mask), atol=1e-6, rtol=1e-5)
+
+    runs.clear()
+    beams = groups.generate(ids, mask, retrieve, position_shift=shift, num_beams=3, **settings)
+    assert len(asked) == 2
+    assert asked[1].shape == asked[0].shape
+    assert greedy.shape == beams.shape == (2, 12)
+
+
+@torch.no_grad()
+def test_beams_equal_the_plain_models_beams() -> None:
+    plain = tiny_lm(layers=4)
+    groups = groups_of(layers=4, b=0, t=3)
+    passages, (prompt,) = tokens(9, 5), tokens(7, seed=1)
+    context = sum(passages, [])
+    settings = {"max_new_tokens": 6, "num_beams": 4, "do_sample": False, "eos_token_id": None}
+    expected = plain.generate(torch.tensor([context + prompt]), **settings)
+    ids, mask = pad([prompt], CPU)
+    prefix = groups.encode_passages([passages], "full")
+    actual = groups.generate(ids, mask, prefix, position_shift=len(context), **settings)
+    assert actual[0, -6:].tolist() == expected[0, -6:].tolist()
+
+
+def reference_states(groups: LayerGroups, row: list[int]) -> tuple[Tensor, Tensor]:
+    """The last token's query and key state at layer b before RoPE, written out for Llama."""
+    model, b = groups.lm.base_model, groups.config.b
+    hidden = groups.lm(torch.tensor([row]), output_hidden_states=True).hidden_states[b]
+    layer = model.layers[b]
+    last = layer.input_layernorm(hidden)[0, -1]
+    return layer.self_attn.q_proj(last), layer.self_attn.k_proj(last)
+
+
+@torch.no_grad()
+def test_embeddings_equal_the_papers_formula() -> None:
+    groups = groups_of(b=3, t=4)
+    rows = tokens(9, 4, 6)
+    ids, mask = pad(rows, CPU)
+    queries, passages = groups.query_embeddings(ids, mask), groups.passage_embeddings(ids, mask)
+    assert queries.dtype == passages.dtype == torch.float32
+    for n, row in enumerate(rows):
+        query, key = reference_states(groups, row)
+        averaged = torch.zeros(2, 16)
+        for head in range(6):
+            averaged[head // 3] += query[16 * head : 16 * (head + 1)] / 3
+        for m, other in enumerate(rows):
+            score = (averaged.flatten() @ reference_states(groups, other)[1]) / 32**0.5
+            torch.testing.assert_close(queries[n] @ passages[m], score, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(passages[n], key, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rope", ["before", "after"])
+def test_embeddings_do_not_depend_on_padding(family: str, rope: str) -> None:
+    groups = groups_of(family, b=2, rope=rope)
+    rows = tokens(9, 4, 14)
+    for embed in (groups.query_embeddings, groups.passage_embeddings):
+        alone = torch.cat([embed(*pad([row], CPU)) for row in rows])
+        for left in (False, True):
+            torch.testing.assert_close(
+                embed(*pad(rows, CPU, left=left)), alone, atol=2e-5, rtol=1e-5
+            )
+
+
+@torch.no_grad()
+def test_embeddings_do_not_depend_on_positions(family: str) -> None:
+    """The same text at another offset, computed with the reading states in one pass."""
+    groups = groups_of(family, b=2)
+    ids, mask = pad(tokens(9, 4, 14), CPU)
+    expected = groups.passage_embeddings(ids, mask)
+    assert expected.abs().max() > 0.1
+    for offset in (0, 100):
+        actual = groups.encode(ids, mask, offset).embeddings
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    after = groups_of(family, b=2, rope="after")
+    moved = after.encode(ids, mask, 100).embeddings
+    if family != "smollm3":  # whose layer 3 alone has no rotary embedding
+        assert not torch.allclose(moved, after.passage_embeddings(ids, mask), atol=1e-3)
+
+
+@torch.no_grad()
+def test_query_embeddings_in_a_forward_pass_with_responses() -> None:
+    groups = groups_of(b=2)
+    prompts, answers = tokens(4, 9, seed=1), tokens(3, 5, seed=2)
+    ids, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], CPU)
+    prefix = groups.encode_passages([[], tokens(5)])
+    ends = torch.tensor([len(p) - 1 for p in prompts])
+    output = groups(ids, mask, prefix, position_shift=48, query_tokens=ends)
+    expected = groups.query_embeddings(*pad(prompts, CPU))
+    torch.testing.assert_close(output.query_embeddings, expected, atol=1e-5, rtol=1e-5)
+
+
+def gradients(groups: LayerGroups, loss: Tensor) -> dict[int, float]:
+    groups.zero_grad()
+    loss.backward()
+    return {
+        number: sum(float(p.grad.abs().sum()) for p in layer.parameters() if p.grad is not None)
+        for number, layer in enumerate(groups.lm.base_model.layers)
+    }
+
+
+def test_gradients_reach_the_passages_and_both_towers() -> None:
+    groups = groups_of(b=2, t=3)
+    (prompt,), passages = tokens(6, seed=1), tokens(8, 5)
+    ids, mask = pad([prompt], CPU)
+    passage_ids, passage_mask = pad(passages, CPU)
+
+    states = groups.encode(passage_ids, passage_mask)
+    with torch.no_grad():
+        queries = groups.query_embeddings(ids, mask)
+    reached = gradients(groups, (queries @ states.embeddings.T).sum())
+    assert [reached[i] > 0 for i in range(6)] == [True, True, True, False, False, False]
+
+    reached = gradients(groups, groups.query_embeddings(ids, mask).sum())
+    assert [reached[i] > 0 for i in range(6)] == [True, True, True, False, False, False]
+
+    # Through the reading states alone: the prompt's own pass is cut off below.
+    states = groups.encode(passage_ids, passage_mask)
+    reading = groups(ids, mask, states.prefix([[0, 1]]), position_shift=32).logits.sum()
+    inner = [*states.keys.values(), *states.values.values()]
+    arriving = torch.autograd.grad(reading, inner, retain_graph=True)
+    assert all(g.abs().sum() > 0 for g in arriving)
+    groups.zero_grad()
+    torch.autograd.backward(inner, arriving)
+    for number, layer in enumerate(groups.lm.base_model.layers):
+        got = any(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+        assert got == (number <= 3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3"])
+def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
+    groups = groups_of(family)
+    prompts, passages = tokens(6, 4, seed=1), tokens(8, 5)
+    ids, mask = pad(prompts, CPU)
+    passage_ids, passage_mask = pad(passages, CPU)
+
+    def step() -> dict[str, Tensor]:
+        groups.train()
+        groups.zero_grad()
+        states = groups.encode(passage_ids, passage_mask)
+        output = groups(ids, mask, states.prefix([[0, 1], [1]]), position_shift=32)
+        loss = (
+            output.logits.logsumexp(-1).sum()
+            + (output.query_embeddings @ states.embeddings.T).exp().sum()
+        )
+        loss.backward()
+        return {name: p.grad.clone() for name, p in groups.named_parameters()}
+
+    expected = step()
+    groups.lm.gradient_checkpointing_enable()
+    actual = step()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_bfloat16_is_close_to_float32() -> None:
+    exact, rounded = groups_of(), groups_of()
+    rounded.to(torch.bfloat16)
+    (prompt,), passages = tokens(6, seed=1), tokens(8, 5)
+    expected = read(exact, [prompt], [passages])[0]
+    actual = read(rounded, [prompt], [passages])[0]
+    assert actual.dtype == torch.bfloat16
+    assert (actual - expected).abs().mean() < 0.05 * expected.abs().mean()
+    queries = rounded.query_embeddings(*pad([prompt], CPU))
+    assert queries.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("llama", {"b": 3, "t": 3}, "0 <= b < t"),
+        ("llama", {"b": 3, "t": 6}, "t can be 5 at most"),
+        ("mistral", {"max_passage_tokens": 600}, "sliding window of 512"),
+        ("mistral", {"max_passage_tokens": 200, "passage_encoding": "full"}, "up to 600"),
+        ("llama", {"k": 0}, "k must be at least 1"),
+        ("llama", {"passage_template": "{title}"}, "hold {text} once"),
+        ("llama", {"rope": "beside"}, "before, after"),
+        ("llama", {"score_scale": -1.0}, "positive"),
+    ],
+)
+def test_settings_that_do_not_fit(family: str, settings: dict, message: str) -> None:
+    with pytest.raises(ImpRAGError, match=message):
+        groups_of(family, **settings)
+
+
+def test_a_model_without_rotary_positions_is_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    lm = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=32, n_head=2, vocab_size=97))
+    with pytest.raises(ImpRAGError, match=r"gpt2.*no rotary position embedding"):
+        LayerGroups(lm, ImpRAGConfig(base_model="gpt2", b=1, t=2))

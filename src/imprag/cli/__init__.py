@@ -1,0 +1,41 @@
+"""The command ``imprag``. Every subcommand is thin: parse, call the library, print.
+
+Results go to standard output, everything else (progress, notes, errors) to standard error.
+Libraries are imported when a command runs, so that ``imprag --help`` is quick.
+"""
+
+import os
+import sys
+from importlib.metadata import version
+
+import cyclopts
+
+from imprag.cli.ask import ask, search
+from imprag.cli.index import index
+from imprag.cli.info import info
+from imprag.errors import ImpRAGError
+
+app = cyclopts.App(
+    name="imprag",
+    help="One language model that retrieves with its lower layers, reads with its middle layers "
+    "and answers with its upper layers.",
+    version=lambda: version("imprag"),
+    help_format="markdown",
+)
+for command in (ask, search, index, info):
+    app.command(command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except (cyclopts.CycloptsError, ImpRAGError) as error:
+        print(f"imprag: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("imprag: interrupted; the same command goes on where it can", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as with `imprag ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

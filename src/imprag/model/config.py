@@ -41,6 +41,8 @@ class ImpRAGConfig:
             the default) or ``after`` it.
         score_scale: factor on E_q · E_p in training and search alike; ``None`` means
             1/sqrt(h_k * d_h), which keeps the scores of an untrained model in a softmax's range.
+        base_model_fingerprint: of the weights that an adapter belongs to.
+        trained: whether the weights were trained to retrieve and read; plain models were not.
     """
 
     base_model: str
@@ -53,6 +55,8 @@ class ImpRAGConfig:
     pooling_point: PoolingPoint = "last"
     rope: RopePoint = "before"
     score_scale: float | None = None
+    base_model_fingerprint: str | None = None
+    trained: bool = False
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -1,0 +1,7 @@
+"""``python -m imprag.cli``, the same as ``imprag``."""
+
+import sys
+
+from imprag.cli import main
+
+sys.exit(main())

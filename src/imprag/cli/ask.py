@@ -1,0 +1,166 @@
+"""``imprag ask`` and ``imprag search``."""
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from imprag.errors import ImpRAGError
+
+if TYPE_CHECKING:
+    from imprag.index.folder import RetrievedPassage
+    from imprag.index.teacher import Teacher
+    from imprag.rag import ImpRAG
+
+BATCH = 8
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where answers come from."""
+
+    model: str = "default"
+    """The model: `default`, a folder, a GGUF file or a Hugging Face id."""
+    index: Path | None = None
+    """An index folder made by `imprag index` with the same model."""
+    k: int | None = None
+    """Passages to retrieve; the model's own number if not given."""
+    teacher_retrieval: bool = False
+    """Let all-MiniLM-L6-v2 retrieve by the prompt's text, in place of the model's lower layers."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1` ..."""
+
+    def load(self) -> "tuple[ImpRAG, Teacher | None]":
+        from imprag.corpus import load_corpus
+        from imprag.index.teacher import Teacher, TextEncoder
+        from imprag.rag import ImpRAG
+
+        rag = ImpRAG.from_pretrained(self.model, self.index, dtype=self.dtype, device=self.device)
+        if not rag.config.trained:
+            print(
+                f"note: {rag.config.base_model} has not been trained to retrieve or read: its own "
+                "retrieval is near random. --teacher-retrieval finds passages by their text.",
+                file=sys.stderr,
+            )
+        if not self.teacher_retrieval:
+            return rag, None
+        corpus = load_corpus("default") if self.index is None else rag.index.corpus
+        return rag, Teacher(corpus, TextEncoder())
+
+
+Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def ask(
+    prompt: Prompt,
+    *,
+    source: Source | None = None,
+    max_new_tokens: int = 32,
+    json: Json = False,
+) -> None:
+    """Answer a prompt, and show the passages that were read.
+
+    Examples:
+
+    - `imprag ask "Q: what is the capital of Chad? A:" --teacher-retrieval`
+    - `imprag ask - --json < prompts.txt > answers.jsonl`
+
+    Args:
+        prompt: The text to go on from, as in "Q: what is the capital of Chad? A:"; `-` reads one
+            prompt per line from standard input.
+        max_new_tokens: Length of the answer in tokens.
+        json: Print one JSON object per prompt and line.
+    """
+    source = source or Source()
+    prompts = _prompts(prompt)
+    rag, teacher = source.load()
+    for batch in prompts:
+        passages = teacher.retrieve(batch, _k(source, rag)) if teacher else None
+        for answer in rag.generate(
+            batch, source.k, passages=passages, max_new_tokens=max_new_tokens
+        ):
+            if json:
+                _print_json(answer.prompt, answer.passages, answer.timings, answer=answer.answer)
+            else:
+                _print_passages(answer.prompt, answer.passages)
+                print(f"\nanswer: {answer.answer}\n", flush=True)
+
+
+def search(prompt: Prompt, *, source: Source | None = None, json: Json = False) -> None:
+    """Show the passages that a prompt retrieves.
+
+    Examples:
+
+    - `imprag search "Chad [SEP] capital" --index wiki-index --k 5`
+    - `imprag search - --json < prompts.txt > passages.jsonl`
+
+    Args:
+        prompt: The text whose last hidden state is the query; `-` reads one prompt per line from
+            standard input.
+        json: Print one JSON object per prompt and line.
+    """
+    import time
+
+    source = source or Source()
+    prompts = _prompts(prompt)
+    rag, teacher = source.load()
+    for batch in prompts:
+        start = time.perf_counter()
+        found = (teacher or rag).retrieve(batch, _k(source, rag))
+        timings = {"total": time.perf_counter() - start}
+        for text, passages in zip(batch, found, strict=True):
+            if json:
+                _print_json(text, passages, timings)
+            else:
+                _print_passages(text, passages)
+                print(flush=True)
+
+
+def _k(source: Source, rag: "ImpRAG") -> int:
+    return rag.config.k if source.k is None else source.k
+
+
+def _prompts(prompt: str) -> Iterator[list[str]]:
+    """Batches of prompts: the one given, or the lines of standard input."""
+    if prompt != "-":
+        if not prompt.strip():
+            raise ImpRAGError("the prompt is empty; ask something, such as 'Q: who ...? A:'")
+        yield [prompt]
+        return
+    lines = enumerate(sys.stdin, start=1)
+    while batch := list(itertools.islice(lines, BATCH)):
+        for number, line in batch:
+            if not line.strip():
+                raise ImpRAGError(f"line {number} of standard input is empty; give a prompt a line")
+        yield [line.strip() for _, line in batch]
+
+
+def _print_json(
+    prompt: str,
+    passages: "list[RetrievedPassage]",
+    timings: dict[str, float],
+    **answer: Any,
+) -> None:
+    found = [
+        {"id": p.passage.id, "title": p.passage.title, "text": p.passage.text, "score": p.score}
+        for p in passages
+    ]
+    value = {"prompt": prompt, **answer, "passages": found, "timings": timings}
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def _print_passages(prompt: str, passages: "list[RetrievedPassage]") -> None:
+    print(prompt)
+    for rank, found in enumerate(passages, start=1):
+        text = found.passage.text.replace("\n", " ")
+        short = text if len(text) <= 160 else text[:159] + "…"
+        print(f"{rank:4d}. {found.score:7.3f}  [{found.passage.title}] {short}")

@@ -1,0 +1,52 @@
+"""``imprag index``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def index(
+    corpus: str,
+    *,
+    out: Path,
+    model: str = "default",
+    kind: Literal["flat", "ivfpq", "hnsw"] = "flat",
+    skip_bad_lines: Annotated[bool, Parameter(negative="")] = False,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Embed a corpus with a model's lower layers and build a search index.
+
+    An interrupted build goes on where it stopped when the same command is given again.
+
+    Examples:
+
+    - `imprag index factbook --out factbook-index`
+    - `imprag index passages.jsonl --out my-index --kind hnsw`
+    - `imprag index psgs_w100.tsv --out wiki-index --kind ivfpq --model my-model`
+
+    Args:
+        corpus: A built-in corpus (`factbook`, `wiki10k`, `default`), a corpus folder, a file
+            (JSONL, TSV, Parquet, KILT) or a folder of text files or a Hugging Face dataset.
+        out: The index folder to make; holds the passages, too.
+        model: The model that will search it: `default`, a folder, a GGUF file or a Hugging Face id.
+        kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast.
+        skip_bad_lines: Leave out corpus lines that cannot be read, and list them.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
+        device: `cpu`, `cuda`, `cuda:1` ...
+    """
+    from imprag.corpus import load_corpus
+    from imprag.index.folder import IndexFolder
+    from imprag.rag import ImpRAG
+
+    passages = load_corpus(corpus, skip_bad_lines=skip_bad_lines)
+    skipped = passages.manifest["skipped"]
+    if skipped["count"]:
+        print(
+            f"skipped {skipped['count']} bad lines:", *skipped["first"], sep="\n  ", file=sys.stderr
+        )
+    rag = ImpRAG.from_pretrained(model, dtype=dtype, device=device)
+    folder = IndexFolder.build(passages, rag.encoder, out, kind=kind)
+    print(f"{out}: {len(folder.corpus):,} passages, {kind} index", file=sys.stderr)

