@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import tiny_lm
 from torch import Tensor
 
+from conftest import tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
 from imprag.model.layer_groups import LayerGroups, pad
@@ -37,7 +37,7 @@ def test_reading_everything_is_in_context_rag(family: str) -> None:
     plain = tiny_lm(family, layers)
     groups = groups_of(family, layers=layers, b=0, t=layers - 1)
     passages, (prompt,) = tokens(9, 5, 12), tokens(7, seed=1)
-    context = sum(passages, [])
+    context = [token for passage in passages for token in passage]
     expected = plain(torch.tensor([context + prompt])).logits[0, -len(prompt) :]
     ids, mask = pad([prompt], CPU)
     prefix = groups.encode_passages([passages], "full")
@@ -206,7 +206,7 @@ def test_beams_equal_the_plain_models_beams() -> None:
     plain = tiny_lm(layers=4)
     groups = groups_of(layers=4, b=0, t=3)
     passages, (prompt,) = tokens(9, 5), tokens(7, seed=1)
-    context = sum(passages, [])
+    context = [token for passage in passages for token in passage]
     settings = {"max_new_tokens": 6, "num_beams": 4, "do_sample": False, "eos_token_id": None}
     expected = plain.generate(torch.tensor([context + prompt]), **settings)
     ids, mask = pad([prompt], CPU)
