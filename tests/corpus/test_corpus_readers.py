@@ -118,7 +118,9 @@ def test_a_passage_without_an_id_gets_its_number(tmp_path: Path) -> None:
 
 
 def test_the_names_of_other_collections_are_known(tmp_path: Path) -> None:
-    assert read_rows(tmp_path, {"_id": 7, "title": "T", "contents": "a"}) == [Passage("7", "T", "a")]
+    assert read_rows(tmp_path, {"_id": 7, "title": "T", "contents": "a"}) == [
+        Passage("7", "T", "a")
+    ]
 
 
 def test_other_fields_become_metadata_but_lists_do_not(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_duplicate_ids_are_named_with_file_and_line(tmp_path: Path) -> None:
 
 def test_a_corpus_of_bad_lines_only_is_empty(tmp_path: Path) -> None:
     reader = read_passages(write_jsonl(tmp_path / "c.jsonl", [1, 2]), skip_bad_lines=True)
-    with pytest.raises(ImpRAGError, match="the corpus is empty: .*2 bad lines skipped"):
+    with pytest.raises(ImpRAGError, match=r"the corpus is empty: .*2 bad lines skipped"):
         Corpus.build(reader, tmp_path / "corpus")
 
 
@@ -279,7 +281,9 @@ def test_a_kilt_page_keeps_page_and_paragraphs(tmp_path: Path) -> None:
 
 def test_kilt_pages_are_split_at_a_hundred_words(tmp_path: Path) -> None:
     page = KILT_PAGE | {"text": ["A\n", "Word " * 250]}
-    path = write_jsonl(tmp_path / "kilt_knowledgesource.json", [page, KILT_PAGE | {"text": ["A\n"]}])
+    path = write_jsonl(
+        tmp_path / "kilt_knowledgesource.json", [page, KILT_PAGE | {"text": ["A\n"]}]
+    )
     for passages in (list(read_passages(path)), list(read_passages(path, "kilt"))):
         assert [len(passage.text.split()) for passage in passages] == [100, 100, 50]
 
@@ -315,14 +319,14 @@ def test_bad_text_files_are_named(tmp_path: Path) -> None:
 
 
 def test_paths_and_formats_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ImpRAGError, match="nothing.jsonl does not exist"):
+    with pytest.raises(ImpRAGError, match=r"nothing.jsonl does not exist"):
         read_passages(tmp_path / "nothing.jsonl")
     (tmp_path / "c.pdf").write_text("x")
     with pytest.raises(ImpRAGError, match=r"cannot tell the format of .*c.pdf; known are .jsonl"):
         read_passages(tmp_path / "c.pdf")
     with pytest.raises(ImpRAGError, match="unknown corpus format 'pdf'; choose one of jsonl, kilt"):
         read_passages(tmp_path / "c.pdf", "pdf")
-    with pytest.raises(ImpRAGError, match="holds no .txt, .md or .parquet file"):
+    with pytest.raises(ImpRAGError, match=r"holds no .txt, .md or .parquet file"):
         list(read_passages(tmp_path))
     with pytest.raises(ImpRAGError, match="at least one word"):
         list(read_passages(write_jsonl(tmp_path / "c.jsonl"), max_words=0))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imprag.corpus import Corpus, Passage, store
@@ -36,7 +36,9 @@ passage_lists = st.lists(
         id=strings.filter(bool),
         title=strings,
         text=strings.filter(str.strip),
-        meta=st.dictionaries(strings, st.integers() | st.none() | strings | st.lists(st.booleans())),
+        meta=st.dictionaries(
+            strings, st.integers() | st.none() | strings | st.lists(st.booleans())
+        ),
     ),
     min_size=1,
     max_size=6,
@@ -213,7 +215,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(ImpRAGError, match="cannot write .*corpus: .*free some space"):
+        with pytest.raises(ImpRAGError, match=r"cannot write .*corpus: .*free some space"):
             Corpus.build(numbered(5000), tmp_path / "corpus")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -16,7 +16,7 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 
 def tidy(text: str) -> str:
     """Text in Unicode NFC, without invisible characters, with single spaces as white space."""
-    return " ".join(unicodedata.normalize("NFC", text).translate(_INVISIBLE).split())
+    return " ".join(unicodedata.normalize("NFC", text.translate(_INVISIBLE)).split())
 
 
 def split_text(text: str, max_words: int = 100) -> list[str]:

