@@ -1,0 +1,120 @@
+"""Passages and prompts as token ids."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import needs_smollm2, tiny_lm, tiny_tokenizer
+from imprag.corpus import Passage
+from imprag.errors import ImpRAGError
+from imprag.model import ImpRAGConfig, LayerGroups, PassageEncoder, load_base_model
+from imprag.model.encoder import batches_by_length
+from imprag.model.layer_groups import pad
+from imprag.model.text import passage_tokens, prompt_batch, prompt_tokens
+
+
+def config(**settings: object) -> ImpRAGConfig:
+    return ImpRAGConfig(base_model="tiny", b=1, t=3, **settings)
+
+
+def words(n: int) -> str:
+    return " ".join(f"w{i}" for i in range(n))
+
+
+def test_passages_are_cut_at_the_end_of_their_text() -> None:
+    passage = Passage("1", "w90 w91", words(30))
+    tokenizer = tiny_tokenizer()
+    end_title = config(max_passage_tokens=16, passage_template="{text} {title}")
+    (row,) = passage_tokens(tokenizer, end_title, [passage])
+    assert row == [*range(3, 17), 93, 94]
+    eos = config(max_passage_tokens=16, pooling_point="eos", passage_template="{title} {text}")
+    (row,) = passage_tokens(tokenizer, eos, [passage])
+    assert row == [93, 94, *range(3, 16), 2]
+    (short,) = passage_tokens(tokenizer, eos, [Passage("2", "", "w1")])
+    assert short == [4, 2]
+    assert passage_tokens(tokenizer, eos, []) == []
+
+
+def test_prompts_end_with_their_own_last_token() -> None:
+    tokenizer = tiny_tokenizer()
+    assert prompt_tokens(tokenizer, [" w1 w2 \n"], 10) == [[4, 5]]
+    ids, mask = prompt_batch(tokenizer, ["w1 w2 w3", "w4"], 10, torch.device("cpu"))
+    assert ids.tolist() == [[4, 5, 6], [0, 0, 7]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["  "], "the prompt is empty"),
+        (["w1", ""], "prompt 2 is empty"),
+        (["w1 w2 w3 w4"], "the prompt has 4 tokens, but only 3 fit"),
+    ],
+)
+def test_prompts_that_cannot_be_answered(prompts: list[str], message: str) -> None:
+    with pytest.raises(ImpRAGError, match=message):
+        prompt_tokens(tiny_tokenizer(), prompts, 3)
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 200))
+def test_batches_hold_every_row_once_and_keep_to_their_size(lengths: list[int], size: int) -> None:
+    batches = batches_by_length(lengths, size)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) * max(lengths[i] for i in batch) <= size
+
+
+def test_encoder_gives_each_passage_its_own_embedding_in_order() -> None:
+    groups, tokenizer = LayerGroups(tiny_lm(), config()), tiny_tokenizer()
+    passages = [Passage(str(n), f"w{n}", words(n)) for n in (20, 3, 11, 7, 30, 1)]
+    encoder = PassageEncoder(groups, tokenizer, batch_tokens=40)
+    embeddings = encoder(passages)
+    assert embeddings.shape == (6, encoder.dimension)
+    assert embeddings.dtype == np.float32
+    for passage, embedding in zip(passages, embeddings, strict=True):
+        (row,) = passage_tokens(tokenizer, groups.config, [passage])
+        with torch.no_grad():
+            expected = groups.passage_embeddings(*pad([row], torch.device("cpu")))[0]
+        np.testing.assert_allclose(embedding, expected.numpy(), atol=1e-5)
+
+
+def test_encoder_fingerprint_follows_what_decides_embeddings() -> None:
+    def fingerprint(seed: int = 0, **settings: object) -> str:
+        groups = LayerGroups(tiny_lm(seed=seed), config(**settings))
+        return PassageEncoder(groups, tiny_tokenizer()).fingerprint()
+
+    assert fingerprint() == fingerprint(k=3, passage_encoding="full", score_scale=0.5)
+    others = [{"seed": 1}, {"max_passage_tokens": 99}, {"rope": "after"}, {"pooling_point": "eos"}]
+    assert len({fingerprint(), *(fingerprint(**other) for other in others)}) == 5
+
+
+@needs_smollm2
+@pytest.mark.real_model
+def test_identity_with_the_plain_model_on_real_weights_and_text() -> None:
+    """b=0, t=N-1, full encoding, contiguous positions equal in-context RAG (design's identity)."""
+    plain, tokenizer = load_base_model("smollm2-135m", "float32", "cpu")
+    lm, _ = load_base_model("smollm2-135m", "float32", "cpu")
+    settings = ImpRAGConfig(base_model="smollm2-135m", b=0, t=29, passage_encoding="full")
+    groups = LayerGroups(lm, settings)
+    passages = [
+        Passage("1", "Chad", "The capital of Chad is N'Djamena, a city on the Chari river."),
+        Passage("2", "Mali", "The capital of Mali is Bamako, on the Niger river."),
+    ]
+    rows = passage_tokens(tokenizer, settings, passages)
+    (prompt,) = prompt_tokens(tokenizer, ["In short, the capital of Chad is"], 100)
+    context = [token for row in rows for token in row]
+    ids, mask = pad([prompt], groups.device)
+    with torch.no_grad():
+        prefix = groups.encode_passages([rows])
+        expected = plain(torch.tensor([context + prompt])).logits[0, -len(prompt) :]
+        actual = groups(ids, mask, prefix, position_shift=len(context)).logits[0]
+        assert expected.abs().max() > 10
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+        greedy = {"max_new_tokens": 16, "do_sample": False}
+        expected_tokens = plain.generate(torch.tensor([context + prompt]), **greedy)[0]
+        actual_tokens = groups.generate(ids, mask, prefix, position_shift=len(context), **greedy)[0]
+    answer = actual_tokens[len(prompt) :]
+    assert answer.tolist() == expected_tokens[len(context + prompt) :].tolist()
+    assert "N'Djamena" in tokenizer.decode(answer)
