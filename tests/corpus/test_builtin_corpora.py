@@ -46,6 +46,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture(scope="module")
+def built_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("built")
+
+
+@pytest.fixture
+def shared_cache(cache: Path, built_corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the tests that build the real corpora, which takes seconds: each is built once."""
+    monkeypatch.setenv("IMPRAG_CACHE", str(built_corpora))
+
+
 # --- the factbook ---------------------------------------------------------------------------------
 
 COUNTRY = {
@@ -283,6 +294,7 @@ def test_a_missing_package_says_what_to_install() -> None:
 
 
 @needs_demo
+@pytest.mark.usefixtures("shared_cache")
 def test_the_packages_are_never_imported() -> None:
     program = (
         "import sys, imprag.corpus as c; next(c.factbook_fields()); c.load_corpus('wiki10k');"
@@ -294,7 +306,25 @@ def test_the_packages_are_never_imported() -> None:
 # --- load_corpus ----------------------------------------------------------------------------------
 
 
+# Prebuilt indexes hold these. Whoever changes a corpus raises its revision in library.py too:
+# else caches keep the old one.
+FINGERPRINTS = {
+    ("factbook", 1): "0b0e326d6b50beed",
+    ("wiki10k", 1): "00030e36ef74665b",
+    ("default", 1): "f0c0993eb66e60b3",
+}
+
+
 @needs_demo
+@pytest.mark.usefixtures("shared_cache")
+@pytest.mark.parametrize(("name", "revision"), FINGERPRINTS)
+def test_a_built_in_corpus_changes_only_with_its_revision(name: str, revision: int) -> None:
+    assert library._BUILT_IN[name].revision == revision
+    assert load_corpus(name).fingerprint.startswith(FINGERPRINTS[name, revision])
+
+
+@needs_demo
+@pytest.mark.usefixtures("shared_cache")
 def test_default_is_the_factbook_and_then_wiki10k() -> None:
     default, factbook_corpus, wiki = map(load_corpus, ("default", "factbook", "wiki10k"))
     assert len(default) == len(factbook_corpus) + len(wiki)

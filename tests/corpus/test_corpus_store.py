@@ -82,6 +82,8 @@ def test_ids_are_found_in_the_order_asked_for(large: Corpus) -> None:
 def test_an_unknown_id_is_named(large: Corpus) -> None:
     with pytest.raises(ImpRAGError, match="no passage has the id 'nobody'"):
         large.rows(["p1", "nobody"])
+    with pytest.raises(ImpRAGError, match="no passage has the id"):
+        large.rows(["\ud800"])
 
 
 def test_an_opened_corpus_equals_the_built_one(large: Corpus) -> None:
@@ -202,9 +204,10 @@ def test_verify_finds_a_changed_byte(tmp_path: Path, name: str) -> None:
 def test_what_is_no_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="is no corpus folder"):
         Corpus.open(tmp_path)
-    (tmp_path / store.MANIFEST).write_text(json.dumps({"version": 99}))
-    with pytest.raises(ImpRAGError, match="not in corpus format 1"):
-        Corpus.open(tmp_path)
+    for manifest in ([], {"version": 99}, {"version": 1, "files": {}}):
+        (tmp_path / store.MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(ImpRAGError, match="not in corpus format 1"):
+            Corpus.open(tmp_path)
     (tmp_path / store.MANIFEST).write_text("{")
     with pytest.raises(ImpRAGError, match="not valid JSON"):
         Corpus.open(tmp_path)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from imprag.errors import ImpRAGError
 
@@ -85,6 +84,8 @@ def _lines(path: Path) -> Iterator[str]:
 
 def parquet_records(path: Path) -> Iterator[Record]:
     """The rows of a Parquet file, or of all Parquet files in a folder, by name."""
+    import pyarrow.parquet as pq  # half of the time that importing this package would take
+
     for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
         number = 0
         try:

@@ -29,12 +29,13 @@ from imprag.corpus.readers import PassageReader, SkippedLines
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, read_json, sha256, write_json
 
-BATCH_ROWS = 1024
 FORMAT_VERSION = 1
+BATCH_ROWS = 1024  # part of the format
 MANIFEST = "corpus.json"
 PASSAGES = "passages.arrow"
 ID_HASHES = "id-hashes.bin"
 ID_ROWS = "id-rows.bin"
+_FILES = (PASSAGES, ID_HASHES, ID_ROWS)
 _UNSORTED = "unsorted.bin"
 
 # Large strings: a batch may hold more than 2 GB of text. Metadata is JSON, empty where there is
@@ -101,7 +102,7 @@ class Corpus:
             _sort_hashes(hashes, folder)
             files = {
                 name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-                for name in (PASSAGES, ID_HASHES, ID_ROWS)
+                for name in _FILES
             }
             manifest = {
                 "version": FORMAT_VERSION,
@@ -129,7 +130,11 @@ class Corpus:
         if not (path / MANIFEST).is_file():
             raise ImpRAGError(f"{path} is no corpus folder: it has no {MANIFEST}")
         manifest = read_json(path / MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("version") != FORMAT_VERSION:
+        if (
+            not isinstance(manifest, dict)
+            or manifest.get("version") != FORMAT_VERSION
+            or manifest.get("files", {}).keys() != set(_FILES)
+        ):
             raise ImpRAGError(
                 f"{path / MANIFEST} is not in corpus format {FORMAT_VERSION}; build it again"
             )
@@ -284,7 +289,9 @@ def _passage(row: dict[str, str]) -> Passage:
 
 
 def _hash(passage_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(passage_id.encode(), digest_size=8).digest(), "little")
+    # Any string may be asked for, even one that no passage can have as its id.
+    data = passage_id.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _sort_hashes(hashes: UInt64Array, folder: Path) -> None:
