@@ -10,7 +10,7 @@ from typing import Any
 import ir_measures
 import pytest
 import pytrec_eval
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_measures import RR, R, nDCG
 
@@ -41,6 +41,7 @@ def test_normalize_answer_follows_squad() -> None:
     assert normalize_answer("São Tomé – “x”") == "são tomé – “x”"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_normalize_answer_is_idempotent_on_what_it_lowers(text: str) -> None:
     once = normalize_answer(text)
@@ -80,6 +81,7 @@ def test_empty_answer_list_is_refused(metric: Any) -> None:
         metric("x", [])
 
 
+@settings(deadline=None)
 @given(st.text("ab the.,", max_size=12), st.lists(st.text("ab the.,", max_size=12), min_size=1))
 def test_f1_is_one_for_equal_words_and_symmetric(prediction: str, answers: list[str]) -> None:
     score = f1(prediction, answers)
@@ -143,6 +145,7 @@ def trec_order(run: dict[str, float]) -> list[str]:
     return sorted(run, key=lambda id: (run[id], id), reverse=True)
 
 
+@settings(deadline=None)
 @given(RUNS, st.sets(st.sampled_from(IDS), min_size=1))
 def test_ranking_metrics_equal_trec_eval(run: dict[str, float], relevant: set[str]) -> None:
     qrels = {"q": dict.fromkeys(relevant, 1)}
@@ -159,6 +162,7 @@ def test_ranking_metrics_equal_trec_eval(run: dict[str, float], relevant: set[st
         assert provenance_recall(ranking, single, k) == expected[f"success_{k}"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(RUNS, st.sets(st.sampled_from(IDS), min_size=1)), min_size=1, max_size=4))
 def test_means_equal_ir_measures(queries: list[tuple[dict[str, float], set[str]]]) -> None:
     qrels = {f"q{i}": dict.fromkeys(relevant, 1) for i, (_, relevant) in enumerate(queries)}
@@ -216,6 +220,7 @@ def kilt_rank(ranking: list[str], evidence_sets: list[set[str]]) -> list[object]
     return rank
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(IDS), unique=True),
     st.lists(st.frozensets(st.sampled_from(IDS), min_size=1, max_size=4), min_size=1, unique=True),

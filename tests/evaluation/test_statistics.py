@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imprag.errors import ImpRAGError
@@ -67,6 +67,7 @@ def test_p_value_is_level_where_the_runs_do_not_differ() -> None:
     assert 0.05 < rejected < 0.15
 
 
+@settings(deadline=None)
 @given(SCORES, st.integers(0, 5))
 def test_interval_is_ordered_within_the_values_and_seeded(values: list[float], seed: int) -> None:
     low, high = bootstrap_interval(values, resamples=200, seed=seed)
@@ -74,6 +75,7 @@ def test_interval_is_ordered_within_the_values_and_seeded(values: list[float], s
     assert bootstrap_interval(values, resamples=200, seed=seed) == (low, high)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1)
 )

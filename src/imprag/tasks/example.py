@@ -23,7 +23,7 @@ class Answer:
     """
 
     answer: str
-    provenance: Sequence[Mapping[str, Any]] = ()
+    provenance: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,10 @@ class Example:
             {"answer": item.answer, "provenance": [dict(ref) for ref in item.provenance]}
             for item in self.output
         ]
-        task = {"task": self.task} if self.task else {}
-        return {"id": self.id, **task, "input": self.input, "output": output, "meta": self.meta}
+        fields = {"id": self.id, "task": self.task, "input": self.input, "output": output}
+        if not self.task:
+            del fields["task"]
+        return {**fields, "meta": dict(self.meta)}
 
 
 def answers(texts: Iterable[str]) -> list[Answer]:
@@ -142,7 +144,8 @@ def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
         How many were written.
 
     Raises:
-        ImpRAGError: the disk is full or the folder cannot be written.
+        ImpRAGError: an example holds what JSON cannot, the disk is full, or the folder cannot be
+            written.
     """
     path = Path(path)
     count = 0
@@ -151,7 +154,10 @@ def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
         stream = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
         with stream:
             for example in examples:
-                line = json.dumps(example.to_json(), ensure_ascii=False) + "\n"
-                stream.write(line.encode())
+                try:
+                    line = json.dumps(example.to_json(), ensure_ascii=False).encode()
+                except (TypeError, UnicodeEncodeError) as error:
+                    raise ImpRAGError(f"cannot write example '{example.id}': {error}") from error
+                stream.write(line + b"\n")
                 count += 1
     return count

@@ -9,11 +9,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeGuard
 
 from imprag.errors import ImpRAGError
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
+# JSON can name halves of a character, which no UTF-8 file can hold.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -33,30 +35,34 @@ class Record(dict[str, Any]):
     def text(self, field: str) -> str:
         """The text under ``field``; it is not blank."""
         value = self.get(field)
-        if not isinstance(value, str) or not value.strip():
+        if not _is_text(value) or not value.strip():
             raise self.error(field, "text")
         return value
 
     def identifier(self, field: str) -> str:
         """The text or whole number under ``field``, as text."""
         value = self.get(field)
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise self.error(field, "text or a whole number")
-        return str(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self.text(field)
 
     def integer(self, field: str) -> int:
-        """The whole number under ``field``; text of digits will do."""
+        """The whole number from 0 under ``field``; text of digits will do."""
         value = self.get(field)
         if isinstance(value, str) and value.isdecimal():
             return int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(field, "a whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self.error(field, "a whole number from 0")
         return value
 
     def texts(self, field: str) -> list[str]:
-        """The list of texts under ``field``; it has at least one."""
+        """The list of texts under ``field``; at least one is not blank."""
         value = self.get(field)
-        if not isinstance(value, list) or not value or not all(isinstance(t, str) for t in value):
+        if (
+            not isinstance(value, list)
+            or not all(map(_is_text, value))
+            or not "".join(value).strip()
+        ):
             raise self.error(field, "a list of at least one text")
         return value
 
@@ -140,6 +146,8 @@ def _from_text(path: Path, reader: Callable[[TextIO, Path], Iterator[Record]]) -
         raise ImpRAGError(f"{path} is not a whole gzip file: {error}") from error
     except csv.Error as error:
         raise ImpRAGError(f"{path} is not a CSV file: {error}") from error
+    except OSError as error:
+        raise ImpRAGError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _from_json_lines(text: TextIO, path: Path) -> Iterator[Record]:
@@ -148,7 +156,7 @@ def _from_json_lines(text: TextIO, path: Path) -> Iterator[Record]:
             place = f"{path}, line {number}"
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ImpRAGError(f"{place} is not valid JSON: {error}") from error
             yield Record(value, place)
 
@@ -157,7 +165,7 @@ def _from_json(text: TextIO, path: Path) -> Iterator[Record]:
     """A list of objects, an object with such a list under ``data``, or objects by their ids."""
     try:
         value = json.load(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ImpRAGError(f"{path} is not valid JSON: {error}") from error
     prefix = ""
     if isinstance(value, dict) and isinstance(value.get("data"), list):
@@ -225,8 +233,14 @@ def _from_datasets(source: str, split: str, *, on_disk: bool) -> Iterator[Record
         yield Record(row, f"{source}, {split}, row {number}")
 
 
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and not _LONE_SURROGATE.search(value)
+
+
 def _kind(value: Any) -> str:
     """What a value is, in words for a message."""
+    if isinstance(value, str) and not _is_text(value):
+        return "not valid Unicode"
     if isinstance(value, str):
         return "text" if value.strip() else "empty text"
     if isinstance(value, Sequence):
