@@ -285,6 +285,11 @@ DROP = {
                 "answer": _drop_answer(spans=("Ada", "Bo")),
                 "query_id": "q-3",
             },
+            {
+                "question": "Which date has the set left empty?",
+                "answer": _drop_answer(),
+                "query_id": "q-4",
+            },
         ],
         "wiki_url": "https://en.wikipedia.org/wiki/Mill",
     }
@@ -479,7 +484,7 @@ EXPECTED: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "newsqa": [
         (
-            "TARNBY (Wire) -- The old mill opened again on Sunday.\n\n Q: What opened? A:",
+            "TARNBY (Wire) -- The old mill opened again on Sunday. Q: What opened? A:",
             ["The old mill"],
         )
     ],

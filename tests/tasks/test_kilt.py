@@ -140,3 +140,15 @@ def test_what_cannot_be_linked_is_kept_and_counted(tmp_path: Path) -> None:
     assert example.evidence_sets(joint=True, key="title") == [{"Ada Lindqvist", "River Tarn"}]
     rows = [{"id": 1, "input": "Tarnby [SEP] country", "output": [{"answer": "Nordland"}]}]
     assert run(tmp_path, corpus, "trex", rows)[1] == {"none": 1}
+
+
+def test_a_second_import_forgets_the_first_corpus(kilt_corpus: Corpus, tmp_path: Path) -> None:
+    first, _ = run(tmp_path, kilt_corpus, "hotpotqa")
+    rows = [example.to_json() for example in first]
+    [example], counts = run(tmp_path, titled_corpus(tmp_path), "hotpotqa", rows)
+    assert counts == {"none": 1}
+    assert example.evidence_sets(joint=False) == [{"t1"}]
+    unknown = Corpus.build([Passage("u", "Elsewhere", "Text.")], tmp_path / "unknown")
+    [example], counts = run(tmp_path, unknown, "hotpotqa", rows)
+    assert counts == {"none": 1}
+    assert example.evidence_sets(joint=False) == []

@@ -145,6 +145,19 @@ def test_hugging_face_rows_give_the_same(
         assert [(task.prompt(e), e.answers) for e in examples] == official.EXPECTED[name]
 
 
+def test_empty_texts_and_answers_of_training_sets_are_left_out(tmp_path: Path) -> None:
+    [row] = official.CNN_DAILYMAIL
+    rows = [{**row, "id": "1", "article": " "}, {**row, "id": "2", "highlights": ""}, row]
+    path = official.write_content(tmp_path / "rows.jsonl", rows)
+    assert [e.id for e in load_task("cnn_dailymail").read(path)] == [row["id"]]
+    coqa = copy.deepcopy(official.COQA)
+    coqa["data"][0]["answers"][0]["input_text"] = ""
+    del coqa["data"][0]["additional_answers"]
+    path = official.write_content(tmp_path / "coqa.json", coqa)
+    [second] = load_task("coqa").read(path)
+    assert second.input == "Where?"
+
+
 def test_coqa_as_hugging_face_has_it(tmp_path: Path) -> None:
     [story] = official.COQA["data"]
     row = {
@@ -185,6 +198,8 @@ def test_coqa_as_hugging_face_has_it(tmp_path: Path) -> None:
         ("simpleqa", "a.csv", 'metadata,problem,answer\n"x,y\n', r"a.csv is not a CSV file"),
         ("hotpotqa", "a.jsonl", '{"id": 1, "input": "q", "output": []}', r"line 1: field 'output' "
          r"has no answer; expected at least one object with an \"answer\""),
+        ("hotpotqa", "a.jsonl", '{"id": 1, "input": " ", "output": [{"answer": "x"}]}',
+         "field 'input' is empty text; expected text"),
         ("hotpotqa", "a.jsonl", '{"id": 1, "input": "q"}', "field 'output' is missing"),
         ("hotpotqa", "a.jsonl", '{"id": 1, "input": "q", "output": [{"answer": 3}]}',
          r"line 1, output\[0\]: field 'answer' is the value 3; expected text"),

@@ -19,7 +19,7 @@ class Answer:
     Attributes:
         answer: the text; empty where only the provenance is known.
         provenance: references to passages, such as ``{"passage_id": "fb-12"}`` or KILT's
-            ``{"wikipedia_id": "9228", "start_paragraph_id": 3, …}``. Together they prove it.
+            ``{"wikipedia_id": "9228", "start_paragraph_id": 3, …}``.
     """
 
     answer: str
@@ -84,7 +84,7 @@ class Example:
         """
         output = [
             Answer(
-                "" if item.get("answer") in (None, "") else item.text("answer"),
+                "" if item.get("answer") is None else item.text("answer"),
                 [dict(ref) for ref in item.records("provenance")] if "provenance" in item else [],
             )
             for item in record.records("output")
@@ -94,12 +94,14 @@ class Example:
                 f"{record.place}: field 'output' has no answer; "
                 'expected at least one object with an "answer"'
             )
+        if not record.text("input").strip():
+            raise record.error("input", "text")
         return cls(
             id=record.identifier("id"),
             input=record.text("input"),
             output=output,
             meta=dict(record.record("meta")) if record.get("meta") is not None else {},
-            task=record.text("task") if record.get("task") is not None else "",
+            task="" if record.get("task") is None else record.text("task"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -115,8 +117,8 @@ class Example:
 
 
 def answers(texts: Iterable[str]) -> list[Answer]:
-    """The different texts as answers without provenance, in order."""
-    return [Answer(text) for text in dict.fromkeys(texts)]
+    """The different texts that are not blank as answers without provenance, in order."""
+    return [Answer(text) for text in dict.fromkeys(texts) if text.strip()]
 
 
 def read_examples(path: str | Path) -> Iterator[Example]:

@@ -2,15 +2,24 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from imprag.tasks.example import Answer, Example, answers
+from imprag.tasks.example import Example, answers
 from imprag.tasks.records import Record
 from imprag.tasks.task import Reader, Task, register_task
 
 READING = "{context} Q: {input} A:"
 SUMMARY = "{input} Summarize this article:"
 DIALOGUE = "{input}"
+
+
+def _example(
+    id: str, text: str, found: Iterable[str], meta: Mapping[str, str]
+) -> Iterator[Example]:
+    """The example, or nothing where a set has left the text or the answers empty, as they do."""
+    output = answers(found)
+    if text.strip() and output:
+        yield Example(id, text, output, meta)
 
 
 def read_coqa(records: Iterable[Record]) -> Iterator[Example]:
@@ -33,7 +42,7 @@ def read_coqa(records: Iterable[Record]) -> Iterator[Example]:
         context = record.text("story")
         for turn, question in enumerate(questions):
             texts = [replies[turn].text("input_text") for replies in people]
-            yield Example(f"{id}-{turn + 1}", question, answers(texts), {"context": context})
+            yield from _example(f"{id}-{turn + 1}", question, texts, {"context": context})
             context += f" Q: {question} A: {texts[0]}"
 
 
@@ -44,14 +53,8 @@ def read_drop(records: Iterable[Record]) -> Iterator[Example]:
         for pair in record.records("qa_pairs"):
             validated = pair.records("validated_answers") if "validated_answers" in pair else []
             texts = [_drop_answer(answer) for answer in [pair.record("answer"), *validated]]
-            if not texts[0]:
-                raise pair.error("answer", "a number, a date or spans that are not empty")
-            yield Example(
-                pair.identifier("query_id"),
-                pair.text("question"),
-                answers(text for text in texts if text),
-                {"context": context},
-            )
+            id, question = pair.identifier("query_id"), pair.text("question")
+            yield from _example(id, question, texts, {"context": context})
 
 
 def _drop_answer(answer: Record) -> str:
@@ -72,14 +75,9 @@ def read_newsqa(records: Iterable[Record]) -> Iterator[Example]:
             if consensus.get("badQuestion") or consensus.get("noAnswer"):
                 continue
             answer = story[consensus.integer("s") : consensus.integer("e")].strip()
-            if not answer:
-                raise question.error("consensus", "a span 's' to 'e' of the story")
-            yield Example(
-                f"{record.identifier('storyId')}-{number}",
-                question.text("q"),
-                [Answer(answer)],
-                {"context": story, "type": record.text("type")},
-            )
+            id = f"{record.identifier('storyId')}-{number}"
+            meta = {"context": story.strip(), "type": record.text("type")}
+            yield from _example(id, question.text("q"), [answer], meta)
 
 
 def read_pubmedqa(records: Iterable[Record]) -> Iterator[Example]:
@@ -91,8 +89,8 @@ def read_pubmedqa(records: Iterable[Record]) -> Iterator[Example]:
         else:
             id, question = record.identifier("id"), record.text("QUESTION")
             context = record.texts("CONTEXTS")
-        answer = Answer(record.text("final_decision"))
-        yield Example(id, question, [answer], {"context": " ".join(context)})
+        answer = record.text("final_decision")
+        yield from _example(id, question, [answer], {"context": " ".join(context)})
 
 
 def read_quail(records: Iterable[Record]) -> Iterator[Example]:
@@ -101,12 +99,8 @@ def read_quail(records: Iterable[Record]) -> Iterator[Example]:
         choices, right = record.texts("answers"), record.integer("correct_answer_id")
         if right >= len(choices):
             raise record.error("correct_answer_id", f"a number below {len(choices)}")
-        yield Example(
-            record.identifier("id"),
-            record.text("question"),
-            [Answer(choices[right])],
-            {"context": record.text("context")},
-        )
+        id, question = record.identifier("id"), record.text("question")
+        yield from _example(id, question, [choices[right]], {"context": record.text("context")})
 
 
 def read_squad_v2(records: Iterable[Record]) -> Iterator[Example]:
@@ -122,16 +116,15 @@ def read_squad_v2(records: Iterable[Record]) -> Iterator[Example]:
 
 def _squad_question(record: Record, context: str) -> Iterator[Example]:
     texts = [answer.text("text") for answer in record.records("answers")]
-    if texts:
-        id, question = record.identifier("id"), record.text("question")
-        yield Example(id, question, answers(texts), {"context": context})
+    id, question = record.identifier("id"), record.text("question")
+    yield from _example(id, question, texts, {"context": context})
 
 
 def read_cnn_dailymail(records: Iterable[Record]) -> Iterator[Example]:
     """CNN/DailyMail rows: ``id``, ``article``, ``highlights``."""
     for record in records:
-        summary = Answer(" ".join(record.text("highlights").split()))
-        yield Example(record.identifier("id"), record.text("article"), [summary])
+        summary = " ".join(record.text("highlights").split())
+        yield from _example(record.identifier("id"), record.text("article"), [summary], {})
 
 
 def read_oasst1(records: Iterable[Record]) -> Iterator[Example]:
@@ -150,12 +143,8 @@ def read_oasst1(records: Iterable[Record]) -> Iterator[Example]:
         message, dialogue = open_turns.pop()
         ranked = sorted(replies.pop(message.text("message_id"), []), key=_rank)
         if ranked and message.text("role") == "prompter":
-            yield Example(
-                message.text("message_id"),
-                dialogue,
-                [Answer(ranked[0].text("text"))],
-                {"lang": message.text("lang")},
-            )
+            id, reply = message.text("message_id"), ranked[0].text("text")
+            yield from _example(id, dialogue, [reply], {"lang": message.text("lang")})
         open_turns += [(reply, f"{dialogue} {reply.text('text')}") for reply in reversed(ranked)]
 
 

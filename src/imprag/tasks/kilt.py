@@ -89,6 +89,8 @@ class _Linker:
         for item in example.output:
             provenance: list[Mapping[str, Any]] = []
             for reference in item.provenance:
+                # An id from an earlier import belongs to another corpus.
+                reference = {k: v for k, v in reference.items() if k != "passage_id"}
                 way, passages = self._passages(reference, answers)
                 ways.add(way)
                 if way == "none":

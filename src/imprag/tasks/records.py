@@ -33,17 +33,19 @@ class Record(dict[str, Any]):
         self.place = place
 
     def text(self, field: str) -> str:
-        """The text under ``field``; it is not blank."""
+        """The text under ``field``, perhaps empty."""
         value = self.get(field)
-        if not _is_text(value) or not value.strip():
+        if not _is_text(value):
             raise self.error(field, "text")
         return value
 
     def identifier(self, field: str) -> str:
-        """The text or whole number under ``field``, as text."""
+        """The text or whole number under ``field``, as text; it is not blank."""
         value = self.get(field)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
+        if not self.text(field).strip():
+            raise self.error(field, "text or a whole number")
         return self.text(field)
 
     def integer(self, field: str) -> int:
