@@ -3,8 +3,11 @@
 import importlib.util
 import os
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -15,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.manual_seed(0)
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 FAMILIES = {
     "llama": {},

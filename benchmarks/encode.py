@@ -1,0 +1,90 @@
+"""How close embedding a corpus comes to the machine's own matrix-product rate.
+
+    python benchmarks/encode.py                  # 1,000 factbook passages, 5 rounds
+    python benchmarks/encode.py --passages 13600 --rounds 1 --json
+
+Work is counted as 2 x parameters really multiplied x tokens, without padding: the linear layers of
+layers 0..b-1. Attention scores, norms and layer b's one token per passage are not counted. Each
+round times the machine's matrix product (bfloat16 2048 x 2048 x 2048, or the model's dtype) before
+and after encoding; the figure is the median of the rounds' ratios.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from imprag.corpus import load_corpus
+from imprag.model import PassageEncoder, load_pretrained
+from imprag.model.text import passage_tokens
+
+
+def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Operations per second of a large matrix product."""
+    a, b = torch.randn(2, 2048, 2048).to(dtype)
+    for _ in range(3):
+        a @ b
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        a @ b
+        count += 1
+    return count * 2 * 2048**3 / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--corpus", default="factbook")
+    parser.add_argument("--passages", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--batch-tokens", type=int)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+
+    groups, tokenizer = load_pretrained(arguments.model, arguments.dtype)
+    corpus = load_corpus(arguments.corpus)
+    rows = np.random.default_rng(0).permutation(len(corpus))[: arguments.passages]
+    passages = corpus.passages(rows.tolist())
+    encoder = PassageEncoder(groups, tokenizer, arguments.batch_tokens)
+    tokens = sum(map(len, passage_tokens(tokenizer, groups.config, passages)))
+    parameters = sum(
+        module.weight.numel()
+        for layer in groups.lm.base_model.layers[: groups.config.b]
+        for module in layer.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    encoder(passages[:100])
+    rounds = []
+    for _ in range(arguments.rounds):
+        before = matmul_rate(groups.lm.dtype)
+        start = time.perf_counter()
+        encoder(passages)
+        seconds = time.perf_counter() - start
+        machine = (before + matmul_rate(groups.lm.dtype)) / 2
+        rounds.append((2 * parameters * tokens / seconds / machine, tokens / seconds, machine))
+    ratio, speed, machine = (statistics.median(column) for column in zip(*rounds, strict=True))
+    result = {
+        "ratio": ratio,
+        "ratios": [round(r, 3) for r, _, _ in rounds],
+        "tokens_per_second": speed,
+        "passages_per_second": speed * len(passages) / tokens,
+        "matmul_gflops": machine / 1e9,
+        "passages": len(passages),
+        "tokens": tokens,
+        "parameters": parameters,
+        "dtype": str(groups.lm.dtype),
+        "threads": torch.get_num_threads(),
+    }
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:20s} {value:,.3f}" if isinstance(value, float) else f"{name:20s} {value}")
+
+
+if __name__ == "__main__":
+    main()
