@@ -1,0 +1,288 @@
+"""Building an index: embed the passages in shards, then make one index of the shards.
+
+Everything happens in a folder beside the one to be made, ``OUT.building``:
+
+1. Shards: ``shards/<number>-<checksum>.arrow``, ids and embeddings of consecutive passages, each
+   written atomically. ``plan.json`` holds the settings that all of them share. This is the long
+   part; after a kill, only the shard that was in the making is lost.
+2. Index: the shards' vectors and ids go into one file each, as a stream; the search structure is
+   trained on a sample of them and takes them in block by block.
+3. The finished index becomes ``OUT``, in one step, and the rest is deleted.
+
+The result depends on the passages, the encoder and the settings only, so a build that was
+interrupted ends with the same bytes as one that was not.
+"""
+
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from imprag.corpus.passage import Passage
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path, read_json, sha256, write_json
+from imprag.index.faiss_index import FaissIndex, write_ids
+from imprag.index.faiss_structures import KINDS, STRUCTURES
+from imprag.index.faiss_vectors import DTYPES, map_faiss, progress_bar, write_vectors
+from imprag.index.manifest import (
+    IndexManifest,
+    building_folder,
+    is_free,
+    versions,
+    write_file,
+)
+from imprag.index.passage_index import FloatArray, checked_embeddings
+
+_BASE_MEMORY = 150_000_000  # Python with NumPy, Arrow and FAISS
+
+
+Encode = Callable[[Sequence[Passage]], FloatArray]
+
+
+class Passages(Protocol):
+    """What is needed of a :class:`~imprag.corpus.Corpus`: ids are unique, rows keep their order."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]: ...
+
+
+def build_index(
+    passages: Passages,
+    encode: Encode,
+    out: Path | str,
+    *,
+    model_fingerprint: str,
+    dimension: int,
+    kind: str = "flat",
+    dtype: str = "float16",
+    shard_size: int = 8192,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> FaissIndex:
+    """Embed passages and index them; go on where an interrupted call stopped.
+
+    Args:
+        passages: a corpus.
+        encode: embeds up to ``batch_size`` passages, (number, dimension) float32. It may sort them
+            by length and cut them into smaller batches as it likes.
+        out: the folder to make. If it holds this very index already, that is opened.
+        model_fingerprint: of the model behind ``encode``.
+        dimension: of an embedding.
+        kind: ``"flat"`` is exact, ``"ivfpq"`` small, ``"hnsw"`` quick.
+        dtype: ``"float16"`` or ``"float32"``, in which embeddings are stored.
+        shard_size: passages embedded between two saves.
+        batch_size: passages given to ``encode`` at once.
+        seed: for the sample that ivfpq is trained on.
+        progress: tell on standard error how much disk and memory it will take, and show a bar.
+
+    Raises:
+        ImpRAGError: ``out`` holds something else; an unfinished build there has other settings; the
+            corpus is empty or too small for the kind; an embedding is not finite; the disk is
+            full. The parts that are finished are kept, except where they are of no use.
+    """
+    out = Path(out)
+    if kind not in KINDS or dtype not in DTYPES:
+        raise ImpRAGError(
+            f"an index of kind {kind!r} and dtype {dtype!r} is unknown; "
+            f"kinds are {', '.join(KINDS)}, dtypes {', '.join(DTYPES)}"
+        )
+    if not len(passages):
+        raise ImpRAGError("the corpus is empty; there is nothing to index")
+    structure = STRUCTURES.get(kind)
+    goal = IndexManifest(
+        backend="faiss",
+        kind=kind,
+        dimension=dimension,
+        count=len(passages),
+        dtype=dtype,
+        model_fingerprint=model_fingerprint,
+        corpus_fingerprint=passages.fingerprint,
+        settings=structure.settings(dimension, len(passages), seed) if structure else {},
+        files={},
+        versions={},
+    )
+    work = building_folder(out)
+    if is_free(out):
+        _claim(work, {**dataclasses.asdict(goal), "shard": shard_size, "batch": batch_size})
+        if progress:
+            print(_prediction(passages, goal, shard_size, out), file=sys.stderr)
+        shards = _write_shards(
+            work / "shards", passages, encode, goal, shard_size, batch_size, progress
+        )
+        _write_index(work / "index", shards, goal, progress)
+        os.replace(work / "index", out)
+    manifest = _finished(out, goal)
+    shutil.rmtree(work, ignore_errors=True)
+    return FaissIndex(out, manifest)
+
+
+def _claim(work: Path, plan: dict[str, Any]) -> None:
+    """Make the working folder, or go on in one with the same plan, without what a kill left."""
+    plan_file = work / "plan.json"
+    if plan_file.is_file():
+        old = read_json(plan_file)
+        if other := sorted(key for key in plan if old.get(key) != plan[key]):
+            raise ImpRAGError(
+                f"{work} holds an unfinished index with another {', '.join(other)}; "
+                "build with the same settings as before, or delete that folder"
+            )
+    elif work.exists() and any(not path.name.startswith(".tmp-plan") for path in work.iterdir()):
+        raise ImpRAGError(f"{work} is needed for building, but holds something else; move it away")
+    else:
+        write_json(plan_file, plan)
+    for scratch in work.rglob(".tmp-*"):
+        shutil.rmtree(scratch)
+
+
+def _finished(out: Path, goal: IndexManifest) -> IndexManifest:
+    """The manifest of the index in ``out``, if it is the one that is wanted."""
+    found = IndexManifest.read(out)
+    wanted, there = dataclasses.asdict(goal), dataclasses.asdict(found)
+    other = [
+        key for key in wanted if key not in ("files", "versions") and wanted[key] != there[key]
+    ]
+    if other or "removed" in found.files:
+        raise ImpRAGError(
+            f"{out} holds an index already, with another {', '.join(other) or 'set of passages'}; "
+            "choose another folder or delete it"
+        )
+    return found
+
+
+def _prediction(passages: Passages, goal: IndexManifest, shard_size: int, out: Path) -> str:
+    """One line on the disk and memory that the build will take."""
+    first = passages.passages(range(min(100, goal.count)))
+    id_bytes = 8 + sum(len(passage.id.encode()) for passage in first) / len(first)
+    vector_bytes = goal.dimension * np.dtype(goal.dtype).itemsize
+    shards = goal.count * (vector_bytes + id_bytes)
+    disk, memory = shards, 4 * shard_size * vector_bytes
+    if structure := STRUCTURES.get(goal.kind):
+        size = goal.dimension, goal.count
+        disk += structure.disk(goal.settings, *size)
+        memory = max(memory, structure.memory(goal.settings, *size, goal.dtype))
+    free = shutil.disk_usage(out.parent).free
+    return (
+        f"{goal.kind} index of {goal.count:,} passages, {goal.dimension} x {goal.dtype}: "
+        f"about {_size(disk)} on disk, {_size(disk + shards)} while building "
+        f"({_size(free)} are free), {_size(memory + _BASE_MEMORY)} of memory beside the encoder"
+    )
+
+
+def _size(number: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def _write_shards(
+    folder: Path,
+    passages: Passages,
+    encode: Encode,
+    goal: IndexManifest,
+    shard_size: int,
+    batch_size: int,
+    progress: bool,
+) -> list[Path]:
+    """Embed what is not embedded yet; the paths of all shards, in order."""
+    shards = [range(n, min(n + shard_size, goal.count)) for n in range(0, goal.count, shard_size)]
+    paths = {int(path.name.partition("-")[0]): path for path in folder.glob("*-*.arrow")}
+    done = sum(len(shards[number]) for number in paths)
+    with progress_bar("Encoding", goal.count, progress, done) as bar:
+        for number, rows in enumerate(shards):
+            if number not in paths:
+                batches = [rows[n : n + batch_size] for n in range(0, len(rows), batch_size)]
+                shard = _shard(passages, encode, goal, batches, bar)
+                file = write_file(folder, f"{number:06}.arrow", partial(_write_batch, shard))
+                paths[number] = folder / file.name
+    return [paths[number] for number in range(len(shards))]
+
+
+def _shard(
+    passages: Passages, encode: Encode, goal: IndexManifest, batches: list[range], bar: Any
+) -> pa.RecordBatch:
+    """Ids and embeddings of some passages."""
+    ids: list[str] = []
+    embeddings: list[npt.NDArray[Any]] = []
+    for rows in batches:
+        batch = passages.passages(rows)
+        made = encode(batch)
+        where = f"passages {batch[0].id!r} to {batch[-1].id!r}"
+        if len(made) != len(batch):
+            raise ImpRAGError(f"{where}: {len(batch)} passages, but {len(made)} embeddings")
+        try:
+            made = checked_embeddings(made, goal.dimension, goal.dtype)
+        except ImpRAGError as error:
+            raise ImpRAGError(f"{where}: {error}") from error
+        ids += [passage.id for passage in batch]
+        embeddings.append(made.astype(goal.dtype))
+        bar.update(len(batch))
+    values = pa.array(np.concatenate(embeddings).ravel())
+    vectors = pa.FixedSizeListArray.from_arrays(values, goal.dimension)
+    return pa.record_batch({"id": pa.array(ids, pa.large_string()), "embedding": vectors})
+
+
+def _write_batch(batch: pa.RecordBatch, stream: BinaryIO) -> None:
+    with pa.ipc.new_file(stream, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _read_batch(path: Path) -> pa.RecordBatch:
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+
+
+def _write_index(target: Path, shards: list[Path], goal: IndexManifest, progress: bool) -> None:
+    """Make the finished index of the shards, beside them."""
+    if target.exists():
+        return  # it is whole, and only remains to be moved
+    for path in shards:
+        if not sha256(path).startswith(path.stem.partition("-")[2]):
+            raise ImpRAGError(
+                f"{path} is damaged (its checksum differs); delete it and give the same command "
+                "again, and only these passages are embedded again"
+            )
+
+    def embeddings() -> Iterator[npt.NDArray[Any]]:
+        for path in shards:
+            values = _read_batch(path)["embedding"].flatten().to_numpy()
+            yield values.reshape(-1, goal.dimension)
+
+    with atomic_path(target) as folder:
+        folder.mkdir()
+        files = {
+            "vectors": write_file(
+                folder,
+                "vectors.faiss",
+                lambda stream: write_vectors(
+                    stream, goal.dimension, goal.dtype, goal.count, embeddings()
+                ),
+            ),
+            "ids": write_file(
+                folder,
+                "ids.arrow",
+                lambda stream: write_ids(stream, (_read_batch(path)["id"] for path in shards)),
+            ),
+        }
+        if structure := STRUCTURES.get(goal.kind):
+            vectors = map_faiss(folder / files["vectors"].name)
+            built = structure.build(vectors, goal.dtype, goal.settings, progress)
+            files["structure"] = write_file(
+                folder, f"{goal.kind}.faiss", lambda stream: structure.write(built, stream)
+            )
+        manifest = dataclasses.replace(goal, files=files, versions=versions(faiss.__version__))
+        manifest.write(folder)
