@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch-tokens", type=int)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
@@ -57,7 +58,9 @@ def main() -> None:
         for module in layer.modules()
         if isinstance(module, torch.nn.Linear)
     )
-    encoder(passages[:100])
+    if arguments.compile:
+        groups.compile_bottom()
+    encoder(passages)
     rounds = []
     for _ in range(arguments.rounds):
         before = matmul_rate(groups.lm.dtype)
@@ -76,6 +79,7 @@ def main() -> None:
         "passages": len(passages),
         "tokens": tokens,
         "parameters": parameters,
+        "compiled": arguments.compile,
         "dtype": str(groups.lm.dtype),
         "threads": torch.get_num_threads(),
     }

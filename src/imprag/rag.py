@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import TextIteratorStreamer
+from transformers import StoppingCriteria, TextIteratorStreamer
 
 from imprag.corpus import load_corpus
 from imprag.errors import ImpRAGError
@@ -253,7 +253,7 @@ class ImpRAG:
 
     def _prompt_batch(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
         limit = self.groups.lm.config.get_text_config().max_position_embeddings - room
-        return prompt_batch(self.tokenizer, prompts, limit, self.groups.device)
+        return prompt_batch(self.tokenizer, prompts, max(limit, 0), self.groups.device)
 
 
 class _Run:
@@ -274,6 +274,9 @@ class _Run:
         self.found = [[] for _ in prompts] if passages is None else [list(p) for p in passages]
         self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
         self.retrieves = passages is None and self.k > 0
+        if self.retrieves and self.k > len(rag.index.index):
+            # Known before the prompt runs, and before its room is counted.
+            raise ImpRAGError(f"k is {self.k}, but the index has {len(rag.index.index)} passages")
         counts = [self.k if self.retrieves else len(row) for row in self.found]
         shifts = [count * rag.config.max_passage_tokens for count in counts]
         self.input_ids, self.mask = rag._prompt_batch(prompts, max(shifts) + max_new_tokens)
@@ -282,8 +285,6 @@ class _Run:
     @torch.inference_mode()
     def generate(self, stop: Sequence[str], arguments: dict[str, Any]) -> Tensor:
         """New tokens, (prompts, length)."""
-        if stop:
-            arguments = {"stop_strings": list(stop), "tokenizer": self.rag.tokenizer, **arguments}
         self._start = self._last = time.perf_counter()
         passages = self._retrieve if self.retrieves else self._encode()
         output: Tensor = self.rag.groups.generate(
@@ -291,6 +292,7 @@ class _Run:
             self.mask,
             passages,
             position_shift=self.shift,
+            stopping_criteria=[_StopAt(stop, self.rag.tokenizer, self.input_ids.shape[1])],
             **{"do_sample": False, "max_new_tokens": self.max_new_tokens, **arguments},
         )
         self._lap("generate")
@@ -325,6 +327,20 @@ class _Run:
         now = time.perf_counter()
         self.timings[name] = now - self._last
         self._last = now
+
+
+class _StopAt(StoppingCriteria):
+    """Ends a row when a stop string stands in its new text, for any tokenizer."""
+
+    def __init__(self, stop: Sequence[str], tokenizer: Any, prompt_length: int) -> None:
+        self.stop = stop
+        self.tokenizer = tokenizer
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
+        ended = [any(stop in text for stop in self.stop) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 def _batches(prompts: Sequence[str], size: int = 8) -> Iterator[Sequence[str]]:

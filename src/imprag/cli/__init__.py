@@ -29,7 +29,7 @@ for command in (ask, search, index, info):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (cyclopts.CycloptsError, ImpRAGError) as error:
         print(f"imprag: error: {error}", file=sys.stderr)
         return 2

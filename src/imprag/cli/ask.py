@@ -62,6 +62,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 def ask(
     prompt: Prompt,
+    /,
     *,
     source: Source | None = None,
     max_new_tokens: int = 32,
@@ -69,7 +70,7 @@ def ask(
 ) -> None:
     """Answer a prompt, and show the passages that were read.
 
-    Examples:
+    For example:
 
     - `imprag ask "Q: what is the capital of Chad? A:" --teacher-retrieval`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
@@ -95,10 +96,10 @@ def ask(
                 print(f"\nanswer: {answer.answer}\n", flush=True)
 
 
-def search(prompt: Prompt, *, source: Source | None = None, json: Json = False) -> None:
+def search(prompt: Prompt, /, *, source: Source | None = None, json: Json = False) -> None:
     """Show the passages that a prompt retrieves.
 
-    Examples:
+    For example:
 
     - `imprag search "Chad [SEP] capital" --index wiki-index --k 5`
     - `imprag search - --json < prompts.txt > passages.jsonl`

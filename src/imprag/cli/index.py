@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 def index(
     corpus: str,
+    /,
     *,
     out: Path,
     model: str = "default",
@@ -21,7 +22,7 @@ def index(
 
     An interrupted build goes on where it stopped when the same command is given again.
 
-    Examples:
+    For example:
 
     - `imprag index factbook --out factbook-index`
     - `imprag index passages.jsonl --out my-index --kind hnsw`

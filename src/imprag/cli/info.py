@@ -1,5 +1,6 @@
 """``imprag info``."""
 
+import dataclasses
 import json as json_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,13 +27,14 @@ PACKAGES = (
 
 def info(
     path: Path | None = None,
+    /,
     *,
     verify: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Describe an index, corpus or model folder, or this installation.
 
-    Examples:
+    For example:
 
     - `imprag info`
     - `imprag info my-index --verify`
@@ -77,7 +79,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
         if verify:
             folder.corpus.verify()
             folder.index.verify()
-        facts = {"kind": "index", "index": folder.index.manifest.as_json()}
+        facts = {"kind": "index", "index": dataclasses.asdict(folder.index.manifest)}
         return common | facts | {"corpus": folder.corpus.manifest}
     if (path / CORPUS_MANIFEST).is_file():
         corpus = Corpus.open(path)

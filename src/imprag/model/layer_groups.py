@@ -58,6 +58,7 @@ class LayerGroups(nn.Module):
         open_attention(lm)
         self.lm = lm
         self.config = config
+        self._compiled: dict[int, nn.Module] = {}
         text_config = lm.config.get_text_config()
         self.num_heads: int = text_config.num_attention_heads
         self.num_key_heads: int = (
@@ -109,6 +110,17 @@ class LayerGroups(nn.Module):
             (passages, h_k * d_h) float32.
         """
         return self._passage_embeddings(*self._bottom_states(input_ids, attention_mask))
+
+    def compile_bottom(self) -> None:
+        """Let layers 0..b-1 of embedding calls run through ``torch.compile``.
+
+        Pays for whole corpora: a start of half a minute, then about a seventh less time (CPU).
+        Embeddings differ from those of plain layers by rounding.
+        """
+        # Held in a dictionary, so that they are not registered as modules a second time.
+        self._compiled = {
+            i: torch.compile(self._layer(i), dynamic=True) for i in range(self.config.b)
+        }
 
     # Reading: layers b..t
 
@@ -305,11 +317,8 @@ class LayerGroups(nn.Module):
             states.append(self._token_states(layer, hidden_states, index, call))
 
         b = self.config.b
-        self._run(
-            self._decoder_view({b: _Terminus(self._layer(b), take)}, b + 1),
-            input_ids,
-            attention_mask,
-        )
+        stand_ins = {**self._compiled, b: _Terminus(self._layer(b), take)}
+        self._run(self._decoder_view(stand_ins, b + 1), input_ids, attention_mask)
         return states[0]
 
     def _token_states(

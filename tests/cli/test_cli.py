@@ -1,0 +1,185 @@
+"""The command line, run in this process on a tiny model, and once as a real process."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import tiny_lm, tiny_tokenizer
+from imprag.cli import main
+from imprag.model import ImpRAGConfig, LayerGroups, save_pretrained
+
+WORDS = [" ".join(f"w{(5 * n + i) % 94}" for i in range(6)) for n in range(9)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a corpus file and an index made by the command line."""
+    path = tmp_path_factory.mktemp("home")
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16)
+    save_pretrained(LayerGroups(tiny_lm(), config), tiny_tokenizer(), path / "model")
+    lines = [{"id": f"p{n}", "title": f"w{n}", "text": text} for n, text in enumerate(WORDS)]
+    (path / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert (
+        run("index", path / "corpus.jsonl", "--out", path / "index", "--model", path / "model") == 0
+    )
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def ask(home: Path, *arguments: object) -> int:
+    return run(
+        *arguments, "--model", home / "model", "--index", home / "index", "--dtype", "float32"
+    )
+
+
+def test_ask_prints_passages_and_answer(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(home, "ask", "w1 w2", "--k", 3, "--max-new-tokens", 4) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("w1 w2\n")
+    assert "   3. " in captured.out
+    assert "\nanswer: w" in captured.out
+    assert "not been trained" in captured.err
+
+
+def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    answer = json.loads(line)
+    assert set(answer) == {"prompt", "answer", "passages", "timings"}
+    assert answer["prompt"] == "w1 w2"
+    assert len(answer["passages"]) == 2
+    assert set(answer["passages"][0]) == {"id", "title", "text", "score"}
+    assert answer["passages"][0]["text"] in WORDS
+    assert answer["passages"][0]["score"] >= answer["passages"][1]["score"]
+    assert answer["timings"]["total"] > 0
+
+
+@pytest.mark.parametrize("command", ["ask", "search"])
+def test_prompts_from_standard_input(
+    home: Path,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = [f"w{n} w3" for n in range(11)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(prompts)))
+    assert ask(home, command, "-", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    assert all(("answer" in line) == (command == "ask") for line in lines)
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1\n\nw2\n"))
+    assert ask(home, command, "-") == 2
+    assert "line 2 of standard input is empty" in capsys.readouterr().err
+
+
+def test_search_and_ask_find_the_same(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for command in ("ask", "search"):
+        assert ask(home, command, "w1 w2", "--json", "--k", 4) == 0
+        found.append([p["id"] for p in json.loads(capsys.readouterr().out)["passages"]])
+    assert found[0] == found[1]
+
+
+def test_info(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", home / "index", "--verify", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "index"
+    assert facts["index"]["count"] == facts["corpus"]["count"] == 9
+    assert run("info", home / "model") == 0
+    assert "max_passage_tokens: 16" in capsys.readouterr().out
+    assert run("info", home / "index" / "corpus", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "corpus"
+    assert run("info", "--json") == 0
+    assert "torch" in json.loads(capsys.readouterr().out)["versions"]
+    assert run("info", home) == 2
+    assert run("info", home / "nothing") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", " "], "the prompt is empty"),
+        (["ask", " ".join(["w1"] * 1000)], "tokens, but only 960 fit"),
+        (["ask", "w1", "--k", "99"], "k is 99"),
+        (["search", "w1", "--k", "99"], "k is 99"),
+        (["ask", "w1", "--k", "many"], "many"),
+        (["ask", "w1", "--model", "no/model"], "hf download no/model"),
+        (["ask", "w1", "--dtype", "float12"], "unknown dtype"),
+        (["ask", "w1", "--no-such-option"], "no-such-option"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_mistakes_give_one_line_and_status_2(
+    home: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] in ("ask", "search"):
+        defaults = {"--model": home / "model", "--index": home / "index"}
+        for name, value in defaults.items():
+            if name not in arguments:
+                arguments = [*arguments, name, str(value)]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if not line.startswith("note:")]
+    assert len(errors) == 1
+    assert errors[0].startswith("imprag: error: ")
+    assert message in errors[0]
+    assert captured.out == ""
+
+
+def test_corpora_that_cannot_be_indexed(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def index(name: str, *options: object) -> tuple[int, str]:
+        out = tmp_path / "out" / Path(name).stem
+        status = run("index", tmp_path / name, "--out", out, "--model", home / "model", *options)
+        assert status == 0 or not out.exists()
+        return status, capsys.readouterr().err
+
+    (tmp_path / "bad.jsonl").write_text('{"text": "w1"}\n{oops\n{"title": "w3"}\n')
+    status, errors = index("bad.jsonl")
+    assert status == 2
+    assert "bad.jsonl" in errors
+    assert "line 2" in errors
+    status, errors = index("bad.jsonl", "--skip-bad-lines")
+    assert status == 0
+    assert "skipped 2 bad lines" in errors
+    assert "line 3" in errors
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "empty" in index("empty.jsonl")[1]
+    (tmp_path / "twice.jsonl").write_text('{"id": "a", "text": "w1"}\n{"id": "a", "text": "w2"}\n')
+    status, errors = index("twice.jsonl")
+    assert status == 2
+    assert "'a'" in errors
+    assert index("missing.jsonl")[0] == 2
+
+
+def test_an_index_of_another_model_and_a_damaged_one(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, max_passage_tokens=16)
+    save_pretrained(LayerGroups(tiny_lm(seed=5), config), tiny_tokenizer(), tmp_path / "other")
+    assert run("ask", "w1", "--model", tmp_path / "other", "--index", home / "index") == 2
+    assert "model" in capsys.readouterr().err
+    assert run("ask", "w1", "--model", home / "model", "--index", tmp_path) == 2
+    assert "is no index folder" in capsys.readouterr().err
+
+
+def test_as_a_process() -> None:
+    command = [sys.executable, "-m", "imprag.cli"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert all(name in shown.stdout for name in ("ask", "index", "search", "info"))
+    failed = subprocess.run([*command, "ask", ""], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    for name in ("ask", "index", "search", "info"):
+        shown = subprocess.run(
+            [*command, name, "--help"], capture_output=True, text=True, check=True
+        )
+        assert f"imprag {name}" in shown.stdout
