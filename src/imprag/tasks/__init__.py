@@ -2,6 +2,7 @@
 
 from imprag.tasks import instruction, knowledge, synthetic
 from imprag.tasks.example import Answer, Example, answers, read_examples, write_examples
+from imprag.tasks.factbook import build_factbook, load_benchmark
 from imprag.tasks.records import Record, read_records
 from imprag.tasks.task import Task, load_task, register_task, task_names
 
@@ -11,8 +12,10 @@ __all__ = [
     "Record",
     "Task",
     "answers",
+    "build_factbook",
     "instruction",
     "knowledge",
+    "load_benchmark",
     "load_task",
     "read_examples",
     "read_records",

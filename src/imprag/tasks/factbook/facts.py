@@ -1,0 +1,80 @@
+"""Facts: a country, a relation, the forms of the value, and the passages that state it."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from imprag.corpus import Fact, Passage
+from imprag.tasks.factbook.names import Country
+from imprag.tasks.factbook.relations import Relation
+from imprag.tasks.factbook.values import former_ruler, largest_partner
+from imprag.tasks.matching import contains_answer
+
+
+@dataclass(frozen=True)
+class KnownFact:
+    """A value of a relation that stands in a passage.
+
+    Attributes:
+        country: whom the fact is about.
+        relation: such as ``capital``.
+        answers: all forms of the value, the best first.
+        gold: ids of the passages that state the value under the label of the relation's field.
+        partner: the country that the value is, if it is one.
+    """
+
+    country: Country
+    relation: Relation
+    answers: tuple[str, ...]
+    gold: tuple[str, ...]
+    partner: Country | None = None
+
+    @property
+    def shown(self) -> str:
+        """The value as it is said in a sentence."""
+        return self.partner.in_sentence if self.partner else self.answers[0]
+
+
+def known_facts(
+    entries: Iterable[Fact],
+    passages: Iterable[Passage],
+    countries: dict[str, Country],
+    relations: Iterable[Relation],
+) -> Iterator[KnownFact]:
+    """All facts of all relations that have a short value and a passage that states it."""
+    texts: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        texts.setdefault((entry.code, entry.label), entry.text)
+    stating = defaultdict(list)
+    for passage in passages:
+        for label in passage.meta.get("fields", ()):
+            stating[passage.meta["code"], label].append(passage)
+    by_name = {name: country for country in countries.values() for name in country.names}
+    for relation in relations:
+        for country in countries.values():
+            answers = relation.values(texts.get((country.code, relation.field), ""))
+            partner = by_name.get(answers[-1]) if answers and _is_country(relation) else None
+            if partner:
+                answers = list(dict.fromkeys([*answers, *partner.names]))
+            gold = tuple(
+                passage.id
+                for passage in stating[country.code, relation.field]
+                if contains_answer(_statement(passage.text, relation.field), answers)
+            )
+            if gold and answers[0].casefold() != country.name.casefold():
+                yield KnownFact(country, relation, tuple(answers), gold, partner)
+
+
+def _is_country(relation: Relation) -> bool:
+    return relation.values in (largest_partner, former_ruler)
+
+
+def _statement(text: str, label: str) -> str:
+    """The part of a passage's text that begins with a field's label, to the end of its line."""
+    field, _, subfield = label.partition(": ")
+    line = re.search(rf"^{re.escape(field)}: (.*)$", text, re.MULTILINE)
+    if not line or not subfield:
+        return line[1] if line else ""
+    _, _, statement = f"; {line[1]}".partition(f" {subfield}: ")
+    return statement

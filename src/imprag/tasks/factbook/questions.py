@@ -1,0 +1,200 @@
+"""Facts asked in every format: questions, two-hop questions, slots, true and false statements."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+
+from imprag.tasks.example import Answer, Example
+from imprag.tasks.factbook.facts import KnownFact
+from imprag.tasks.factbook.names import Country
+from imprag.tasks.factbook.relations import fill
+from imprag.tasks.factbook.splits import choose, drawn
+from imprag.tasks.factbook.values import without_accents
+
+_HOPS_PER_BRIDGE = 4
+_STEM = 4  # letters: "Chad" and "Chadian", "Panama" and "Panama City" share their stem
+# Words of many countries' names, which hint at none.
+_COMMON_WORDS = (
+    "the republic kingdom state states united union island islands territory saint north south "
+    "east west central northern southern western eastern democratic people federal federation "
+    "commonwealth socialist islamic arab great special administrative region country overseas "
+    "collectivity principality lands"
+)
+
+
+def questions(facts: Iterable[KnownFact], seed: int, *, every_wording: bool) -> Iterator[Example]:
+    """Questions about single facts, in one wording or in every wording of the relation."""
+    for fact in facts:
+        wordings = fact.relation.questions
+        if not every_wording:
+            wordings = (choose(wordings, seed, "question", *_key(fact)),)
+        for wording in wordings:
+            number = fact.relation.questions.index(wording) + 1
+            yield Example(
+                id=f"question/{_slug(fact)}/{number}",
+                input=fill(wording, fact.country),
+                output=_output(fact.answers, fact.gold),
+                meta={**_meta(fact), "wording": number},
+            )
+
+
+def slots(facts: Iterable[KnownFact]) -> Iterator[Example]:
+    """``Chad [SEP] capital``."""
+    for fact in facts:
+        yield Example(
+            id=f"slot/{_slug(fact)}",
+            input=f"{fact.country.name} [SEP] {fact.relation.name}",
+            output=_output(fact.answers, fact.gold),
+            meta=_meta(fact),
+        )
+
+
+def two_hop(
+    facts: Sequence[KnownFact], all_facts: Iterable[KnownFact], seed: int
+) -> Iterator[Example]:
+    """Questions about a country that another fact describes; both facts are among ``facts``.
+
+    The description fits one country of ``all_facts`` only and does not hint at its name, and the
+    two facts stand in different passages.
+    """
+    times = Counter(_value_key(fact) for fact in all_facts)
+    of_country = defaultdict(list)
+    for fact in facts:
+        of_country[fact.country.code].append(fact)
+    for first in facts:
+        if first.relation.partner and first.partner:
+            asked, description = first.partner, fill(first.relation.partner, first.country)
+        elif first.relation.bridge and times[_value_key(first)] == 1 and not _hints(first):
+            asked = first.country
+            description = first.relation.bridge.replace("{V}", first.shown)
+            if asked.dependent:
+                description = description.replace("the country", "the territory")
+        else:
+            continue
+        description = description[:1].lower() + description[1:]
+        seconds = [
+            fact
+            for fact in of_country[asked.code]
+            if fact.relation.field != first.relation.field and not {*fact.gold} & {*first.gold}
+        ]
+        seconds.sort(key=lambda fact: drawn(seed, "two hop", *_key(first), *_key(fact)))
+        for second in seconds[:_HOPS_PER_BRIDGE]:
+            wordings = [text for text in second.relation.questions if "{X's}" not in text]
+            wording = choose(wordings, seed, "two hop", *_key(first), *_key(second))
+            yield Example(
+                id=f"two-hop/{_slug(first)}/{_slug(second)}",
+                input=_capitalized(wording.replace("{X}", description)),
+                output=_two_hop_output(first, second),
+                meta={**_meta(second), "bridge": _meta(first)},
+            )
+
+
+def statements(facts: Iterable[KnownFact], seed: int) -> Iterator[Example]:
+    """Statements, half of them false by the value of another country.
+
+    Every fact gives a true and a false statement in the same words. Over a relation, the values
+    of the false ones are those of the true ones in another order, so that neither the country nor
+    the value nor the wording tells true from false.
+    """
+    of_relation = defaultdict(list)
+    for fact in facts:
+        if not _hints(fact):
+            of_relation[fact.relation.name].append(fact)
+    for relation in sorted(of_relation):
+        for fact, other in _exchange(of_relation[relation], seed):
+            wording = choose(fact.relation.statements, seed, "statement", *_key(fact))
+            for label, stated in (("True", fact), ("False", other)):
+                yield Example(
+                    id=f"statement/{_slug(fact)}/{label.lower()}",
+                    input=fill(wording, fact.country, stated.shown),
+                    output=_output([label], fact.gold),
+                    meta=_meta(fact),
+                )
+
+
+def _exchange(facts: list[KnownFact], seed: int) -> list[tuple[KnownFact, KnownFact]]:
+    """Pairs of facts of a relation: each fact is once first, once second, and the second's value
+    is wrong for the first's country. Facts that cannot be paired are left out."""
+    others = sorted(facts, key=lambda fact: drawn(seed, "exchange", *_key(fact)))
+    place = 0
+    while place < len(facts):
+        fact, other = facts[place], others[place]
+        if not _alike(fact, other):
+            place += 1
+            continue
+        for swap, (swap_fact, swap_other) in enumerate(zip(facts, others, strict=True)):
+            if not _alike(fact, swap_other) and not _alike(swap_fact, other):
+                others[place], others[swap] = swap_other, other
+                break
+        else:
+            taker = others.index(fact)
+            others[taker] = other
+            del facts[place], others[place]
+            place = min(place, taker)
+    return list(zip(facts, others, strict=True))
+
+
+def _alike(fact: KnownFact, other: KnownFact) -> bool:
+    """Whether the other fact's value may be right for the country, in part at least, or hints."""
+    right = [_words(answer) for answer in fact.answers]
+    wrong = [_words(answer) for answer in other.answers]
+    return any(a <= b or b <= a for a, b in product(right, wrong)) or _names_country(
+        other.shown, fact.country
+    )
+
+
+def _hints(fact: KnownFact) -> bool:
+    return _names_country(fact.shown, fact.country)
+
+
+def _names_country(value: str, country: Country) -> bool:
+    """Whether the value resembles a name of the country: ``Panama City``, ``Algerian dinars``."""
+    named = " ".join([*country.names, *country.demonyms, *country.former_names])
+    return not _stems(value).isdisjoint(_stems(named) - _stems(_COMMON_WORDS))
+
+
+@lru_cache(maxsize=2**16)
+def _stems(text: str) -> frozenset[str]:
+    return frozenset(word[:_STEM] for word in _words(text) if len(word) >= _STEM)
+
+
+@lru_cache(maxsize=2**16)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+|[^\w\s]", without_accents(text).casefold()))
+
+
+def _value_key(fact: KnownFact) -> tuple[str, str]:
+    return fact.relation.name, fact.answers[0].casefold()
+
+
+def _two_hop_output(first: KnownFact, second: KnownFact) -> list[Answer]:
+    """Both facts' passages prove the answer together; any of a fact's passages will do."""
+    best, *forms = second.answers
+    pairs = product(first.gold, second.gold)
+    proofs = [[{"passage_id": id} for id in pair] for pair in pairs]
+    return [*(Answer(best, proof) for proof in proofs), *map(Answer, forms)]
+
+
+def _output(answers: Sequence[str], gold: Sequence[str]) -> list[Answer]:
+    """The best form with the passages, each of which proves it alone; the other forms without."""
+    best, *forms = answers
+    return [Answer(best, [{"passage_id": id} for id in gold]), *map(Answer, forms)]
+
+
+def _meta(fact: KnownFact) -> dict[str, str]:
+    return {"country": fact.country.name, "relation": fact.relation.name}
+
+
+def _key(fact: KnownFact) -> tuple[str, str]:
+    return fact.country.name, fact.relation.name
+
+
+def _slug(fact: KnownFact) -> str:
+    relation = re.sub(r"\W+", "-", fact.relation.name.casefold())
+    return f"{fact.country.code}/{relation}"
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]

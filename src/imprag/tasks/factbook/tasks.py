@@ -1,0 +1,24 @@
+"""The tasks of the benchmark, with the paper's prompts.
+
+The first eight are those that the paper's eight stand for; retrieval is for them only.
+"""
+
+from dataclasses import replace
+
+from imprag.tasks.knowledge import MENTION, QUESTION, RELATION, STATEMENT
+from imprag.tasks.synthetic import DENOISING, SENTENCE
+from imprag.tasks.task import Task, register_task
+
+QA = register_task(Task("factbook/qa", QUESTION))
+QA_UNSEEN = register_task(Task("factbook/qa_unseen", QUESTION))
+TWO_HOP = register_task(Task("factbook/two_hop", QUESTION, joint_evidence=True))
+TREX = register_task(Task("factbook/trex", RELATION))
+ZSRE = register_task(Task("factbook/zsre", RELATION))
+FEVER = register_task(Task("factbook/fever", STATEMENT, metric="accuracy", max_new_tokens=8))
+AIDA = register_task(Task("factbook/aida", MENTION))
+WIKI_AIDA = register_task(Task("wiki10k/aida", MENTION))
+
+DENOISE = register_task(replace(DENOISING, name="factbook/denoising"))
+SENTENCES = register_task(replace(SENTENCE, name="factbook/next_sentence"))
+WIKI_DENOISE = register_task(replace(DENOISING, name="wiki10k/denoising"))
+WIKI_SENTENCES = register_task(replace(SENTENCE, name="wiki10k/next_sentence"))
