@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from imprag.errors import ImpRAGError
@@ -63,17 +63,6 @@ def load_base_model(
     except (OSError, ValueError) as error:
         raise ImpRAGError(_explain(name_or_path, error)) from error
     return BaseModel(lm.to(device).eval(), tokenizer)
-
-
-def empty_base_model(name_or_path: str | Path) -> PreTrainedModel:
-    """The model's architecture without weights, on the meta device, for plans and predictions."""
-    source = str(_folder(name_or_path) or name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(source)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise ImpRAGError(_explain(name_or_path, error)) from error
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
