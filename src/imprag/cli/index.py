@@ -15,6 +15,7 @@ def index(
     model: str = "default",
     kind: Literal["flat", "ivfpq", "hnsw"] = "flat",
     skip_bad_lines: Annotated[bool, Parameter(negative="")] = False,
+    compile: Annotated[bool, Parameter(negative="")] = False,
     dtype: str = "auto",
     device: str = "auto",
 ) -> None:
@@ -35,6 +36,8 @@ def index(
         model: The model that will search it: `default`, a folder, a GGUF file or a Hugging Face id.
         kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast.
         skip_bad_lines: Leave out corpus lines that cannot be read, and list them.
+        compile: Compile the layers first: half a minute, then about a seventh less time. Needs a
+            C++ compiler on a CPU.
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
         device: `cpu`, `cuda`, `cuda:1` ...
     """
@@ -49,5 +52,7 @@ def index(
             f"skipped {skipped['count']} bad lines:", *skipped["first"], sep="\n  ", file=sys.stderr
         )
     rag = ImpRAG.from_pretrained(model, dtype=dtype, device=device)
+    if compile:
+        rag.groups.compile_bottom()
     folder = IndexFolder.build(passages, rag.encoder, out, kind=kind)
     print(f"{out}: {len(folder.corpus):,} passages, {kind} index", file=sys.stderr)
