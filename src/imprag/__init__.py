@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imprag.corpus import Corpus as Corpus
     from imprag.corpus import Passage as Passage
+    from imprag.evaluation.runner import evaluate as evaluate
     from imprag.index import PassageIndex as PassageIndex
     from imprag.model import ImpRAGConfig as ImpRAGConfig
     from imprag.model import LayerGroups as LayerGroups
@@ -22,6 +23,7 @@ _HOMES = {
     "LayerGroups": "imprag.model",
     "Passage": "imprag.corpus",
     "PassageIndex": "imprag.index",
+    "evaluate": "imprag.evaluation.runner",
     "load_task": "imprag.tasks",
 }
 __all__ = sorted(_HOMES)

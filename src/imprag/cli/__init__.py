@@ -11,8 +11,11 @@ from importlib.metadata import version
 import cyclopts
 
 from imprag.cli.ask import ask, search
+from imprag.cli.compare import compare
+from imprag.cli.evaluate import evaluate
 from imprag.cli.index import index
 from imprag.cli.info import info
+from imprag.cli.tasks import tasks
 from imprag.errors import ImpRAGError
 
 app = cyclopts.App(
@@ -22,8 +25,10 @@ app = cyclopts.App(
     version=lambda: version("imprag"),
     help_format="markdown",
 )
-for command in (ask, search, index, info):
+for command in (ask, search, index, info, compare):
     app.command(command)
+app.command(evaluate, name="eval")
+app.command(tasks)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, the runner, its report, and the comparison of runs."""

@@ -1,0 +1,144 @@
+"""``imprag eval``."""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from imprag.errors import ImpRAGError
+
+if TYPE_CHECKING:
+    from imprag.corpus import Corpus
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def evaluate(
+    *,
+    out: Path,
+    tasks: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    data: Path | None = None,
+    split: str | None = None,
+    model: str = "default",
+    index: Path | None = None,
+    corpus: str | None = None,
+    retriever: Literal["self", "teacher", "bm25"] = "self",
+    query_template: Literal["none", "oracle"] = "none",
+    no_retrieval: Flag = False,
+    oracle_passages: Flag = False,
+    retrieval_only: Flag = False,
+    k: int | None = None,
+    in_context: Flag = False,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str = "auto",
+    json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Evaluate a model or a retriever on tasks, and write a run folder with a report.
+
+    An interrupted evaluation goes on where it stopped when the same command is given again.
+
+    Examples:
+
+    - `imprag eval --data factbook-bench --model my-model --index my-index --out run`
+    - `imprag eval --data factbook-bench --tasks factbook/qa --no-retrieval --limit 200 --out run`
+    - `imprag eval --data factbook-bench --retriever bm25 --retrieval-only --out run`
+    - `imprag eval --tasks nq=NQ-open.dev.jsonl trex=trex-dev.jsonl --index wiki-index --out run`
+
+    Args:
+        out: The run folder.
+        tasks: Tasks of `--data`; files whose examples name their tasks; or `TASK=FILE` for a task's
+            official file. Without any, all tasks of `--data` that retrieve passages.
+        data: A benchmark folder, as `imprag tasks build` makes it.
+        split: The split of the benchmark (`test` if not given), or of a data set on the hub.
+        model: The model: `default`, a folder, a GGUF file or a Hugging Face id.
+        index: An index folder made by `imprag index` with the same model.
+        corpus: What the teacher, BM25 and `--oracle-passages` take passages from, as for
+            `imprag index`; if not given, the passages of `--index`, or else the benchmark's corpus.
+        retriever: The model itself, all-MiniLM-L6-v2, or BM25.
+        query_template: `oracle` gives the teacher or BM25 the bare question, entity and relation,
+            statement or mention, in place of the whole prompt.
+        no_retrieval: Let the model answer without passages.
+        oracle_passages: Let the model read the gold passages.
+        retrieval_only: Measure retrieval alone; nothing is generated.
+        k: Passages that the model reads; its own number if not given.
+        in_context: Put the passages before the prompt, as ordinary RAG does, instead of reading
+            them in layers b to t.
+        limit: At most so many examples of each task.
+        seed: Draws the examples of `--limit`.
+        batch_size: Prompts in one batch.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
+        device: `cpu`, `cuda`, `cuda:1` ...
+        json: Print the results as one JSON object.
+    """
+    from imprag.evaluation.examples import read_tasks
+    from imprag.evaluation.passage_sources import (
+        bm25_retrieval,
+        gold_passages,
+        no_passages,
+        own_retrieval,
+        teacher_retrieval,
+    )
+    from imprag.evaluation.report import REPORT
+    from imprag.evaluation.runner import evaluate as run_evaluation
+    from imprag.evaluation.tables import results_table
+    from imprag.rag import ImpRAG
+
+    if no_retrieval + oracle_passages + retrieval_only > 1:
+        raise ImpRAGError("use one of --no-retrieval, --oracle-passages and --retrieval-only")
+    own = retriever == "self" and not (no_retrieval or oracle_passages)
+    if own and (corpus is not None or query_template != "none"):
+        raise ImpRAGError(
+            "--corpus and --query-template are not for the model's own retrieval: it searches "
+            "--index by the prompt"
+        )
+    if retriever != "self" and (no_retrieval or oracle_passages):
+        raise ImpRAGError(f"--retriever {retriever} has no use where nothing is retrieved")
+    examples = read_tasks(tasks or (), data=data, split=split)
+    rag = None
+    if own or not retrieval_only:
+        rag = ImpRAG.from_pretrained(model, index, dtype=dtype, device=device)
+    if rag is not None and own:
+        source = own_retrieval(rag)
+    elif no_retrieval:
+        source = no_passages()
+    elif oracle_passages:
+        source = gold_passages(_corpus(corpus, index, data))
+    elif retriever == "teacher":
+        source = teacher_retrieval(_corpus(corpus, index, data), query_template)
+    else:
+        source = bm25_retrieval(_corpus(corpus, index, data), query_template)
+    results = run_evaluation(
+        None if retrieval_only else rag,
+        examples,
+        out,
+        source=source,
+        k=k,
+        in_context=in_context,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        name=model,
+    )
+    if json:
+        print(json_module.dumps(results, ensure_ascii=False))
+    else:
+        print(results_table(results["tasks"]), end="")
+    print(f"report: {out / REPORT}", file=sys.stderr)
+
+
+def _corpus(corpus: str | None, index: Path | None, data: Path | None) -> "Corpus":
+    """The passages for everything but the model's own retrieval."""
+    from imprag.corpus import load_corpus
+    from imprag.index.folder import IndexFolder
+    from imprag.tasks import load_benchmark
+
+    if corpus is not None:
+        return load_corpus(corpus)
+    if index is not None:
+        return IndexFolder.open(index).corpus
+    return load_corpus("default" if data is None else load_benchmark(data)["corpus"]["name"])

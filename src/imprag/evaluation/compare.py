@@ -1,0 +1,211 @@
+"""Runs side by side: their differences to the first one, with intervals and p-values."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imprag.errors import ImpRAGError
+from imprag.evaluation.run_folder import RunFolder
+from imprag.evaluation.scoring import summary
+from imprag.evaluation.statistics import PairedTest, paired_bootstrap
+from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
+from imprag.files import atomic_path
+
+
+def test_cells(test: PairedTest) -> tuple[str, str]:
+    """Difference with its interval, and p-value, as tables show them."""
+    low, high = (percent(bound, sign=True) for bound in test.interval)
+    p = "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
+    return f"{percent(test.difference, sign=True)} [{low}, {high}]", p
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task.
+
+    Attributes:
+        task, metric: which.
+        n: examples, the same in all runs.
+        estimates: ``mean``, ``low`` and ``high`` of every run.
+        tests: of every run but the first, against the first.
+    """
+
+    task: str
+    metric: str
+    n: int
+    estimates: Sequence[dict[str, float]]
+    tests: Sequence[PairedTest]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs on the examples that they share.
+
+    Attributes:
+        runs: their names; the first is what the others are compared with.
+        rows: by task and metric.
+        notes: what is not compared, in words.
+    """
+
+    runs: Sequence[str]
+    rows: Sequence[Row]
+    notes: Sequence[str]
+
+    def to_markdown(self) -> str:
+        """The table, in percent, with the notes below."""
+        header = ["task", "metric", "n", self.runs[0]]
+        for run in self.runs[1:]:
+            header += [run, "difference", "p"]
+        rows = []
+        for row in self.rows:
+            cells = [row.task, LABELS[row.metric], f"{row.n:,}", estimate(row.estimates[0])]
+            for value, test in zip(row.estimates[1:], row.tests, strict=True):
+                cells += [estimate(value), *test_cells(test)]
+            rows.append(cells)
+        table = markdown_table(header, rows, texts=2)
+        return table + "".join(f"\n{note}\n" for note in self.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON-like values; shares from 0 to 1."""
+        rows = [
+            {
+                **{name: getattr(row, name) for name in ("task", "metric", "n", "estimates")},
+                "tests": [
+                    {**test._asdict(), "interval": test.interval._asdict()} for test in row.tests
+                ],
+            }
+            for row in self.rows
+        ]
+        return {"runs": self.runs, "rows": rows, "notes": self.notes}
+
+    def write_html(self, path: Path | str) -> None:
+        """Write the table and a plot of every metric as one self-contained page.
+
+        Raises:
+            ImpRAGError: a package for reports is missing, or the file cannot be written.
+        """
+        from imprag.evaluation.plots import bars
+        from imprag.evaluation.report import render, require_packages
+
+        require_packages()
+        plots = {}
+        for metric in dict.fromkeys(row.metric for row in self.rows):
+            groups = {
+                row.task: dict(zip(self.runs, row.estimates, strict=True))
+                for row in self.rows
+                if row.metric == metric
+            }
+            plots[LABELS[metric]] = bars(groups, LABELS[metric])
+        page = render(
+            "compare.html",
+            comparison=self,
+            plots=plots,
+            labels=LABELS,
+            estimate=estimate,
+            test_cells=test_cells,
+        )
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+
+
+def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Comparison:
+    """Compare run folders, example by example.
+
+    Only examples that all runs have are compared, and the notes say so.
+
+    Args:
+        runs: at least two folders; the first is what the others are compared with.
+        metrics: names of the metrics to compare, as in ``results.json``.
+
+    Raises:
+        ImpRAGError: fewer than two runs, an unknown metric, an unfinished run, runs without a
+            common example, or runs in which an example has different gold answers.
+    """
+    if len(runs) < 2:
+        raise ImpRAGError("give at least two run folders to compare")
+    if unknown := [metric for metric in metrics if metric not in LABELS]:
+        raise ImpRAGError(f"no metric {', '.join(unknown)}; there are {', '.join(LABELS)}")
+    paths = [Path(run) for run in runs]
+    scored = [_read(path) for path in paths]
+    rows: list[Row] = []
+    notes: list[str] = []
+    for task in dict.fromkeys(task for tasks in scored for task in tasks):
+        if lacking := [
+            str(path) for path, own in zip(paths, scored, strict=True) if task not in own
+        ]:
+            notes.append(f"{task} is left out: it is not in {', '.join(lacking)}.")
+            continue
+        examples = [tasks[task] for tasks in scored]
+        common = _common(task, paths, examples)
+        if any(len(own) != len(common) for own in examples):
+            counts = ", ".join(f"{len(own):,}" for own in examples)
+            notes.append(
+                f"{task} is compared on the {len(common):,} examples that all runs have, "
+                f"of {counts}."
+            )
+        if common:
+            rows += _rows(task, [[own[id] for id in common] for own in examples], metrics)
+    if not rows:
+        raise ImpRAGError(f"nothing to compare: {' '.join(notes) or 'no metric is in all runs'}")
+    return Comparison(_names(paths), rows, notes)
+
+
+class _Scored(NamedTuple):
+    """What is compared of a prediction."""
+
+    answers: list[str]
+    metrics: dict[str, float]
+
+
+def _read(path: Path) -> dict[str, dict[str, _Scored]]:
+    """By task and id."""
+    run = RunFolder.open(path)
+    run.results()  # refuses a run that is not finished
+    tasks: dict[str, dict[str, _Scored]] = defaultdict(dict)
+    for prediction in run.predictions():
+        scored = _Scored(prediction["answers"], prediction["metrics"])
+        tasks[prediction["task"]][prediction["id"]] = scored
+    return tasks
+
+
+def _common(
+    task: str, paths: Sequence[Path], examples: Sequence[Mapping[str, _Scored]]
+) -> list[str]:
+    """Ids that all runs have, in the order of the first; their gold answers must be the same."""
+    first, *others = examples
+    common = [id for id in first if all(id in own for own in others)]
+    for path, own in zip(paths[1:], others, strict=True):
+        for id in common:
+            if own[id].answers != first[id].answers:
+                raise ImpRAGError(
+                    f"example '{id}' of task '{task}' has other gold answers in {path} than in "
+                    f"{paths[0]}: the runs belong to different versions of the data"
+                )
+    return common
+
+
+def _rows(task: str, runs: Sequence[Sequence[_Scored]], metrics: Sequence[str]) -> Iterator[Row]:
+    for metric in (name for name in LABELS if name in metrics):
+        # A metric may be defined for some examples only.
+        values = [
+            scores
+            for example in zip(*runs, strict=True)
+            if None not in (scores := [scored.metrics.get(metric) for scored in example])
+        ]
+        if values:
+            first, *others = zip(*values, strict=True)
+            yield Row(
+                task,
+                metric,
+                len(values),
+                [summary(scores) for scores in (first, *others)],
+                [paired_bootstrap(scores, first) for scores in others],
+            )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The folders' own names where these differ."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]

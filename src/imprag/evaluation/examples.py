@@ -1,0 +1,138 @@
+"""Where tasks and files meet: the examples of a benchmark folder, a file, or an official set."""
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from imprag.errors import ImpRAGError
+from imprag.tasks import Example, Task, load_benchmark, load_task, read_examples
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    """A task and the examples that it is evaluated on.
+
+    Attributes:
+        task: how they are asked and judged.
+        examples: with distinct ids.
+        source: where they come from, in words.
+    """
+
+    task: Task
+    examples: Sequence[Example]
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise ImpRAGError(f"task '{self.task.name}' has no examples in {self.source}")
+        seen: set[str] = set()
+        for example in self.examples:
+            if example.id in seen:
+                raise ImpRAGError(
+                    f"{self.source}: the id '{example.id}' occurs twice in task "
+                    f"'{self.task.name}'; give every example its own id"
+                )
+            seen.add(example.id)
+
+    def draw(self, limit: int | None, seed: int) -> "TaskExamples":
+        """At most ``limit`` examples, drawn by the seed and the task's name, in their order."""
+        if limit is None or limit >= len(self.examples):
+            return self
+        generator = random.Random(f"{seed} {self.task.name}")
+        rows = sorted(generator.sample(range(len(self.examples)), limit))
+        return replace(self, examples=[self.examples[row] for row in rows])
+
+    def fingerprint(self) -> str:
+        """Names all that is asked and all that is right."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            content = [self.task.prompt(example), example.to_json()]
+            digest.update(json.dumps(content, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+
+def read_tasks(
+    names: Sequence[str] = (), *, data: Path | str | None = None, split: str | None = None
+) -> list[TaskExamples]:
+    """The examples to evaluate on.
+
+    Args:
+        names: each is one of
+
+            - a task of the benchmark in ``data``; none at all means all that retrieve passages;
+            - ``FILE``: examples in KILT's form that name their tasks, all of which are taken;
+            - ``TASK=FILE``: a task's official file, or one in KILT's form. It may be a data set on
+              the Hugging Face hub, too: ``nq=google-research-datasets/nq_open``.
+        data: a benchmark folder, such as ``imprag tasks build factbook`` makes.
+        split: ``test`` of a benchmark and ``validation`` of a set on the hub, if not given.
+
+    Raises:
+        ImpRAGError: there is no such task, file or split, a file is not in its format, or a task
+            is given twice.
+    """
+    benchmark = {} if data is None else load_benchmark(data)
+    files = {
+        name: {split: Path(data or "") / entry["file"] for split, entry in task["splits"].items()}
+        for name, task in benchmark.get("tasks", {}).items()
+    }
+    names = names or [name for name in files if load_task(name).retrieval]
+    if not names:
+        raise ImpRAGError("no tasks; name some with --tasks, or a benchmark folder with --data")
+    found: dict[str, TaskExamples] = {}
+    for name in names:
+        if name in files:
+            group = [_of_benchmark(benchmark, name, files[name], split or "test")]
+        else:
+            group = list(_of_file(name, split or "validation", files))
+        for item in group:
+            if item.task.name in found:
+                raise ImpRAGError(
+                    f"task '{item.task.name}' is given twice, by {found[item.task.name].source} "
+                    f"and by {item.source}; evaluate them one after the other"
+                )
+            found[item.task.name] = item
+    return list(found.values())
+
+
+def _of_benchmark(
+    benchmark: Mapping[str, Any], name: str, files: Mapping[str, Path], split: str
+) -> TaskExamples:
+    if split not in files:
+        raise ImpRAGError(f"task '{name}' has no split '{split}', but {', '.join(files)}")
+    place = f"{benchmark['name']} {benchmark['version']}, seed {benchmark['seed']}, {split}"
+    task = load_task(name)
+    return TaskExamples(task, list(task.read(files[split])), place)
+
+
+def _of_file(name: str, split: str, known: Iterable[str]) -> Iterator[TaskExamples]:
+    task, equals, source = name.partition("=")
+    if equals:
+        found = load_task(task)
+        yield TaskExamples(found, list(found.read(source, split)), source)
+    elif Path(name).is_file():
+        yield from _by_task(Path(name))
+    else:
+        of_data = f"; the benchmark has {', '.join(known)}" if known else ""
+        raise ImpRAGError(
+            f"no task or file '{name}'{of_data}; give a task of --data, a file of examples that "
+            "name their tasks, or TASK=FILE"
+        )
+
+
+def _by_task(path: Path) -> Iterator[TaskExamples]:
+    examples: dict[str, list[Example]] = defaultdict(list)
+    for example in read_examples(path):
+        if not example.task:
+            raise ImpRAGError(
+                f"{path}: example '{example.id}' names no task; give it as --tasks TASK={path}"
+            )
+        examples[example.task].append(example)
+    for name, group in examples.items():
+        task = load_task(name)
+        group = [task.normalize(example) if task.normalize else example for example in group]
+        yield TaskExamples(task, group, str(path))

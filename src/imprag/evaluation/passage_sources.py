@@ -1,0 +1,114 @@
+"""Where the passages of an evaluation come from: a retriever, the gold ones, or none."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from imprag.corpus import Corpus
+from imprag.evaluation.bm25 import BM25, SETTINGS
+from imprag.evaluation.scoring import gold_ids
+from imprag.index.folder import RetrievedPassage
+from imprag.index.teacher import Teacher, TextEncoder
+from imprag.tasks import Example, Task
+
+if TYPE_CHECKING:
+    from imprag.rag import ImpRAG
+
+QueryTemplate = Literal["none", "oracle"]
+
+_MENTION = re.compile(r"\[START\](.*?)\[END\]", re.DOTALL)
+
+
+class Question(NamedTuple):
+    """An example as it is put to a system."""
+
+    task: Task
+    example: Example
+    prompt: str
+
+
+@dataclass(frozen=True)
+class PassageSource:
+    """Finds passages for questions.
+
+    Attributes:
+        name: for recipe and report.
+        find: from questions and k to at most k passages of each, best first.
+        corpus: that the passages belong to.
+        ranks: whether it is a retriever, whose rankings are to be measured.
+        details: what its findings depend on besides the corpus, for the recipe.
+    """
+
+    name: str
+    find: Callable[[Sequence[Question], int], list[list[RetrievedPassage]]]
+    corpus: Corpus | None
+    ranks: bool = True
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def own_retrieval(rag: "ImpRAG") -> PassageSource:
+    """The model's lower layers: the prompt is the query."""
+    manifest = rag.index.index.manifest
+    details = {"index": manifest.kind, "embeddings": manifest.model_fingerprint}
+    return PassageSource("self", _by_text(rag.retrieve, "none"), rag.index.corpus, True, details)
+
+
+def teacher_retrieval(corpus: Corpus, query_template: QueryTemplate = "none") -> PassageSource:
+    """all-MiniLM-L6-v2; the corpus is encoded at the first use, into the cache folder."""
+    encoder = TextEncoder()
+    details = {
+        "query_template": query_template,
+        "model": encoder.name,
+        "weights": encoder.fingerprint(),
+    }
+    find = _by_text(Teacher(corpus, encoder).retrieve, query_template)
+    return PassageSource("teacher", find, corpus, True, details)
+
+
+def bm25_retrieval(corpus: Corpus, query_template: QueryTemplate = "none") -> PassageSource:
+    """BM25."""
+    details = {"query_template": query_template, **SETTINGS}
+    find = _by_text(BM25(corpus).retrieve, query_template)
+    return PassageSource("bm25", find, corpus, True, details)
+
+
+def gold_passages(corpus: Corpus) -> PassageSource:
+    """The passages that prove the answers, and nothing else."""
+
+    def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
+        ids = [gold_ids(question.example)[:k] for question in questions]
+        return [
+            [RetrievedPassage(passage, 1.0) for passage in corpus.passages(corpus.rows(row))]
+            for row in ids
+        ]
+
+    return PassageSource("oracle", find, corpus, ranks=False)
+
+
+def no_passages() -> PassageSource:
+    """Nothing: what the model knows by itself."""
+    return PassageSource("none", lambda questions, k: [[] for _ in questions], None, ranks=False)
+
+
+def oracle_query(example: Example) -> str:
+    """The query that a person would write for a text retriever (the paper's Table 4).
+
+    The mention alone in entity linking, entity and relation without ``[SEP]``, else the bare input
+    without the template's instructions.
+    """
+    if mention := _MENTION.search(example.input):
+        return mention[1].strip()
+    return " ".join(example.input.replace("[SEP]", " ").split())
+
+
+def _by_text(
+    retrieve: Callable[[Sequence[str], int], list[list[RetrievedPassage]]],
+    query_template: QueryTemplate,
+) -> Callable[[Sequence[Question], int], list[list[RetrievedPassage]]]:
+    def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
+        if query_template == "oracle":
+            return retrieve([oracle_query(question.example) for question in questions], k)
+        return retrieve([question.prompt for question in questions], k)
+
+    return find

@@ -1,0 +1,125 @@
+"""Plots as SVG, to stand in a page."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from imprag.evaluation.scoring import RECALL_DEPTHS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+#: ``mean``, ``low`` and ``high``.
+Estimate = Mapping[str, float]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa3ad",
+    "axes.labelcolor": "#3b4350",
+    "axes.axisbelow": True,
+    "xtick.color": "#3b4350",
+    "ytick.color": "#3b4350",
+    "grid.color": "#e3e7eb",
+    "legend.frameon": False,
+    "text.parse_math": False,  # names of tasks and runs are no formulas
+    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "svg.hashsalt": "imprag",  # the same plot gives the same bytes
+}
+_COLUMNS = 4
+
+
+def bars(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> str:
+    """Horizontal bars with their intervals.
+
+    Args:
+        groups: for every task, the estimates of all runs by their names.
+        label: of the values, which are shown as percentages.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    runs = list(dict.fromkeys(run for estimates in groups.values() for run in estimates))
+    step = 0.8 / len(runs)
+    with matplotlib.rc_context(_STYLE):
+        height = 0.9 + len(groups) * max(0.34, 0.2 * len(runs))
+        figure = Figure((8, height), layout="constrained")
+        axes = figure.subplots()
+        for number, run in enumerate(runs):
+            rows = [row for row, group in enumerate(groups.values()) if run in group]
+            estimates = [group[run] for group in groups.values() if run in group]
+            below = [100 * (estimate["mean"] - estimate["low"]) for estimate in estimates]
+            above = [100 * (estimate["high"] - estimate["mean"]) for estimate in estimates]
+            axes.barh(
+                [row + (number - (len(runs) - 1) / 2) * step for row in rows],
+                [100 * estimate["mean"] for estimate in estimates],
+                height=step * 0.9,
+                xerr=[below, above],
+                color=_COLORS[number % len(_COLORS)],
+                error_kw={"ecolor": "#3b4350", "elinewidth": 1, "capsize": 2},
+                label=run,
+            )
+        axes.set_yticks(range(len(groups)), list(groups))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(f"{label}, %")
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        if len(runs) > 1:
+            figure.legend(loc="outside upper left", ncols=3)
+        return _svg(figure)
+
+
+def recall_curves(tasks: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Recall by depth, a panel for each task.
+
+    Args:
+        tasks: the metrics of every task, with ``passage_recall@k``, ``answer_recall@k`` or both.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    columns = min(len(tasks), _COLUMNS)
+    rows = -(-len(tasks) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((max(4, 2.6 * columns), 0.8 + 2.1 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        legend = {}
+        for axes, (task, metrics) in zip(panels, tasks.items(), strict=False):
+            for kind, color in zip(("passage", "answer"), _COLORS, strict=False):
+                names = [f"{kind}_recall@{k}" for k in RECALL_DEPTHS]
+                if names[0] in metrics:
+                    curve = _curve(axes, [metrics[name] for name in names], color)
+                    legend[f"by {kind}"] = curve
+            axes.set_title(task, fontsize=10)
+            axes.set_xscale("log")
+            axes.set_xticks(RECALL_DEPTHS, [str(k) for k in RECALL_DEPTHS])
+            axes.minorticks_off()
+            axes.set_ylim(0, 103)
+            axes.grid()
+        for axes in panels[len(tasks) :]:
+            axes.set_visible(False)
+        figure.supxlabel("passages retrieved", fontsize=10)
+        figure.supylabel("recall, %", fontsize=10)
+        figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=2)
+        return _svg(figure)
+
+
+def _curve(axes: "Axes", points: Sequence[Estimate], color: str) -> "Line2D":
+    low, high, mean = ([100 * point[name] for point in points] for name in ("low", "high", "mean"))
+    axes.fill_between(RECALL_DEPTHS, low, high, color=color, alpha=0.15, linewidth=0)
+    return axes.plot(RECALL_DEPTHS, mean, "o-", color=color, markersize=3)[0]
+
+
+def _svg(figure: "Figure") -> str:
+    """The ``<svg>`` element alone, without the head of a file of its own."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

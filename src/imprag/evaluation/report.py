@@ -1,0 +1,147 @@
+"""``report.html``: a run as one page that needs nothing else, neither files nor network."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from imprag.errors import ImpRAGError
+from imprag.evaluation.run_folder import Prediction, RunFolder
+from imprag.evaluation.scoring import RECALL_DEPTHS
+from imprag.evaluation.tables import LABELS, percent
+from imprag.files import atomic_path
+from imprag.tasks.matching import contains_answer
+
+if TYPE_CHECKING:
+    from imprag.corpus import Corpus
+
+REPORT = "report.html"
+_TABLES = {
+    "Answers": ["exact_match", "f1", "accuracy"],
+    "Retrieval of the gold passages": [
+        *(f"passage_recall@{k}" for k in RECALL_DEPTHS),
+        "mrr",
+        "ndcg@10",
+        "r_precision",
+    ],
+    "Retrieval of passages that contain an answer": [f"answer_recall@{k}" for k in RECALL_DEPTHS],
+}
+#: An example is right if the first of these metrics that it has is 1.
+_DECISIVE = ("exact_match", "accuracy", "passage_recall@10", "answer_recall@10")
+_SAMPLES = 3
+_SHOWN_PASSAGES = 5
+
+
+def require_packages() -> None:
+    """Refuse to begin what could not be finished.
+
+    Raises:
+        ImpRAGError: a package that reports need is missing.
+    """
+    if missing := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
+        raise ImpRAGError(f'reports need {" and ".join(missing)}; run: pip install "imprag[eval]"')
+
+
+def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
+    """Write ``report.html`` into a finished run folder.
+
+    Args:
+        corpus: that the predictions' passages belong to.
+    """
+    from imprag.evaluation.plots import bars, recall_curves
+
+    tasks = run.results()["tasks"]
+    metrics = {task: result["metrics"] for task, result in tasks.items()}
+    answers = {
+        task: {"": values[name]}
+        for task, values in metrics.items()
+        for name in ("exact_match", "accuracy")
+        if name in values
+    }
+    recalls = {
+        task: values
+        for task, values in metrics.items()
+        if {"passage_recall@1", "answer_recall@1"} & values.keys()
+    }
+    page = render(
+        "report.html",
+        title=run.path.resolve().name,
+        settings=run.recipe["settings"],
+        tasks=tasks,
+        tables={title: _columns(names, metrics) for title, names in _TABLES.items()},
+        labels=LABELS,
+        answer_plot=bars(answers, "exact match or accuracy") if answers else "",
+        recall_plot=recall_curves(recalls) if recalls else "",
+        samples=_samples(run, corpus),
+        recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
+    )
+    with atomic_path(run.path / REPORT) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a page of the folder ``templates``; everything but plots is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    return environment.get_template(template).render(**values)
+
+
+def _columns(names: list[str], metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Those of a table's metrics that any task has."""
+    return [name for name in names if any(name in values for values in metrics.values())]
+
+
+def _samples(run: RunFolder, corpus: "Corpus | None") -> dict[str, dict[str, list[Prediction]]]:
+    """Right and wrong examples of every task, drawn at random but always the same."""
+    lines: dict[str, dict[bool, list[int]]] = defaultdict(lambda: {True: [], False: []})
+    for number, prediction in enumerate(run.predictions()):
+        lines[prediction["task"]][_is_right(prediction)].append(number)
+    generator = random.Random(0)
+    chosen = {
+        number
+        for groups in lines.values()
+        for numbers in groups.values()
+        for number in generator.sample(numbers, min(_SAMPLES, len(numbers)))
+    }
+    samples: dict[str, dict[str, list[Prediction]]] = {
+        task: {"right": [], "wrong": []} for task in lines
+    }
+    for number, prediction in enumerate(run.predictions()):
+        if number in chosen:
+            kind = "right" if _is_right(prediction) else "wrong"
+            prediction["passages"] = list(_passages(prediction, corpus))
+            samples[prediction["task"]][kind].append(prediction)
+    return samples
+
+
+def _is_right(prediction: Prediction) -> bool:
+    scores = prediction["metrics"]
+    return bool(next((scores[name] for name in _DECISIVE if name in scores), 0) == 1)
+
+
+def _passages(prediction: Prediction, corpus: "Corpus | None") -> Iterator[dict[str, Any]]:
+    """The first passages of a prediction, with their texts."""
+    if corpus is None:
+        return
+    gold = {passage_id for ids in prediction["gold"] for passage_id in ids}
+    for found in prediction["passages"][:_SHOWN_PASSAGES]:
+        passage = corpus[corpus.rows([found["id"]])[0]]
+        yield {
+            **found,
+            "title": passage.title,
+            "text": passage.text,
+            "is_gold": passage.id in gold,
+            "has_answer": contains_answer(passage.text, prediction["answers"]),
+        }

@@ -1,0 +1,305 @@
+"""The runner: puts every example of some tasks to a system, and writes down what comes of it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from imprag.corpus import Corpus
+from imprag.errors import ImpRAGError
+from imprag.evaluation.examples import TaskExamples
+from imprag.evaluation.exports import write_kilt, write_trec
+from imprag.evaluation.passage_sources import PassageSource, Question, own_retrieval
+from imprag.evaluation.report import require_packages, write_report
+from imprag.evaluation.run_folder import Prediction, RunFolder
+from imprag.evaluation.scoring import (
+    RECALL_DEPTHS,
+    gold_ids,
+    hit_ranks,
+    page_of,
+    score_answer,
+    score_retrieval,
+    summarize,
+)
+
+if TYPE_CHECKING:
+    from imprag.index.folder import RetrievedPassage
+    from imprag.rag import ImpRAG
+
+FORMAT_VERSION = 1
+
+
+def evaluate(
+    rag: "ImpRAG | None",
+    tasks: Sequence[TaskExamples],
+    out: Path | str,
+    *,
+    source: PassageSource | None = None,
+    k: int | None = None,
+    in_context: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate a system on tasks, into a run folder; go on where an interrupted call stopped.
+
+    A retriever is asked for 100 passages, for the recall, and the first ``k`` are read. So where
+    the model itself retrieves, its layers 0..b run twice; the answers are those of one pass.
+
+    Args:
+        rag: the model that answers; without one, only retrieval is measured.
+        tasks: what is asked; :func:`imprag.evaluation.examples.read_tasks` reads it.
+        out: the run folder.
+        source: where passages come from; the model's own retrieval if not given. With
+            ``gold_passages`` of `imprag.evaluation.passage_sources`, examples without any are left
+            out.
+        k: passages to read; the model's own number if not given.
+        in_context: put the passages' texts before the prompt, as RAG with any language model does,
+            instead of reading them in layers b..t.
+        limit: at most so many examples of each task, drawn by ``seed``.
+        seed: for ``limit``.
+        batch_size: prompts in one batch.
+        name: of the model, for the report; its base model's if not given.
+
+    Returns:
+        what ``results.json`` holds: under ``tasks``, for every task, ``n`` and ``metrics``, each
+        with ``mean``, ``low`` and ``high`` (95 % bootstrap interval) and ``n``.
+
+    Raises:
+        ImpRAGError: the run folder holds another run, a gold passage is not in the corpus, a
+            prompt is too long, or the arguments do not fit together.
+    """
+    require_packages()
+    for argument, value in (("k", k), ("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ImpRAGError(f"{argument} must be at least 1, not {value}")
+    if source is None and rag is not None:
+        source = own_retrieval(rag)
+    if source is None or (rag is None and (k is not None or in_context or not source.ranks)):
+        raise ImpRAGError(
+            "without a model there is only retrieval to measure: give a retriever, and neither k "
+            "nor in_context"
+        )
+    system = _System(rag, source, rag.config.k if rag and k is None else k or 0, in_context)
+    # Drawn before examples without gold passages are left out, so that runs can be compared.
+    tasks = [item.draw(limit, seed) for item in tasks]
+    if source.corpus is not None and not source.ranks:
+        tasks = [_with_gold(item) for item in tasks]
+    pages = _gold_pages(tasks, source.corpus)
+    questions = [
+        [Question(item.task, example, item.task.prompt(example)) for example in item.examples]
+        for item in tasks
+    ]
+    system.check(questions)
+    settings = {
+        "tasks": {item.task.name: _task_settings(item) for item in tasks},
+        "limit": limit,
+        "seed": seed,
+        **system.settings(name),
+    }
+    environment: dict[str, Any] = {"batch_size": batch_size}
+    if rag is not None:
+        environment["device"] = str(rag.groups.device)
+    run = RunFolder.start(out, settings, environment)
+    batches = [
+        group[start : start + batch_size]
+        for group in questions
+        for start in range(0, len(group), batch_size)
+    ]
+    finished = run.resume(batches)
+    with tqdm(
+        desc="evaluating",
+        unit=" examples",
+        total=sum(map(len, batches)),
+        initial=sum(map(len, batches[:finished])),
+        disable=None,
+    ) as bar:
+        for batch in batches[finished:]:
+            run.append(system.predict(batch, pages))
+            bar.update(len(batch))
+    return _conclude(run, source)
+
+
+class _System:
+    """What is evaluated: a source of passages and perhaps a model that reads k of them."""
+
+    def __init__(
+        self, rag: "ImpRAG | None", source: PassageSource, k: int, in_context: bool
+    ) -> None:
+        self.rag = rag
+        self.source = source
+        self.k = k
+        self.in_context = in_context
+        self.depth = k
+        if source.ranks and source.corpus is not None:
+            self.depth = min(max(k, *RECALL_DEPTHS), len(source.corpus))
+            if k > self.depth:
+                raise ImpRAGError(f"k is {k}, but the corpus has only {self.depth} passages")
+
+    def check(self, questions: Sequence[Sequence[Question]]) -> None:
+        """Refuse now what would stop the run in the middle."""
+        if self.rag is None:
+            for task, *_ in (group[0] for group in questions):
+                if not task.retrieval:
+                    raise ImpRAGError(f"task '{task.name}' retrieves nothing; it needs a model")
+            return
+        from imprag.model.text import prompt_tokens
+
+        positions = self.rag.groups.lm.config.get_text_config().max_position_embeddings
+        passages = self.k * self.rag.config.max_passage_tokens
+        for task, example, prompt in (question for group in questions for question in group):
+            try:
+                prompt_tokens(
+                    self.rag.tokenizer, [prompt], positions - passages - task.max_new_tokens
+                )
+            except ImpRAGError as error:
+                raise ImpRAGError(f"task '{task.name}', example '{example.id}': {error}") from error
+
+    def settings(self, name: str | None) -> dict[str, Any]:
+        """For the recipe.
+
+        Args:
+            name: of the model.
+        """
+        passages = {"from": self.source.name, **self.source.details}
+        if self.source.ranks:
+            passages["depth"] = self.depth
+        if (corpus := self.source.corpus) is not None:
+            passages["corpus"] = {
+                "source": corpus.manifest["source"],
+                "passages": len(corpus),
+                "fingerprint": corpus.fingerprint[:16],
+            }
+        if self.rag is None:
+            return {"passages": passages}
+        from imprag.model.base import weights_fingerprint
+
+        lm, config = self.rag.groups.lm, dataclasses.asdict(self.rag.config)
+        for place in ("base_model", "base_model_fingerprint", "format_version", "k"):
+            del config[place]
+        model = {
+            "source": name or self.rag.config.base_model,
+            "weights": weights_fingerprint(lm, len(lm.base_model.layers)),
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            **config,
+        }
+        reading = {"k": self.k, "in_context": self.in_context}
+        return {"passages": passages, "reading": reading, "model": model}
+
+    def predict(self, batch: Sequence[Question], pages: Mapping[str, str]) -> list[Prediction]:
+        """Put a batch of one task to the system, and score what comes."""
+        task = batch[0].task
+        found = self.source.find(batch, self.depth) if task.retrieval else [[] for _ in batch]
+        predictions = []
+        for question, passages in zip(batch, found, strict=True):
+            example = question.example
+            evidence = example.evidence_sets(joint=task.joint_evidence)
+            prediction: Prediction = {
+                "task": task.name,
+                "id": example.id,
+                "prompt": question.prompt,
+                "answers": example.answers,
+                "gold": [sorted(ids) for ids in evidence],
+                "passages": [
+                    {"id": item.passage.id, "score": round(item.score, 6)} for item in passages
+                ],
+                "hit_ranks": {},
+                "metrics": {},
+            }
+            if self.source.ranks and task.retrieval:
+                prediction["hit_ranks"] = hit_ranks(task, example, passages)
+                prediction["metrics"] = score_retrieval(task, example, passages, pages)
+            predictions.append(prediction)
+        if self.rag is not None:
+            answers = self._answers(self.rag, batch, [passages[: self.k] for passages in found])
+            for question, prediction, answer in zip(batch, predictions, answers, strict=True):
+                prediction["answer"] = answer
+                prediction["metrics"] |= score_answer(task, question.example, answer)
+        return predictions
+
+    def _answers(
+        self, rag: "ImpRAG", batch: Sequence[Question], read: "list[list[RetrievedPassage]]"
+    ) -> list[str]:
+        prompts = [question.prompt for question in batch]
+        if self.in_context:
+            from imprag.model.text import passage_tokens
+
+            for number, row in enumerate(read):
+                # As long, and in the same template, as where layers b..t read them.
+                ids = passage_tokens(rag.tokenizer, rag.config, [item.passage for item in row])
+                texts = rag.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                prompts[number] = "\n\n".join([*texts, prompts[number]])
+            read = [[] for _ in batch]
+        answers = rag.generate(
+            prompts,
+            passages=read,
+            max_new_tokens=batch[0].task.max_new_tokens,
+            batch_size=len(batch),
+        )
+        return [answer.answer for answer in answers]
+
+
+def _conclude(run: RunFolder, source: PassageSource) -> dict[str, Any]:
+    """Write everything that is made from the predictions."""
+    results = {"format_version": FORMAT_VERSION, "tasks": summarize(run.predictions())}
+    run.write_results(results)
+
+    @cache
+    def page(passage_id: str) -> str:
+        assert source.corpus is not None  # or no passage would have been found
+        return page_of(source.corpus[source.corpus.rows([passage_id])[0]])
+
+    write_kilt(run, page)
+    if source.ranks:
+        write_trec(run, source.name)
+    write_report(run, source.corpus)
+    return results
+
+
+def _with_gold(item: TaskExamples) -> TaskExamples:
+    if not item.task.retrieval:
+        return item
+    joint = item.task.joint_evidence
+    examples = [example for example in item.examples if example.evidence_sets(joint=joint)]
+    if not examples:
+        raise ImpRAGError(
+            f"task '{item.task.name}': no example in {item.source} names its gold passages; "
+            "leave the task out"
+        )
+    return replace(item, examples=examples)
+
+
+def _gold_pages(tasks: Sequence[TaskExamples], corpus: Corpus | None) -> dict[str, str]:
+    """The page of every gold passage; all of them must be in the corpus."""
+    pages: dict[str, str] = {}
+    if corpus is None:
+        return pages
+    for item in tasks:
+        for example in item.examples:
+            for passage_id in gold_ids(example):
+                if passage_id in pages:
+                    continue
+                try:
+                    pages[passage_id] = page_of(corpus[corpus.rows([passage_id])[0]])
+                except ImpRAGError as error:
+                    raise ImpRAGError(
+                        f"{item.source}, task '{item.task.name}': the gold passage "
+                        f"'{passage_id}' of example '{example.id}' is not in the corpus "
+                        f"{corpus.manifest['source'] or corpus.path}; choose the corpus that the "
+                        "examples belong to, or link them to this one with imprag tasks import"
+                    ) from error
+    return pages
+
+
+def _task_settings(item: TaskExamples) -> dict[str, Any]:
+    return {
+        "source": item.source,
+        "examples": len(item.examples),
+        "fingerprint": item.fingerprint(),
+        "max_new_tokens": item.task.max_new_tokens,
+    }

@@ -1,0 +1,84 @@
+"""Tables that are readable in a terminal and are Markdown, too."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imprag.evaluation.scoring import RECALL_DEPTHS
+
+#: Names of all metrics, as tables show them, in their order.
+LABELS = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "accuracy": "accuracy",
+    **{f"passage_recall@{k}": f"passage recall@{k}" for k in RECALL_DEPTHS},
+    "mrr": "MRR",
+    "ndcg@10": "nDCG@10",
+    "r_precision": "page R-precision",
+    **{f"answer_recall@{k}": f"answer recall@{k}" for k in RECALL_DEPTHS},
+}
+#: What to show where there is little room.
+HEADLINE = (
+    "exact_match",
+    "accuracy",
+    "passage_recall@1",
+    "passage_recall@10",
+    "answer_recall@1",
+    "answer_recall@10",
+)
+
+
+def percent(value: float, *, sign: bool = False) -> str:
+    """A share as tables show it: 0.6123 as ``61.2``, with ``sign`` as ``+61.2``."""
+    return f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
+
+
+def estimate(value: Mapping[str, float]) -> str:
+    """Mean and interval: ``61.2 [58.0, 64.1]``."""
+    return f"{percent(value['mean'])} [{percent(value['low'])}, {percent(value['high'])}]"
+
+
+def results_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The headline metrics of a run, in percent; a row for each task.
+
+    Args:
+        tasks: as in ``results.json``.
+    """
+    names = [name for name in HEADLINE if any(name in task["metrics"] for task in tasks.values())]
+    rows = [
+        [
+            task,
+            f"{result['n']:,}",
+            *(
+                percent(result["metrics"][name]["mean"]) if name in result["metrics"] else ""
+                for name in names
+            ),
+        ]
+        for task, result in tasks.items()
+    ]
+    return markdown_table(["task", "n", *(LABELS[name] for name in names)], rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A table with padded cells.
+
+    Args:
+        header: names of the columns.
+        rows: cells.
+        texts: so many columns at the left hold text; the others hold numbers, to the right.
+    """
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    rule = [
+        "-" * width if column < texts else "-" * (width - 1) + ":"
+        for column, width in enumerate(widths)
+    ]
+    lines = [
+        "| "
+        + " | ".join(
+            cell.ljust(width) if column < texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in [cells[0], rule, *cells[1:]]
+    ]
+    return "\n".join(lines) + "\n"
