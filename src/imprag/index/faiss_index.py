@@ -89,18 +89,18 @@ class FaissIndex(PassageIndex):
             raise ImpRAGError(
                 f"k is {k}, but must be between 1 and {len(self)}, the passages in the index"
             )
-        parameters = faiss.SearchParameters(sel=self._stored_selector)
-        if self._structure is None:
-            scores, rows = self._best(self._vectors, parameters, queries, k)
-        else:
-            settings, selector = self._manifest.settings, self._stored_selector
-            approximate = self._structure.parameters(settings, k, selector)
-            scores, rows = self._best(self._searched, approximate, queries, k)
-            # The lists or the part of the graph that were looked at may hold fewer than k.
-            few = (rows < 0).any(axis=1)
-            if few.any():
-                scores[few], rows[few] = self._best(self._vectors, parameters, queries[few], k)
-        return scores, [[self._ids[row].as_py() for row in found] for found in rows.tolist()]
+        scores, rows = self._search_stored(queries, k)
+        if self._added.ntotal:
+            selected = faiss.SearchParameters(sel=self._added_selector)
+            added_scores, added_rows = self._added.search(queries, k, params=selected)
+            added_rows[added_rows >= 0] += self._vectors.ntotal
+            scores = np.hstack([scores, added_scores])
+            rows = np.hstack([rows, added_rows])
+        # Equal scores in the order of their rows, whatever the kind.
+        order = np.lexsort((rows, -scores), axis=1)[:, :k]
+        found = np.take_along_axis(rows, order, 1).tolist()
+        ids = [[self._ids[row].as_py() for row in best] for best in found]
+        return np.take_along_axis(scores, order, 1), ids
 
     def save(self, path: Path | str, *, corpus_fingerprint: str | None = None) -> None:
         path = Path(path)
@@ -161,20 +161,24 @@ class FaissIndex(PassageIndex):
         self._stored_selector = _selector(stored, self._removed)
         self._added_selector = _selector(self._added.ntotal, self._removed - stored)
 
-    def _best(
-        self, stored: Any, parameters: Any, queries: FloatArray, k: int
+    def _search_stored(
+        self, queries: FloatArray, k: int
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """Scores and rows, (queries, k), of a FAISS index and the added vectors; -1 for no row."""
-        scores, rows = stored.search(queries, k, params=parameters)
-        if self._added.ntotal:
-            added = faiss.SearchParameters(sel=self._added_selector)
-            more_scores, more_rows = self._added.search(queries, k, params=added)
-            more_rows[more_rows >= 0] += self._vectors.ntotal
-            scores = np.hstack([scores, more_scores])
-            rows = np.hstack([rows, more_rows])
-        # Equal scores in the order of their rows, whatever the kind.
-        order = np.lexsort((rows, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        """Scores and rows of stored vectors, (queries, k); row -1 where there are fewer."""
+        exact = faiss.SearchParameters(sel=self._stored_selector)
+        scores: FloatArray
+        rows: npt.NDArray[np.int64]
+        if self._structure is None:
+            scores, rows = self._vectors.search(queries, k, params=exact)
+            return scores, rows
+        settings, selector = self._manifest.settings, self._stored_selector
+        approximate = self._structure.parameters(settings, k, selector)
+        scores, rows = self._searched.search(queries, k, params=approximate)
+        # The lists, or the part of the graph, that were looked at may hold fewer than k.
+        few = (rows < 0).any(axis=1)
+        if few.any():
+            scores[few], rows[few] = self._vectors.search(queries[few], k, params=exact)
+        return scores, rows
 
     def _write(self, folder: Path, manifest: IndexManifest) -> None:
         """Write this index as it is now; a file that is in the folder and still right is kept."""
