@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from imprag.corpus import Corpus, Passage, factbook_fields, load_corpus
+from imprag.corpus import Corpus, Fact, Passage, factbook_fields, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, read_json, sha256, write_json
 from imprag.tasks.example import Example, write_examples
@@ -141,13 +141,17 @@ class _Material:
         return [passage for passage in self.corpus if passage.id.startswith("wiki10k/")]
 
     @cached_property
+    def entries(self) -> list[Fact]:
+        return list(factbook_fields())
+
+    @cached_property
     def countries(self) -> dict[str, Country]:
-        return read_countries(factbook_fields())
+        return read_countries(self.entries)
 
     @cached_property
     def facts(self) -> list[KnownFact]:
         passages = [passage for group in self.country_passages.values() for passage in group]
-        return list(known_facts(factbook_fields(), passages, self.countries, load_relations()))
+        return list(known_facts(self.entries, passages, self.countries, load_relations()))
 
     @cached_property
     def country_split(self) -> dict[str, str]:
@@ -230,8 +234,7 @@ def _linking_sets(material: _Material) -> Iterator[ExampleSet]:
         )
         for country in material.countries.values()
     }
-    links = list(country_links(factbook_fields(), material.countries))
-    links = _thinned(links, material.seed)
+    links = _thinned(country_links(material.entries, material.countries), material.seed)
     yield from _split_links(tasks.AIDA, links, pages, material.country_split)
     pages = {article.title: ([article.title], [article.id]) for article in material.articles}
     links = list(article_links(material.articles))
@@ -298,7 +301,7 @@ def _synthetic_sets(material: _Material) -> Iterator[ExampleSet]:
 def _prose(passage: Passage) -> str:
     """The lines that are written in sentences, without their labels; no relation is among them."""
     lines = (line.partition(": ") for line in passage.text.splitlines())
-    return " ".join(text for field, _, text in lines if field in PROSE)
+    return "\n".join(text for field, _, text in lines if field in PROSE)
 
 
 def _rank(fields: Sequence[str]) -> int:

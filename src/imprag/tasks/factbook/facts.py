@@ -1,6 +1,5 @@
 """Facts: a country, a relation, the forms of the value, and the passages that state it."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -73,8 +72,8 @@ def _is_country(relation: Relation) -> bool:
 def _statement(text: str, label: str) -> str:
     """The part of a passage's text that begins with a field's label, to the end of its line."""
     field, _, subfield = label.partition(": ")
-    line = re.search(rf"^{re.escape(field)}: (.*)$", text, re.MULTILINE)
-    if not line or not subfield:
-        return line[1] if line else ""
-    _, _, statement = f"; {line[1]}".partition(f" {subfield}: ")
-    return statement
+    for line in text.splitlines():
+        if line.startswith(f"{field}: "):
+            statement = line.removeprefix(f"{field}:")
+            return statement.partition(f" {subfield}: ")[2] if subfield else statement
+    return ""

@@ -1,11 +1,10 @@
 """Keeping facts about countries of dev and test out of training texts."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from imprag.tasks.example import Example
 from imprag.tasks.factbook.facts import KnownFact
-from imprag.tasks.factbook.linking import country_names
 from imprag.tasks.factbook.mentions import NameFinder
 from imprag.tasks.factbook.names import Country
 from imprag.tasks.matching import contains_answer
@@ -14,29 +13,35 @@ from imprag.tasks.matching import contains_answer
 class HeldOutFacts:
     """The facts about some countries, to be found in any text.
 
-    A text tells a fact if it names the country, in whatever form, and holds the fact's value. This
-    finds too much, a chance "5 years" beside the country's name included, and that does no harm.
+    A text tells a fact if it names the country, in whatever form, and holds the fact's value
+    beside the name. This finds too much, a chance "5 years" in a text about something else
+    included, and that does no harm.
     """
 
     def __init__(self, facts: Iterable[KnownFact], countries: Iterable[Country]) -> None:
-        self._of_country: Mapping[str, list[KnownFact]] = defaultdict(list)
+        self._of_country: dict[str, list[KnownFact]] = defaultdict(list)
         for fact in facts:
             self._of_country[fact.country.name].append(fact)
-        names = country_names(countries)
-        self._country_of = {
-            name: country.name
-            for name, country in names.items()
-            if country.name in self._of_country
-        }
-        # All names are looked for, so that "Guinea" is not found in "Guinea-Bissau".
-        self._finder = NameFinder(names)
+        self._called: dict[str, set[str]] = defaultdict(set)
+        for country in countries:
+            for name in (*country.names, *country.demonyms, *country.former_names):
+                self._called[name].add(country.name)
+        # The names of all countries, so that "Guinea" is not found in "Guinea-Bissau".
+        self._finder = NameFinder(self._called)
 
     def told_in(self, text: str) -> KnownFact | None:
         """A fact that the text tells, if there is one."""
-        named = {self._country_of.get(mention.name) for mention in self._finder.find(text)}
-        for name in sorted(filter(None, named)):
-            for fact in self._of_country[name]:
-                if contains_answer(text, fact.answers):
+        places = defaultdict(list)
+        for mention in self._finder.find(text):
+            for country in self._called[mention.name] & self._of_country.keys():
+                places[country].append(mention)
+        for country in sorted(places):
+            # "Spanish" alone does not tell what things from Spain are called.
+            beside = text
+            for mention in reversed(places[country]):
+                beside = f"{beside[: mention.start]} … {beside[mention.end :]}"
+            for fact in self._of_country[country]:
+                if contains_answer(beside, fact.answers):
                     return fact
         return None
 

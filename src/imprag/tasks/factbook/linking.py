@@ -37,7 +37,7 @@ _NO_COUNTRY_AFTER = re.compile(
 # Regions, peoples and many other things are called so too.
 _AMBIGUOUS = {
     *("America", "Central African", "Latin", "Micronesian", "Micronesians"),
-    *("Croats", "Serbs", "Slovenes", "Turk", "Turks"),
+    *("Croats", "Saint Martin", "Serbs", "Slovenes", "Turk", "Turks"),
 }
 _HAS_VERB = re.compile(r"\b(?:is|was|are|were|has|had|have)\b")
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-_WORD = re.compile(r"\w+")
+_CAPITALIZED = re.compile(r"\b[^\W\d_a-z]\w*")
 # Words that begin sentences, and so have a capital without being part of a name.
 _OPENERS = re.compile(
     "A|After|All|Although|An|And|As|At|Because|Before|Between|Both|But|By|Despite|During|Each|"
@@ -29,13 +29,16 @@ class Mention(NamedTuple):
 
 
 class NameFinder:
-    """Finds names in texts: exact case, whole words, the longest where several begin."""
+    """Finds names in texts: exact case, whole words, the longest where several begin.
+
+    Names begin with a capital.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         by_first_word = defaultdict(list)
         for name in names:
-            first = _WORD.search(name)
-            if first and first.start() == 0:
+            first = _CAPITALIZED.match(name)
+            if first:
                 by_first_word[first[0]].append(name)
         self._names = {
             word: sorted(names, key=len, reverse=True) for word, names in by_first_word.items()
@@ -44,7 +47,7 @@ class NameFinder:
     def find(self, text: str) -> Iterator[Mention]:
         """The names in the text, from left to right, without overlap."""
         end = 0
-        for word in _WORD.finditer(text):
+        for word in _CAPITALIZED.finditer(text):
             if word.start() < end:
                 continue
             for name in self._names.get(word[0], ()):

@@ -151,6 +151,8 @@ def _hints(fact: KnownFact) -> bool:
 
 def _names_country(value: str, country: Country) -> bool:
     """Whether the value resembles a name of the country: ``Panama City``, ``Algerian dinars``."""
+    if any(_words(name) <= _words(value) for name in country.names):
+        return True
     named = " ".join([*country.names, *country.demonyms, *country.former_names])
     return not _stems(value).isdisjoint(_stems(named) - _stems(_COMMON_WORDS))
 

@@ -76,7 +76,7 @@ def capitals(entry: str) -> list[str]:
     found = []
     for part in re.split(r"; |(?<=\)), ", entry):
         part = re.sub(r" in [A-Z]\w+(?= \(|\)$)| is the \w+ capital$", "", part)
-        if re.match(r"[A-Z]", part) and "administered" not in part:
+        if part[:1].isupper() and "administered" not in part:
             found += [name for name in names(part) if not re.search(r" is | recognized", name)]
             # "Kyiv (Kiev is the transliteration from Russian)", "Rangoon (aka Yangon, …)"
             found += re.findall(r"\((?:aka )?([A-Z]\w+)(?:,| is) [a-z]", part)
