@@ -72,8 +72,7 @@ def read_tasks(
         split: ``test`` of a benchmark and ``validation`` of a set on the hub, if not given.
 
     Raises:
-        ImpRAGError: there is no such task, file or split, a file is not in its format, or a task
-            is given twice.
+        ImpRAGError: there is no such task, file or split, or a file is not in its format.
     """
     benchmark = {} if data is None else load_benchmark(data)
     files = {
@@ -83,20 +82,13 @@ def read_tasks(
     names = names or [name for name in files if load_task(name).retrieval]
     if not names:
         raise ImpRAGError("no tasks; name some with --tasks, or a benchmark folder with --data")
-    found: dict[str, TaskExamples] = {}
+    found: list[TaskExamples] = []
     for name in names:
         if name in files:
-            group = [_of_benchmark(benchmark, name, files[name], split or "test")]
+            found.append(_of_benchmark(benchmark, name, files[name], split or "test"))
         else:
-            group = list(_of_file(name, split or "validation", files))
-        for item in group:
-            if item.task.name in found:
-                raise ImpRAGError(
-                    f"task '{item.task.name}' is given twice, by {found[item.task.name].source} "
-                    f"and by {item.source}; evaluate them one after the other"
-                )
-            found[item.task.name] = item
-    return list(found.values())
+            found += _of_file(name, split or "validation", files)
+    return found
 
 
 def _of_benchmark(

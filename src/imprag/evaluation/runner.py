@@ -78,6 +78,7 @@ def evaluate(
     for argument, value in (("k", k), ("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ImpRAGError(f"{argument} must be at least 1, not {value}")
+    _check_distinct(tasks)
     if source is None and rag is not None:
         source = own_retrieval(rag)
     if source is None or (rag is None and (k is not None or in_context or not source.ranks)):
@@ -259,6 +260,17 @@ def _conclude(run: RunFolder, source: PassageSource) -> dict[str, Any]:
         write_trec(run, source.name)
     write_report(run, source.corpus)
     return results
+
+
+def _check_distinct(tasks: Sequence[TaskExamples]) -> None:
+    sources: dict[str, str] = {}
+    for item in tasks:
+        if item.task.name in sources:
+            raise ImpRAGError(
+                f"task '{item.task.name}' is given twice, by {sources[item.task.name]} and by "
+                f"{item.source}; evaluate them one after the other"
+            )
+        sources[item.task.name] = item.source
 
 
 def _with_gold(item: TaskExamples) -> TaskExamples:

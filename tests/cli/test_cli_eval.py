@@ -1,0 +1,243 @@
+"""`imprag eval`, `imprag compare` and `imprag tasks`, run in this process on a tiny model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import tiny_lm, tiny_tokenizer
+from imprag.cli import main
+from imprag.model import ImpRAGConfig, LayerGroups, save_pretrained
+from imprag.tasks import read_examples, task_names
+
+COUNT = 12
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a corpus file, an index and a file of examples."""
+    path = tmp_path_factory.mktemp("home")
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16)
+    save_pretrained(LayerGroups(tiny_lm(), config), tiny_tokenizer(), path / "model")
+    write_lines(
+        path / "corpus.jsonl",
+        [
+            {
+                "id": f"p{n}",
+                "title": f"w{n}",
+                "text": " ".join(f"w{(5 * n + i) % 94}" for i in range(6)),
+            }
+            for n in range(COUNT)
+        ],
+    )
+    write_lines(
+        path / "examples.jsonl",
+        [
+            {
+                "id": f"{task}{n}",
+                "task": task,
+                "input": f"w{5 * n} w{5 * n + 1}",
+                "output": [{"answer": f"w{5 * n + 3}", "provenance": [{"passage_id": f"p{n}"}]}],
+            }
+            for task in ("nq", "trex")
+            for n in range(7)
+        ],
+    )
+    assert (
+        run("index", path / "corpus.jsonl", "--out", path / "index", "--model", path / "model") == 0
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMPRAG_CACHE", str(home / "cache"))
+
+
+def evaluate(home: Path, out: Path, *arguments: object) -> int:
+    files = ("--tasks", home / "examples.jsonl", "--model", home / "model", "--out", out)
+    return run("eval", *files, "--dtype", "float32", *arguments)
+
+
+@pytest.fixture(scope="module")
+def runs(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    path = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMPRAG_CACHE", str(home / "cache"))
+        assert evaluate(home, path / "own", "--index", home / "index") == 0
+        bm25 = ("--retriever", "bm25", "--retrieval-only", "--corpus", home / "corpus.jsonl")
+        assert evaluate(home, path / "bm25", *bm25) == 0
+    return [path / "own", path / "bm25"]
+
+
+def test_eval_prints_a_table_and_names_the_report(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(home, tmp_path / "run", "--index", home / "index", "--limit", 3) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines] == ["task", "-" * 4, "nq", "trex"]
+    assert "| passage recall@10 |" in lines[0]
+    assert captured.err.endswith(f"report: {tmp_path / 'run' / 'report.html'}\n")
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_eval_json_is_results_json(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--no-retrieval", "--limit", 2, "--json")
+    assert evaluate(home, tmp_path / "run", *flags) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(json.loads(line)["tasks"]["nq"]["metrics"]) == {"exact_match", "f1"}
+
+
+def test_bm25_finds_by_words(runs: list[Path]) -> None:
+    results = json.loads((runs[1] / "results.json").read_text())["tasks"]
+    # The words of the prompt's instructions are in no passage, and those of the question in one.
+    assert results["nq"]["metrics"]["passage_recall@1"]["mean"] == 1
+    assert results["nq"]["metrics"]["answer_recall@1"]["mean"] == 1
+    assert "exact_match" not in results["nq"]["metrics"]
+
+
+def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
+    corpus = ("--corpus", home / "corpus.jsonl", "--limit", 2)
+    assert evaluate(home, tmp_path / "oracle", "--oracle-passages", "--in-context", *corpus) == 0
+    lines = (tmp_path / "oracle" / "predictions.jsonl").read_text().splitlines()
+    for one in map(json.loads, lines):
+        assert [[passage["id"]] for passage in one["passages"]] == one["gold"]
+    index = ("--index", home / "index", "--limit", 2)
+    text = ("--retriever", "bm25", "--query-template", "oracle", "--k", 1)
+    assert evaluate(home, tmp_path / "text", *text, *index) == 0
+    recipe = (tmp_path / "text" / "recipe.yaml").read_text()
+    assert "from: bm25\n    query_template: oracle\n" in recipe
+    assert "reading:\n    k: 1\n" in recipe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--no-retrieval", "--oracle-passages"), "use one of --no-retrieval, --oracle-passages"),
+        (("--corpus", "factbook"), "--corpus and --query-template are not for the model's own"),
+        (("--query-template", "oracle"), "are not for the model's own retrieval"),
+        (("--retriever", "bm25", "--no-retrieval"), "--retriever bm25 has no use"),
+        (("--tasks", "nope"), "no task or file 'nope'"),
+        (("--tasks", "nq=nope.jsonl"), "nope.jsonl does not exist"),
+        ((), "no index to retrieve from"),
+        (("--no-retrieval", "--limit", "0"), "limit must be at least 1"),
+        (("--no-retrieval", "--retriever", "nope"), "nope"),
+    ],
+)
+def test_eval_mistakes(
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    assert evaluate(home, tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_eval_says_which_field_of_which_line_is_wrong(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write_lines(tmp_path / "nq.jsonl", [{"question": "who", "answer": ["x"]}, {"answer": []}])
+    assert evaluate(home, tmp_path / "run", "--no-retrieval", "--tasks", f"nq={bad}") == 2
+    assert "nq.jsonl, line 2: field 'question' is missing; expected text" in capsys.readouterr().err
+
+
+def test_eval_refuses_another_run(
+    home: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(home, runs[0], "--index", home / "index", "--k", 1) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"imprag: error: {runs[0]} holds another run: reading.k is 2 there")
+
+
+def test_compare(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ("--markdown", tmp_path / "table.md", "--html", tmp_path / "table.html")
+    assert run("compare", *runs, *files) == 0
+    out = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text() == out
+    assert "<svg" in (tmp_path / "table.html").read_text()
+    assert "| nq   | passage recall@1  |" in out
+    assert "exact match" not in out
+    assert run("compare", *runs, "--metrics", "mrr", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["task"], row["metric"]) for row in rows] == [("nq", "mrr"), ("trex", "mrr")]
+    assert run("compare", *runs, "--metrics", "all", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2 * 13
+    assert run("compare", runs[0]) == 2
+    assert "at least two run folders" in capsys.readouterr().err
+
+
+def test_tasks_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tasks", "list") == 0
+    names = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert names == task_names()
+    assert run("tasks", "list", "--json") == 0
+    tasks = {task["name"]: task for task in json.loads(capsys.readouterr().out)}
+    assert tasks["nq"]["template"] == "Q: {input} A:"
+    assert tasks["hotpotqa"]["joint_evidence"]
+    assert not tasks["coqa"]["retrieval"]
+
+
+def test_tasks_import(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    provenance = [{"wikipedia_id": "1", "title": "w3"}]
+    kilt = write_lines(
+        tmp_path / "kilt.jsonl",
+        [
+            {"id": "1", "input": "w1", "output": [{"answer": "w16", "provenance": provenance}]},
+            {"id": "2", "input": "w2", "output": [{"answer": "w90"}]},
+        ],
+    )
+    arguments = ("--task", "nq", "--corpus", home / "corpus.jsonl", "--out", tmp_path / "nq.jsonl")
+    assert run("tasks", "import", kilt, *arguments) == 0
+    assert "title+answer: 1\n" in capsys.readouterr().out
+    first, second = read_examples(tmp_path / "nq.jsonl")
+    assert first.output[0].provenance == [{**provenance[0], "passage_id": "p3"}]
+    assert second.meta["link"] == "none"
+    assert run("tasks", "import", kilt, *arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["none"] == 1
+    # What was imported can be evaluated, here on one gold passage and two answers.
+    what = ("--tasks", tmp_path / "nq.jsonl", "--retriever", "bm25", "--retrieval-only")
+    corpus = ("--corpus", home / "corpus.jsonl", "--out", tmp_path / "run")
+    assert run("eval", *what, *corpus) == 0
+    result = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]["nq"]
+    assert result["metrics"]["passage_recall@1"]["n"] == 1
+    assert result["metrics"]["answer_recall@1"]["n"] == 2
+
+
+def test_tasks_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def build(out: Path, seed: int) -> dict[str, Any]:
+        calls.append((out, seed))
+        splits = {"train": {"examples": 1200}, "test": {"examples": 34}}
+        return {"tasks": {"a": {"splits": splits}, "b": {"splits": {"test": {"examples": 5}}}}}
+
+    monkeypatch.setattr("imprag.tasks.build_factbook", build)
+    assert run("tasks", "build", "factbook", "--out", tmp_path / "bench", "--seed", 3) == 0
+    assert calls == [(tmp_path / "bench", 3)]
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert [[cell.strip() for cell in row] for row in rows[2:]] == [
+        ["a", "1,200", "34"],
+        ["b", "", "5"],
+    ]
+    assert run("tasks", "build", "nope", "--out", tmp_path / "bench") == 2
