@@ -296,8 +296,10 @@ def test_result_does_not_depend_on_shards(tmp_path):
         assert files(tmp_path / shard_size)[vectors] == expected[vectors]
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivfpq", "hnsw"])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("flat", "float16"), ("flat", "float32"), ("ivfpq", "float16"), ("hnsw", "float32")],
+)
 def test_prediction_comes_first_and_is_right(tmp_path, capsys, kind, dtype):
     encoder = ClusterEncoder(DIMENSION, clusters=20)
 

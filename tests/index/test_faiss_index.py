@@ -105,7 +105,7 @@ def test_equal_scores_come_in_the_order_they_were_added(built, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "dimension"), [("ivfpq", 192), ("ivfpq", 64), ("hnsw", 64)])
+@pytest.mark.parametrize(("kind", "dimension"), [("ivfpq", 192), ("ivfpq", 32), ("hnsw", 32)])
 def test_recall_on_clusters(tmp_path, kind, dimension):
     """Clusters overlap: the nearest ten of a query lie in several of them."""
     corpus, encoder = StubCorpus(100_000), ClusterEncoder(dimension, clusters=2000)

@@ -135,7 +135,7 @@ class FaissIndex(PassageIndex):
             self._ids = map_ids(self._file("ids"))
             if "removed" in manifest.files:
                 self._removed = np.load(self._file("removed"))
-        except ValueError as error:  # of Arrow as well
+        except (ValueError, KeyError) as error:  # Arrow's errors are such, too
             raise damaged(path, f"its ids cannot be read: {error}") from error
         rows = {self._vectors.ntotal, self._searched.ntotal, len(self._ids)}
         if rows != {manifest.count + len(self._removed)}:
