@@ -184,11 +184,11 @@ def test_results_table() -> None:
     value = {"mean": 0.12345, "low": 0.1, "high": 0.2, "n": 7}
     tasks = {
         "nq": {"n": 7000, "metrics": {"exact_match": value, "mrr": value}},
-        "fever": {"n": 3, "metrics": {"accuracy": {**value, "mean": 1.0}}},
+        "fever": {"n": 3, "metrics": {"accuracy": {**value, "mean": 1.0, "n": 3}}},
     }
     lines = results_table(tasks).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["task", "n", "exact match", "accuracy"]
-    assert cells[2:] == [["nq", "7,000", "12.3", ""], ["fever", "3", "", "100.0"]]
+    assert cells[2:] == [["nq", "7,000", "12.3 (n 7)", ""], ["fever", "3", "", "100.0"]]
     assert set(HEADLINE) <= LABELS.keys()
     assert markdown_table(["a"], []).splitlines() == ["| a   |", "| --- |"]

@@ -100,7 +100,7 @@ def html(tmp_path: Path, corpus: Corpus) -> str:
     predictions += [
         {
             **prediction("fever", number, False),
-            "metrics": {"accuracy": 1.0},
+            "metrics": {"accuracy": 1.0, **({} if number else {"mrr": 0.5})},
             "gold": [],
             "hit_ranks": {},
         }
@@ -142,7 +142,9 @@ def test_tables_show_the_results(html: str) -> None:
     assert nq[3] == "50.0 50.0–50.0"
     assert nq[4] == ""
     assert rows[2] == ["fever", "2", "", "", "100.0 100.0–100.0"]
+    assert rows[3][:3] == ["evil <b>", "1", "0.0 0.0–0.0"]
     by_passage = next(row for row in rows if row[2] == "recall@1")
+    assert rows[rows.index(by_passage) + 2][-1] == "50.0 50.0–50.0 n 1"
     assert by_passage == ["task", "n", *(f"recall@{k}" for k in RECALL_DEPTHS), "MRR"]
 
 

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.evaluation.examples import TaskExamples
 from imprag.evaluation.passage_sources import (
+    PassageSource,
+    Question,
     bm25_retrieval,
     gold_passages,
     no_passages,
     own_retrieval,
 )
 from imprag.evaluation.run_folder import RunFolder
+from imprag.index.folder import RetrievedPassage
 from imprag.rag import ImpRAG
 from imprag.tasks import Task, load_task
 
@@ -33,6 +36,12 @@ PAGES = {passage.id: passage.title for passage in PASSAGES}
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports take most of the time of a tiny run; only that of `finished` is written."""
+    monkeypatch.setattr("imprag.evaluation.runner.write_report", lambda run, corpus: None)
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +136,12 @@ def test_answers_are_those_of_one_pass(finished: Path, rag: ImpRAG) -> None:
         assert [p["id"] for p in one["passages"][:3]] == [p.passage.id for p in answer.passages]
 
 
-def test_returns_what_it_writes(rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path) -> None:
+def test_returns_and_writes_the_results(
+    rag: ImpRAG, tasks: list[TaskExamples], finished: Path, tmp_path: Path
+) -> None:
     results = evaluate(rag, tasks[:1], tmp_path / "run", limit=2)
     assert results == json.loads((tmp_path / "run" / "results.json").read_text())
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {
+    assert {file.name for file in finished.iterdir()} == {
         "recipe.yaml",
         "predictions.jsonl",
         "results.json",
@@ -229,6 +240,25 @@ def test_retrieval_only_needs_no_model(
             if name not in ("exact_match", "f1", "accuracy")
         }
     assert all("answer" not in one for one in read(tmp_path / "run"))
+
+
+def test_any_retriever_can_be_measured(
+    corpus: Corpus, tasks: list[TaskExamples], tmp_path: Path
+) -> None:
+    def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
+        """The gold passage second."""
+        rows = [int(question.example.id[1:]) for question in questions]
+        return [
+            [RetrievedPassage(corpus[one], 1.0 - rank) for rank, one in enumerate([23, row][:k])]
+            for row in rows
+        ]
+
+    source = PassageSource("mine", find, corpus, details={"version": 3})
+    metrics = evaluate(None, tasks[:1], tmp_path / "run", source=source)["tasks"]["nq"]["metrics"]
+    assert metrics["passage_recall@1"]["mean"] == 0
+    assert metrics["passage_recall@5"]["mean"] == 1
+    assert metrics["mrr"]["mean"] == 0.5
+    assert RunFolder.open(tmp_path / "run").recipe["settings"]["passages"]["version"] == 3
 
 
 def test_tasks_without_retrieval_are_answered_without_passages(

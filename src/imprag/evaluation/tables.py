@@ -44,18 +44,19 @@ def results_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
         tasks: as in ``results.json``.
     """
     names = [name for name in HEADLINE if any(name in task["metrics"] for task in tasks.values())]
-    rows = [
-        [
-            task,
-            f"{result['n']:,}",
-            *(
-                percent(result["metrics"][name]["mean"]) if name in result["metrics"] else ""
-                for name in names
-            ),
-        ]
-        for task, result in tasks.items()
-    ]
+    rows = []
+    for task, result in tasks.items():
+        cells = [_cell(result["metrics"].get(name), result["n"]) for name in names]
+        rows.append([task, f"{result['n']:,}", *cells])
     return markdown_table(["task", "n", *(LABELS[name] for name in names)], rows)
+
+
+def _cell(value: Mapping[str, float] | None, n: int) -> str:
+    """A mean; with its n, if the metric is defined for some of the n examples only."""
+    if value is None:
+        return ""
+    mean = percent(value["mean"])
+    return mean if value["n"] == n else f"{mean} (n {value['n']:,})"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# BM25 and all-MiniLM-L6-v2 with the whole prompt as query ("none") and with the query that a person
+# would write ("oracle"), and the untrained language model without and with passages in its prompt.
+#
+#     benchmarks/retrievers.sh                                   # the factbook benchmark
+#     WIKI_QUESTIONS=questions.jsonl.gz WIKI_PASSAGES=passages.jsonl.gz benchmarks/retrievers.sh
+#
+# An interrupted run goes on where it stopped. RUNS: where runs are written. LIMIT: examples of each
+# task that the language model answers; the retrievers take all.
+set -euo pipefail
+
+RUNS=${RUNS:-runs}
+LIMIT=${LIMIT:-200}
+
+bench="$RUNS/factbook-bench"
+[ -e "$bench" ] || imprag tasks build factbook --out "$bench"
+
+factbook=(--data "$bench")
+wiki=(--tasks "${WIKI_QUESTIONS:-}" --corpus "${WIKI_PASSAGES:-}")
+
+for retriever in bm25 teacher; do
+  for template in none oracle; do
+    how=(--retriever "$retriever" --query-template "$template" --retrieval-only --batch-size 64)
+    imprag eval "${factbook[@]}" "${how[@]}" --out "$RUNS/factbook-$retriever-$template"
+    if [ -n "${WIKI_QUESTIONS:-}" ]; then
+      imprag eval "${wiki[@]}" "${how[@]}" --out "$RUNS/wiki-$retriever-$template"
+    fi
+  done
+done
+
+lm=("${factbook[@]}" --model smollm2-135m --limit "$LIMIT")
+imprag eval "${lm[@]}" --no-retrieval --out "$RUNS/factbook-lm-alone"
+imprag eval "${lm[@]}" --oracle-passages --in-context --out "$RUNS/factbook-lm-oracle"
+imprag eval "${lm[@]}" --retriever teacher --in-context --out "$RUNS/factbook-lm-teacher"
+
+for benchmark in factbook wiki; do
+  if [ -e "$RUNS/$benchmark-bm25-none" ]; then
+    imprag compare "$RUNS/$benchmark"-{bm25,teacher}-{none,oracle} \
+      --markdown "$RUNS/$benchmark-retrievers.md" --html "$RUNS/$benchmark-retrievers.html"
+  fi
+done
+imprag compare "$RUNS"/factbook-lm-{alone,oracle,teacher} \
+  --markdown "$RUNS/factbook-lm.md" --html "$RUNS/factbook-lm.html"
