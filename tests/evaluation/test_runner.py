@@ -208,6 +208,7 @@ def test_without_passages(rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
     alone = bare.generate([one["prompt"] for one in read(tmp_path / "run")[:11]], k=0)
     assert [one["answer"] for one in read(tmp_path / "run")[:11]] == [a.answer for a in alone]
     assert all(one["passages"] == [] for one in read(tmp_path / "run"))
+    assert RunFolder.open(tmp_path / "run").recipe["settings"]["reading"]["k"] == 0
     assert set(results["tasks"]["hotpotqa"]["metrics"]) == {"exact_match", "f1"}
     assert not (tmp_path / "run" / "run.trec").exists()
 
@@ -265,10 +266,11 @@ def test_tasks_without_retrieval_are_answered_without_passages(
     rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
     plain = Task("plain", "{input}", retrieval=False, max_new_tokens=4)
-    both = [tasks[0], TaskExamples(plain, tasks[3].examples, "plain")]
+    both = [tasks[0], TaskExamples(plain, tasks[2].examples, "plain")]
     results = evaluate(rag, both, tmp_path / "run", limit=2)
     assert set(results["tasks"]["plain"]["metrics"]) == {"exact_match", "f1"}
-    assert [bool(one["passages"]) for one in read(tmp_path / "run")] == [True, True, False, False]
+    for field in ("passages", "gold"):
+        assert [bool(one[field]) for one in read(tmp_path / "run")] == [True, True, False, False]
     with pytest.raises(ImpRAGError, match="task 'plain' retrieves nothing"):
         evaluate(None, both, tmp_path / "other", source=own_retrieval(rag))
 

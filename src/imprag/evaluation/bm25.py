@@ -1,5 +1,6 @@
 """BM25: search by the words that query and passage share."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class BM25:
         except ImportError as error:
             raise ImpRAGError('BM25 needs bm25s; run: pip install "imprag[eval]"') from error
         self._corpus = corpus
-        folder = cache_dir() / "bm25" / corpus.fingerprint[:16]
+        key = hashlib.sha256(f"{corpus.fingerprint} {SETTINGS} {_WORD}".encode()).hexdigest()[:16]
+        folder = cache_dir() / "bm25" / key
         if not folder.is_dir():
             _build(corpus, folder)
         self._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)

@@ -86,7 +86,11 @@ def evaluate(
             "without a model there is only retrieval to measure: give a retriever, and neither k "
             "nor in_context"
         )
-    system = _System(rag, source, rag.config.k if rag and k is None else k or 0, in_context)
+    if rag is None or source.corpus is None:
+        k = 0  # nobody reads, or there is nothing to read
+    elif k is None:
+        k = rag.config.k
+    system = _System(rag, source, k, in_context)
     # Drawn before examples without gold passages are left out, so that runs can be compared.
     tasks = [item.draw(limit, seed) for item in tasks]
     if source.corpus is not None and not source.ranks:
@@ -199,7 +203,7 @@ class _System:
         predictions = []
         for question, passages in zip(batch, found, strict=True):
             example = question.example
-            evidence = example.evidence_sets(joint=task.joint_evidence)
+            evidence = example.evidence_sets(joint=task.joint_evidence) if task.retrieval else []
             prediction: Prediction = {
                 "task": task.name,
                 "id": example.id,
