@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import StoppingCriteria, TextIteratorStreamer
+from transformers import TextIteratorStreamer
 
 from imprag.corpus import load_corpus
 from imprag.errors import ImpRAGError
@@ -329,8 +329,8 @@ class _Run:
         self._last = now
 
 
-class _StopAt(StoppingCriteria):
-    """Ends a row when a stop string stands in its new text, for any tokenizer."""
+class _StopAt:
+    """A stopping criterion: ends a row when a stop string stands in its new text."""
 
     def __init__(self, stop: Sequence[str], tokenizer: Any, prompt_length: int) -> None:
         self.stop = stop

@@ -118,9 +118,9 @@ class LayerGroups(nn.Module):
         Embeddings differ from those of plain layers by rounding.
         """
         # Held in a dictionary, so that they are not registered as modules a second time.
-        self._compiled = {
-            i: torch.compile(self._layer(i), dynamic=True) for i in range(self.config.b)
-        }
+        for i in range(self.config.b):
+            compiled: Any = torch.compile(self._layer(i), dynamic=True)
+            self._compiled[i] = compiled
 
     # Reading: layers b..t
 
