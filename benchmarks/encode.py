@@ -1,6 +1,6 @@
 """How close embedding a corpus comes to the machine's own matrix-product rate.
 
-    python benchmarks/encode.py                  # 1,000 factbook passages, 5 rounds
+    python benchmarks/encode.py                  # 1,024 factbook passages, 5 rounds
     python benchmarks/encode.py --passages 13600 --rounds 1 --json
 
 Work is counted as 2 x parameters really multiplied x tokens, without padding: the linear layers of
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--corpus", default="factbook")
-    parser.add_argument("--passages", type=int, default=1000)
+    parser.add_argument("--passages", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch-tokens", type=int)

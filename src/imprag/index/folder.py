@@ -88,7 +88,8 @@ class IndexFolder:
             path / INDEX,
             model_fingerprint=encoder.fingerprint(),
             dimension=encoder.dimension,
-            **build_settings,
+            # Encoders sort by length, and among a thousand passages little padding is left.
+            **{"batch_size": 1024, **build_settings},
         )
         return cls(Corpus.open(path / CORPUS), index)
 
