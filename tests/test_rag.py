@@ -113,6 +113,8 @@ def test_stop_strings_end_answers(folder: Path) -> None:
         (["x", "<", "<", "e"], ["<e"], "x<"),
         (["ab"], [], "ab"),
         (["one <"], ["<end>"], "one <"),
+        (["\n", " \n", "a", "\n", "b"], ["\n"], "a"),
+        (["\n"], ["\n"], ""),
     ],
 )
 def test_text_until_a_stop_string(pieces: list[str], stop: list[str], text: str) -> None:

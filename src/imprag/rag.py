@@ -175,7 +175,8 @@ class ImpRAG:
                 not given.
             passages: read these, for each prompt, instead of retrieving.
             max_new_tokens: length of the answers.
-            stop: texts at which an answer ends; not part of it.
+            stop: texts at which an answer ends; not part of it. White space before an answer does
+                not end it.
             batch_size: prompts in one batch.
             **generate_arguments: for Hugging Face ``generate`` (``do_sample``, ``num_beams`` ...);
                 greedy by default.
@@ -339,7 +340,7 @@ class _StopAt:
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
-        ended = [any(stop in text for stop in self.stop) for text in texts]
+        ended = [any(stop in text.lstrip() for stop in self.stop) for text in texts]
         return torch.tensor(ended, device=input_ids.device)
 
 
@@ -349,10 +350,11 @@ def _batches(prompts: Sequence[str], size: int = 8) -> Iterator[Sequence[str]]:
 
 
 def _until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass text on until a stop string begins, without giving out any part of it."""
-    held = ""
+    """Pass text on from its first letter until a stop string begins, without any part of it."""
+    held, begun = "", False
     for piece in pieces:
-        held += piece
+        held = held + piece if begun else (held + piece).lstrip()
+        begun = begun or bool(held)
         ends = [held.index(text) for text in stop if text in held]
         if ends:
             yield held[: min(ends)]
