@@ -41,18 +41,26 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     return ones.tril(keys - queries)[None, None]
 
 
-def _sdpa_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    state_hook: StateHook | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    if state_hook is not None:
-        key, value, attention_mask = state_hook(query, key, value, attention_mask)
-    return _SDPA(module, query, key, value, attention_mask, **kwargs)
+_Attention = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def _opened(attend: _Attention) -> _Attention:
+    """``attend`` behind a door for state hooks."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        state_hook: StateHook | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if state_hook is not None:
+            key, value, attention_mask = state_hook(query, key, value, attention_mask)
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
 
 
 def _eager_attention(
@@ -61,11 +69,8 @@ def _eager_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    state_hook: StateHook | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    if state_hook is not None:
-        key, value, attention_mask = state_hook(query, key, value, attention_mask)
     if attention_mask is None:
         attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
     additive = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
@@ -75,10 +80,8 @@ def _eager_attention(
     return own(module, query, key, value, additive, **kwargs)
 
 
-_Attention = Callable[..., tuple[Tensor, Tensor | None]]
-_SDPA: _Attention = AttentionInterface()["sdpa"]
-AttentionInterface.register("imprag_sdpa", _sdpa_attention)
-AttentionInterface.register("imprag_eager", _eager_attention)
+AttentionInterface.register("imprag_sdpa", _opened(AttentionInterface()["sdpa"]))
+AttentionInterface.register("imprag_eager", _opened(_eager_attention))
 for _name in ("imprag_sdpa", "imprag_eager"):
     # Both get SDPA's boolean masks (or None where plain causal attention is meant).
     AttentionMaskInterface.register(_name, AttentionMaskInterface()["sdpa"])
