@@ -114,7 +114,7 @@ class LayerGroups(nn.Module):
     def compile_bottom(self) -> None:
         """Let layers 0..b-1 of embedding calls run through ``torch.compile``.
 
-        Pays for whole corpora: a start of half a minute, then about a seventh less time (CPU).
+        Pays for large corpora: a start of half a minute, then about a tenth less time (CPU).
         Embeddings differ from those of plain layers by rounding.
         """
         # Held in a dictionary, so that they are not registered as modules a second time.
