@@ -73,8 +73,9 @@ def load_pretrained(
 def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
     """Write settings and weights into a new folder, atomically.
 
-    Where the model carries a LoRA adapter (``lm.add_adapter``), only the adapter is written, with
-    the name and the fingerprint of its base model; otherwise the full weights and the tokenizer.
+    Where the model carries a LoRA adapter (``lm.add_adapter``), only the adapter is written; the
+    settings name its base model, and its fingerprint if they hold one. Otherwise the full weights
+    and the tokenizer.
 
     Raises:
         ImpRAGError: the folder exists and is not empty, or cannot be written.
