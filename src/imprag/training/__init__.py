@@ -1,0 +1,1 @@
+"""Training: teacher labels, data mixture, objectives, trainer."""

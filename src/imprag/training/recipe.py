@@ -1,0 +1,670 @@
+"""Recipes: everything that decides a training run, read from YAML and checked before it starts.
+
+"Paper" in the descriptions is arXiv 2506.02279; what is marked "beyond the paper" is off unless
+the recipe asks for it.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from imprag.errors import ImpRAGError
+from imprag.model.config import ImpRAGConfig, PassageEncoding, PoolingPoint, RopePoint
+from imprag.tasks import load_task
+from imprag.training.architecture import num_layers
+
+_BUDGETS = ("steps", "epochs", "minutes")
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _locate(value: str, info: ValidationInfo) -> str:
+    """A path seen from the recipe's folder, else from the working folder; names stay names."""
+    folder = (info.context or {}).get("folder")
+    if folder is not None and value not in ("default", "factbook", "wiki10k"):
+        for place in (Path(folder) / value, Path(value)):
+            if place.exists():
+                return str(place.resolve())
+    return value
+
+
+Location = Annotated[str, AfterValidator(_locate)]
+"""A path, or a name that is known to who reads it: a built-in one or one on the hub."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, with no key that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSettings(Section):
+    """The model to train; the same names as in :class:`ImpRAGConfig`, which describes them.
+
+    Attributes:
+        base: name or path of the language model (``base_model`` there).
+        b, t: layer boundaries (paper, section 2; b=7, t=19 for Llama-3.2-3B, t=23 for 8B, by
+            Figure 2).
+        k: passages per prompt at inference (paper, section 3: 10).
+        max_passage_tokens: the paper's l_max, which it gives no figure for.
+        passage_encoding, passage_template, pooling_point, rope, score_scale: open in the paper
+            (``independent`` is its choice for stored passages, Table 6).
+    """
+
+    base: Location = "smollm2-135m"
+    b: int = 7
+    t: int = 20
+    k: int = 3
+    max_passage_tokens: int = 256
+    passage_encoding: PassageEncoding = "independent"
+    passage_template: str = "{title}\n{text}"
+    pooling_point: PoolingPoint = "last"
+    rope: RopePoint = "before"
+    score_scale: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.to_config()
+        layers = num_layers(self.base)
+        if layers is not None and self.t >= layers:
+            raise ImpRAGError(
+                f"t={self.t}, but {self.base} has {layers} layers: t can be {layers - 1} at most"
+            )
+        return self
+
+    def to_config(self) -> ImpRAGConfig:
+        """The configuration that is stored with the trained model."""
+        return ImpRAGConfig(base_model=self.base, **self.model_dump(exclude={"base"}))
+
+
+class TaskSource(Section):
+    """Training examples of one task (paper, section 3, data).
+
+    Attributes:
+        tasks: where they are: a benchmark folder made by ``imprag tasks build``, a file, or a data
+            set on the Hugging Face hub.
+        task: the task's name, as ``imprag tasks list`` shows it.
+        split: of the benchmark or of the set on the hub; other files have none.
+        weight: share of the drawn examples, relative to the other sources' weights.
+        limit: at most so many examples, drawn by the seed (paper: 5,000 of each set).
+        retrieval: whether passages are retrieved for it; if not given, as the task says (paper:
+            for the knowledge-intensive tasks only).
+        positives: passages that the ``teacher`` ranks first (paper), or ``gold`` provenance
+            (beyond the paper).
+    """
+
+    tasks: Location
+    task: str
+    split: str = "train"
+    weight: PositiveFloat = 1.0
+    limit: PositiveInt | None = None
+    retrieval: bool | None = None
+    positives: Literal["teacher", "gold"] = "teacher"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        load_task(self.task)
+        return self
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether passages are retrieved for these examples."""
+        return load_task(self.task).retrieval if self.retrieval is None else self.retrieval
+
+
+class SyntheticSource(Section):
+    """Examples made from the corpus' passages; nothing is retrieved (paper, section 3, data).
+
+    Attributes:
+        synthetic: the paper's two tasks, and its plain corpus text (about 10 % of training).
+        weight, limit: as for :class:`TaskSource`.
+    """
+
+    synthetic: Literal["phrase_denoising", "sentence_generation", "corpus_text"]
+    weight: PositiveFloat = 1.0
+    limit: PositiveInt | None = None
+
+
+def _source_kind(value: Any) -> str:
+    synthetic = "synthetic" in value if isinstance(value, Mapping) else hasattr(value, "synthetic")
+    return "synthetic source" if synthetic else "task source"
+
+
+Source = Annotated[
+    Annotated[TaskSource, Tag("task source")] | Annotated[SyntheticSource, Tag("synthetic source")],
+    Discriminator(_source_kind),
+]
+
+
+class TeacherSettings(Section):
+    """The text retriever whose ranks label training prompts (paper, section 3, warmup).
+
+    Attributes:
+        retriever: ``all-minilm-l6-v2``, ``bm25``, or a bi-encoder's folder or name on the hub
+            (paper: ``facebook/contriever-msmarco``).
+        positives: so many first ranks are pseudo-positives (paper: 5).
+        hard_negatives: first and last rank of the pool of hard negatives (paper: 10 to 50).
+    """
+
+    retriever: Location = "all-minilm-l6-v2"
+    positives: PositiveInt = 5
+    hard_negatives: tuple[PositiveInt, PositiveInt] = (10, 50)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        first, last = self.hard_negatives
+        if not self.positives < first <= last:
+            raise ImpRAGError(
+                f"hard_negatives must be two ranks behind the {self.positives} positives, the "
+                f"first one first, not [{first}, {last}]"
+            )
+        return self
+
+
+class LengthStep(Section):
+    """Part of a length curriculum: the longest passage from a point of training on.
+
+    Attributes:
+        after: share of training that is over, 0 to 1.
+        tokens: the limit from there on.
+    """
+
+    after: _Fraction
+    tokens: Annotated[int, Field(ge=8)]
+
+
+class BatchSettings(Section):
+    """What makes a batch. Numbers are over all devices together.
+
+    Attributes:
+        kind: ``examples`` draws prompts one by one (paper). ``grid`` crosses entities and
+            relations, or articles and questions, so that every cell's passage is a hard negative
+            for the others (beyond the paper).
+        examples: prompts of a batch of kind ``examples``; the paper gives no figure.
+        grid: rows and columns of a batch of kind ``grid``.
+        hard_negatives: drawn for each prompt from its pool (paper: up to 10).
+        candidates: passages that each prompt reads in training (paper: 10, as k).
+        generate: so many prompts of a batch are answered, the others only retrieve; all of them if
+            not given (paper).
+        passage_tokens: a length curriculum; none is ``max_passage_tokens`` throughout (beyond the
+            paper).
+        embedding_memory: embeddings of so many recent passages serve as further negatives (beyond
+            the paper).
+    """
+
+    kind: Literal["examples", "grid"] = "examples"
+    examples: PositiveInt = 8
+    grid: tuple[PositiveInt, PositiveInt] = (6, 6)
+    hard_negatives: NonNegativeInt = 10
+    candidates: PositiveInt = 3
+    generate: NonNegativeInt | None = None
+    passage_tokens: tuple[LengthStep, ...] = ()
+    embedding_memory: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        points = [step.after for step in self.passage_tokens]
+        if points and (points[0] != 0 or sorted(set(points)) != points):
+            raise ImpRAGError("passage_tokens must begin with after: 0 and go upwards")
+        if self.generate is not None and self.generate > self.prompts:
+            raise ImpRAGError(
+                f"generate is {self.generate}, but a batch has {self.prompts} prompts"
+            )
+        return self
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of a batch."""
+        return self.examples if self.kind == "examples" else self.grid[0] * self.grid[1]
+
+
+class BottomStage(Section):
+    """A cheap stage before warmup: layers 0..b learn to retrieve (beyond the paper).
+
+    Attributes:
+        fraction: of the training.
+        anchor_weight: of the loss that keeps layer b's input near that of the base model.
+        generate_every: every n-th step generates as in warmup; 0 is never.
+    """
+
+    fraction: _Fraction = 0.3
+    anchor_weight: NonNegativeFloat = 1.0
+    generate_every: NonNegativeInt = 0
+
+
+class ScoreDistillation(Section):
+    """A further warmup loss: the teacher's scores over a batch's passages (beyond the paper).
+
+    Attributes:
+        weight: relative to equation 3.
+        target_temperature, score_temperature: of the teacher's and the model's softmax.
+    """
+
+    weight: PositiveFloat = 1.0
+    target_temperature: PositiveFloat = 1.0
+    score_temperature: PositiveFloat = 1.0
+
+
+class WarmupStage(Section):
+    """Training with the teacher's labels (paper, section 3, equation 3).
+
+    Attributes:
+        fraction: of the training (paper: 3 of 10 epochs). What ``bottom`` and ``warmup`` leave is
+            self-distillation.
+        score_distillation: if given, is added to equation 3.
+    """
+
+    fraction: _Fraction = 0.3
+    score_distillation: ScoreDistillation | None = None
+
+
+class SelfDistillationStage(Section):
+    """Training with the language model's own preferences (paper, section 3, equations 4 to 6).
+
+    Attributes:
+        target_temperature: τ_t, of the softmax over log P_LM; the paper gives no figure.
+        score_temperature: τ_r, of the softmax over the scores; the paper gives no figure.
+        candidates: from the ``teacher``'s lists, or the first ones in the model's own ``index``.
+        refresh_steps: the index is built again every so many steps.
+    """
+
+    target_temperature: PositiveFloat = 1.0
+    score_temperature: PositiveFloat = 1.0
+    candidates: Literal["teacher", "index"] = "teacher"
+    refresh_steps: PositiveInt = 1000
+
+
+class StageSettings(Section):
+    """The stages, in their order, and J = J_gen + λ · J_ret, which all of them train.
+
+    Attributes:
+        bottom, warmup, self_distillation: the stages.
+        retrieval_weight: λ; the paper gives no figure.
+    """
+
+    bottom: BottomStage | None = None
+    warmup: WarmupStage = WarmupStage()
+    self_distillation: SelfDistillationStage = SelfDistillationStage()
+    retrieval_weight: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        before = self.warmup.fraction + (self.bottom.fraction if self.bottom else 0)
+        if before > 1 + 1e-9:
+            raise ImpRAGError(f"the fractions of bottom and warmup sum to {before:g}, over 1")
+        return self
+
+
+class OptimizerSettings(Section):
+    """AdamW and its schedule; the paper gives no figures.
+
+    Attributes:
+        learning_rate: at its peak.
+        bottom_learning_rate: of layers 0..b, if another one.
+        weight_decay: on matrices.
+        betas: of the moments.
+        warmup_steps: of linear growth at the beginning.
+        schedule: what follows.
+        max_grad_norm: gradients are clipped to it.
+    """
+
+    learning_rate: PositiveFloat = 1e-5
+    bottom_learning_rate: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[_Fraction, _Fraction] = (0.9, 0.999)
+    warmup_steps: NonNegativeInt = 0
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class TrainSettings(Section):
+    """Length and manner of the run.
+
+    Attributes:
+        steps, epochs, minutes: how long, in one of these; an epoch goes through as many examples
+            as all sources have (paper: 10 epochs).
+        precision: ``bf16`` computes in bfloat16 and keeps the weights in float32.
+        seed: of all that is drawn.
+        gradient_accumulation: batches per step of the optimizer.
+        gradient_checkpointing: compute layers a second time rather than keep their activations.
+        save_steps: write a checkpoint every so many steps.
+        keep_checkpoints: delete older ones but the best.
+        logging_steps: write a line of ``metrics.jsonl`` every so many steps.
+    """
+
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    minutes: PositiveFloat | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: NonNegativeInt = 0
+    gradient_accumulation: PositiveInt = 1
+    gradient_checkpointing: bool = False
+    save_steps: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    logging_steps: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [name for name in _BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ImpRAGError(
+                "give one of steps, epochs and minutes, not "
+                + (" and ".join(given) if given else "none")
+            )
+        return self
+
+
+class LoraGroup(Section):
+    """An adapter on one group of layers (beyond the paper).
+
+    Attributes:
+        rank: of the two factors.
+        alpha: the adapter is scaled by alpha / rank.
+        dropout: on the adapter's input.
+        targets: names of the projections that it adapts.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+
+class LoraSettings(Section):
+    """Adapters instead of full fine-tuning (beyond the paper). A group without one is frozen.
+
+    Attributes:
+        bottom: of layers 0..b.
+        reading: of layers b+1..t.
+        top: of the layers above t.
+    """
+
+    bottom: LoraGroup | None = None
+    reading: LoraGroup | None = None
+    top: LoraGroup | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (self.bottom or self.reading or self.top):
+            raise ImpRAGError("lora adapts no layers; give bottom, reading or top, or no lora")
+        return self
+
+
+class EvaluationSettings(Section):
+    """Evaluation while training, and what comes of it (paper, section 3: 1,000 NQ dev questions).
+
+    Attributes:
+        data: a benchmark folder, as in ``imprag eval --data``.
+        tasks: tasks of it, files, or ``TASK=FILE``, as in ``imprag eval --tasks``.
+        split: of the benchmark or of a set on the hub.
+        limit: at most so many examples of each task.
+        corpus: ``split`` takes the benchmark's passages about the entities of ``split``; else a
+            corpus's name or path; if not given, the recipe's corpus.
+        steps: evaluate every so many steps.
+        metric: mean over the tasks of which the best checkpoint is chosen by, as named in
+            ``results.json``.
+        patience: stop after so many evaluations without a better one; never if not given.
+    """
+
+    data: Location | None = None
+    tasks: tuple[str, ...] = ()
+    split: str = "dev"
+    limit: PositiveInt | None = 200
+    corpus: Location | None = None
+    steps: PositiveInt = 500
+    metric: str = "exact_match"
+    patience: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.data is None and not self.tasks:
+            raise ImpRAGError("evaluation has nothing to ask; give it data or tasks")
+        return self
+
+
+class Recipe(Section):
+    """A whole recipe; ``configs/`` holds examples.
+
+    Attributes:
+        model: the model and its layer boundaries.
+        corpus: the passages: a name or path that :func:`imprag.corpus.load_corpus` takes.
+        data: the mixture of training examples.
+        teacher, batch, stages, optimizer, train: see there.
+        lora: if given, adapters are trained; else all weights (paper).
+        evaluation: if given, the model is evaluated while it trains.
+    """
+
+    model: ModelSettings = ModelSettings()
+    corpus: Location = "default"
+    data: Annotated[tuple[Source, ...], Field(min_length=1)]
+    teacher: TeacherSettings = TeacherSettings()
+    batch: BatchSettings = BatchSettings()
+    stages: StageSettings = StageSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train: TrainSettings = TrainSettings(epochs=10)
+    lora: LoraSettings | None = None
+    evaluation: EvaluationSettings | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        longest = max((step.tokens for step in self.batch.passage_tokens), default=0)
+        if longest > self.model.max_passage_tokens:
+            raise ImpRAGError(
+                f"batch.passage_tokens goes up to {longest}, but model.max_passage_tokens is "
+                f"{self.model.max_passage_tokens}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The recipe with all its keys, as in a run folder's ``recipe.yaml``."""
+        content = self.model_dump(mode="json")
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+    def fingerprint(self) -> str:
+        """Names all that decides the training: not evaluation, saving and logging."""
+        content = json.dumps(self._deciding(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """What decides the training and is not the same in ``other``: ``key: ours, not theirs``."""
+        ours, theirs = dict(_flat(self._deciding())), dict(_flat(other._deciding()))
+        return [
+            f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}"
+            for key in {**ours, **theirs}
+            if ours.get(key) != theirs.get(key)
+        ]
+
+    def _deciding(self) -> dict[str, Any]:
+        bystanders = {"save_steps", "keep_checkpoints", "logging_steps"}
+        return self.model_dump(mode="json", exclude={"evaluation": True, "train": bystanders})
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file. Relative paths in it are seen from its folder, and where nothing is
+            there, from the working folder.
+        overrides: ``key=value`` with a dotted key and a value in YAML: ``model.k=5``,
+            ``data.0.weight=2``, ``lora=null``. ``train.steps``, ``train.epochs`` and
+            ``train.minutes`` each take the place of the others.
+
+    Raises:
+        ImpRAGError: the file is missing or no YAML, or a key or value is wrong; the message names
+            the key and the value, and for an unknown key the nearest one that there is.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ImpRAGError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ImpRAGError(f"{path} is no YAML: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ImpRAGError(f"{path} is no recipe: expected keys such as model, corpus and data")
+    for override in overrides:
+        _set(content, override)
+    try:
+        # In JSON's strict mode, true is no number and 3 is no text, but lists become tuples.
+        return Recipe.model_validate_json(
+            json.dumps(content, default=str), strict=True, context={"folder": path.parent}
+        )
+    except ValidationError as error:
+        raise ImpRAGError(f"{path}: {_explain(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-5 is a number, as people mean it, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{twice}' stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    """Apply one ``key=value`` to the content of a recipe."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ImpRAGError(f"--set {override}: expected key=value, such as --set model.k=5")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ImpRAGError(f"--set {override}: the value is no YAML: {_one_line(error)}") from error
+    place: Any = content
+    for depth, part in enumerate(parts):
+        last = depth + 1 == len(parts)
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                name = ".".join(parts[:depth])
+                raise ImpRAGError(
+                    f"--set {override}: {name} is a list of {len(place)}; "
+                    f"expected {name}.0 to {name}.{len(place) - 1}"
+                )
+            index: Any = int(part)
+        elif isinstance(place, dict):
+            index = part
+        else:
+            raise ImpRAGError(
+                f"--set {override}: {'.'.join(parts[:depth])} is {place!r}, which has no keys"
+            )
+        if last:
+            place[index] = value
+        elif isinstance(place, list):
+            place = place[index]
+        else:
+            place[index] = {} if place.get(index) is None else place[index]
+            place = place[index]
+    if len(parts) == 2 and parts[0] == "train" and parts[1] in _BUDGETS and value is not None:
+        for other in set(_BUDGETS) - {parts[1]}:
+            place.pop(other, None)
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake in one line; unknown keys first, for they often cause the others."""
+    errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    first = errors[0]
+    key, value = _dotted(first["loc"]), first["input"]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        nearest = _nearest(key)
+        advice = f"; did you mean {nearest}?" if nearest else ""
+        return f"unknown key {key} (value {_short(value)}){advice}{more}"
+    if first["type"] == "missing":
+        return f"{key} is missing{more}"
+    if first["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{first['ctx']['error']}{more}"
+    message = first["msg"].removeprefix("Input ").replace("Tuple", "list").replace("array", "list")
+    return f"{key} is {_short(value)}, but {message[:1].lower()}{message[1:]}{more}"
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """``data.0.limit``; pydantic puts the kind of the source in between."""
+    return ".".join(str(part) for part in location if not str(part).endswith(" source"))
+
+
+def _nearest(unknown: str) -> str | None:
+    """The known key that is most like an unknown one: in its section, else anywhere."""
+    *parents, name = unknown.split(".")
+    section = [*("*" if part.isdecimal() else part for part in parents)]
+    known = [key.split(".") for key in _known_keys(Recipe)]
+    siblings = {key[-1] for key in known if key[:-1] == section}
+    if found := difflib.get_close_matches(name, siblings, 1):
+        return ".".join([*parents, found[0]])
+    by_name = {key[-1]: key for key in known}
+    found = difflib.get_close_matches(name, by_name, 1, 0.8)
+    return ".".join(by_name[found[0]]) if found else None
+
+
+def _known_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a section; ``*`` stands for the number in a list."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for inner, in_list in _sections_of(field.annotation):
+            yield from _known_keys(inner, f"{prefix}{name}.{'*.' if in_list else ''}")
+
+
+def _sections_of(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[Section], bool]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation, in_list
+    for argument in get_args(annotation):
+        is_tuple = getattr(annotation, "__origin__", None) is tuple
+        yield from _sections_of(argument, in_list or is_tuple)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dictionaries and lists under their dotted keys."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
