@@ -1,5 +1,7 @@
 """The model pieces against references: the plain LM, the paper's formulas, one row at a time."""
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -344,6 +346,28 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
     actual = step()
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_attention_for_compiling_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = groups_of(family, b=2)
+    rows = tokens(9, 4, 12)
+    batches = [pad(rows, CPU), pad(rows, CPU, left=True), pad(rows[:1], CPU)]
+    plain = [groups.passage_embeddings(*batch) for batch in batches]
+    monkeypatch.setattr(torch, "compile", lambda layer, dynamic: layer)
+    groups.compile_bottom()
+    for expected, batch in zip(plain, batches, strict=True):
+        torch.testing.assert_close(groups.passage_embeddings(*batch), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiling for a CPU needs a C++ compiler")
+@torch.no_grad()
+def test_compiled_layers_give_the_same_embeddings() -> None:
+    groups = groups_of(b=1)
+    batch = pad(tokens(9, 4, 12), CPU)
+    expected = groups.passage_embeddings(*batch)
+    groups.compile_bottom()
+    torch.testing.assert_close(groups.passage_embeddings(*batch), expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

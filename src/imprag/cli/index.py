@@ -36,7 +36,7 @@ def index(
         model: The model that will search it: `default`, a folder, a GGUF file or a Hugging Face id.
         kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast.
         skip_bad_lines: Leave out corpus lines that cannot be read, and list them.
-        compile: Compile the layers first: half a minute, then about a tenth less time. Needs a
+        compile: Compile the layers first: a minute, then about a fifth less time. Needs a
             C++ compiler on a CPU.
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
         device: `cpu`, `cuda`, `cuda:1` ...

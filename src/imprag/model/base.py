@@ -65,6 +65,19 @@ def load_base_model(
     return BaseModel(lm.to(device).eval(), tokenizer)
 
 
+def load_tokenizer(name_or_path: str | Path) -> Any:
+    """The tokenizer of a language model, without its weights; names as for `load_base_model`.
+
+    Raises:
+        ImpRAGError: there is no such model.
+    """
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(str(_folder(name_or_path) or name_or_path))
+    except (OSError, ValueError) as error:
+        raise ImpRAGError(_explain(name_or_path, error)) from error
+
+
 def resolve_device(device: torch.device | str) -> torch.device:
     """``"auto"`` as the first GPU, else the CPU."""
     if device == "auto":
