@@ -15,7 +15,6 @@ from tiny_evaluation import read_predictions as read
 from imprag import evaluate
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.evaluation.examples import TaskExamples
 from imprag.evaluation.passage_sources import (
     PassageSource,
     Question,
@@ -27,7 +26,7 @@ from imprag.evaluation.passage_sources import (
 from imprag.evaluation.run_folder import RunFolder
 from imprag.index.folder import RetrievedPassage
 from imprag.rag import ImpRAG
-from imprag.tasks import Task, load_task
+from imprag.tasks import Task, TaskExamples, load_task
 
 TEXTS = {passage.id: passage.text for passage in PASSAGES}
 PAGES = {passage.id: passage.title for passage in PASSAGES}

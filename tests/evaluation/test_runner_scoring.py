@@ -8,7 +8,6 @@ from imprag.corpus import Passage
 from imprag.evaluation.metrics import answer_recall, provenance_recall
 from imprag.evaluation.scoring import (
     RECALL_DEPTHS,
-    gold_ids,
     hit_ranks,
     page_of,
     score_answer,
@@ -67,7 +66,7 @@ def test_references_that_are_not_linked_count_as_missed_pages() -> None:
     assert scores["r_precision"] == pytest.approx(1 / 3)
     # Where all are needed and some are not known, there is nothing to ask for.
     assert "mrr" not in score_retrieval(load_task("hotpotqa"), example, found, {"p0": "Chad"})
-    assert gold_ids(example) == ["p0"]
+    assert example.gold_ids == ["p0"]
 
 
 def test_labels_are_judged_by_accuracy_alone() -> None:

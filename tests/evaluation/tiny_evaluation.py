@@ -7,13 +7,12 @@ from typing import Any
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
-from imprag.evaluation.examples import TaskExamples
 from imprag.evaluation.run_folder import RunFolder
 from imprag.evaluation.scoring import summarize
 from imprag.index.folder import IndexFolder
 from imprag.model import ImpRAGConfig, LayerGroups
 from imprag.rag import ImpRAG
-from imprag.tasks import Answer, Example, load_task
+from imprag.tasks import Answer, Example, TaskExamples, load_task
 
 COUNT = 24
 # Two passages of every page, so that pages and passages are not the same.

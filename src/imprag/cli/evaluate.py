@@ -75,7 +75,6 @@ def evaluate(
         device: `cpu`, `cuda`, `cuda:1` ...
         json: Print the results as one JSON object.
     """
-    from imprag.evaluation.examples import read_tasks
     from imprag.evaluation.passage_sources import (
         bm25_retrieval,
         gold_passages,
@@ -87,6 +86,7 @@ def evaluate(
     from imprag.evaluation.runner import evaluate as run_evaluation
     from imprag.evaluation.tables import results_table
     from imprag.rag import ImpRAG
+    from imprag.tasks import read_tasks
 
     if no_retrieval + oracle_passages + retrieval_only > 1:
         raise ImpRAGError("use one of --no-retrieval, --oracle-passages and --retrieval-only")

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from imprag.corpus import Corpus
-from imprag.evaluation.bm25 import BM25, SETTINGS
-from imprag.evaluation.scoring import gold_ids
+from imprag.index.bm25 import BM25, SETTINGS
 from imprag.index.folder import RetrievedPassage
 from imprag.index.teacher import Teacher, TextEncoder
 from imprag.tasks import Example, Task
@@ -77,7 +76,7 @@ def gold_passages(corpus: Corpus) -> PassageSource:
     """The passages that prove the answers, and nothing else."""
 
     def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
-        ids = [gold_ids(question.example)[:k] for question in questions]
+        ids = [question.example.gold_ids[:k] for question in questions]
         return [
             [RetrievedPassage(passage, 1.0) for passage in corpus.passages(corpus.rows(row))]
             for row in ids

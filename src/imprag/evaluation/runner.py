@@ -11,20 +11,19 @@ from tqdm import tqdm
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.evaluation.examples import TaskExamples
 from imprag.evaluation.exports import write_kilt, write_trec
 from imprag.evaluation.passage_sources import PassageSource, Question, own_retrieval
 from imprag.evaluation.report import require_packages, write_report
 from imprag.evaluation.run_folder import Prediction, RunFolder
 from imprag.evaluation.scoring import (
     RECALL_DEPTHS,
-    gold_ids,
     hit_ranks,
     page_of,
     score_answer,
     score_retrieval,
     summarize,
 )
+from imprag.tasks import TaskExamples
 
 if TYPE_CHECKING:
     from imprag.index.folder import RetrievedPassage
@@ -53,7 +52,7 @@ def evaluate(
 
     Args:
         rag: the model that answers; without one, only retrieval is measured.
-        tasks: what is asked; :func:`imprag.evaluation.examples.read_tasks` reads it.
+        tasks: what is asked; :func:`imprag.tasks.read_tasks` reads it.
         out: the run folder.
         source: where passages come from; the model's own retrieval if not given. With
             ``gold_passages`` of `imprag.evaluation.passage_sources`, examples without any are left
@@ -297,7 +296,7 @@ def _gold_pages(tasks: Sequence[TaskExamples], corpus: Corpus | None) -> dict[st
         return pages
     for item in tasks:
         for example in item.examples:
-            for passage_id in gold_ids(example):
+            for passage_id in example.gold_ids:
                 if passage_id in pages:
                     continue
                 try:

@@ -29,13 +29,6 @@ def page_of(passage: "Passage") -> str:
     return str(passage.meta.get("wikipedia_id") or passage.title)
 
 
-def gold_ids(example: Example) -> list[str]:
-    """Ids of an example's gold passages, in the order of the answers that they prove."""
-    references = (reference for output in example.output for reference in output.provenance)
-    ids = (reference.get("passage_id") for reference in references)
-    return list(dict.fromkeys(str(id) for id in ids if id is not None))
-
-
 def score_answer(task: Task, example: Example, answer: str) -> dict[str, float]:
     """Accuracy where answers are labels, else exact match and F1."""
     names = ["accuracy"] if task.metric == "accuracy" else ["exact_match", "f1"]

@@ -100,12 +100,31 @@ class IndexFolder:
             queries: (queries, dimension).
             k: at most the number of passages.
         """
+        return retrieved_passages(self.corpus, *self.search_rows(queries, k))
+
+    def search_rows(
+        self, queries: npt.NDArray[np.float32], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The corpus rows of the k best passages for every query and their scores, best first.
+
+        Returns:
+            (queries, k) int64 and (queries, k) float32.
+        """
         scores, ids = self.index.search(queries, k)
-        found = self.corpus.passages(self.corpus.rows([i for row in ids for i in row]))
-        flat = [
-            RetrievedPassage(*pair) for pair in zip(found, scores.ravel().tolist(), strict=True)
-        ]
-        return [flat[start : start + k] for start in range(0, len(flat), k)]
+        distinct = list({passage_id for found in ids for passage_id in found})
+        row_of = dict(zip(distinct, self.corpus.rows(distinct), strict=True))
+        rows = np.array([[row_of[passage_id] for passage_id in found] for found in ids], np.int64)
+        return rows.reshape(scores.shape), scores
+
+
+def retrieved_passages(
+    corpus: Corpus, rows: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.float32]
+) -> list[list[RetrievedPassage]]:
+    """The passages behind the rows and scores of a search, (queries, k) each."""
+    passages = iter(corpus.passages(rows.ravel().tolist()))
+    return [
+        [RetrievedPassage(next(passages), score) for score in found] for found in scores.tolist()
+    ]
 
 
 def _link_or_copy(source: str, target: str) -> None:

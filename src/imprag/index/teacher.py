@@ -91,6 +91,7 @@ class Teacher:
     """
 
     def __init__(self, corpus: Corpus, encoder: TextEncoder) -> None:
+        self.corpus = corpus
         self.encoder = encoder
         key = f"{Path(encoder.name).name}-{encoder.fingerprint()[:8]}-{corpus.fingerprint[:12]}"
         self._folder = IndexFolder.build(corpus, encoder, cache_dir() / "indexes" / key)
@@ -98,6 +99,17 @@ class Teacher:
     def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
         """The k passages nearest to every prompt's text, best first."""
         return self._folder.search(self.encoder.queries(prompts), k)
+
+    def rank(
+        self, prompts: Sequence[str], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Corpus rows and scores of what :meth:`retrieve` finds, (prompts, k) each."""
+        return self._folder.search_rows(self.encoder.queries(prompts), k)
+
+    def fingerprint(self) -> str:
+        """Names what the ranks depend on besides the prompts."""
+        content = f"{self.encoder.fingerprint()} {self.corpus.fingerprint}"
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _folder(name_or_path: str) -> Path:

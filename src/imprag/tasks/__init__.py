@@ -5,12 +5,14 @@ from imprag.tasks.example import Answer, Example, answers, read_examples, write_
 from imprag.tasks.factbook import build_factbook, load_benchmark
 from imprag.tasks.records import Record, read_records
 from imprag.tasks.task import Task, load_task, register_task, task_names
+from imprag.tasks.task_examples import TaskExamples, read_tasks
 
 __all__ = [
     "Answer",
     "Example",
     "Record",
     "Task",
+    "TaskExamples",
     "answers",
     "build_factbook",
     "instruction",
@@ -19,6 +21,7 @@ __all__ = [
     "load_task",
     "read_examples",
     "read_records",
+    "read_tasks",
     "register_task",
     "synthetic",
     "task_names",

@@ -54,6 +54,13 @@ class Example:
         """The answers' texts."""
         return [output.answer for output in self.output if output.answer.strip()]
 
+    @property
+    def gold_ids(self) -> list[str]:
+        """Ids of the passages that prove the answers, in the answers' order."""
+        references = (reference for output in self.output for reference in output.provenance)
+        ids = (reference.get("passage_id") for reference in references)
+        return list(dict.fromkeys(str(id) for id in ids if id is not None))
+
     def evidence_sets(self, *, joint: bool, key: str = "passage_id") -> list[frozenset[str]]:
         """What a ranking must hold to prove an answer: one of these sets.
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, cache_dir
-from imprag.index.folder import RetrievedPassage
+from imprag.index.folder import RetrievedPassage, retrieved_passages
 
 SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
 _WORD = r"(?u)\b\w+\b"
@@ -32,9 +35,8 @@ class BM25:
             import bm25s
         except ImportError as error:
             raise ImpRAGError('BM25 needs bm25s; run: pip install "imprag[eval]"') from error
-        self._corpus = corpus
-        key = hashlib.sha256(f"{corpus.fingerprint} {SETTINGS} {_WORD}".encode()).hexdigest()[:16]
-        folder = cache_dir() / "bm25" / key
+        self.corpus = corpus
+        folder = cache_dir() / "bm25" / self.fingerprint()[:16]
         if not folder.is_dir():
             _build(corpus, folder)
         self._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
@@ -45,17 +47,28 @@ class BM25:
         Raises:
             ImpRAGError: k is larger than the corpus.
         """
-        if k > len(self._corpus):
-            raise ImpRAGError(f"k is {k}, but the corpus has only {len(self._corpus)} passages")
+        return retrieved_passages(self.corpus, *self.rank(queries, k))
+
+    def rank(
+        self, queries: Sequence[str], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Corpus rows and scores of what :meth:`retrieve` finds, (queries, k) each.
+
+        Raises:
+            ImpRAGError: k is larger than the corpus.
+        """
+        if k > len(self.corpus):
+            raise ImpRAGError(f"k is {k}, but the corpus has only {len(self.corpus)} passages")
         if not queries:
-            return []
+            return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         words = _words(queries, return_ids=False)
         rows, scores = self._index.retrieve(words, k=k, show_progress=False)
-        found = self._corpus.passages(rows.ravel().tolist())
-        flat = [
-            RetrievedPassage(*pair) for pair in zip(found, scores.ravel().tolist(), strict=True)
-        ]
-        return [flat[start : start + k] for start in range(0, len(flat), k)]
+        return rows.astype(np.int64), scores
+
+    def fingerprint(self) -> str:
+        """Names what the ranks depend on besides the queries."""
+        content = f"{self.corpus.fingerprint} {SETTINGS} {_WORD}"
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _build(corpus: Corpus, folder: Path) -> None:

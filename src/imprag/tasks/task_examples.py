@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from imprag.errors import ImpRAGError
-from imprag.tasks import Example, Task, load_benchmark, load_task, read_examples
+from imprag.tasks.example import Example, read_examples
+from imprag.tasks.factbook import load_benchmark
+from imprag.tasks.task import Task, load_task
 
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """A task and the examples that it is evaluated on.
+    """A task and examples of it.
 
     Attributes:
         task: how they are asked and judged.
@@ -59,7 +61,7 @@ class TaskExamples:
 def read_tasks(
     names: Sequence[str] = (), *, data: Path | str | None = None, split: str | None = None
 ) -> list[TaskExamples]:
-    """The examples to evaluate on.
+    """The examples to evaluate or train on.
 
     Args:
         names: each is one of

@@ -1,0 +1,79 @@
+"""BM25: the formula, any query, one build."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.index.bm25 import BM25
+
+TEXTS = [
+    ("The Who", "An English rock band"),
+    ("Chad", "The capital of Chad is N'Djamena, a city on the river Chari"),
+    ("Mali", "The capital of Mali is Bamako"),
+    ("Vitamin C", "Also known as ascorbic acid"),
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
+    passages = [Passage(f"p{n}", *texts) for n, texts in enumerate(TEXTS)]
+    return Corpus.build(passages, tmp_path / "corpus")
+
+
+def lucene_bm25(query: list[str], documents: list[list[str]]) -> list[float]:
+    mean = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        counts = Counter(document)
+        score = 0.0
+        for word in query:
+            containing = sum(word in other for other in documents)
+            idf = math.log(1 + (len(documents) - containing + 0.5) / (containing + 0.5))
+            length = 1 - 0.75 + 0.75 * len(document) / mean
+            score += idf * counts[word] / (counts[word] + 1.5 * length)
+        scores.append(score)
+    return scores
+
+
+def test_bm25_scores_follow_the_formula(corpus: Corpus) -> None:
+    documents = [
+        f"{title} {text}".lower().replace(",", "").replace("'", " ").split()
+        for title, text in TEXTS
+    ]
+    for query in ("What is the CAPITAL of Chad?", "who", "vitamin c", "river Chari Mali"):
+        expected = lucene_bm25(query.lower().strip("?").split(), documents)
+        (found,) = BM25(corpus).retrieve([query], 4)
+        scores = {item.passage.id: item.score for item in found}
+        assert [scores[f"p{n}"] for n in range(4)] == pytest.approx(expected, abs=1e-5)
+        assert [item.score for item in found] == sorted(scores.values(), reverse=True)
+        assert found[0].passage == corpus[expected.index(max(expected))]
+
+
+def test_bm25_takes_any_query(corpus: Corpus) -> None:
+    bm25 = BM25(corpus)
+    assert bm25.retrieve([], 2) == []
+    rows = bm25.retrieve(["", "xyzzy", "?!", "Bamako"], 2)
+    assert [len(row) for row in rows] == [2, 2, 2, 2]
+    assert all(item.score == 0 for row in rows[:3] for item in row)
+    assert rows[3][0].passage.id == "p2"
+    with pytest.raises(ImpRAGError, match="k is 5, but the corpus has only 4 passages"):
+        bm25.retrieve(["who"], 5)
+
+
+def test_bm25_is_built_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bm25s
+
+    first = BM25(corpus).retrieve(["capital city"], 3)
+    monkeypatch.setattr(bm25s.BM25, "index", lambda *a, **k: pytest.fail("built again"))
+    assert BM25(corpus).retrieve(["capital city"], 3) == first
+
+
+def test_bm25_needs_its_package(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "bm25s", None)
+    with pytest.raises(ImpRAGError, match="BM25 needs bm25s; run: pip install"):
+        BM25(corpus)

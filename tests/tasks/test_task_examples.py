@@ -1,0 +1,124 @@
+"""Where examples come from: benchmarks, files that name their tasks, official files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imprag.errors import ImpRAGError
+from imprag.files import sha256, write_json
+from imprag.tasks import Answer, Example, read_tasks, write_examples
+from imprag.tasks.factbook.build import VERSION
+
+
+def example(id: str, text: str, answers: Sequence[str], *gold: str) -> Example:
+    first, *others = answers
+    proof = [{"passage_id": passage_id} for passage_id in gold]
+    return Example(id, text, [Answer(first, proof), *map(Answer, others)])
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    """A folder as `imprag tasks build` makes it, with three small tasks."""
+    folder = tmp_path / "bench"
+    files: dict[str, dict[str, object]] = {}
+    for name, split in (("nq", "test"), ("nq", "dev"), ("fever", "test"), ("coqa", "test")):
+        file = folder / name / f"{split}.jsonl"
+        one = example(f"{name}-{split}", "w1", ["SUPPORTS" if name == "fever" else "x"], "p1")
+        count = write_examples(file, [one])
+        entry = {"file": f"{name}/{split}.jsonl", "examples": count, "sha256": sha256(file)}
+        files.setdefault(name, {"splits": {}})["splits"][split] = entry  # type: ignore[index]
+    manifest = {"name": "tiny", "version": VERSION, "seed": 5, "tasks": files}
+    write_json(folder / "benchmark.json", manifest)
+    return folder
+
+
+def test_tasks_of_a_benchmark(benchmark: Path) -> None:
+    found = read_tasks(["fever", "nq"], data=benchmark)
+    assert [(item.task.name, item.examples[0].id) for item in found] == [
+        ("fever", "fever-test"),
+        ("nq", "nq-test"),
+    ]
+    assert found[0].source == f"tiny {VERSION}, seed 5, test"
+    assert found[0].examples[0].answers == ["True"]
+    # Without names: all that retrieve.
+    assert [item.task.name for item in read_tasks(data=benchmark)] == ["nq", "fever"]
+    (dev,) = read_tasks(["nq"], data=benchmark, split="dev")
+    assert dev.examples[0].id == "nq-dev"
+    assert dev.fingerprint() != found[1].fingerprint()
+
+
+def test_files_whose_examples_name_their_tasks(tmp_path: Path) -> None:
+    lines = [
+        {"id": "1", "task": "nq", "input": "who", "output": [{"answer": "x"}]},
+        {
+            "id": "2",
+            "task": "aida",
+            "input": "[START_ENT] A [END_ENT]",
+            "output": [{"answer": "B"}],
+        },
+        {"id": "3", "task": "nq", "input": "what", "output": [{"answer": "y"}]},
+    ]
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    nq, aida = read_tasks([str(file)])
+    assert [one.id for one in nq.examples] == ["1", "3"]
+    assert aida.examples[0].input == "[START] A [END]"
+    assert nq.source == str(file)
+
+
+def test_official_files(tmp_path: Path) -> None:
+    file = tmp_path / "NQ-open.dev.jsonl"
+    file.write_text('{"question": "who", "answer": ["x", "y"]}\n')
+    (nq,) = read_tasks([f"nq={file}"])
+    assert nq.examples[0].answers == ["x", "y"]
+
+
+def test_fingerprints_cover_questions_answers_and_prompts(benchmark: Path) -> None:
+    (item,) = read_tasks(["nq"], data=benchmark)
+    others = [
+        replace(item, task=replace(item.task, template="{input}?")),
+        replace(item, examples=[example("nq-test", "w1", ["y"], "p1")]),
+        replace(item, examples=[example("nq-test", "w1", ["x"], "p2")]),
+        replace(item, examples=[example("nq-test", "w2", ["x"], "p1")]),
+    ]
+    assert len({item.fingerprint(), *(other.fingerprint() for other in others)}) == 5
+    assert item.fingerprint() == read_tasks(["nq"], data=benchmark)[0].fingerprint()
+
+
+def test_bad_names_and_files(benchmark: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImpRAGError, match="no tasks; name some with --tasks"):
+        read_tasks()
+    with pytest.raises(
+        ImpRAGError, match="no task or file 'nope'; the benchmark has nq, fever, coqa"
+    ):
+        read_tasks(["nope"], data=benchmark)
+    with pytest.raises(ImpRAGError, match="task 'fever' has no split 'dev', but test"):
+        read_tasks(["fever"], data=benchmark, split="dev")
+    with pytest.raises(ImpRAGError, match="unknown task 'nope'; known are"):
+        read_tasks(["nope=file.jsonl"])
+    unnamed = tmp_path / "unnamed.jsonl"
+    write_examples(unnamed, [example("1", "w1", ["x"])])
+    with pytest.raises(ImpRAGError, match=r"example '1' names no task; give it as --tasks TASK="):
+        read_tasks([str(unnamed)])
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(unnamed.read_text() * 2)
+    with pytest.raises(ImpRAGError, match="the id '1' occurs twice in task 'nq'"):
+        read_tasks([f"nq={twice}"])
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"id": "1", "input": "who", "output": []}\n')
+    with pytest.raises(ImpRAGError, match=r"empty\.jsonl, line 1: field 'output' has no answer"):
+        read_tasks([f"nq={empty}"])
+
+
+def test_changed_benchmarks_are_refused(benchmark: Path) -> None:
+    with (benchmark / "nq" / "test.jsonl").open("a") as stream:
+        stream.write("\n")
+    with pytest.raises(ImpRAGError, match=r"test\.jsonl is missing or was changed"):
+        read_tasks(["nq"], data=benchmark)
+    manifest = json.loads((benchmark / "benchmark.json").read_text())
+    write_json(benchmark / "benchmark.json", {**manifest, "version": VERSION + 1})
+    with pytest.raises(ImpRAGError, match=f"holds version {VERSION + 1}, not {VERSION}"):
+        read_tasks(["nq"], data=benchmark)
