@@ -16,6 +16,7 @@ from imprag.cli.evaluate import evaluate
 from imprag.cli.index import index
 from imprag.cli.info import info
 from imprag.cli.tasks import tasks
+from imprag.cli.train import train
 from imprag.errors import ImpRAGError
 
 app = cyclopts.App(
@@ -25,7 +26,7 @@ app = cyclopts.App(
     version=lambda: version("imprag"),
     help_format="markdown",
 )
-for command in (ask, search, index, info, compare):
+for command in (ask, search, index, train, info, compare):
     app.command(command)
 app.command(evaluate, name="eval")
 app.command(tasks)

@@ -30,6 +30,8 @@ _BUILT_IN = {
     "wiki10k": (_WIKI10K,),
     "default": (_FACTBOOK, _WIKI10K),
 }
+#: Names that :func:`load_corpus` knows before it looks for a path.
+BUILT_IN_CORPORA = tuple(_BUILT_IN)
 
 
 def load_corpus(name_or_path: str | Path, *, skip_bad_lines: bool = False) -> Corpus:

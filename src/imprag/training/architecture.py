@@ -1,10 +1,20 @@
 """The shape of a language model, known without its weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from imprag.errors import ImpRAGError
 from imprag.files import read_json
+from imprag.model.base import quiet_transformers
+from imprag.model.layer_groups import check_model
+
+if TYPE_CHECKING:
+    from imprag.training.recipe import LoraGroup, Recipe
 
 # Published figures, so that a plan needs neither the hub nor a licence that opens its files. Each
 # is (model type, settings of its transformers configuration).
@@ -88,10 +98,6 @@ def model_config(name_or_path: str) -> Any:
     Raises:
         ImpRAGError: the model is neither here nor well known, and the hub does not have it.
     """
-    from transformers import AutoConfig
-
-    from imprag.model.base import quiet_transformers
-
     published = _published(name_or_path)
     if published is not None:
         return AutoConfig.for_model(published[0], **published[1])
@@ -114,3 +120,99 @@ def _published(name_or_path: str) -> tuple[str, dict[str, Any]] | None:
         return None
     name = name_or_path.rsplit("/", 1)[-1].lower()
     return _PUBLISHED.get(name.removesuffix("-base").removesuffix("-instruct"))
+
+
+class Architecture:
+    """Sizes of a language model and of its layer groups, read off a model without weights.
+
+    Args:
+        recipe: names the model, its layer boundaries and what is trained.
+
+    Raises:
+        ImpRAGError: there is no such model, it has too few layers, or an adapter's target is not
+            among its projections.
+    """
+
+    def __init__(self, recipe: "Recipe") -> None:
+        config = model_config(recipe.model.base)
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        check_model(lm, recipe.model.to_config())
+        text = config.get_text_config()
+        self.b, self.t = recipe.model.b, recipe.model.t
+        self.hidden: int = text.hidden_size
+        self.intermediate: int = text.intermediate_size
+        self.heads: int = text.num_attention_heads
+        self.key_heads: int = getattr(text, "num_key_value_heads", None) or self.heads
+        self.head_dim: int = getattr(text, "head_dim", None) or self.hidden // self.heads
+        self.vocabulary: int = text.vocab_size
+        layers: list[nn.Module] = list(lm.base_model.layers)
+        self.layers = len(layers)
+        self.layer_parameters: int = _count(layers[0])
+        self.total = _count(lm)
+        self.head: int = _count(lm.get_output_embeddings())
+        groups = {
+            "bottom": layers[: self.b + 1],
+            "reading": layers[self.b + 1 : self.t + 1],
+            "top": layers[self.t + 1 :],
+        }
+        self.groups = {name: sum(map(_count, group)) for name, group in groups.items()}
+        self.trained = self.total
+        if recipe.lora is not None:
+            self.trained = sum(
+                _lora_parameters(group, adapter, name)
+                for name, group in groups.items()
+                if (adapter := getattr(recipe.lora, name)) is not None
+            )
+
+    @property
+    def dimension(self) -> int:
+        """Size of an embedding: h_k · d_h."""
+        return self.key_heads * self.head_dim
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of a passage token's keys and values at layers b..t in bfloat16."""
+        return 2 * (self.t - self.b + 1) * self.dimension * 2
+
+    def activation_bytes(self, precision: str) -> int:
+        """What one layer keeps of one token for its backward pass.
+
+        Two norms keep their input and their normalized input in float32. Projections keep their
+        inputs: under autocast, each its own copy in bfloat16. Attention keeps query, key, value and
+        output, the MLP its gate before and after the activation, its other factor and the product.
+        """
+        attention = 2 * (self.heads + self.key_heads) * self.head_dim
+        if precision == "bf16":
+            kept = 26 * self.hidden + 2 * (attention + 4 * self.intermediate)
+        else:
+            kept = 4 * (6 * self.hidden + attention + 4 * self.intermediate)
+        return kept + 8 + 4 * self.heads  # the norms' scales and the softmax's sums, float32
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _lora_parameters(layers: Sequence[nn.Module], adapter: "LoraGroup", name: str) -> int:
+    """rank · (inputs + outputs) of every projection that is adapted."""
+    total = 0
+    for target in adapter.targets:
+        found = [
+            module
+            for layer in layers
+            for path, module in layer.named_modules()
+            if isinstance(module, nn.Linear) and path.rsplit(".", 1)[-1] == target
+        ]
+        if layers and not found:
+            known = {
+                path.rsplit(".", 1)[-1]
+                for path, module in layers[0].named_modules()
+                if isinstance(module, nn.Linear)
+            }
+            raise ImpRAGError(
+                f"lora.{name}.targets: the model has no projection '{target}', but "
+                f"{', '.join(sorted(known))}"
+            )
+        total += sum(adapter.rank * (m.in_features + m.out_features) for m in found)
+    return total

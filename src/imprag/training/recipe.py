@@ -4,13 +4,11 @@
 the recipe asks for it.
 """
 
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -29,19 +27,23 @@ from pydantic import (
     model_validator,
 )
 
+from imprag.corpus.library import BUILT_IN_CORPORA
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig, PassageEncoding, PoolingPoint, RopePoint
-from imprag.tasks import load_task
+from imprag.tasks import TaskExamples, load_task, read_tasks
+from imprag.tasks.factbook.build import MANIFEST
 from imprag.training.architecture import num_layers
+from imprag.training.recipe_file import apply_override, explain, read_yaml
 
-_BUDGETS = ("steps", "epochs", "minutes")
+_BUDGETS = {"train.steps", "train.epochs", "train.minutes"}
 _Fraction = Annotated[float, Field(ge=0, le=1)]
+_BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _locate(value: str, info: ValidationInfo) -> str:
     """A path seen from the recipe's folder, else from the working folder; names stay names."""
     folder = (info.context or {}).get("folder")
-    if folder is not None and value not in ("default", "factbook", "wiki10k"):
+    if folder is not None and value not in BUILT_IN_CORPORA:
         for place in (Path(folder) / value, Path(value)):
             if place.exists():
                 return str(place.resolve())
@@ -50,6 +52,12 @@ def _locate(value: str, info: ValidationInfo) -> str:
 
 Location = Annotated[str, AfterValidator(_locate)]
 """A path, or a name that is known to who reads it: a built-in one or one on the hub."""
+
+
+def _locate_in_task(value: str, info: ValidationInfo) -> str:
+    """The path in ``TASK=FILE`` or ``FILE``."""
+    task, equals, file = value.rpartition("=")
+    return task + equals + _locate(file, info)
 
 
 class Section(BaseModel):
@@ -125,6 +133,18 @@ class TaskSource(Section):
     def _check(self) -> Self:
         load_task(self.task)
         return self
+
+    def read(self) -> TaskExamples:
+        """All examples of the source, without its limit.
+
+        Raises:
+            ImpRAGError: they are missing or not in their format.
+        """
+        if (Path(self.tasks) / MANIFEST).is_file():
+            (found,) = read_tasks([self.task], data=self.tasks, split=self.split)
+        else:
+            (found,) = read_tasks([f"{self.task}={self.tasks}"], split=self.split)
+        return found
 
     @property
     def retrieves(self) -> bool:
@@ -202,10 +222,14 @@ class BatchSettings(Section):
             for the others (beyond the paper).
         examples: prompts of a batch of kind ``examples``; the paper gives no figure.
         grid: rows and columns of a batch of kind ``grid``.
+        others: prompts of the sources that fill no grid, beside every grid; all of them are
+            retrieval-free or have no place in one.
+        positives: right passages of each prompt in a batch, at most (paper: 5).
+        answer_check: a passage that contains an answer is no negative (beyond the paper).
         hard_negatives: drawn for each prompt from its pool (paper: up to 10).
         candidates: passages that each prompt reads in training (paper: 10, as k).
-        generate: so many prompts of a batch are answered, the others only retrieve; all of them if
-            not given (paper).
+        generate: so many of a batch's retrieving prompts are answered, the others only retrieve;
+            all of them if not given (paper).
         passage_tokens: a length curriculum; none is ``max_passage_tokens`` throughout (beyond the
             paper).
         embedding_memory: embeddings of so many recent passages serve as further negatives (beyond
@@ -215,6 +239,9 @@ class BatchSettings(Section):
     kind: Literal["examples", "grid"] = "examples"
     examples: PositiveInt = 8
     grid: tuple[PositiveInt, PositiveInt] = (6, 6)
+    others: NonNegativeInt = 0
+    positives: PositiveInt = 5
+    answer_check: bool = True
     hard_negatives: NonNegativeInt = 10
     candidates: PositiveInt = 3
     generate: NonNegativeInt | None = None
@@ -235,7 +262,8 @@ class BatchSettings(Section):
     @property
     def prompts(self) -> int:
         """Prompts of a batch."""
-        return self.examples if self.kind == "examples" else self.grid[0] * self.grid[1]
+        rows, columns = self.grid
+        return self.examples if self.kind == "examples" else rows * columns + self.others
 
 
 class BottomStage(Section):
@@ -331,7 +359,7 @@ class OptimizerSettings(Section):
     learning_rate: PositiveFloat = 1e-5
     bottom_learning_rate: PositiveFloat | None = None
     weight_decay: NonNegativeFloat = 0.0
-    betas: tuple[_Fraction, _Fraction] = (0.9, 0.999)
+    betas: tuple[_BelowOne, _BelowOne] = (0.9, 0.999)
     warmup_steps: NonNegativeInt = 0
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     max_grad_norm: PositiveFloat = 1.0
@@ -365,7 +393,7 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [name for name in _BUDGETS if getattr(self, name) is not None]
+        given = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ImpRAGError(
                 "give one of steps, epochs and minutes, not "
@@ -386,7 +414,7 @@ class LoraGroup(Section):
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: _BelowOne = 0.0
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj",
         "k_proj",
@@ -429,13 +457,13 @@ class EvaluationSettings(Section):
         corpus: ``split`` takes the benchmark's passages about the entities of ``split``; else a
             corpus's name or path; if not given, the recipe's corpus.
         steps: evaluate every so many steps.
-        metric: mean over the tasks of which the best checkpoint is chosen by, as named in
-            ``results.json``.
+        metric: as named in ``results.json``; the checkpoint with the best mean over the tasks is
+            the best.
         patience: stop after so many evaluations without a better one; never if not given.
     """
 
     data: Location | None = None
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Annotated[str, AfterValidator(_locate_in_task)], ...] = ()
     split: str = "dev"
     limit: PositiveInt | None = 200
     corpus: Location | None = None
@@ -522,133 +550,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             the key and the value, and for an unknown key the nearest one that there is.
     """
     path = Path(path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise ImpRAGError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ImpRAGError(f"{path} is no YAML: {_one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ImpRAGError(f"{path} is no recipe: expected keys such as model, corpus and data")
+    content = read_yaml(path)
     for override in overrides:
-        _set(content, override)
+        key = apply_override(content, override)
+        if key in _BUDGETS:
+            for other in _BUDGETS - {key}:
+                content["train"].pop(other.removeprefix("train."), None)
     try:
         # In JSON's strict mode, true is no number and 3 is no text, but lists become tuples.
         return Recipe.model_validate_json(
             json.dumps(content, default=str), strict=True, context={"folder": path.parent}
         )
     except ValidationError as error:
-        raise ImpRAGError(f"{path}: {_explain(error)}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-5 is a number, as people mean it, and no key stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{twice}' stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _set(content: dict[str, Any], override: str) -> None:
-    """Apply one ``key=value`` to the content of a recipe."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ImpRAGError(f"--set {override}: expected key=value, such as --set model.k=5")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ImpRAGError(f"--set {override}: the value is no YAML: {_one_line(error)}") from error
-    place: Any = content
-    for depth, part in enumerate(parts):
-        last = depth + 1 == len(parts)
-        if isinstance(place, list):
-            if not part.isdecimal() or int(part) >= len(place):
-                name = ".".join(parts[:depth])
-                raise ImpRAGError(
-                    f"--set {override}: {name} is a list of {len(place)}; "
-                    f"expected {name}.0 to {name}.{len(place) - 1}"
-                )
-            index: Any = int(part)
-        elif isinstance(place, dict):
-            index = part
-        else:
-            raise ImpRAGError(
-                f"--set {override}: {'.'.join(parts[:depth])} is {place!r}, which has no keys"
-            )
-        if last:
-            place[index] = value
-        elif isinstance(place, list):
-            place = place[index]
-        else:
-            place[index] = {} if place.get(index) is None else place[index]
-            place = place[index]
-    if len(parts) == 2 and parts[0] == "train" and parts[1] in _BUDGETS and value is not None:
-        for other in set(_BUDGETS) - {parts[1]}:
-            place.pop(other, None)
-
-
-def _explain(error: ValidationError) -> str:
-    """The first mistake in one line; unknown keys first, for they often cause the others."""
-    errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-    first = errors[0]
-    key, value = _dotted(first["loc"]), first["input"]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        nearest = _nearest(key)
-        advice = f"; did you mean {nearest}?" if nearest else ""
-        return f"unknown key {key} (value {_short(value)}){advice}{more}"
-    if first["type"] == "missing":
-        return f"{key} is missing{more}"
-    if first["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{first['ctx']['error']}{more}"
-    message = first["msg"].removeprefix("Input ").replace("Tuple", "list").replace("array", "list")
-    return f"{key} is {_short(value)}, but {message[:1].lower()}{message[1:]}{more}"
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    """``data.0.limit``; pydantic puts the kind of the source in between."""
-    return ".".join(str(part) for part in location if not str(part).endswith(" source"))
-
-
-def _nearest(unknown: str) -> str | None:
-    """The known key that is most like an unknown one: in its section, else anywhere."""
-    *parents, name = unknown.split(".")
-    section = [*("*" if part.isdecimal() else part for part in parents)]
-    known = [key.split(".") for key in _known_keys(Recipe)]
-    siblings = {key[-1] for key in known if key[:-1] == section}
-    if found := difflib.get_close_matches(name, siblings, 1):
-        return ".".join([*parents, found[0]])
-    by_name = {key[-1]: key for key in known}
-    found = difflib.get_close_matches(name, by_name, 1, 0.8)
-    return ".".join(by_name[found[0]]) if found else None
-
-
-def _known_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a section; ``*`` stands for the number in a list."""
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        for inner, in_list in _sections_of(field.annotation):
-            yield from _known_keys(inner, f"{prefix}{name}.{'*.' if in_list else ''}")
-
-
-def _sections_of(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[Section], bool]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation, in_list
-    for argument in get_args(annotation):
-        is_tuple = getattr(annotation, "__origin__", None) is tuple
-        yield from _sections_of(argument, in_list or is_tuple)
+        raise ImpRAGError(f"{path}: {explain(error, Recipe)}") from error
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -659,12 +573,3 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,0 +1,277 @@
+"""What a recipe will cost, worked out without weights: the dry run of ``imprag train``.
+
+``docs/scale.md`` derives the formulas and goes through them for Llama-3.2-3B and Llama-3.1-8B.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from imprag.errors import ImpRAGError
+from imprag.training.architecture import Architecture
+from imprag.training.plan_data import plan_data
+from imprag.training.recipe import Recipe
+
+DEFAULT_FLOPS = 400e12  # of one device: an H100 in bfloat16 at 40 % of its peak
+WIKIPEDIA_PASSAGES = 37_000_000  # the paper's corpus
+_PQ_BYTES = 64
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Tokens of one batch in one stage, over all devices.
+
+    Attributes:
+        prompts: prompts that are answered; they run through all layers.
+        responses: the answers' part of them; the head is computed for these.
+        queries: prompts that only retrieve; they run through layers 0..b-1.
+        read: passages that some prompt reads; they run through layers 0..t.
+        embedded: passages that are only embedded; they run through layers 0..b-1.
+        scored: prompts run once more for each candidate alone, without gradient.
+        prefixes: passage tokens as the prompts read them, each prompt its own.
+    """
+
+    prompts: float
+    responses: float
+    queries: float
+    read: float
+    embedded: float
+    scored: float
+    prefixes: float
+
+    @property
+    def tokens(self) -> float:
+        """All tokens that are trained on, prompts and passages."""
+        return self.prompts + self.queries + self.read + self.embedded
+
+    def layer_tokens(self, model: Architecture) -> float:
+        """Tokens times the layers that they really run through, with gradient."""
+        bottom = (self.queries + self.embedded) * model.b
+        return self.prompts * model.layers + self.read * (model.t + 1) + bottom
+
+    def flops(self, model: Architecture, *, checkpointing: bool) -> float:
+        """6 × parameters × tokens; 2 more where layers are computed twice or only scored."""
+        layers = (8 if checkpointing else 6) * self.layer_tokens(model)
+        scoring = 2 * self.scored * model.layers
+        return (layers + scoring) * model.layer_parameters + 6 * self.responses * model.head
+
+
+class TrainingPlan:
+    """What a recipe will cost.
+
+    Missing data is no error here: it is listed, and lengths and numbers are assumed for it.
+
+    Args:
+        recipe: the recipe.
+        devices: that train together.
+        flops: what one device really computes in a second.
+
+    Raises:
+        ImpRAGError: the model is not to be had or does not fit the recipe, or data that is here
+            cannot be read.
+    """
+
+    def __init__(self, recipe: Recipe, *, devices: int = 1, flops: float = DEFAULT_FLOPS) -> None:
+        if devices < 1 or not 0 < flops < math.inf:
+            raise ImpRAGError(f"a plan needs devices and FLOPs, not {devices} and {flops:g}")
+        self.recipe = recipe
+        self.devices = devices
+        self.flops = flops
+        self.model = Architecture(recipe)
+        self.corpus, self.sources = plan_data(recipe)
+
+    @cached_property
+    def stages(self) -> dict[str, tuple[float, StepPlan]]:
+        """Every stage's share of the steps and its batch; stages without a share are left out."""
+        stages = self.recipe.stages
+        bottom = stages.bottom.fraction if stages.bottom else 0.0
+        rest = max(0.0, 1 - bottom - stages.warmup.fraction)
+        warmup = self._batch()
+        planned = {
+            "warmup": (stages.warmup.fraction, warmup),
+            "self_distillation": (rest, self._batch(scoring=True)),
+        }
+        if stages.bottom:
+            only = self._batch(generating=False)
+            every = stages.bottom.generate_every
+            part = bottom / every if every else 0.0
+            planned = {
+                "bottom": (bottom - part, only),
+                "bottom, generating": (part, warmup),
+                **planned,
+            }
+        return {name: (share, step) for name, (share, step) in planned.items() if share > 1e-9}
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer."""
+        train = self.recipe.train
+        if train.steps is not None:
+            return train.steps
+        if train.epochs is not None:
+            examples = sum(source.examples for source in self.sources)
+            prompts = self.recipe.batch.prompts * train.gradient_accumulation
+            return math.ceil(train.epochs * examples / prompts)
+        assert train.minutes is not None
+        rate = self.flops * self.devices
+        return max(1, int(train.minutes * 60 * rate / self.step_flops))
+
+    @property
+    def step_flops(self) -> float:
+        """Of one step of the optimizer, the mean over the stages."""
+        checkpointing = self.recipe.train.gradient_checkpointing
+        batch = sum(
+            share * step.flops(self.model, checkpointing=checkpointing)
+            for share, step in self.stages.values()
+        )
+        return batch * self.recipe.train.gradient_accumulation
+
+    @property
+    def hours(self) -> float:
+        """Of training alone: without labels, evaluation and saving."""
+        return self.steps * self.step_flops / (self.flops * self.devices) / 3600
+
+    def memory(self) -> dict[str, float]:
+        """Bytes on one device at the end of the forward pass of the largest batch."""
+        model, train = self.model, self.recipe.train
+        largest = max(
+            (step for _, step in self.stages.values()), key=lambda s: s.layer_tokens(model)
+        )
+        layer_tokens = largest.layer_tokens(model) / self.devices
+        activations = layer_tokens * model.activation_bytes(train.precision)
+        if train.gradient_checkpointing:
+            # The inputs of all layers, and the widest layer computed once more.
+            tokens = max(largest.prompts, largest.read) / self.devices
+            again = tokens * model.activation_bytes(train.precision)
+            activations = layer_tokens * 4 * model.hidden + again
+        halves = 1 if train.precision == "bf16" else 2
+        parts = {
+            "weights": 4.0 * model.total,
+            "weights in bfloat16": 2.0 * model.total if train.precision == "bf16" else 0.0,
+            "gradients": 4.0 * model.trained,
+            "optimizer": 8.0 * model.trained,
+            "activations": activations,
+            "logits": 8.0 * largest.responses * model.vocabulary / self.devices,
+            "passage KV": halves * largest.prefixes * model.kv_bytes / self.devices,
+        }
+        states = parts["weights"] + parts["gradients"] + parts["optimizer"]
+        total = sum(parts.values())
+        sharded = total - states + states / self.devices
+        return {**parts, "total, replicated (DDP)": total, "total, sharded (FSDP2)": sharded}
+
+    def storage(self, passages: int) -> dict[str, float]:
+        """Bytes of the index and of stored keys and values for a corpus of so many passages."""
+        values = passages * self.model.dimension
+        tokens = passages * self.corpus.passage_tokens
+        return {
+            "flat float32": 4.0 * values,
+            "flat float16": 2.0 * values,
+            "PQ64": float(_PQ_BYTES * passages),
+            "stored KV": tokens * self.model.kv_bytes,
+        }
+
+    def embedding_hours(self, passages: int) -> float:
+        """Of embedding so many passages by layers 0..b-1 on all devices."""
+        tokens = passages * self.corpus.passage_tokens
+        flops = 2 * tokens * self.model.b * self.model.layer_parameters
+        return flops / (self.flops * self.devices) / 3600
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan for JSON."""
+        model, steps = self.model, self.steps
+        accumulation = self.recipe.train.gradient_accumulation
+        corpora = {"37M passages": WIKIPEDIA_PASSAGES}
+        if self.corpus.passages is not None:
+            corpora = {"corpus": self.corpus.passages, **corpora}
+        return {
+            "model": {
+                "base": self.recipe.model.base,
+                "layers": model.layers,
+                "b": model.b,
+                "t": model.t,
+                "embedding_dimension": model.dimension,
+            },
+            "parameters": {
+                "total": model.total,
+                **model.groups,
+                "other": model.total - sum(model.groups.values()),
+                "trained": model.trained,
+            },
+            "corpus": vars(self.corpus),
+            "data": [vars(source) for source in self.sources],
+            "stages": {
+                name: {
+                    "share": share,
+                    **{key: round(value) for key, value in vars(step).items()},
+                }
+                for name, (share, step) in self.stages.items()
+            },
+            "memory": {key: round(value) for key, value in self.memory().items()},
+            "training": {
+                "devices": self.devices,
+                "flops_per_device": self.flops,
+                "steps": steps,
+                "tokens_per_step": round(self._mean_tokens() * accumulation),
+                "tokens": round(steps * self._mean_tokens() * accumulation),
+                "flops_per_step": self.step_flops,
+                "flops": steps * self.step_flops,
+                "hours": self.hours,
+                "device_hours": self.hours * self.devices,
+            },
+            "storage": {
+                name: {
+                    **{key: round(value) for key, value in self.storage(passages).items()},
+                    "embedding_hours": self.embedding_hours(passages),
+                }
+                for name, passages in corpora.items()
+            },
+            "kv_bytes_per_token": model.kv_bytes,
+        }
+
+    def _mean_tokens(self) -> float:
+        return sum(share * step.tokens for share, step in self.stages.values())
+
+    def _batch(self, *, generating: bool = True, scoring: bool = False) -> StepPlan:
+        """The mean batch of a stage.
+
+        Args:
+            generating: whether prompts are answered; without, they only retrieve.
+            scoring: whether the language model scores every candidate.
+        """
+        batch = self.recipe.batch
+        prompts = responses = queries = scored = passages = readers = 0.0
+        for source in self.sources:
+            drawn = batch.prompts * source.share
+            length = source.prompt_tokens + source.response_tokens
+            answered = drawn if generating else 0.0
+            if source.retrieves:
+                answered *= self._answered_share
+                queries += (drawn - answered) * source.prompt_tokens
+                readers += answered
+                scored += answered * batch.candidates * length if scoring else 0.0
+                passages += drawn * (min(source.positives, batch.positives) + batch.hard_negatives)
+            prompts += answered * length
+            responses += answered * source.response_tokens
+        read = min(passages, readers * batch.candidates)
+        length = self.corpus.passage_tokens
+        return StepPlan(
+            prompts=prompts,
+            responses=responses,
+            queries=queries,
+            read=read * length,
+            embedded=(passages - read) * length,
+            scored=scored,
+            prefixes=readers * batch.candidates * length,
+        )
+
+    @property
+    def _answered_share(self) -> float:
+        """Of the prompts that retrieve: `generate` is a number of those."""
+        batch = self.recipe.batch
+        retrieving = batch.prompts * sum(
+            source.share for source in self.sources if source.retrieves
+        )
+        if batch.generate is None or batch.generate >= retrieving:
+            return 1.0
+        return batch.generate / retrieving

@@ -1,0 +1,202 @@
+"""The data of a recipe as far as it is here: numbers of examples and mean lengths."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imprag.corpus import Corpus, load_corpus
+from imprag.errors import ImpRAGError
+from imprag.model.base import EMBEDDED, load_tokenizer
+from imprag.tasks import Example, Task, load_task, synthetic
+from imprag.training.recipe import Recipe, SyntheticSource, TaskSource
+
+# Where a text or a set is not at hand.
+TOKENS_PER_WORD = 4 / 3
+ASSUMED_PASSAGE_TOKENS = 140  # a hundred words and a title
+ASSUMED_EXAMPLES = 5000
+_ASSUMED_TOKENS: dict[str, tuple[float, float]] = {  # of prompt and response
+    "retrieval": (24, 6),
+    "reading": (440, 45),  # about the mean of the paper's eight instruction tuning sets
+    "phrase_denoising": (165, 15),
+    "sentence_generation": (100, 35),
+    "corpus_text": (0, 140),
+}
+_SAMPLE = 200
+_FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gz")
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """A source of training examples as far as it is here.
+
+    Attributes:
+        task, place: which, and where it is looked for.
+        state: ``found``, ``on the hub`` (not fetched), or ``missing``.
+        examples: that take part, the recipe's limit where it is not found.
+        share: of a batch's prompts, in the mean.
+        retrieves: whether its prompts read passages.
+        prompt_tokens, response_tokens: mean lengths; measured where it is found.
+        positives: of each prompt in a batch.
+    """
+
+    task: str
+    place: str
+    state: str
+    examples: int
+    share: float
+    retrieves: bool
+    prompt_tokens: float
+    response_tokens: float
+    positives: int
+
+
+@dataclass(frozen=True)
+class CorpusPlan:
+    """The corpus as far as it is here.
+
+    Attributes:
+        place: name or path.
+        state: ``found`` or ``missing``.
+        passages: number of them; None where it is missing.
+        passage_tokens: mean length after cutting; measured where it is found.
+    """
+
+    place: str
+    state: str
+    passages: int | None
+    passage_tokens: float
+
+
+def plan_data(recipe: Recipe) -> tuple[CorpusPlan, list[SourcePlan]]:
+    """Look for the corpus and every source of a recipe, and measure what is found.
+
+    Raises:
+        ImpRAGError: something is there but cannot be read.
+    """
+    count = _token_counter(recipe.model.base)
+    corpus, planned = _plan_corpus(recipe, count)
+    sources = [
+        _plan_task(source, recipe, share, count)
+        if isinstance(source, TaskSource)
+        else _plan_synthetic(source, corpus, share, count)
+        for source, share in zip(recipe.data, _shares(recipe), strict=True)
+    ]
+    return planned, sources
+
+
+def _shares(recipe: Recipe) -> list[float]:
+    """Each source's mean share of a batch's prompts, by the weights.
+
+    Sources that retrieve share the grid, if there is one, and the others what stands beside it.
+    """
+    batch = recipe.batch
+    kinds = [
+        batch.kind == "examples" or (isinstance(source, TaskSource) and source.retrieves)
+        for source in recipe.data
+    ]
+    beside = batch.others if batch.kind == "grid" else 0
+    room = {True: 1 - beside / batch.prompts, False: beside / batch.prompts}
+    weights = {True: 0.0, False: 0.0}
+    for source, kind in zip(recipe.data, kinds, strict=True):
+        weights[kind] += source.weight
+    return [
+        room[kind] * source.weight / weights[kind]
+        for source, kind in zip(recipe.data, kinds, strict=True)
+    ]
+
+
+def _token_counter(base: str) -> Callable[[str], float]:
+    """Counts a text's tokens: with the model's tokenizer if it is here, else by its words."""
+    try:
+        tokenizer = load_tokenizer(base) if base == EMBEDDED or Path(base).exists() else None
+    except ImpRAGError:
+        tokenizer = None
+    if tokenizer is None:
+        return lambda text: len(text.split()) * TOKENS_PER_WORD
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _plan_corpus(recipe: Recipe, count: Callable[[str], float]) -> tuple[Corpus | None, CorpusPlan]:
+    name, longest = recipe.corpus, recipe.model.max_passage_tokens
+    try:
+        corpus = load_corpus(name)
+    except ImpRAGError:
+        if Path(name).exists():
+            raise
+        assumed = min(longest, ASSUMED_PASSAGE_TOKENS)
+        return None, CorpusPlan(name, "missing", None, assumed)
+    passages = (corpus[row] for row in _spread(len(corpus)))
+    template = recipe.model.passage_template
+    texts = (
+        template.replace("{title}", passage.title).replace("{text}", passage.text)
+        for passage in passages
+    )
+    tokens = statistics.fmean(min(longest, count(text)) for text in texts)
+    return corpus, CorpusPlan(name, "found", len(corpus), tokens)
+
+
+def _plan_task(
+    source: TaskSource, recipe: Recipe, share: float, count: Callable[[str], float]
+) -> SourcePlan:
+    task = load_task(source.task)
+    if Path(source.tasks).exists():
+        state = "found"
+        found = source.read().draw(source.limit, recipe.train.seed).examples
+        examples = len(found)
+        prompt, response = _lengths(task, [found[i] for i in _spread(len(found))], count)
+    else:
+        # As in `read_records`: what looks like a file is no name on the hub.
+        is_file = source.tasks.endswith(_FILE_ENDINGS) or source.tasks.startswith((".", "/"))
+        state = "missing" if is_file else "on the hub"
+        examples = source.limit or ASSUMED_EXAMPLES
+        prompt, response = _ASSUMED_TOKENS["retrieval" if source.retrieves else "reading"]
+    return SourcePlan(
+        task=source.task,
+        place=source.tasks,
+        state=state,
+        examples=examples,
+        share=share,
+        retrieves=source.retrieves,
+        prompt_tokens=prompt,
+        response_tokens=response,
+        positives=recipe.teacher.positives if source.positives == "teacher" else 1,
+    )
+
+
+def _plan_synthetic(
+    source: SyntheticSource, corpus: Corpus | None, share: float, count: Callable[[str], float]
+) -> SourcePlan:
+    if corpus is None:
+        examples = source.limit or ASSUMED_EXAMPLES
+        prompt, response = _ASSUMED_TOKENS[source.synthetic]
+    else:
+        examples = min(len(corpus), source.limit or len(corpus))
+        make = getattr(synthetic, source.synthetic)
+        drawn = list(make(corpus[i] for i in _spread(len(corpus))))
+        prompt, response = _lengths(load_task(source.synthetic), drawn, count)
+    return SourcePlan(
+        task=source.synthetic,
+        place="the corpus",
+        state="missing" if corpus is None else "found",
+        examples=examples,
+        share=share,
+        retrieves=False,
+        prompt_tokens=prompt,
+        response_tokens=response,
+        positives=0,
+    )
+
+
+def _lengths(
+    task: Task, examples: Sequence[Example], count: Callable[[str], float]
+) -> tuple[float, float]:
+    """Mean tokens of prompts and responses."""
+    prompts = [count(task.prompt(example)) for example in examples]
+    responses = [count(task.response(example)) for example in examples]
+    return statistics.fmean(prompts), statistics.fmean(responses)
+
+
+def _spread(length: int) -> list[int]:
+    """Rows for a sample, evenly from the whole."""
+    return [i * length // min(length, _SAMPLE) for i in range(min(length, _SAMPLE))]
