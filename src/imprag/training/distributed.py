@@ -1,0 +1,118 @@
+"""What makes several processes compute what one would compute on all their examples.
+
+Without a process group, or alone in it, every function returns what it was given.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """The rows of all processes, with gradients flowing back to the process they come from.
+
+    Backward adds up what all processes' losses ask of a row. So either all processes run backward
+    through the result or none, even one that brings no rows. Call it after the forward passes of
+    the language model: its backward then comes first, before DDP begins to average gradients, and
+    all processes communicate in the same order.
+
+    Args:
+        tensor: (own rows, ...); the number of rows may differ between processes, nothing else.
+
+    Returns:
+        (all rows, ...), ordered by rank.
+    """
+    if _world_size() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def gather_masks(
+    positive: Tensor, negative: Tensor, passages: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Masks over the passages of all processes, for scores against gathered embeddings.
+
+    Another process's passage is a negative, unless it is right for the prompt. A passage that this
+    process has itself keeps its own place in the masks, and one that several others have counts
+    once, as if the whole batch lay in one process.
+
+    Args:
+        positive: (Q, P) bool over this process's passages.
+        negative: (Q, P) bool over this process's passages.
+        passages: (P,) int64, their corpus rows.
+        right: (Q, R) int64, the corpus rows that are right for each prompt (its positives and all
+            others known), filled up with -1.
+
+    Returns:
+        The positives and the negatives among all passages, in the order of
+        :func:`gather_with_gradient`: (Q, all passages) bool each.
+    """
+    if _world_size() == 1:
+        return positive, negative
+    parts = _gather_parts(passages)
+    rows = torch.cat(parts)
+    repeated = (rows[:, None] == rows).tril(diagonal=-1).any(dim=1)
+    others = ~repeated & ~torch.isin(rows, passages)
+    all_negative = others & ~(rows[:, None] == right[:, None]).any(dim=-1)
+    all_positive = torch.zeros_like(all_negative)
+    own = _own_rows(parts)
+    all_positive[:, own] = positive
+    all_negative[:, own] = negative
+    return all_positive, all_negative
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a number over all processes, in float32, without gradient.
+
+    With the mean of the processes' counts as ``count`` of an objective, the mean of the processes'
+    losses, and so the gradient that DDP and FSDP average, is that of the whole batch.
+    """
+    mean = value.detach().float()
+    if _world_size() == 1:
+        return mean
+    mean = mean.clone()
+    dist.all_reduce(mean)
+    return mean / _world_size()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = _gather_parts(tensor)
+        ctx.own = _own_rows(parts)
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[ctx.own]
+
+
+def _gather_parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors of all processes, which differ in their number of rows at most."""
+    size = torch.tensor([len(tensor)], device=tensor.device)
+    sizes = [torch.empty_like(size) for _ in range(_world_size())]
+    dist.all_gather(sizes, size)
+    rows = [int(n) for n in sizes]
+    # Collectives want equal shapes, so all are filled up to the largest.
+    padded = tensor.new_zeros(max(rows), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in rows]
+    dist.all_gather(parts, padded)
+    return [part[:n] for part, n in zip(parts, rows, strict=True)]
+
+
+def _own_rows(parts: list[Tensor]) -> slice:
+    rank = dist.get_rank()
+    begin = sum(len(part) for part in parts[:rank])
+    return slice(begin, begin + len(parts[rank]))
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
