@@ -1,0 +1,300 @@
+"""Which examples and passages make a batch: a pure function of seed and step.
+
+Nothing remembers what was drawn before. So a run that is resumed, with any number of processes or
+workers, goes on with the batches that it would have had.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from imprag.corpus import Corpus
+from imprag.errors import ImpRAGError
+from imprag.tasks.matching import contains_answer
+from imprag.training.data import TrainingExample, TrainingSource
+from imprag.training.drawing import Epochs, Mixture, grid_epochs, sample, single_epochs
+from imprag.training.recipe import BatchSettings
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBatch:
+    """A batch by numbers only, for Q prompts and P passages.
+
+    Attributes:
+        examples: numbers in `Plan.examples`, Q.
+        generated: whether the response is generated, Q; else the prompt only retrieves.
+        passages: corpus rows to embed, P, distinct.
+        candidates: the passages that each prompt reads, as indices into ``passages``, Q; () for a
+            prompt that is not generated or does not retrieve.
+        positive: (Q, C) bool, which passages are right. C is P, or, in a shard, the number of
+            passages of all shards in the order of their ranks.
+        negative: (Q, C) bool, which are wrong; a passage may be neither.
+        teacher_scores: (Q, C) float32, NaN where the teacher's score is not known; None if it was
+            not asked at all.
+        first_column: where ``passages`` begin among the C columns.
+    """
+
+    examples: tuple[int, ...]
+    generated: tuple[bool, ...]
+    passages: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+    positive: npt.NDArray[np.bool_]
+    negative: npt.NDArray[np.bool_]
+    teacher_scores: npt.NDArray[np.float32] | None
+    first_column: int = 0
+
+    def shard(self, rank: int, world_size: int) -> "PlannedBatch":
+        """The part of one process, which needs no word with the others about masks.
+
+        Every prompt is in one shard, and so is every column that counts in the masks. A passage
+        that prompts of several shards read is in each of them, because its keys and values are
+        needed there; the column of a copy is neither right nor wrong.
+        """
+        # Prompts that cost alike are dealt out evenly.
+        order = sorted(
+            range(len(self.examples)),
+            key=lambda n: (not self.generated[n], not self.candidates[n]),
+        )
+        prompts = [sorted(order[each::world_size]) for each in range(world_size)]
+        passages = self._deal_passages(prompts)
+        columns = [column for part in passages for column in part]
+        first = sum(map(len, passages[:rank]))
+        own, mine = prompts[rank], passages[rank]
+        place = {passage: index for index, passage in enumerate(mine)}
+        firsts = {column: n for n, column in reversed(list(enumerate(columns)))}
+        copies = [firsts[column] != n for n, column in enumerate(columns)]
+
+        def part(matrix: npt.NDArray[Scalar], blank: float) -> npt.NDArray[Scalar]:
+            chosen = matrix[np.ix_(own, columns)]
+            chosen[:, copies] = blank
+            return chosen
+
+        return PlannedBatch(
+            examples=tuple(self.examples[n] for n in own),
+            generated=tuple(self.generated[n] for n in own),
+            passages=tuple(self.passages[n] for n in mine),
+            candidates=tuple(tuple(place[c] for c in self.candidates[n]) for n in own),
+            positive=part(self.positive, False),
+            negative=part(self.negative, False),
+            teacher_scores=(
+                None if self.teacher_scores is None else part(self.teacher_scores, np.nan)
+            ),
+            first_column=first,
+        )
+
+    def _deal_passages(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Each process's passages: those that its prompts read, and a share of the others."""
+        parts = [sorted({c for n in own for c in self.candidates[n]}) for own in prompts]
+        read = {passage for part in parts for passage in part}
+        for passage in range(len(self.passages)):
+            if passage not in read:
+                min(parts, key=len).append(passage)
+        return parts
+
+
+class Plan:
+    """All batches of a training: ``plan(step)`` is the batch of a step.
+
+    A batch of kind ``examples`` is drawn from all sources by their weights. One of kind ``grid`` is
+    a grid of one of the sources whose examples have a place in grids, drawn by their weights, with
+    ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
+    with one wording of each cell that has any; of sources with articles instead, it takes some
+    questions about each of some articles. Small grids share a batch.
+
+    In every epoch of a source, each example, or each cell of its grids, comes once.
+
+    Args:
+        sources: the mixture.
+        settings: of batches.
+        corpus: that the rows belong to.
+        seed: of all that is drawn.
+
+    Attributes:
+        examples: of all sources, in order; batches name them by their number.
+
+    Raises:
+        ImpRAGError: a source is empty, no source is fit for grids or some would never be drawn, or
+            the corpus has fewer passages than a prompt reads.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[TrainingSource],
+        settings: BatchSettings,
+        corpus: Corpus,
+        seed: int = 0,
+    ) -> None:
+        _check(sources, settings, corpus)
+        self.settings = settings
+        self.examples: list[TrainingExample] = []
+        self._labels: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]] | None] = []
+        self._epochs: list[Epochs] = []
+        self._corpus = corpus
+        self._text = lru_cache(maxsize=2**14)(lambda row: corpus[row].text)
+        self._seed = seed
+        grids, singles = {}, {}
+        for number, source in enumerate(sources):
+            key = f"{seed} {number} {source.name}"
+            indices = range(len(self.examples), len(self.examples) + len(source.examples))
+            self.examples += source.examples
+            if source.labels is None:
+                self._labels += [None] * len(indices)
+            else:
+                self._labels += zip(source.labels.rows, source.labels.scores, strict=True)
+            if settings.kind == "grid" and _has_grid(source):
+                grids[number] = source.weight
+                maker = grid_epochs(self.examples, indices, settings.grid, random.Random(key))
+            else:
+                singles[number] = source.weight
+                maker = single_epochs(indices)
+            self._epochs.append(Epochs(maker, key))
+        self._grid_mixture = Mixture(grids, f"{seed} grids")
+        self._mixture = Mixture(singles, f"{seed} examples")
+
+    def __call__(self, step: int) -> PlannedBatch:
+        """The batch of a step, counted from 0."""
+        generator = random.Random(f"{self._seed} batch {step}")
+        indices = self._drawn(step)
+        examples = [self.examples[index] for index in indices]
+        right = [sample(one.positives, self.settings.positives, generator) for one in examples]
+        wrong = [self._hard_negatives(one, generator) for one in examples]
+        passages = list(dict.fromkeys(itertools.chain(*right, *wrong)))
+        retrieving = [n for n, one in enumerate(examples) if one.positives]
+        answered = set(retrieving)
+        if self.settings.generate is not None:
+            answered = set(sample(retrieving, self.settings.generate, generator))
+        read = [
+            self._candidates(one, right[n], wrong[n], passages, generator) if n in answered else []
+            for n, one in enumerate(examples)
+        ]
+        passages = list(dict.fromkeys(itertools.chain(passages, *read)))
+        place = {row: index for index, row in enumerate(passages)}
+        positive, negative = self._masks(examples, passages)
+        return PlannedBatch(
+            examples=tuple(indices),
+            generated=tuple(not one.positives or n in answered for n, one in enumerate(examples)),
+            passages=tuple(passages),
+            candidates=tuple(tuple(place[row] for row in rows) for rows in read),
+            positive=positive,
+            negative=negative,
+            teacher_scores=self._teacher_scores(indices, passages),
+        )
+
+    def _drawn(self, step: int) -> list[int]:
+        """The examples of a batch."""
+        indices: list[int] = []
+        count = self.settings.examples
+        if self.settings.kind == "grid":
+            source, position = self._grid_mixture.draw(step)
+            indices += self._epochs[source].bundle(position)
+            count = self.settings.others
+        for draw in range(step * count, (step + 1) * count):
+            source, position = self._mixture.draw(draw)
+            indices += self._epochs[source].bundle(position)
+        return indices
+
+    def _hard_negatives(self, example: TrainingExample, generator: random.Random) -> list[int]:
+        """Drawn from the example's pool."""
+        found: list[int] = []
+        for row in sample(example.hard_negatives, len(example.hard_negatives), generator):
+            if len(found) == self.settings.hard_negatives:
+                break
+            if not self._may_answer(example, row):
+                found.append(row)
+        return found
+
+    def _candidates(
+        self,
+        example: TrainingExample,
+        right: Sequence[int],
+        wrong: Sequence[int],
+        passages: Sequence[int],
+        generator: random.Random,
+    ) -> list[int]:
+        """The corpus rows that a prompt reads, shuffled.
+
+        Up to half are right, as one passage is not enough for two-hop questions. The others are
+        its hard negatives, then others of the batch, then any.
+        """
+        count = self.settings.candidates
+        chosen = [*right[: -(-count // 2)]]
+        taken = {*chosen, *example.positives}
+        chosen += wrong[: count - len(chosen)]
+        taken.update(chosen)
+        rest = [row for row in passages if row not in taken]
+        chosen += sample(rest, count - len(chosen), generator)
+        if len(chosen) < count:
+            size = min(len(self._corpus), count + len(example.positives))
+            drawn = generator.sample(range(len(self._corpus)), size)
+            drawn = [row for row in drawn if row not in chosen]
+            drawn.sort(key=lambda row: row in example.positives)
+            chosen += drawn[: count - len(chosen)]
+        generator.shuffle(chosen)
+        return chosen
+
+    def _masks(
+        self, examples: Sequence[TrainingExample], passages: Sequence[int]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which passages are right and which are wrong for every prompt that retrieves."""
+        positive = np.zeros((len(examples), len(passages)), np.bool_)
+        negative = np.zeros_like(positive)
+        for n, example in enumerate(examples):
+            if example.positives:
+                right, known = set(example.positives), set(example.known)
+                positive[n] = [row in right for row in passages]
+                negative[n] = [
+                    not (row in right or row in known or self._may_answer(example, row))
+                    for row in passages
+                ]
+        return positive, negative
+
+    def _may_answer(self, example: TrainingExample, row: int) -> bool:
+        """Whether the passage holds an answer, so that nobody knows if it is wrong."""
+        return self.settings.answer_check and contains_answer(self._text(row), example.answers)
+
+    def _teacher_scores(
+        self, indices: Sequence[int], passages: Sequence[int]
+    ) -> npt.NDArray[np.float32] | None:
+        if not any(self._labels):
+            return None
+        scores = np.full((len(indices), len(passages)), np.nan, np.float32)
+        for n, index in enumerate(indices):
+            if labels := self._labels[index]:
+                score_of = dict(zip(*(array.tolist() for array in labels), strict=True))
+                scores[n] = [score_of.get(row, np.nan) for row in passages]
+        return scores
+
+
+def _has_grid(source: TrainingSource) -> bool:
+    return all(example.group and example.positives for example in source.examples)
+
+
+def _check(sources: Sequence[TrainingSource], settings: BatchSettings, corpus: Corpus) -> None:
+    if empty := [source.name for source in sources if not source.examples]:
+        raise ImpRAGError(f"the source '{empty[0]}' has no examples")
+    if settings.candidates > len(corpus):
+        raise ImpRAGError(
+            f"a prompt reads {settings.candidates} candidates, but the corpus has only "
+            f"{len(corpus)} passages"
+        )
+    if settings.kind == "examples":
+        return
+    single = [source.name for source in sources if not _has_grid(source)]
+    if len(single) == len(sources):
+        raise ImpRAGError(
+            "no source is fit for grids, which need positives and passages with titles; use "
+            "batches of kind examples"
+        )
+    if bool(single) != bool(settings.others):
+        raise ImpRAGError(
+            f"batch.others is {settings.others}, but "
+            + (f"{', '.join(single)} would never be drawn" if single else "all sources are grids")
+        )

@@ -1,0 +1,276 @@
+"""From a recipe's data to training examples: prompt, response, right and wrong passages."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.tasks import Example, TaskExamples, load_benchmark, read_tasks, synthetic
+from imprag.tasks.factbook.build import MANIFEST
+from imprag.tasks.factbook.splits import SPLITS, split_by_passage
+from imprag.training.recipe import Recipe, SyntheticSource, TaskSource, TeacherSettings
+from imprag.training.teacher import TeacherLabels, TextRetriever, label_prompts, load_retriever
+
+# What a fact of the factbook benchmark is about: the two sides of its grids.
+_FACT = ("country", "relation")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingExample:
+    """A prompt with its response and, where passages are retrieved for it, its labels.
+
+    Attributes:
+        id: of the example that it is made from.
+        prompt: the task's template, filled in. Empty for plain text of the corpus.
+        response: what the model should add to the prompt.
+        positives: corpus rows of right passages, the surest first; none without retrieval.
+        hard_negatives: corpus rows that look right and are not, the hardest first: the pool that
+            batches draw from.
+        known: further corpus rows that may be right, and so are negatives nowhere.
+        group: its place in a grid: (country, relation), or (title,) of an article; () if it has
+            none.
+        answers: texts that mark a passage as a possible match; none where answers are labels.
+    """
+
+    id: str
+    prompt: str
+    response: str
+    positives: tuple[int, ...] = ()
+    hard_negatives: tuple[int, ...] = ()
+    known: tuple[int, ...] = ()
+    group: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingSource:
+    """Examples that are drawn together, with one weight in the mixture.
+
+    Attributes:
+        name: for messages.
+        examples: none is in another split than the one asked for.
+        weight: relative to the other sources.
+        labels: the teacher's ranks for the examples, in their order, where it was asked.
+    """
+
+    name: str
+    examples: Sequence[TrainingExample]
+    weight: float = 1.0
+    labels: TeacherLabels | None = None
+
+    def with_ranks(self, rows: npt.NDArray[np.integer]) -> "TrainingSource":
+        """The source with what the model's own index ranks first as pools of hard negatives.
+
+        Args:
+            rows: of the corpus, best first, (examples, depth).
+        """
+        return replace(
+            self,
+            examples=[
+                replace(example, hard_negatives=_without(found, example.positives, example.known))
+                for example, found in zip(self.examples, rows.tolist(), strict=True)
+            ],
+        )
+
+
+def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
+    """Read the data of a recipe and have the teacher label it.
+
+    The teacher is asked only where its ranks are used: for pseudo-positives, for hard negatives or
+    for its scores. Synthetic examples are not made from passages about the entities that a
+    benchmark of the recipe holds out.
+
+    Raises:
+        ImpRAGError: data are missing or not in their format, a gold passage is not in the corpus,
+            or the teacher is not installed.
+    """
+    retriever: TextRetriever | None = None
+    sources: list[TrainingSource] = []
+    keep = _not_held_out([source for source in recipe.data if isinstance(source, TaskSource)])
+    for source in recipe.data:
+        if isinstance(source, SyntheticSource):
+            sources.append(_synthetic_source(source, corpus, recipe.train.seed, keep))
+            continue
+        tasks = _read(source).draw(source.limit, recipe.train.seed)
+        if not source.retrieves:
+            sources.append(TrainingSource(source.task, plain_examples(tasks), source.weight))
+            continue
+        labels = None
+        if (
+            source.positives == "teacher"
+            or recipe.batch.hard_negatives
+            or recipe.stages.warmup.score_distillation
+        ):
+            retriever = retriever or load_retriever(recipe.teacher.retriever, corpus)
+            prompts = [tasks.task.prompt(example) for example in tasks.examples]
+            labels = label_prompts(retriever, prompts, recipe.teacher.hard_negatives[1])
+        examples = retrieval_examples(tasks, corpus, labels, recipe.teacher, source.positives)
+        sources.append(TrainingSource(source.task, examples, source.weight, labels))
+    return sources
+
+
+def retrieval_examples(
+    tasks: TaskExamples,
+    corpus: Corpus,
+    labels: TeacherLabels | None,
+    settings: TeacherSettings,
+    positives: Literal["teacher", "gold"] = "teacher",
+) -> list[TrainingExample]:
+    """Examples of a task that passages are retrieved for.
+
+    With ``teacher``, the first ranks are pseudo-positives, and the ranks between them and the pool
+    of hard negatives count neither as right nor as wrong. With ``gold``, all gold passages are
+    positives, and the teacher's pool is taken without them. In both cases the pool may hold
+    passages with an answer, which batches leave out (see `BatchSettings.answer_check`).
+
+    Args:
+        labels: of the examples' prompts; not needed for gold positives without hard negatives.
+        settings: which ranks are what.
+        positives: from the teacher or from the examples' provenance.
+
+    Raises:
+        ImpRAGError: an example has no gold passage or one that is not in the corpus.
+    """
+    task = tasks.task
+    first, last = settings.hard_negatives
+    ranked = [[] for _ in tasks.examples] if labels is None else labels.rows.tolist()
+    right = _gold_rows(tasks, corpus) if positives == "gold" else ranked
+    examples = []
+    for example, ranks, rows in zip(tasks.examples, ranked, right, strict=True):
+        near: list[int] = []
+        if positives == "teacher":
+            rows, near = rows[: settings.positives], ranks[settings.positives : first - 1]
+        examples.append(
+            TrainingExample(
+                id=example.id,
+                prompt=task.prompt(example),
+                response=task.response(example),
+                positives=tuple(rows),
+                hard_negatives=_without(ranks[first - 1 : last], rows),
+                known=tuple(near),
+                group=_fact(example),
+                answers=() if task.metric == "accuracy" else tuple(example.answers),
+            )
+        )
+    return _grouped_by_title(examples, corpus)
+
+
+def plain_examples(tasks: TaskExamples) -> list[TrainingExample]:
+    """Examples of a task that nothing is retrieved for."""
+    task = tasks.task
+    return [
+        TrainingExample(example.id, task.prompt(example), task.response(example))
+        for example in tasks.examples
+    ]
+
+
+def synthetic_examples(
+    kind: Literal["phrase_denoising", "sentence_generation", "corpus_text"],
+    corpus: Corpus,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    keep: Callable[[Passage], bool] = lambda passage: True,
+) -> list[TrainingExample]:
+    """Examples made from passages that are drawn from the corpus by the seed.
+
+    Args:
+        limit: at most so many.
+        keep: says which passages may be used.
+    """
+    rows = random.Random(f"{seed} {kind}").sample(range(len(corpus)), len(corpus))
+    passages = filter(keep, (corpus[row] for row in rows))
+    return list(islice(_from_passages(kind, passages, seed), limit))
+
+
+def _from_passages(kind: str, passages: Iterable[Passage], seed: int) -> Iterator[TrainingExample]:
+    if kind == "corpus_text":
+        for passage in passages:
+            yield TrainingExample(f"{kind}-{passage.id}", "", passage.text)
+        return
+    make, task = {
+        "phrase_denoising": (synthetic.phrase_denoising, synthetic.DENOISING),
+        "sentence_generation": (synthetic.sentence_generation, synthetic.SENTENCE),
+    }[kind]
+    for example in make(passages, seed):
+        yield TrainingExample(example.id, task.prompt(example), task.response(example))
+
+
+def _synthetic_source(
+    source: SyntheticSource, corpus: Corpus, seed: int, keep: Callable[[Passage], bool]
+) -> TrainingSource:
+    examples = synthetic_examples(
+        source.synthetic, corpus, limit=source.limit, seed=seed, keep=keep
+    )
+    if not examples:
+        raise ImpRAGError(f"no passage of {corpus.path} gives an example of {source.synthetic}")
+    return TrainingSource(source.synthetic, examples, source.weight)
+
+
+def _read(source: TaskSource) -> TaskExamples:
+    if _is_benchmark(source.tasks):
+        (tasks,) = read_tasks([source.task], data=source.tasks, split=source.split)
+    else:
+        (tasks,) = read_tasks([f"{source.task}={source.tasks}"], split=source.split)
+    return tasks
+
+
+def _is_benchmark(folder: str) -> bool:
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def _not_held_out(sources: Sequence[TaskSource]) -> Callable[[Passage], bool]:
+    """Whether a passage is about no entity of a benchmark's splits that are not trained on."""
+    trained: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        if _is_benchmark(source.tasks):
+            trained[source.tasks].add(source.split)
+    held_out = [
+        (split_by_passage(load_benchmark(folder)), set(SPLITS) - splits)
+        for folder, splits in trained.items()
+    ]
+    return lambda passage: not any(split_of(passage) in splits for split_of, splits in held_out)
+
+
+def _gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
+    """The corpus rows of every example's gold passages."""
+    gold = [example.gold_ids for example in tasks.examples]
+    if missing := [one.id for one, ids in zip(tasks.examples, gold, strict=True) if not ids]:
+        raise ImpRAGError(
+            f"{tasks.source}: {len(missing)} of {len(gold)} examples of task '{tasks.task.name}' "
+            f"name no gold passage, such as '{missing[0]}'; leave them out or take positives from "
+            "the teacher"
+        )
+    distinct = list(dict.fromkeys(passage_id for ids in gold for passage_id in ids))
+    row_of = dict(zip(distinct, corpus.rows(distinct), strict=True))
+    return [[row_of[passage_id] for passage_id in ids] for ids in gold]
+
+
+def _fact(example: Example) -> tuple[str, ...]:
+    group = tuple(example.meta[name] for name in _FACT if isinstance(example.meta.get(name), str))
+    return group if len(group) == len(_FACT) else ()
+
+
+def _grouped_by_title(examples: Sequence[TrainingExample], corpus: Corpus) -> list[TrainingExample]:
+    """The examples; those without a group get the title of their first positive's article."""
+    rows = list({one.positives[0] for one in examples if not one.group})
+    titles = dict(zip(rows, (passage.title for passage in corpus.passages(rows)), strict=True))
+    return [
+        example
+        if example.group or not titles[example.positives[0]]
+        else replace(example, group=(titles[example.positives[0]],))
+        for example in examples
+    ]
+
+
+def _without(rows: Iterable[int], *others: Sequence[int]) -> tuple[int, ...]:
+    left_out = {row for group in others for row in group}
+    return tuple(row for row in rows if row not in left_out)

@@ -1,0 +1,132 @@
+"""Which examples are drawn when: endless rows of draws in which every position can be computed."""
+
+import itertools
+import random
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+from imprag.training.data import TrainingExample
+
+Item = TypeVar("Item")
+#: Examples, by number, that stand in one batch together.
+Bundle = tuple[int, ...]
+#: Makes the bundles of an epoch, in order, from the number of the epoch and its randomness.
+EpochMaker = Callable[[int, random.Random], list[Bundle]]
+
+_DECK = 1000  # draws after which every source has had its share
+
+
+class Mixture:
+    """Whose turn it is: sources in proportion to their weights.
+
+    Draws come in decks in which every source has its share exactly, and at least one card.
+    """
+
+    def __init__(self, weights: Mapping[int, float], key: str) -> None:
+        total = sum(weights.values())
+        self._cards = {
+            source: max(1, round(_DECK * weight / total)) for source, weight in weights.items()
+        }
+        self._size = sum(self._cards.values())
+        self._key = key
+        self._deck = lru_cache(maxsize=2)(self._shuffled_deck)
+
+    def draw(self, position: int) -> tuple[int, int]:
+        """The source of a draw, and how many draws it had before."""
+        number, place = divmod(position, self._size)
+        deck = self._deck(number)
+        source = deck[place]
+        return source, number * self._cards[source] + deck[:place].count(source)
+
+    def _shuffled_deck(self, number: int) -> list[int]:
+        deck = [source for source, cards in self._cards.items() for _ in range(cards)]
+        random.Random(f"{self._key} deck {number}").shuffle(deck)
+        return deck
+
+
+class Epochs:
+    """The bundles of a source, epoch after epoch, each in an order of its own."""
+
+    def __init__(self, make: EpochMaker, key: str) -> None:
+        self._epoch = lru_cache(maxsize=2)(
+            lambda number: make(number, random.Random(f"{key} epoch {number}"))
+        )
+        self._starts = [0]  # of the epochs known so far, and the end of the last one
+
+    def bundle(self, position: int) -> Bundle:
+        """The bundle at a position in the endless row."""
+        while position >= self._starts[-1]:
+            self._starts.append(self._starts[-1] + len(self._epoch(len(self._starts) - 1)))
+        number = bisect_right(self._starts, position) - 1
+        return self._epoch(number)[position - self._starts[number]]
+
+
+def single_epochs(indices: Iterable[int]) -> EpochMaker:
+    def epoch(number: int, generator: random.Random) -> list[Bundle]:
+        return [(index,) for index in shuffled(indices, generator)]
+
+    return epoch
+
+
+def grid_epochs(
+    examples: Sequence[TrainingExample],
+    indices: Sequence[int],
+    shape: tuple[int, int],
+    generator: random.Random,
+) -> EpochMaker:
+    """Grids of ``shape`` with every cell once an epoch, its wordings taking turns."""
+    rows, columns = shape
+    facts = all(len(examples[index].group) == 2 for index in indices)
+    cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index in shuffled(indices, generator):
+        entity, *relation = examples[index].group
+        # Questions about an article have no wordings: each is a cell of its own.
+        cells[entity][relation[0] if facts else str(index)].append(index)
+
+    def epoch(number: int, generator: random.Random) -> list[Bundle]:
+        tiles = []
+        for entities in _chunks(shuffled(sorted(cells), generator), rows if facts else 1):
+            relations = sorted({relation for entity in entities for relation in cells[entity]})
+            for chunk in _chunks(shuffled(relations, generator), columns):
+                wordings = [
+                    cells[entity][relation]
+                    for entity in entities
+                    for relation in chunk
+                    if relation in cells[entity]
+                ]
+                tiles.append(tuple(found[number % len(found)] for found in wordings))
+        return _packed(shuffled(tiles, generator), rows * columns)
+
+    return epoch
+
+
+def _packed(tiles: Iterable[Bundle], size: int) -> list[Bundle]:
+    """The tiles in order; neighbours that are together no more than ``size`` are one bundle."""
+    bundles: list[Bundle] = []
+    for tile in tiles:
+        if bundles and len(bundles[-1]) + len(tile) <= size:
+            bundles[-1] += tile
+        else:
+            bundles.append(tile)
+    return bundles
+
+
+def _chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """As few chunks of at most ``size`` as can be, as equal as can be."""
+    count = -(-len(items) // size)
+    ends = [len(items) * n // count for n in range(count + 1)]
+    return [items[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def shuffled(items: Iterable[Item], generator: random.Random) -> list[Item]:
+    shuffled = list(items)
+    generator.shuffle(shuffled)
+    return shuffled
+
+
+def sample(items: Sequence[Item], count: int, generator: random.Random) -> list[Item]:
+    """At most ``count`` of the items, in random order."""
+    return generator.sample(items, min(count, len(items)))

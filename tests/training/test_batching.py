@@ -1,0 +1,408 @@
+"""Batches: pure functions of seed and step, right masks, grids, epochs, weights, shards."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.training.batching import Plan, PlannedBatch
+from imprag.training.data import TrainingExample, TrainingSource
+from imprag.training.recipe import BatchSettings
+from imprag.training.teacher import TeacherLabels
+
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Row n holds the words ``t{n}`` and ``f{n % 5}``."""
+    passages = [Passage(f"p{n}", f"title {n}", f"text t{n} f{n % 5}") for n in range(ROWS)]
+    return Corpus.build(passages, tmp_path_factory.mktemp("batching") / "corpus")
+
+
+def question(id: str, positives: Sequence[int], **fields: Any) -> TrainingExample:
+    return TrainingExample(id, f"{id}?", f" {id}", tuple(positives), **fields)
+
+
+def facts(entities: int, relations: int, wordings: int = 1) -> TrainingSource:
+    """A question for every cell but those of the diagonal; two cells share a passage."""
+    examples = [
+        question(
+            f"{entity} {relation} {wording}",
+            [(entity * relations + relation) // 2 % ROWS],
+            group=(f"entity {entity}", f"relation {relation}"),
+        )
+        for entity in range(entities)
+        for relation in range(relations)
+        for wording in range(wordings)
+        if entity != relation
+    ]
+    return TrainingSource("facts", examples)
+
+
+def reading(count: int, weight: float = 1.0) -> TrainingSource:
+    examples = [question(f"reading {n}", []) for n in range(count)]
+    return TrainingSource("reading", examples, weight)
+
+
+def assert_equal(one: PlannedBatch, other: PlannedBatch) -> None:
+    for name in PlannedBatch.__dataclass_fields__:
+        np.testing.assert_equal(getattr(one, name), getattr(other, name))
+
+
+row_lists = st.lists(st.integers(0, ROWS - 1), max_size=6, unique=True)
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> list[TrainingSource]:
+    """One to three sources with labels of every kind."""
+    sources = []
+    for number in range(draw(st.integers(1, 3))):
+        examples = []
+        for n in range(draw(st.integers(1, 6))):
+            positives, pool, known = draw(row_lists), draw(row_lists), draw(row_lists)
+            examples.append(
+                question(
+                    f"{number} {n}",
+                    positives,
+                    hard_negatives=tuple(row for row in pool if row not in {*positives, *known}),
+                    known=tuple(known),
+                    answers=draw(st.sampled_from([(), ("f3",), ("t7", "f1")])),
+                )
+            )
+        weight = draw(st.sampled_from([0.2, 1.0, 3.0]))
+        sources.append(TrainingSource(f"source {number}", examples, weight))
+    return sources
+
+
+batch_settings = st.builds(
+    BatchSettings,
+    examples=st.integers(3, 6),
+    positives=st.integers(1, 3),
+    hard_negatives=st.integers(0, 4),
+    candidates=st.integers(1, 5),
+    generate=st.none() | st.integers(0, 3),
+    answer_check=st.booleans(),
+)
+
+
+@settings(max_examples=80)
+@given(mixtures(), batch_settings, st.integers(0, 3), st.integers(0, 2000))
+def test_batches_keep_their_promises(
+    corpus: Corpus, sources: list[TrainingSource], given: BatchSettings, seed: int, step: int
+) -> None:
+    plan = Plan(sources, given, corpus, seed)
+    batch = plan(step)
+    assert_equal(batch, Plan(sources, given, corpus, seed)(step))
+    assert plan.examples == [one for source in sources for one in source.examples]
+    assert len(batch.examples) == len(batch.generated) == len(batch.candidates) == given.examples
+    assert len(set(batch.passages)) == len(batch.passages)
+    assert batch.positive.shape == batch.negative.shape == (given.examples, len(batch.passages))
+    retrieving = 0
+    for n, index in enumerate(batch.examples):
+        example = plan.examples[index]
+        right, known = set(example.positives), set(example.known)
+        for column, row in enumerate(batch.passages):
+            answered = given.answer_check and set(corpus[row].text.split()) & set(example.answers)
+            wrong = bool(right) and row not in right | known and not answered
+            assert batch.positive[n, column] == (row in right)
+            assert batch.negative[n, column] == wrong
+        read = [batch.passages[column] for column in batch.candidates[n]]
+        if not right:
+            assert batch.generated[n]
+            assert read == []
+            continue
+        retrieving += batch.generated[n]
+        assert batch.positive[n].sum() >= min(given.positives, len(right))
+        allowed = [row for row in example.hard_negatives if row not in known]
+        if given.answer_check:
+            answers = set(example.answers)
+            allowed = [row for row in allowed if not answers & set(corpus[row].text.split())]
+        drawn = len(set(allowed) & set(batch.passages))
+        assert drawn >= min(given.hard_negatives, len(allowed))
+        if batch.generated[n]:
+            assert len(set(read)) == len(read) == given.candidates
+            assert 1 <= len(right & set(read)) <= (given.candidates + 1) // 2
+        else:
+            assert read == []
+    with_positives = sum(bool(plan.examples[index].positives) for index in batch.examples)
+    if given.generate is None:
+        assert retrieving == with_positives
+    else:
+        assert retrieving == min(given.generate, with_positives)
+
+
+def test_seed_and_step_decide(corpus: Corpus) -> None:
+    sources = [facts(5, 5), reading(9)]
+    given = BatchSettings(hard_negatives=0)
+    plan = Plan(sources, given, corpus, 1)
+    batches = [plan(step) for step in range(30)]
+    # In any order, and from the middle.
+    other = Plan(sources, given, corpus, 1)
+    for step in (29, 3, 17, 0, 28):
+        assert_equal(other(step), batches[step])
+    assert len({batch.examples for batch in batches}) > 25
+    assert Plan(sources, given, corpus, 2)(0).examples != batches[0].examples
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 5))
+def test_an_epoch_has_every_example_once(
+    corpus: Corpus, size: int, batch_size: int, seed: int
+) -> None:
+    given = BatchSettings(examples=batch_size, generate=0)
+    plan = Plan([reading(size)], given, corpus, seed)
+    drawn = [index for step in range(3 * size) for index in plan(step).examples]
+    epochs = [drawn[start : start + size] for start in range(0, 3 * size, size)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(size))
+    if size > 9:
+        assert epochs[0] != epochs[1]
+
+
+def test_epochs_of_a_source_among_others(corpus: Corpus) -> None:
+    plan = Plan([reading(30), reading(30, 2.0)], BatchSettings(examples=10), corpus)
+    drawn = [index for step in range(250) for index in plan(step).examples]
+    for first in (0, 30):
+        own = [index for index in drawn if first <= index < first + 30]
+        for start in range(0, len(own) - 30, 30):
+            assert sorted(own[start : start + 30]) == list(range(first, first + 30))
+
+
+def test_weights_are_the_shares_of_the_draws(corpus: Corpus) -> None:
+    weights = {"a": 1.0, "b": 3.0, "c": 0.05}
+    sources = [replace(reading(50), name=name, weight=w) for name, w in weights.items()]
+    plan = Plan(sources, BatchSettings(examples=10), corpus)
+    drawn = Counter(index // 50 for step in range(1000) for index in plan(step).examples)
+    for number, weight in enumerate(weights.values()):
+        assert drawn[number] / 10_000 == pytest.approx(weight / 4.05, abs=0.002)
+    # Not only in the long run: no source keeps away for long.
+    early = Counter(index // 50 for step in range(20) for index in plan(step).examples)
+    assert 25 <= early[0] <= 75
+    rare = [reading(5, 1e-9), reading(5)]
+    plan = Plan(rare, BatchSettings(examples=100), corpus)
+    assert any(index < 5 for step in range(11) for index in plan(step).examples)
+
+
+# --- Grids --------------------------------------------------------------------------------------
+
+
+def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> Plan:
+    fields = {"kind": "grid", "hard_negatives": 0, "candidates": 1, **fields}
+    return Plan(sources, BatchSettings(**fields), corpus)
+
+
+def epoch_of(plan: Plan, cells: int, first: int = 0) -> list[PlannedBatch]:
+    """The batches from a step on until they have so many prompts."""
+    batches: list[PlannedBatch] = []
+    while sum(len(batch.examples) for batch in batches) < cells:
+        batches.append(plan(first + len(batches)))
+    return batches
+
+
+def test_grids_cross_entities_and_relations(corpus: Corpus) -> None:
+    plan = grid_plan(corpus, [facts(12, 8)], grid=(4, 4))
+    batches = epoch_of(plan, 12 * 8 - 8)
+    assert len(batches) == 6  # three groups of entities, two of relations
+    for batch in batches:
+        groups = [plan.examples[index].group for index in batch.examples]
+        entities, relations = {e for e, _ in groups}, {r for _, r in groups}
+        assert len(entities) == len(relations) == 4
+        diagonal = {(f"entity {n}", f"relation {n}") for n in range(8)}
+        assert set(groups) == {(e, r) for e in entities for r in relations} - diagonal
+        # Every cell's passage is there, and right for all cells that share it.
+        for n, index in enumerate(batch.examples):
+            (row,) = plan.examples[index].positives
+            column = batch.passages.index(row)
+            assert batch.positive[n].tolist() == [c == column for c in range(len(batch.passages))]
+            assert (batch.negative[n] == ~batch.positive[n]).all()
+    assert any(len(batch.passages) < len(batch.examples) for batch in batches)
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(1, 9), st.integers(2, 9), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)
+)
+def test_every_cell_comes_once_an_epoch_and_wordings_take_turns(
+    corpus: Corpus, entities: int, relations: int, wordings: int, rows: int, columns: int
+) -> None:
+    source = facts(entities, relations, wordings)
+    plan = grid_plan(corpus, [source], grid=(rows, columns))
+    cells = {example.group for example in source.examples}
+    seen: list[int] = []
+    step = 0
+    for _ in range(wordings):
+        batches = epoch_of(plan, len(cells), step)
+        step += len(batches)
+        drawn = [index for batch in batches for index in batch.examples]
+        assert sorted(plan.examples[index].group for index in drawn) == sorted(cells)
+        assert all(len(batch.examples) <= rows * columns for batch in batches)
+        seen += drawn
+    assert sorted(seen) == list(range(len(source.examples)))
+
+
+def test_articles_bring_several_questions_each(corpus: Corpus) -> None:
+    examples = [
+        question(f"{article} {n}", [(7 * article + n) % ROWS], group=(f"article {article}",))
+        for article in range(9)
+        for n in range(8)
+    ]
+    plan = grid_plan(corpus, [TrainingSource("articles", examples)], grid=(3, 4))
+    batches = epoch_of(plan, len(examples))
+    assert sorted(i for batch in batches for i in batch.examples) == list(range(len(examples)))
+    assert len(batches) == 6
+    for batch in batches:
+        counts = Counter(plan.examples[index].group for index in batch.examples)
+        assert set(counts.values()) <= {4, 8}
+        assert sum(counts.values()) == 12
+
+
+def test_sparse_grids_share_a_batch(corpus: Corpus) -> None:
+    examples = [
+        question(f"{n}", [n % ROWS], group=(f"entity {n}", f"relation {n}")) for n in range(24)
+    ]
+    plan = grid_plan(corpus, [TrainingSource("sparse", examples)], grid=(2, 3))
+    batches = epoch_of(plan, 24)
+    assert [len(batch.examples) for batch in batches] == [6] * 4
+
+
+def test_grids_with_prompts_of_other_sources(corpus: Corpus) -> None:
+    sources = [facts(4, 4), reading(10), replace(facts(4, 4), weight=3.0), reading(10, 3.0)]
+    plan = grid_plan(corpus, sources, grid=(2, 2), others=5)
+    drawn = [Counter() for _ in range(2)]
+    for step in range(200):
+        batch = plan(step)
+        *cells, a, b, c, d, e = [plan.examples[index] for index in batch.examples]
+        assert all(cell.positives for cell in cells)
+        assert not any(one.positives for one in (a, b, c, d, e))
+        first = batch.examples[0]
+        drawn[0][first >= 22] += 1  # the facts of the third source
+        drawn[1].update(index >= 34 for index in batch.examples[-5:])
+        assert all((index >= 22) == (first >= 22) for index in batch.examples[: len(cells)])
+    assert drawn[0][True] / 200 == pytest.approx(0.75, abs=0.1)
+    assert drawn[1][True] / 1000 == pytest.approx(0.75, abs=0.001)
+
+
+# --- Candidates ---------------------------------------------------------------------------------
+
+
+def test_two_hop_questions_read_both_passages(corpus: Corpus) -> None:
+    source = TrainingSource("two hops", [question(f"{n}", [n, n + 20]) for n in range(8)])
+    plan = Plan([source], BatchSettings(examples=4, candidates=3, hard_negatives=0), corpus)
+    orders = set()
+    for step in range(20):
+        batch = plan(step)
+        for n, index in enumerate(batch.examples):
+            read = [batch.passages[column] for column in batch.candidates[n]]
+            assert set(plan.examples[index].positives) < set(read)
+            orders.add(tuple(batch.positive[n][list(batch.candidates[n])]))
+    assert len(orders) == 3  # shuffled
+
+
+def test_candidates_are_found_even_in_a_small_corpus(tmp_path: Path) -> None:
+    corpus = Corpus.build([Passage(f"p{n}", "", "text") for n in range(4)], tmp_path / "corpus")
+    source = TrainingSource("one", [question("q", [0, 1, 2])])
+    given = BatchSettings(examples=1, positives=1, candidates=4)
+    batch = Plan([source], given, corpus)(0)
+    assert {batch.passages[column] for column in batch.candidates[0]} == {0, 1, 2, 3}
+    with pytest.raises(ImpRAGError, match="reads 5 candidates, but the corpus has only 4 passages"):
+        Plan([source], given.model_copy(update={"candidates": 5}), corpus)
+
+
+def test_the_teachers_scores(corpus: Corpus) -> None:
+    examples = [question(f"{n}", [n], hard_negatives=(n + 2,)) for n in range(2)]
+    labels = TeacherLabels(
+        np.array([[0, 1, 2], [1, 0, 3]], np.int32),
+        np.array([[0.9, 0.5, 0.1], [0.8, 0.4, 0.2]], np.float32),
+    )
+    sources = [TrainingSource("taught", examples, 1.0, labels), reading(2)]
+    plan = Plan(sources, BatchSettings(examples=8, candidates=1), corpus)
+    batch = next(batch for batch in map(plan, range(9)) if {0, 1, 2} <= set(batch.examples))
+    nan = np.nan
+    expected = {0: {0: 0.9, 1: 0.5, 2: 0.1}, 1: {1: 0.8, 0: 0.4, 3: 0.2}}
+    assert batch.teacher_scores is not None
+    for index, scores in zip(batch.examples, batch.teacher_scores, strict=True):
+        known = expected.get(index, {})
+        assert scores == pytest.approx([known.get(row, nan) for row in batch.passages], nan_ok=True)
+    assert Plan([reading(2)], BatchSettings(), corpus)(0).teacher_scores is None
+
+
+# --- Shards -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(mixtures(), batch_settings, st.integers(0, 500), st.integers(1, 5))
+def test_shards_are_the_batch_in_parts(
+    corpus: Corpus, sources: list[TrainingSource], given: BatchSettings, step: int, size: int
+) -> None:
+    labels = [
+        TeacherLabels(
+            np.tile(np.arange(ROWS, dtype=np.int32), (len(source.examples), 1)),
+            np.tile(np.arange(ROWS, dtype=np.float32), (len(source.examples), 1)),
+        )
+        for source in sources
+    ]
+    sources = [replace(s, labels=label) for s, label in zip(sources, labels, strict=True)]
+    batch = Plan(sources, given, corpus)(step)
+    shards = [batch.shard(rank, size) for rank in range(size)]
+    columns = [row for shard in shards for row in shard.passages]
+
+    def prompts(part: PlannedBatch, rows: Sequence[int]) -> list[tuple[Any, ...]]:
+        """All that is said of every prompt, by corpus rows."""
+        return [
+            (
+                part.examples[n],
+                part.generated[n],
+                [part.passages[column] for column in part.candidates[n]],
+                sorted(row for c, row in enumerate(rows) if part.positive[n, c]),
+                sorted(row for c, row in enumerate(rows) if part.negative[n, c]),
+                sorted(
+                    (row, score)
+                    for row, score in zip(rows, part.teacher_scores[n].tolist(), strict=True)
+                    if score == score
+                ),
+            )
+            for n in range(len(part.examples))
+        ]
+
+    parts = [prompt for shard in shards for prompt in prompts(shard, columns)]
+    assert sorted(parts, key=repr) == sorted(prompts(batch, batch.passages), key=repr)
+    assert set(columns) == set(batch.passages)
+    start = 0
+    for shard in shards:
+        assert shard.first_column == start
+        assert len(set(shard.passages)) == len(shard.passages)
+        start += len(shard.passages)
+    sizes = [len(shard.examples) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
+    generated = [sum(shard.generated) for shard in shards]
+    assert max(generated) - min(generated) <= 1
+
+
+def test_one_process_has_the_whole_batch(corpus: Corpus) -> None:
+    batch = grid_plan(corpus, [facts(4, 4)], grid=(3, 3), candidates=3)(0)
+    shard = batch.shard(0, 1)
+    assert shard.examples == batch.examples
+    assert sorted(shard.passages) == sorted(batch.passages)
+
+
+# --- Bad input ----------------------------------------------------------------------------------
+
+
+def test_mixtures_that_make_no_batch(corpus: Corpus) -> None:
+    with pytest.raises(ImpRAGError, match="the source 'reading' has no examples"):
+        Plan([reading(0)], BatchSettings(), corpus)
+    with pytest.raises(ImpRAGError, match="no source is fit for grids"):
+        grid_plan(corpus, [reading(3)], others=1)
+    with pytest.raises(ImpRAGError, match=r"batch.others is 0, but reading would never be drawn"):
+        grid_plan(corpus, [facts(2, 2), reading(3)])
+    with pytest.raises(ImpRAGError, match=r"batch.others is 2, but all sources are grids"):
+        grid_plan(corpus, [facts(2, 2)], others=2)

@@ -1,0 +1,263 @@
+"""Training examples: from tasks, from the teacher's ranks or gold passages, from the corpus."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.files import sha256, write_json
+from imprag.tasks import Answer, Example, TaskExamples, load_task, write_examples
+from imprag.tasks.factbook.build import VERSION
+from imprag.training import data
+from imprag.training.data import load_sources, retrieval_examples, synthetic_examples
+from imprag.training.recipe import BatchSettings, Recipe, TeacherSettings
+from imprag.training.teacher import TeacherLabels
+
+COUNTRIES = ("Chad", "Mali", "Peru", "Cuba")
+SECTIONS = ("People", "Land", "State")
+PASSAGES = [
+    Passage(
+        f"{country}/{section}",
+        f"{country}, {section}",
+        f"The {section} of {country} is known to all. It is told in two sentences here.",
+        {"country": country},
+    )
+    for country in COUNTRIES
+    for section in SECTIONS
+] + [Passage("odd", "", "One odd text without a title")]
+SETTINGS = TeacherSettings(retriever="bm25", positives=2, hard_negatives=(5, 8))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
+    return Corpus.build(PASSAGES, tmp_path / "corpus")
+
+
+def example(number: int, answer: str, *gold: str, **meta: Any) -> Example:
+    proof = [{"passage_id": passage_id} for passage_id in gold]
+    return Example(f"e{number}", f"question {number}?", [Answer(answer, proof)], meta)
+
+
+def labels(*rows: Sequence[int]) -> TeacherLabels:
+    ranked = np.array(rows, np.int32)
+    return TeacherLabels(ranked, -np.arange(ranked.size, dtype=np.float32).reshape(ranked.shape))
+
+
+# --- Labels -------------------------------------------------------------------------------------
+
+
+def test_pseudo_positives_and_hard_negatives_by_rank(corpus: Corpus) -> None:
+    tasks = TaskExamples(load_task("nq"), [example(1, "x", "Chad/Land"), example(2, "y")], "test")
+    ranked = labels([3, 0, 7, 1, 2, 4, 9, 8, 5], range(8, -1, -1))
+    first, second = retrieval_examples(tasks, corpus, ranked, SETTINGS)
+    assert first.prompt == "Q: question 1? A:"
+    assert first.response == " x"
+    assert first.positives == (3, 0)
+    assert first.known == (7, 1)
+    assert first.hard_negatives == (2, 4, 9, 8)
+    assert first.answers == ("x",)
+    assert first.group == ("Mali, People",)
+    assert (second.positives, second.hard_negatives) == ((8, 7), (4, 3, 2, 1))
+
+
+def test_gold_passages_are_never_hard_negatives(corpus: Corpus) -> None:
+    asked = [example(1, "x", "Chad/State", "Mali/Land"), example(2, "y", "Peru/People")]
+    tasks = TaskExamples(load_task("nq"), asked, "test")
+    ranked = labels([3, 0, 7, 1, 2, 4, 9, 8], range(8))
+    first, second = retrieval_examples(tasks, corpus, ranked, SETTINGS, "gold")
+    assert (first.positives, first.known, first.hard_negatives) == ((2, 4), (), (9, 8))
+    assert (second.positives, second.hard_negatives) == ((6,), (4, 5, 7))
+    without = retrieval_examples(tasks, corpus, None, SETTINGS, "gold")
+    assert [(one.positives, one.hard_negatives) for one in without] == [((2, 4), ()), ((6,), ())]
+
+
+def test_gold_passages_that_are_not_there(corpus: Corpus) -> None:
+    tasks = TaskExamples(load_task("nq"), [example(1, "x", "odd"), example(2, "y")], "some file")
+    with pytest.raises(ImpRAGError, match=r"some file: 1 of 2 examples of task 'nq' name .*'e2'"):
+        retrieval_examples(tasks, corpus, None, SETTINGS, "gold")
+    tasks = TaskExamples(load_task("nq"), [example(1, "x", "nowhere")], "some file")
+    with pytest.raises(ImpRAGError, match="no passage has the id 'nowhere'"):
+        retrieval_examples(tasks, corpus, None, SETTINGS, "gold")
+
+
+def test_groups(corpus: Corpus) -> None:
+    asked = [
+        example(1, "x", "Chad/State", country="Chad", relation="capital"),
+        example(2, "x", "Chad/State", country="Chad"),
+        example(3, "x", "odd"),
+    ]
+    tasks = TaskExamples(load_task("nq"), asked, "test")
+    found = retrieval_examples(tasks, corpus, None, SETTINGS, "gold")
+    assert [one.group for one in found] == [("Chad", "capital"), ("Chad, State",), ()]
+
+
+def test_labels_such_as_true_mark_no_passage(corpus: Corpus) -> None:
+    tasks = TaskExamples(load_task("fever"), [example(1, "True", "odd")], "test")
+    (found,) = retrieval_examples(tasks, corpus, None, SETTINGS, "gold")
+    assert found.answers == ()
+    assert found.response == " True"
+
+
+def test_the_models_own_ranks_replace_the_pool(corpus: Corpus) -> None:
+    tasks = TaskExamples(load_task("nq"), [example(1, "x")], "test")
+    (one,) = retrieval_examples(tasks, corpus, labels([3, 0, 7, 1, 2, 4, 9, 8]), SETTINGS)
+    source = data.TrainingSource("nq", [one]).with_ranks(np.array([[0, 11, 7, 5, 3, 10]]))
+    assert source.examples[0].hard_negatives == (11, 5, 10)
+    assert source.examples[0].positives == one.positives
+
+
+# --- Synthetic examples -------------------------------------------------------------------------
+
+
+def test_plain_text_has_no_prompt(corpus: Corpus) -> None:
+    found = synthetic_examples("corpus_text", corpus)
+    assert sorted(one.response for one in found) == sorted(passage.text for passage in PASSAGES)
+    assert {one.prompt for one in found} == {""}
+    assert {one.positives for one in found} == {()}
+
+
+@pytest.mark.parametrize("kind", ["phrase_denoising", "sentence_generation", "corpus_text"])
+def test_synthetic_examples_are_drawn_by_the_seed(corpus: Corpus, kind: Any) -> None:
+    found = synthetic_examples(kind, corpus, seed=3)
+    assert synthetic_examples(kind, corpus, seed=3) == found
+    assert synthetic_examples(kind, corpus, seed=4) != found
+    assert len(found) > len(PASSAGES) / 2  # not every short text has a word to corrupt
+    assert synthetic_examples(kind, corpus, seed=3, limit=4) == found[:4]
+    if kind != "corpus_text":
+        assert all(one.prompt.endswith(" A:") for one in found)
+        assert all(one.response.startswith(" ") for one in found)
+    kept = synthetic_examples(kind, corpus, keep=lambda passage: passage.id.startswith("Chad"))
+    assert {one.id.rpartition("/")[0] for one in kept} == {f"{kind}-Chad"}
+
+
+# --- Recipes ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    """Two tasks; each country is in a split of its own but Chad and Mali, which are trained on."""
+    folder = tmp_path / "bench"
+    split_of = {"Chad": "train", "Mali": "train", "Peru": "dev", "Cuba": "test"}
+    files: dict[str, Any] = {}
+    for task in ("nq", "coqa"):
+        for split in ("train", "dev"):
+            asked = [
+                Example(
+                    f"{task} {country} {section}",
+                    f"{section} of {country}?",
+                    [Answer(country, [{"passage_id": f"{country}/{section}"}])],
+                    {"context": "text", "country": country, "relation": section},
+                )
+                for country in COUNTRIES
+                if split_of[country] == split
+                for section in SECTIONS
+            ]
+            file = folder / task / f"{split}.jsonl"
+            count = write_examples(file, asked)
+            entry = {"file": f"{task}/{split}.jsonl", "examples": count, "sha256": sha256(file)}
+            files.setdefault(task, {"splits": {}})["splits"][split] = entry
+    countries = {s: [c for c in COUNTRIES if split_of[c] == s] for s in ("train", "dev", "test")}
+    manifest = {
+        "name": "tiny",
+        "version": VERSION,
+        "seed": 0,
+        "tasks": files,
+        "splits": {"countries": countries, "articles": {}},
+    }
+    write_json(folder / "benchmark.json", manifest)
+    return folder
+
+
+def recipe(*sources: dict[str, Any], **settings: Any) -> Recipe:
+    teacher = {"retriever": "bm25", "positives": 2, "hard_negatives": [5, 8]}
+    return Recipe.model_validate({"data": sources, "teacher": teacher, **settings})
+
+
+def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
+    sources = load_sources(
+        recipe(
+            {"tasks": str(benchmark), "task": "nq", "weight": 2.0},
+            {"tasks": str(benchmark), "task": "nq", "positives": "gold", "limit": 2},
+            {"tasks": str(benchmark), "task": "nq", "retrieval": False},
+            {"tasks": str(benchmark), "task": "coqa"},
+            {"synthetic": "corpus_text", "weight": 0.5},
+        ),
+        corpus,
+    )
+    assert [source.name for source in sources] == ["nq", "nq", "nq", "coqa", "corpus_text"]
+    assert [source.weight for source in sources] == [2.0, 1.0, 1.0, 1.0, 0.5]
+    assert [len(source.examples) for source in sources] == [6, 2, 6, 6, 7]
+    taught, gold, plain, reading, text = sources
+    # Only the split that was asked for, whatever it is made of.
+    for source in sources:
+        for one in source.examples:
+            assert not {"Peru", "Cuba"} & set(one.prompt.replace("?", "").split())
+    assert all("Peru" not in one.response and "Cuba" not in one.response for one in text.examples)
+    assert taught.labels is not None
+    assert [list(one.positives) for one in taught.examples] == taught.labels.rows[:, :2].tolist()
+    assert [list(one.hard_negatives) for one in taught.examples] == (
+        taught.labels.rows[:, 4:8].tolist()
+    )
+    for one in gold.examples:
+        assert corpus[one.positives[0]].id == one.id.removeprefix("nq ").replace(" ", "/")
+        assert one.group == tuple(one.id.split()[1:])
+    for one in (*plain.examples, *reading.examples, *text.examples):
+        assert (one.positives, one.hard_negatives, one.group) == ((), (), ())
+    assert reading.examples[0].prompt == "text Q: People of Chad? A:"
+
+
+def test_splits_that_are_trained_on_give_their_text(corpus: Corpus, benchmark: Path) -> None:
+    sources = load_sources(
+        recipe(
+            {"tasks": str(benchmark), "task": "coqa", "split": "dev"},
+            {"synthetic": "corpus_text"},
+        ),
+        corpus,
+    )
+    assert {one.id.split()[1] for one in sources[0].examples} == {"Peru"}
+    ids = {one.id for one in sources[1].examples}
+    assert ids == {"corpus_text-odd", *(f"corpus_text-Peru/{name}" for name in SECTIONS)}
+
+
+def test_the_teacher_is_asked_only_where_it_is_needed(
+    corpus: Corpus, benchmark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_teacher(*arguments: object) -> None:
+        raise AssertionError("the teacher was asked")
+
+    monkeypatch.setattr(data, "load_retriever", no_teacher)
+    gold = {"tasks": str(benchmark), "task": "nq", "positives": "gold"}
+    (source,) = load_sources(recipe(gold, batch=BatchSettings(hard_negatives=0)), corpus)
+    assert source.labels is None
+    for needed in (
+        recipe(gold),
+        recipe({**gold, "positives": "teacher"}, batch=BatchSettings(hard_negatives=0)),
+        recipe(
+            gold,
+            batch=BatchSettings(hard_negatives=0),
+            stages={"warmup": {"score_distillation": {}}},
+        ),
+    ):
+        with pytest.raises(AssertionError, match="the teacher was asked"):
+            load_sources(needed, corpus)
+
+
+def test_files_of_examples(corpus: Corpus, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    write_examples(file, [example(n, "x", "Chad/Land") for n in range(5)])
+    (source,) = load_sources(
+        recipe(
+            {"tasks": str(file), "task": "nq", "positives": "gold"},
+            batch=BatchSettings(hard_negatives=0),
+        ),
+        corpus,
+    )
+    assert [one.positives for one in source.examples] == [(1,)] * 5
+    poor = Corpus.build([Passage("p", "", "One.")], tmp_path / "poor")
+    with pytest.raises(ImpRAGError, match="no passage of .* gives an example of"):
+        load_sources(recipe({"synthetic": "sentence_generation"}), poor)
