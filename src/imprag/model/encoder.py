@@ -53,13 +53,26 @@ class PassageEncoder:
         return embeddings
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group indices of like length so that a padded group has at most ``batch_tokens`` tokens."""
+def batches_by_length(
+    lengths: Sequence[int], batch_tokens: int, max_padding: float = 1.0
+) -> list[list[int]]:
+    """Group indices of like length.
+
+    Args:
+        lengths: of the rows.
+        batch_tokens: a padded group has at most so many tokens, or one row.
+        max_padding: the share of a padded group that may be padding.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     groups: list[list[int]] = []
+    filled = 0  # tokens in the last group
     for i in order:
-        if groups and (len(groups[-1]) + 1) * lengths[i] <= batch_tokens:
+        size = (len(groups[-1]) + 1) * lengths[i] if groups else 0
+        padding = size - filled - lengths[i]
+        if groups and size <= batch_tokens and padding <= max_padding * size:
             groups[-1].append(i)
+            filled += lengths[i]
         else:
             groups.append([i])
+            filled = lengths[i]
     return groups

@@ -1,9 +1,10 @@
 """Keys and values of passages at the reading layers, and how prompts attend to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imprag.model.attention import causal_mask
@@ -66,6 +67,26 @@ class PassageStates:
     values: Mapping[int, Tensor]
     mask: Tensor
     embeddings: Tensor
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["PassageStates"]) -> "PassageStates":
+        """The rows of all parts, padded to the longest."""
+        longest = max(part.mask.shape[1] for part in parts)
+
+        def join(states: Sequence[Tensor], dim: int) -> Tensor:
+            gaps = [longest - x.shape[dim] for x in states]
+            after = [0, 0] * (states[0].ndim - 1 - dim)
+            return torch.cat(
+                [F.pad(x, (*after, 0, gap)) for x, gap in zip(states, gaps, strict=True)]
+            )
+
+        layers = list(parts[0].keys)
+        return cls(
+            {layer: join([part.keys[layer] for part in parts], 2) for layer in layers},
+            {layer: join([part.values[layer] for part in parts], 2) for layer in layers},
+            join([part.mask for part in parts], 1),
+            torch.cat([part.embeddings for part in parts]),
+        )
 
     def prefix(self, assignment: list[list[int]]) -> Prefix:
         """Lay the passages of every prompt side by side, without the padding between them.

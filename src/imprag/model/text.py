@@ -68,6 +68,12 @@ def prompt_batch(
     return pad(rows, device, left=True, token=tokenizer.pad_token_id or 0)
 
 
+def response_tokens(tokenizer: Any, response: str) -> list[int]:
+    """Token ids of what should follow a prompt, with the token that ends it."""
+    end = tokenizer.eos_token_id
+    return _encode(tokenizer, [response])[0] + ([] if end is None else [end])
+
+
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return ids

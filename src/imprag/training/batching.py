@@ -171,8 +171,13 @@ class Plan:
         answered = set(retrieving)
         if self.settings.generate is not None:
             answered = set(sample(retrieving, self.settings.generate, generator))
+        # Prompts read each other's right passages first, so that few passages run through the
+        # reading layers, and each for several prompts.
+        read_anyway = list(dict.fromkeys(row for n in sorted(answered) for row in right[n]))
         read = [
-            self._candidates(one, right[n], wrong[n], passages, generator) if n in answered else []
+            self._candidates(one, right[n], wrong[n], (read_anyway, passages), generator)
+            if n in answered
+            else []
             for n, one in enumerate(examples)
         ]
         passages = list(dict.fromkeys(itertools.chain(passages, *read)))
@@ -216,21 +221,24 @@ class Plan:
         example: TrainingExample,
         right: Sequence[int],
         wrong: Sequence[int],
-        passages: Sequence[int],
+        others: Sequence[Sequence[int]],
         generator: random.Random,
     ) -> list[int]:
         """The corpus rows that a prompt reads, shuffled.
 
-        Up to half are right, as one passage is not enough for two-hop questions. The others are
-        its hard negatives, then others of the batch, then any.
+        Up to half are right, as one passage is not enough for two-hop questions. The rest are
+        its hard negatives, then drawn from each of ``others`` in turn, then from the corpus.
         """
         count = self.settings.candidates
         chosen = [*right[: -(-count // 2)]]
         taken = {*chosen, *example.positives}
         chosen += wrong[: count - len(chosen)]
         taken.update(chosen)
-        rest = [row for row in passages if row not in taken]
-        chosen += sample(rest, count - len(chosen), generator)
+        for rows in others:
+            rest = [row for row in rows if row not in taken]
+            drawn = sample(rest, count - len(chosen), generator)
+            chosen += drawn
+            taken.update(drawn)
         if len(chosen) < count:
             size = min(len(self._corpus), count + len(example.positives))
             drawn = generator.sample(range(len(self._corpus)), size)

@@ -408,13 +408,11 @@ class LoraGroup(Section):
     Attributes:
         rank: of the two factors.
         alpha: the adapter is scaled by alpha / rank.
-        dropout: on the adapter's input.
         targets: names of the projections that it adapts.
     """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
-    dropout: _BelowOne = 0.0
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj",
         "k_proj",
@@ -433,11 +431,13 @@ class LoraSettings(Section):
         bottom: of layers 0..b.
         reading: of layers b+1..t.
         top: of the layers above t.
+        dropout: on the adapters' inputs.
     """
 
     bottom: LoraGroup | None = None
     reading: LoraGroup | None = None
     top: LoraGroup | None = None
+    dropout: _BelowOne = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,0 +1,111 @@
+"""From planned batches to token ids."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from imprag.corpus import Corpus
+from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
+from imprag.training.batching import Plan, PlannedBatch
+from imprag.training.recipe import Recipe
+from imprag.training.schedule import Schedule
+from imprag.training.step import TrainingBatch
+
+
+class Batches(Dataset[TrainingBatch]):
+    """The batches of a run in their order, each made when it is asked for.
+
+    Args:
+        plan: what is in a batch.
+        schedule: the stage and passage length of a step.
+        corpus: the passages.
+        tokenizer: of the model.
+        recipe: the model's settings and the batches of an optimizer step.
+        rank, world_size: this process's part.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        schedule: Schedule,
+        corpus: Corpus,
+        tokenizer: Any,
+        recipe: Recipe,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.plan = plan
+        self.schedule = schedule
+        self._corpus = corpus
+        self._tokenizer = tokenizer
+        self._config = recipe.model.to_config()
+        self._per_step = recipe.train.gradient_accumulation
+        self._rank, self._world_size = rank, world_size
+        self._passage = lru_cache(maxsize=2**15)(self._passage_tokens)
+
+    def __len__(self) -> int:
+        return self.schedule.steps * self._per_step
+
+    def __getitem__(self, index: int) -> TrainingBatch:
+        step = index // self._per_step
+        planned = self.plan(index).shard(self._rank, self._world_size)
+        if not self.schedule.generates(step):
+            planned = _retrieving_only(planned)
+        examples = [self.plan.examples[i] for i in planned.examples]
+        prompts, responses = [], []
+        for example, generated in zip(examples, planned.generated, strict=True):
+            response = response_tokens(self._tokenizer, example.response) if generated else []
+            if example.prompt:
+                (prompt,) = prompt_tokens(self._tokenizer, [example.prompt], _LONGEST)
+            else:  # plain text: its first token stands for a prompt
+                prompt, response = response[:1], response[1:]
+            prompts.append(prompt)
+            responses.append(response[:_LONGEST])
+        # A passage that is read is never cut short, since the answer may stand at its end.
+        read = {passage for passages in planned.candidates for passage in passages}
+        short, full = self.schedule.passage_tokens(step), self._config.max_passage_tokens
+        scores = planned.teacher_scores
+        return TrainingBatch(
+            ids=[example.id for example in examples],
+            prompts=prompts,
+            responses=responses,
+            passages=[
+                self._passage(row, full if number in read else short)
+                for number, row in enumerate(planned.passages)
+            ],
+            candidates=planned.candidates,
+            positive=torch.from_numpy(planned.positive),
+            negative=torch.from_numpy(planned.negative),
+            teacher_scores=None if scores is None else torch.from_numpy(scores),
+            first_column=planned.first_column,
+            self_distillation=self.schedule.stage(step) == "self_distillation",
+        )
+
+    def _passage_tokens(self, row: int, limit: int) -> Sequence[int]:
+        config = replace(self._config, max_passage_tokens=limit)
+        (tokens,) = passage_tokens(self._tokenizer, config, [self._corpus[row]])
+        return tokens
+
+
+_LONGEST = 1024
+"""Tokens of a prompt or a response in training."""
+
+
+def _retrieving_only(batch: PlannedBatch) -> PlannedBatch:
+    """The batch without responses and without the prompts that retrieve nothing."""
+    kept = np.flatnonzero(batch.positive.any(axis=1))
+    scores = batch.teacher_scores
+    return replace(
+        batch,
+        examples=tuple(batch.examples[i] for i in kept),
+        generated=(False,) * len(kept),
+        candidates=((),) * len(kept),
+        positive=batch.positive[kept],
+        negative=batch.negative[kept],
+        teacher_scores=None if scores is None else scores[kept],
+    )

@@ -1,0 +1,126 @@
+"""A whole training run: from a recipe to a trained model in a run folder."""
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from imprag.corpus import load_corpus
+from imprag.errors import ImpRAGError
+from imprag.model import LayerGroups, load_base_model
+from imprag.model.base import weights_fingerprint
+from imprag.model.pretrained import save_pretrained
+from imprag.training.adapters import add_adapters
+from imprag.training.batches import Batches
+from imprag.training.batching import Plan
+from imprag.training.data import load_sources
+from imprag.training.recipe import Recipe, load_recipe
+from imprag.training.schedule import Schedule
+from imprag.training.step import TrainingModel
+from imprag.training.trainer import METRICS, Evaluate, ImpRAGTrainer, last_checkpoint
+
+MODEL = "model"
+RECIPE = "recipe.yaml"
+
+
+def train(
+    recipe: Recipe, out: Path | str, *, resume: bool = False, evaluate: Evaluate | None = None
+) -> dict[str, Any]:
+    """Train a model by a recipe; ``out/model`` is what :func:`load_pretrained` loads.
+
+    Args:
+        recipe: what to train, on what, how.
+        out: the run folder: ``recipe.yaml``, ``metrics.jsonl``, checkpoints, the model.
+        resume: go on from the last checkpoint in ``out``, exactly as if nothing had happened.
+        evaluate: called with the model every ``recipe.evaluation.steps`` steps.
+
+    Returns:
+        the model's folder, steps, seconds and last losses.
+
+    Raises:
+        ImpRAGError: the folder holds another run, data are missing or broken, the loss is no
+            finite number, or the disk is full.
+    """
+    out = Path(out)
+    checkpoint = _start(recipe, out, resume)
+    corpus = load_corpus(recipe.corpus)
+    sources = load_sources(recipe, corpus)
+    plan = Plan(sources, recipe.batch, corpus, recipe.train.seed)
+    schedule = Schedule(recipe, _steps(recipe, len(plan.examples)))
+
+    set_seed(recipe.train.seed)
+    # Weights stay in float32; autocast computes in bfloat16.
+    lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
+    config = recipe.model.to_config()
+    fingerprint = weights_fingerprint(lm, len(lm.base_model.layers))
+    config = replace(config, base_model_fingerprint=fingerprint, trained=True)
+    if recipe.lora:
+        add_adapters(lm, recipe.lora, config)
+    if recipe.train.gradient_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    model = TrainingModel(LayerGroups(lm, config), recipe.stages)
+
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    batches = Batches(plan, schedule, corpus, tokenizer, recipe, rank, world_size)
+    trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OSError as error:
+        raise ImpRAGError(
+            f"training stopped: {error}; checkpoints in {out} are kept, go on with --resume"
+        ) from error
+    folder = out / MODEL
+    if trainer.is_world_process_zero() and not folder.exists():
+        save_pretrained(trainer.accelerator.unwrap_model(trainer.model).groups, tokenizer, folder)
+    return {
+        "model": str(folder),
+        "steps": result.global_step,
+        "seconds": round(result.metrics["train_runtime"], 1),
+        "loss": result.training_loss,
+    }
+
+
+def _start(recipe: Recipe, out: Path, resume: bool) -> Path | None:
+    """Prepare the run folder; the checkpoint to go on from, if there is one."""
+    known = out / RECIPE
+    if known.exists():
+        former = load_recipe(known)
+        if former.fingerprint() != recipe.fingerprint():
+            raise ImpRAGError(
+                f"{out} holds a run of another recipe ({'; '.join(former.differences(recipe)[:3])})"
+                "; choose another folder"
+            )
+        if not resume:
+            raise ImpRAGError(f"{out} holds a run already; go on with it by --resume")
+    elif out.exists() and any(out.iterdir()):
+        raise ImpRAGError(f"{out} is no run folder and not empty; choose another folder")
+    if (out / MODEL).exists():
+        raise ImpRAGError(f"{out} is trained to its end; its model is {out / MODEL}")
+    out.mkdir(parents=True, exist_ok=True)
+    known.write_text(recipe.to_yaml(), encoding="utf-8")
+    checkpoint = last_checkpoint(out)
+    _cut_metrics(out / METRICS, 0 if checkpoint is None else int(checkpoint.name.split("-")[-1]))
+    return checkpoint
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Forget what a killed run logged after its last checkpoint; it comes again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _steps(recipe: Recipe, examples: int) -> int:
+    train = recipe.train
+    if train.steps is not None:
+        return train.steps
+    if train.epochs is None:
+        raise ImpRAGError("train.minutes is for dry runs; say train.steps or train.epochs")
+    per_step = recipe.batch.prompts * train.gradient_accumulation
+    return math.ceil(train.epochs * examples / per_step)

@@ -1,0 +1,276 @@
+"""One step of training: passages are encoded once, prompts read them, both losses follow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from imprag.model.encoder import batches_by_length
+from imprag.model.layer_groups import LayerGroups, pad
+from imprag.model.states import PassageStates, Prefix
+from imprag.training.distributed import gather_with_gradient, mean_over_processes
+from imprag.training.objectives import (
+    IGNORED,
+    contrastive_prompts,
+    distillation_prompts,
+    generation_loss,
+    nce_loss,
+    relevance_scores,
+    response_log_likelihood,
+    score_distillation_loss,
+    self_distillation_loss,
+)
+from imprag.training.recipe import StageSettings
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """Token ids and labels of Q prompts and P passages.
+
+    Attributes:
+        ids: of the examples, Q.
+        prompts: without responses, Q.
+        responses: what each prompt's loss is on; [] for a prompt that only retrieves.
+        passages: P.
+        candidates: the passages that each prompt reads, as indices into ``passages``.
+        positive, negative: (Q, C) bool, where C counts the passages of all processes.
+        teacher_scores: (Q, C) float32, NaN where unknown, or None.
+        first_column: where ``passages`` begin among the C columns.
+        self_distillation: whether retrieval learns from the model's own preferences among the
+            candidates, rather than from ``positive`` and ``negative``.
+    """
+
+    ids: Sequence[str]
+    prompts: Sequence[Sequence[int]]
+    responses: Sequence[Sequence[int]]
+    passages: Sequence[Sequence[int]]
+    candidates: Sequence[Sequence[int]]
+    positive: Tensor
+    negative: Tensor
+    teacher_scores: Tensor | None = None
+    first_column: int = 0
+    self_distillation: bool = False
+
+
+class StepOutput(NamedTuple):
+    """Losses of a batch, () float32 each.
+
+    Attributes:
+        loss: J = J_gen + λ · J_ret, with gradient.
+        generation: J_gen, the mean over response tokens.
+        retrieval: J_ret, the mean over prompts.
+        scores: (Q, C) s(q, p), with gradient.
+    """
+
+    loss: Tensor
+    generation: Tensor
+    retrieval: Tensor
+    scores: Tensor
+
+
+class TrainingModel(nn.Module):
+    """J = J_gen + λ · J_ret of a batch.
+
+    Every passage runs through the model once: those that a prompt reads through layers 0..t, which
+    gives their embeddings and their keys and values at once, the others through layers 0..b. A
+    prompt that is not generated runs through layers 0..b only.
+
+    Args:
+        groups: the model that is trained.
+        stages: weights and temperatures.
+        batch_tokens: passages and prompts run in groups of like length with at most so many tokens
+            and a tenth of padding.
+    """
+
+    def __init__(
+        self, groups: LayerGroups, stages: StageSettings, batch_tokens: int | None = None
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.stages = stages
+        self.batch_tokens = batch_tokens or (2048 if groups.device.type == "cpu" else 65536)
+
+    def forward(self, batch: TrainingBatch) -> StepOutput:
+        """Run a batch; under DDP or FSDP, a process's own part of one."""
+        passages = self._encode(batch)
+        queries, generation = self._prompts(batch, passages)
+        scores = relevance_scores(queries, gather_with_gradient(passages.embeddings))
+        stage = self._self_distillation if batch.self_distillation else self._warmup
+        retrieval = stage(batch, passages, scores)
+        loss = generation + self.stages.retrieval_weight * retrieval
+        return StepOutput(loss, generation, retrieval, scores)
+
+    # The two retrieval losses
+
+    def _warmup(self, batch: TrainingBatch, passages: "_Encoded", scores: Tensor) -> Tensor:
+        positive, negative = batch.positive.to(scores.device), batch.negative.to(scores.device)
+        count = mean_over_processes(contrastive_prompts(positive, negative).sum())
+        loss = nce_loss(scores, positive, negative, count)
+        teacher = self.stages.warmup.score_distillation
+        if teacher is not None and batch.teacher_scores is not None:
+            known = batch.teacher_scores.to(scores.device)
+            loss = loss + teacher.weight * score_distillation_loss(
+                scores,
+                known,
+                ~known.isnan(),
+                mean_over_processes(distillation_prompts(~known.isnan()).sum()),
+                target_temperature=teacher.target_temperature,
+                score_temperature=teacher.score_temperature,
+            )
+        return loss
+
+    def _self_distillation(
+        self, batch: TrainingBatch, passages: "_Encoded", scores: Tensor
+    ) -> Tensor:
+        """The language model scores each candidate alone: log P(r | p, q), without gradient."""
+        pairs = [
+            (prompt, passage)
+            for prompt, read in enumerate(batch.candidates)
+            if batch.responses[prompt]
+            for passage in read
+        ]
+        likelihood = torch.zeros_like(scores)
+        mask = torch.zeros_like(scores, dtype=torch.bool)
+        texts = [[*batch.prompts[prompt], *batch.responses[prompt]] for prompt, _ in pairs]
+        with torch.no_grad():
+            for group in self._groups(texts):
+                rows = [pairs[i] for i in group]
+                logits, labels, _ = self._answer(
+                    [batch.prompts[prompt] for prompt, _ in rows],
+                    [batch.responses[prompt] for prompt, _ in rows],
+                    passages,
+                    [[passage] for _, passage in rows],
+                )
+                prompt, passage = torch.tensor(rows, device=scores.device).T
+                place = (prompt, passage + batch.first_column)
+                likelihood[place] = response_log_likelihood(logits, labels)
+                mask[place] = True
+        settings = self.stages.self_distillation
+        return self_distillation_loss(
+            scores,
+            likelihood,
+            mask,
+            mean_over_processes(distillation_prompts(mask).sum()),
+            target_temperature=settings.target_temperature,
+            score_temperature=settings.score_temperature,
+        )
+
+    # Running the model
+
+    def _encode(self, batch: TrainingBatch) -> "_Encoded":
+        read = sorted({passage for passages in batch.candidates for passage in passages})
+        embedded = sorted(set(range(len(batch.passages))) - set(read))
+        states: list[PassageStates] = []
+        embeddings: list[Tensor] = []
+        order: list[int] = []
+        for group in self._groups(batch.passages, read):
+            states.append(self.groups.encode(*self._pad(batch.passages, group)))
+            embeddings.append(states[-1].embeddings)
+            order += group
+        for group in self._groups(batch.passages, embedded):
+            embeddings.append(self.groups.passage_embeddings(*self._pad(batch.passages, group)))
+            order += group
+        row_of = {passage: row for row, passage in enumerate(order)}
+        in_order = [row_of[passage] for passage in range(len(order))]
+        empty = torch.zeros(0, self.groups.embedding_dim, device=self.groups.device)
+        return _Encoded(
+            PassageStates.concatenate(states) if states else None,
+            row_of,
+            torch.cat([*embeddings, empty])[in_order],
+        )
+
+    def _prompts(self, batch: TrainingBatch, passages: "_Encoded") -> tuple[Tensor, Tensor]:
+        """Query embeddings, (Q, h_k * d_h), and the generation loss."""
+        texts = [
+            [*prompt, *response]
+            for prompt, response in zip(batch.prompts, batch.responses, strict=True)
+        ]
+        answering = [prompt for prompt, response in enumerate(batch.responses) if response]
+        retrieving = [prompt for prompt, response in enumerate(batch.responses) if not response]
+        tokens = torch.tensor(float(sum(map(len, batch.responses))), device=self.groups.device)
+        tokens = mean_over_processes(tokens)
+        queries: list[Tensor] = []
+        order: list[int] = []
+        generation = tokens.new_zeros(())
+        for group in self._groups(texts, answering):
+            logits, labels, query_embeddings = self._answer(
+                [batch.prompts[prompt] for prompt in group],
+                [batch.responses[prompt] for prompt in group],
+                passages,
+                [batch.candidates[prompt] for prompt in group],
+            )
+            generation = generation + generation_loss(logits, labels, tokens)
+            queries.append(query_embeddings)
+            order += group
+        for group in self._groups(texts, retrieving):
+            queries.append(self.groups.query_embeddings(*self._pad(batch.prompts, group)))
+            order += group
+        in_order = sorted(range(len(order)), key=order.__getitem__)
+        empty = torch.zeros(0, self.groups.embedding_dim, device=self.groups.device)
+        return torch.cat([*queries, empty])[in_order], generation
+
+    def _answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        passages: "_Encoded",
+        candidates: Sequence[Sequence[int]],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run prompts with responses and the passages that they read.
+
+        Returns:
+            logits (prompts, n, vocabulary) and labels (prompts, n) of the last n positions, which
+            hold all responses, and query embeddings (prompts, h_k * d_h).
+        """
+        device = self.groups.device
+        texts = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+        # Padded on the left, responses end in the same column, and only theirs need logits.
+        input_ids, attention_mask = pad(texts, device, left=True)
+        lengths = torch.tensor([len(response) for response in responses], device=device)
+        counts = torch.tensor([len(passages) for passages in candidates], device=device)
+        kept = int(lengths.max()) + 1
+        output = self.groups(
+            input_ids,
+            attention_mask,
+            passages.prefix(self.groups, candidates),
+            position_shift=counts * self.groups.config.max_passage_tokens,
+            query_tokens=input_ids.shape[1] - 1 - lengths,
+            logits_to_keep=kept,
+        )
+        from_end = torch.arange(kept - 1, 0, -1, device=device)
+        labels = input_ids[:, 1 - kept :].masked_fill(from_end > lengths[:, None], IGNORED)
+        return output.logits[:, :-1], labels, output.query_embeddings
+
+    def _pad(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return pad([rows[i] for i in group], self.groups.device)
+
+    def _groups(
+        self, rows: Sequence[Sequence[int]], chosen: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """The chosen rows, all if not given, in groups of like length."""
+        chosen = range(len(rows)) if chosen is None else chosen
+        lengths = [len(rows[i]) for i in chosen]
+        groups = batches_by_length(lengths, self.batch_tokens, max_padding=0.1)
+        return [[chosen[i] for i in group] for group in groups]
+
+
+class _Encoded(NamedTuple):
+    """The passages of a batch.
+
+    Attributes:
+        states: of those that are read.
+        row_of: the row in ``states`` of each of these.
+        embeddings: of all, (P, h_k * d_h).
+    """
+
+    states: PassageStates | None
+    row_of: Mapping[int, int]
+    embeddings: Tensor
+
+    def prefix(self, groups: LayerGroups, candidates: Sequence[Sequence[int]]) -> Prefix:
+        """What prompts read."""
+        if self.states is None:
+            return groups.encode_passages([[] for _ in candidates])
+        return self.states.prefix([[self.row_of[p] for p in passages] for passages in candidates])

@@ -1,0 +1,253 @@
+"""The trainer: transformers' ``Trainer`` around :class:`TrainingModel`."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from imprag.errors import ImpRAGError
+from imprag.files import read_json
+from imprag.model.base import quiet_transformers
+from imprag.training.batches import Batches
+from imprag.training.recipe import Recipe
+from imprag.training.step import TrainingBatch, TrainingModel
+
+METRICS = "metrics.jsonl"
+
+Evaluate = Callable[[TrainingModel, int], dict[str, float]]
+"""``evaluate(model, step)``: figures of the model as it is now, by name."""
+
+
+class ImpRAGTrainer(Trainer):  # type: ignore[misc]
+    """Trains a model by a recipe and leaves its last or best state in ``self.model``.
+
+    Everything else is ``Trainer``'s: devices, DDP and FSDP, mixed precision, checkpoints,
+    callbacks, TensorBoard. Batches are not shuffled or dealt out by it, because each one already is
+    a function of its number and the process's rank.
+
+    Args:
+        model: the model with its losses.
+        tokenizer: saved with the model.
+        recipe: optimizer, length, saving.
+        batches: of this process.
+        out: folder for checkpoints and ``metrics.jsonl``.
+        evaluate: called every ``recipe.evaluation.steps`` steps.
+    """
+
+    def __init__(
+        self,
+        model: TrainingModel,
+        tokenizer: Any,
+        recipe: Recipe,
+        batches: Batches,
+        out: Path,
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self._evaluate_model = evaluate
+        self._losses: list[tuple[Tensor, Tensor]] = []
+        evaluation = recipe.evaluation if evaluate else None
+        callbacks = []
+        if evaluation and evaluation.patience:
+            callbacks.append(EarlyStoppingCallback(evaluation.patience))
+        super().__init__(
+            model=model,
+            args=_arguments(recipe, batches, out, evaluates=evaluation is not None),
+            train_dataset=batches,
+            eval_dataset=[] if evaluation else None,  # evaluation brings its own
+            callbacks=callbacks,
+        )
+
+    # Batches and losses
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This process's batches, one at a time, in their order."""
+        return DataLoader(
+            self.train_dataset, batch_size=1, collate_fn=lambda items: {"batch": items[0]}
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, TrainingBatch],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """J of a batch.
+
+        Raises:
+            ImpRAGError: it is not a finite number.
+        """
+        batch = inputs["batch"]
+        output = model(batch)
+        if not bool(output.loss.detach().isfinite()):
+            last = last_checkpoint(Path(self.args.output_dir))
+            kept = f"{last} is as it was" if last else "there is no checkpoint yet"
+            raise ImpRAGError(
+                f"the loss of step {self.state.global_step + 1} is {output.loss.item()}, with the "
+                f"examples {', '.join(batch.ids[:8])}{' ...' if len(batch.ids) > 8 else ''}; "
+                f"{kept}. Lower optimizer.learning_rate, or look at these examples"
+            )
+        if model.training:
+            self._losses.append((output.generation.detach(), output.retrieval.detach()))
+        return (output.loss, output) if return_outputs else output.loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; no weight decay on vectors, and a learning rate of their own for layers 0..b."""
+        optimizer: torch.optim.Optimizer | None = self.optimizer
+        if optimizer is None:
+            settings = self.recipe.optimizer
+            bottom = settings.bottom_learning_rate or settings.learning_rate
+            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    rate = bottom if self._is_bottom(name) else settings.learning_rate
+                    decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+                    groups.setdefault((rate, decay), []).append(parameter)
+            self.optimizer = optimizer = torch.optim.AdamW(
+                [
+                    {"params": parameters, "lr": rate, "weight_decay": decay}
+                    for (rate, decay), parameters in groups.items()
+                ],
+                betas=settings.betas,
+                fused=True,
+            )
+        return optimizer
+
+    def _is_bottom(self, name: str) -> bool:
+        parts = name.split(".")
+        return "layers" in parts and int(parts[parts.index("layers") + 1]) <= self.recipe.model.b
+
+    # Evaluation and logs
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: Sequence[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Figures of the model as it is now."""
+        assert self._evaluate_model is not None
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        with self.accelerator.autocast():
+            figures = self._evaluate_model(model, self.state.global_step)
+        model.train()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add both losses, and write a line of ``metrics.jsonl``."""
+        if "loss" in logs and self._losses:
+            generation, retrieval = (torch.stack(part) for part in zip(*self._losses, strict=True))
+            logs["generation_loss"] = round(generation.mean().item(), 4)
+            logs["retrieval_loss"] = round(retrieval.mean().item(), 4)
+            self._losses.clear()
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            with open(Path(self.args.output_dir) / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Weights and settings, as ``load_pretrained`` reads them."""
+        folder = Path(output_dir or self.args.output_dir)
+        groups = self.accelerator.unwrap_model(self.model).groups
+        if state_dict is not None:
+            start = "groups.lm."
+            state_dict = {name.removeprefix(start): x for name, x in state_dict.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet_transformers():
+            groups.lm.save_pretrained(folder, state_dict=state_dict)
+        groups.config.save(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights((model or self.model).groups.lm, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        model = self.accelerator.unwrap_model(self.model)
+        load_weights(model.groups.lm, Path(self.state.best_model_checkpoint))
+
+
+def load_weights(lm: Any, folder: Path) -> None:
+    """Put a checkpoint's weights, or its adapter, into a model."""
+    with quiet_transformers():
+        if hasattr(lm, "peft_config"):
+            set_peft_model_state_dict(lm, load_peft_weights(str(folder)))
+        else:
+            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype)
+            lm.load_state_dict(saved.state_dict())
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    found = [
+        (int(folder.name.rpartition("-")[2]), folder)
+        for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if _is_complete(folder)
+    ]
+    return max(found)[1] if found else None
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        # Trainer writes it last.
+        return bool(read_json(folder / "trainer_state.json"))
+    except ImpRAGError:
+        return False
+
+
+def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) -> Any:
+    train, optimizer, evaluation = recipe.train, recipe.optimizer, recipe.evaluation
+    every: dict[str, Any] = {}
+    if evaluates:
+        assert evaluation is not None
+        every = {
+            "eval_strategy": "steps",
+            "eval_steps": evaluation.steps,
+            # The best checkpoint has to be one that was evaluated.
+            "load_best_model_at_end": True,
+            "metric_for_best_model": evaluation.metric,
+            "greater_is_better": True,
+        }
+    schedule = {"constant": "constant_with_warmup"}.get(optimizer.schedule, optimizer.schedule)
+    return TrainingArguments(
+        output_dir=str(out),
+        max_steps=batches.schedule.steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=optimizer.warmup_steps,
+        max_grad_norm=optimizer.max_grad_norm,
+        bf16=train.precision == "bf16",
+        seed=train.seed,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        save_total_limit=train.keep_checkpoints,
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_pin_memory=False,
+        # A process's batch may have no prompt that generates.
+        ddp_find_unused_parameters=True,
+        use_cpu=not torch.cuda.is_available(),
+        **every,
+    )
