@@ -116,6 +116,17 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "oracle" / "predictions.jsonl").read_text().splitlines()
     for one in map(json.loads, lines):
         assert [[passage["id"]] for passage in one["passages"]] == one["gold"]
+    hidden = ("--oracle-passages", "--among", 3)
+    assert evaluate(home, tmp_path / "hidden", *hidden, *corpus) == 0
+    lines = (tmp_path / "hidden" / "predictions.jsonl").read_text().splitlines()
+    for one in map(json.loads, lines):
+        ids = [passage["id"] for passage in one["passages"]]
+        assert len(ids) == 3
+        assert one["gold"][0][0] in ids
+    recipe = (tmp_path / "hidden" / "recipe.yaml").read_text()
+    assert "from: oracle\n    among: 3\n    seed: 0\n" in recipe
+    assert "reading:\n    k: 3\n" in recipe
+    assert "the first gold passage among 3" in (tmp_path / "hidden" / "report.html").read_text()
     index = ("--index", home / "index", "--limit", 2)
     text = ("--retriever", "bm25", "--query-template", "oracle", "--k", 1)
     assert evaluate(home, tmp_path / "text", *text, *index) == 0
@@ -131,6 +142,12 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
         (("--corpus", "factbook"), "--corpus and --query-template are not for the model's own"),
         (("--query-template", "oracle"), "are not for the model's own retrieval"),
         (("--retriever", "bm25", "--no-retrieval"), "--retriever bm25 has no use"),
+        (("--no-retrieval", "--among", "3"), "--among says how many passages --oracle-passages"),
+        (("--oracle-passages", "--among", "3", "--k", "3"), "use it with that, without --k"),
+        (
+            ("--oracle-passages", "--among", "0", "--index", "{home}/index"),
+            "cannot be among 0 passages of a corpus of 12",
+        ),
         (("--tasks", "nope"), "no task or file 'nope'"),
         (("--tasks", "nq=nope.jsonl"), "nope.jsonl does not exist"),
         ((), "no index to retrieve from"),
@@ -145,7 +162,8 @@ def test_eval_mistakes(
     arguments: tuple[object, ...],
     message: str,
 ) -> None:
-    assert evaluate(home, tmp_path / "run", *arguments) == 2
+    given = [str(argument).format(home=home) for argument in arguments]
+    assert evaluate(home, tmp_path / "run", *given) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

@@ -1,15 +1,18 @@
 """Where passages come from: retrievers with their query templates, gold passages, none."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_evaluation import example
 
 from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
 from imprag.evaluation import passage_sources
 from imprag.evaluation.passage_sources import (
     Question,
     bm25_retrieval,
+    gold_among,
     gold_passages,
     no_passages,
     oracle_query,
@@ -91,3 +94,65 @@ def test_gold_passages_and_none(corpus: Corpus) -> None:
     found = gold_passages(corpus).find(questions, 2)
     assert [[item.passage for item in row] for row in found] == [[corpus[2], corpus[0]], []]
     assert no_passages().find(questions, 2) == [[], []]
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Corpus:
+    return Corpus.build([Passage(f"p{n}", "", f"{n}") for n in range(40)], tmp_path / "numbers")
+
+
+def among(corpus: Corpus, questions: list[Question], n: int, k: int = 100, seed: int = 0) -> Any:
+    found = gold_among(corpus, n, seed).find(questions, k)
+    return [[(item.passage.id, item.score) for item in row] for row in found]
+
+
+def ask(task: str, id: str, *gold: str) -> Question:
+    return Question(load_task(task), example(id, "?", ["x"], *gold), "?")
+
+
+def test_the_first_gold_passage_stands_among_others(numbers: Corpus) -> None:
+    questions = [ask("nq", f"q{n}", f"p{n}", f"p{n + 1}", f"p{n + 2}") for n in range(30)]
+    rows = among(numbers, questions, 4)
+    for n, row in enumerate(rows):
+        ids = {id for id, _ in row}
+        assert len(ids) == len(row) == 4
+        assert [id for id, score in row if score] == [f"p{n}"]
+        assert not ids & {f"p{n + 1}", f"p{n + 2}"}
+    places = {[score for _, score in row].index(1) for row in rows}
+    assert places == {0, 1, 2, 3}
+    assert len({id for row in rows for id, _ in row}) > 35
+    # By id and seed alone.
+    assert among(numbers, questions[::-1], 4) == rows[::-1]
+    assert among(numbers, questions, 4, seed=1) != rows
+
+
+def test_joint_evidence_stands_among_others_together(numbers: Corpus) -> None:
+    ((two_hop,), (single,)) = (
+        among(numbers, [ask(task, "q", "p3", "p8")], 3) for task in ("hotpotqa", "nq")
+    )
+    assert {id for id, score in two_hop if score} == {"p3", "p8"}
+    assert {id for id, score in single if score} == {"p3"}
+    assert len(two_hop) == len(single) == 3
+
+
+def test_fewer_passages_still_hold_the_gold_one(numbers: Corpus, corpus: Corpus) -> None:
+    question = ask("nq", "q", "p3", "p2")
+    for k in (1, 2):
+        (row,) = among(numbers, [question], 4, k=k)
+        assert len(row) == k
+        assert ("p3", 1.0) in row
+    # Only two of these four passages are not gold.
+    assert {id for id, _ in among(corpus, [question], 4)[0]} == {"p3", "p0", "p1"}
+    assert among(numbers, [ask("nq", "q")], 4) == [[]]
+
+
+def test_gold_among_is_told_from_other_sources(corpus: Corpus) -> None:
+    source = gold_among(corpus, 2, seed=5)
+    assert (source.name, source.ranks, source.details) == (
+        "oracle",
+        False,
+        {"among": 2, "seed": 5},
+    )
+    for n in (0, 5):
+        with pytest.raises(ImpRAGError, match=f"among {n} passages of a corpus of 4"):
+            gold_among(corpus, n)

@@ -28,6 +28,7 @@ def evaluate(
     query_template: Literal["none", "oracle"] = "none",
     no_retrieval: Flag = False,
     oracle_passages: Flag = False,
+    among: int | None = None,
     retrieval_only: Flag = False,
     k: int | None = None,
     in_context: Flag = False,
@@ -64,12 +65,14 @@ def evaluate(
             statement or mention, in place of the whole prompt.
         no_retrieval: Let the model answer without passages.
         oracle_passages: Let the model read the gold passages.
+        among: With `--oracle-passages`, let it read so many passages: the first gold one and
+            others, drawn by `--seed`, in random order.
         retrieval_only: Measure retrieval alone; nothing is generated.
         k: Passages that the model reads; its own number if not given.
         in_context: Put the passages before the prompt, as ordinary RAG does, instead of reading
             them in layers b to t.
         limit: At most so many examples of each task.
-        seed: Draws the examples of `--limit`.
+        seed: Draws the examples of `--limit` and the passages of `--among`.
         batch_size: Prompts in one batch.
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
         device: `cpu`, `cuda`, `cuda:1` ...
@@ -77,6 +80,7 @@ def evaluate(
     """
     from imprag.evaluation.passage_sources import (
         bm25_retrieval,
+        gold_among,
         gold_passages,
         no_passages,
         own_retrieval,
@@ -90,6 +94,10 @@ def evaluate(
 
     if no_retrieval + oracle_passages + retrieval_only > 1:
         raise ImpRAGError("use one of --no-retrieval, --oracle-passages and --retrieval-only")
+    if among is not None and (k is not None or not oracle_passages):
+        raise ImpRAGError(
+            "--among says how many passages --oracle-passages gives: use it with that, without --k"
+        )
     own = retriever == "self" and not (no_retrieval or oracle_passages)
     if own and (corpus is not None or query_template != "none"):
         raise ImpRAGError(
@@ -106,6 +114,8 @@ def evaluate(
         source = own_retrieval(rag)
     elif no_retrieval:
         source = no_passages()
+    elif among is not None:
+        source, k = gold_among(_corpus(corpus, index, data), among, seed), among
     elif oracle_passages:
         source = gold_passages(_corpus(corpus, index, data))
     elif retriever == "teacher":

@@ -1,11 +1,13 @@
 """Where the passages of an evaluation come from: a retriever, the gold ones, or none."""
 
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from imprag.corpus import Corpus
+from imprag.errors import ImpRAGError
 from imprag.index.bm25 import BM25, SETTINGS
 from imprag.index.folder import RetrievedPassage
 from imprag.index.teacher import Teacher, TextEncoder
@@ -83,6 +85,45 @@ def gold_passages(corpus: Corpus) -> PassageSource:
         ]
 
     return PassageSource("oracle", find, corpus, ranks=False)
+
+
+def gold_among(corpus: Corpus, n: int, seed: int = 0) -> PassageSource:
+    """The first gold passage, hidden among others: it takes reading, but no retrieval, to find it.
+
+    Where a task asks for joint evidence, all passages of the first answer's are there. The others
+    are drawn from the corpus by the seed and the example's id; none of them is gold.
+
+    Args:
+        n: passages of each question, which stand in random order.
+
+    Raises:
+        ImpRAGError: the corpus has fewer than n passages.
+    """
+    if not 1 <= n <= len(corpus):
+        raise ImpRAGError(
+            f"the gold passage cannot be among {n} passages of a corpus of {len(corpus)}"
+        )
+
+    def passages_of(question: Question, k: int) -> list[RetrievedPassage]:
+        example = question.example
+        evidence = example.evidence_sets(joint=question.task.joint_evidence)
+        if not evidence:
+            return []
+        gold = corpus.rows(example.gold_ids)
+        right = corpus.rows([id for id in example.gold_ids if id in evidence[0]][:k])
+        generator = random.Random(f"{seed} {example.id}")
+        drawn = generator.sample(range(len(corpus)), min(k + len(gold), len(corpus)))
+        rows = [*right, *(row for row in drawn if row not in gold)][:k]
+        generator.shuffle(rows)
+        return [
+            RetrievedPassage(passage, float(row in right))
+            for row, passage in zip(rows, corpus.passages(rows), strict=True)
+        ]
+
+    def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
+        return [passages_of(question, min(n, k)) for question in questions]
+
+    return PassageSource("oracle", find, corpus, ranks=False, details={"among": n, "seed": seed})
 
 
 def no_passages() -> PassageSource:

@@ -77,7 +77,7 @@ def evaluate(
     for argument, value in (("k", k), ("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ImpRAGError(f"{argument} must be at least 1, not {value}")
-    _check_distinct(tasks)
+    check_distinct(tasks)
     if source is None and rag is not None:
         source = own_retrieval(rag)
     if source is None or (rag is None and (k is not None or in_context or not source.ranks)):
@@ -94,7 +94,7 @@ def evaluate(
     tasks = [item.draw(limit, seed) for item in tasks]
     if source.corpus is not None and not source.ranks:
         tasks = [_with_gold(item) for item in tasks]
-    pages = _gold_pages(tasks, source.corpus)
+    pages = gold_pages(tasks, source.corpus)
     questions = [
         [Question(item.task, example, item.task.prompt(example)) for example in item.examples]
         for item in tasks
@@ -265,7 +265,8 @@ def _conclude(run: RunFolder, source: PassageSource) -> dict[str, Any]:
     return results
 
 
-def _check_distinct(tasks: Sequence[TaskExamples]) -> None:
+def check_distinct(tasks: Sequence[TaskExamples]) -> None:
+    """Refuse a task that is given twice."""
     sources: dict[str, str] = {}
     for item in tasks:
         if item.task.name in sources:
@@ -289,8 +290,12 @@ def _with_gold(item: TaskExamples) -> TaskExamples:
     return replace(item, examples=examples)
 
 
-def _gold_pages(tasks: Sequence[TaskExamples], corpus: Corpus | None) -> dict[str, str]:
-    """The page of every gold passage; all of them must be in the corpus."""
+def gold_pages(tasks: Sequence[TaskExamples], corpus: Corpus | None) -> dict[str, str]:
+    """The page of every gold passage.
+
+    Raises:
+        ImpRAGError: one is not in the corpus.
+    """
     pages: dict[str, str] = {}
     if corpus is None:
         return pages
