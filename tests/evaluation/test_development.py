@@ -272,14 +272,17 @@ def test_an_interrupted_measurement_begins_anew(data: Path, corpus: Corpus, tmp_
     development = DevelopmentSet(settings(data, "nq", limit=2), corpus, tmp_path / "dev")
     groups, tokenizer = make_groups(), tiny_tokenizer()
     means = development(groups, tokenizer, 1)
-    # Left by a training whose weights differed.
-    development(make_groups(seed=1), tokenizer, 2)
+    # Left by a training that was killed; the weights of the resumed one differ.
+    other = make_groups(seed=1)
+    development(other, tokenizer, 2)
+    IndexFolder.build(corpus, ImpRAG(other, tokenizer).encoder, tmp_path / "dev/.index")
     (tmp_path / "dev/step-2/results.json").unlink()
     (tmp_path / "dev/step-2-gold/results.json").unlink()
     assert development(groups, tokenizer, 2) == means
     for run in ("step-{}", "step-{}-gold"):
         first, second = (read_predictions(tmp_path / "dev" / run.format(n)) for n in (1, 2))
         assert first == second
+    assert not (tmp_path / "dev/.index").exists()
 
 
 # --- Mistakes -----------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -98,11 +97,13 @@ class DevelopmentSet:
     def _answer_by_retrieval(
         self, groups: LayerGroups, tokenizer: Any, out: Path
     ) -> dict[str, Any]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".index-", dir=self._folder) as scratch:
-            encoder = PassageEncoder(groups, tokenizer)
-            index = IndexFolder.build(self.corpus, encoder, Path(scratch) / "index")
+        scratch = self._folder / ".index"
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a training that was killed
+        try:
+            index = IndexFolder.build(self.corpus, PassageEncoder(groups, tokenizer), scratch)
             return evaluate(ImpRAG(groups, tokenizer, index), self.tasks, out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _answer_by_gold(self, groups: LayerGroups, tokenizer: Any, out: Path) -> dict[str, Any]:
         source = gold_among(self.corpus, _AMONG)
