@@ -10,6 +10,7 @@ from conftest import tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
 from imprag.model.layer_groups import LayerGroups, pad
+from imprag.model.states import PassageStates
 
 CPU = torch.device("cpu")
 
@@ -87,6 +88,24 @@ def test_every_passage_token_reaches_every_prompt_token_in_layers_b_to_t(encodin
             moved = [(a - b).abs().amax(dim=-1)[0] for a, b in zip(after, before, strict=True)]
             assert all(torch.all(m == 0) for m in moved[:2])
             assert all(torch.all(m > 0) for m in moved[2:4])
+
+
+@torch.no_grad()
+def test_states_encoded_apart_are_concatenated() -> None:
+    groups, passages = groups_of(), tokens(4, 9, 6, 2)
+    parts = [groups.encode(*pad(rows, CPU)) for rows in (passages[:1], passages[1:3], passages[3:])]
+    joined = PassageStates.concatenate(parts)
+    whole = groups.encode(*pad(passages, CPU))
+    assert joined.mask.equal(whole.mask)
+    torch.testing.assert_close(joined.embeddings, whole.embeddings)
+    assignment = [[3, 0], [], [2, 1, 0]]
+    read, expected = joined.prefix(assignment), whole.prefix(assignment)
+    assert read.mask.equal(expected.mask)
+    for layer in (1, 2, 3):
+        assert joined.keys[layer].shape == whole.keys[layer].shape
+        mask = read.mask[:, None, :, None]
+        torch.testing.assert_close(read.keys[layer] * mask, expected.keys[layer] * mask)
+        torch.testing.assert_close(read.values[layer] * mask, expected.values[layer] * mask)
 
 
 @torch.no_grad()

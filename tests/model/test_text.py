@@ -58,12 +58,28 @@ def test_prompts_that_cannot_be_answered(prompts: list[str], message: str) -> No
         prompt_tokens(tiny_tokenizer(), prompts, 3)
 
 
-@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 200))
-def test_batches_hold_every_row_once_and_keep_to_their_size(lengths: list[int], size: int) -> None:
-    batches = batches_by_length(lengths, size)
+@given(
+    st.lists(st.integers(1, 50), max_size=60),
+    st.integers(10, 200),
+    st.sampled_from([0.0, 0.1, 0.3, 1.0]),
+)
+def test_batches_hold_every_row_once_and_keep_to_their_size(
+    lengths: list[int], size: int, max_padding: float
+) -> None:
+    batches = batches_by_length(lengths, size, max_padding)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) * max(lengths[i] for i in batch) <= size
+        padded = len(batch) * max(lengths[i] for i in batch)
+        assert padded <= size or len(batch) == 1
+        assert padded - sum(lengths[i] for i in batch) <= max_padding * padded
+
+
+def test_batches_are_no_smaller_than_needed() -> None:
+    assert batches_by_length([10, 8, 9, 10], 40) == [[1, 2, 0, 3]]
+    assert batches_by_length([10, 8, 9, 10], 39) == [[1, 2, 0], [3]]
+    assert batches_by_length([10, 8, 9, 10], 40, max_padding=0.1) == [[1, 2, 0, 3]]
+    assert batches_by_length([10, 8, 9, 10], 40, max_padding=0.05) == [[1], [2, 0, 3]]
+    assert batches_by_length([10, 8, 9, 10], 40, max_padding=0.0) == [[1], [2], [0, 3]]
 
 
 def test_encoder_gives_each_passage_its_own_embedding_in_order() -> None:

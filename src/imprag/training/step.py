@@ -77,6 +77,11 @@ class TrainingModel(nn.Module):
     gives their embeddings and their keys and values at once, the others through layers 0..b. A
     prompt that is not generated runs through layers 0..b only.
 
+    Under FSDP2, shard this module as a whole, by ``fully_shard(model)`` without its layers: weights
+    are then gathered once in a step. Sharded one by one, layers would gather theirs in each of the
+    many passes, of which processes make different numbers, and free them while the states that
+    passages gave to the prompts still need them.
+
     Args:
         groups: the model that is trained.
         stages: weights and temperatures.
@@ -172,13 +177,16 @@ class TrainingModel(nn.Module):
         for group in self._groups(batch.passages, embedded):
             embeddings.append(self.groups.passage_embeddings(*self._pad(batch.passages, group)))
             order += group
+        if not order:
+            # Another process may have passages. DDP and FSDP want gradients of the same parameters
+            # from all processes, so this one brings those of a token that counts nowhere.
+            embeddings.append(self.groups.passage_embeddings(*self._pad([[0]], [0]))[:0])
         row_of = {passage: row for row, passage in enumerate(order)}
         in_order = [row_of[passage] for passage in range(len(order))]
-        empty = torch.zeros(0, self.groups.embedding_dim, device=self.groups.device)
         return _Encoded(
             PassageStates.concatenate(states) if states else None,
             row_of,
-            torch.cat([*embeddings, empty])[in_order],
+            torch.cat(embeddings)[in_order],
         )
 
     def _prompts(self, batch: TrainingBatch, passages: "_Encoded") -> tuple[Tensor, Tensor]:
@@ -207,9 +215,14 @@ class TrainingModel(nn.Module):
         for group in self._groups(texts, retrieving):
             queries.append(self.groups.query_embeddings(*self._pad(batch.prompts, group)))
             order += group
+        if not answering and tokens > 0:  # as for passages
+            logits, _, query_embeddings = self._answer([[0]], [[0]], passages, [[]])
+            generation = generation + 0 * logits.sum()
+            queries.append(query_embeddings[:0])
+        elif not order:
+            queries.append(self.groups.query_embeddings(*self._pad([[0]], [0]))[:0])
         in_order = sorted(range(len(order)), key=order.__getitem__)
-        empty = torch.zeros(0, self.groups.embedding_dim, device=self.groups.device)
-        return torch.cat([*queries, empty])[in_order], generation
+        return torch.cat(queries)[in_order], generation
 
     def _answer(
         self,

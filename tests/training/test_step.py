@@ -1,0 +1,290 @@
+"""One training step against a plain reference: one prompt, one passage, one candidate at a time."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_batches import LAYERS, LONGEST, STAGES, WITH_SCORES, B, T, random_batch, tiny_model
+from torch import Tensor, nn
+
+from imprag.model import LayerGroups
+from imprag.model.layer_groups import pad
+from imprag.model.states import Prefix
+from imprag.training.recipe import StageSettings
+from imprag.training.step import StepOutput, TrainingBatch, TrainingModel
+
+# Prompts that read three, two or one passage and share one; some only retrieve, two only write.
+MIXED = random_batch([3, 1, 0, 4, 6, 0, 2], [[0, 1, 2], [5, 2], [], [], [4], [], []], 9)
+BATCHES = {
+    "mixed": MIXED,
+    "no prompt retrieves": random_batch([3, 1, 5], [[], [], []], 0),
+    "no prompt is generated": random_batch([0, 0, 0], [[], [], []], 7),
+    "all passages are read": random_batch([2, 3], [[0, 1, 2, 3], [3, 1]], 4),
+    "nothing right or wrong": replace(
+        MIXED, positive=torch.zeros(7, 9).bool(), negative=torch.zeros(7, 9).bool()
+    ),
+}
+KINDS = {
+    "warmup": (STAGES, False),
+    "with the teacher's scores": (WITH_SCORES, False),
+    "self-distillation": (STAGES, True),
+}
+
+
+# The reference
+
+
+def reference(groups: LayerGroups, batch: TrainingBatch, stages: StageSettings) -> StepOutput:
+    """The losses by loops in float64 over prompts and passages, each run alone."""
+    states = [groups.encode(*alone(passage)) for passage in batch.passages]
+    queries = [groups.query_embeddings(*alone(prompt))[0] for prompt in batch.prompts]
+    scores = [[query.double() @ p.embeddings[0].double() for p in states] for query in queries]
+
+    def read(prompt: int, candidates: list[int]) -> Tensor:
+        """log P of each response token, (tokens,)."""
+        before, response = batch.prompts[prompt], torch.tensor(batch.responses[prompt])
+        prefix = groups.encode_passages([[]])
+        if candidates:
+            keys, values = (
+                {
+                    layer: torch.cat([getattr(states[p], name)[layer] for p in candidates], dim=2)
+                    for layer in range(B, T + 1)
+                }
+                for name in ("keys", "values")
+            )
+            prefix = Prefix(keys, values, torch.ones(1, keys[B].shape[2], dtype=torch.bool))
+        shift = len(candidates) * LONGEST
+        text = alone([*before, *response.tolist()])
+        logits = groups(*text, prefix, position_shift=shift).logits[0].double()
+        following = logits[len(before) - 1 : -1].log_softmax(dim=-1)
+        return following.gather(1, response[:, None])[:, 0]
+
+    def divergence(target: list[Tensor], of: list[Tensor], *temperatures: float) -> Tensor:
+        p = (torch.stack(target).detach().double() / temperatures[0]).softmax(dim=0)
+        q = (torch.stack(of) / temperatures[1]).softmax(dim=0)
+        return (p * (p.log() - q.log())).sum()
+
+    def mean(terms: list[Tensor]) -> Tensor:
+        return torch.stack(terms).mean() if terms else torch.zeros(()).double()
+
+    answered = [prompt for prompt, response in enumerate(batch.responses) if response]
+    tokens = [read(prompt, list(batch.candidates[prompt])) for prompt in answered]
+    generation = mean([-token for row in tokens for token in row])
+
+    terms: list[Tensor] = []
+    if batch.self_distillation:
+        distillation = stages.self_distillation
+        for prompt in answered:
+            candidates = batch.candidates[prompt]
+            if len(candidates) > 1:
+                target = [read(prompt, [passage]).sum() for passage in candidates]
+                of = [scores[prompt][passage] for passage in candidates]
+                temperatures = distillation.target_temperature, distillation.score_temperature
+                terms.append(divergence(target, of, *temperatures))
+        retrieval = mean(terms)
+    else:
+        for row, positive, negative in zip(scores, batch.positive, batch.negative, strict=True):
+            if positive.any() and negative.any():
+                against = sum(row[n].exp() for n in negative.nonzero()[:, 0])
+                parts = [row[p].exp() / (row[p].exp() + against) for p in positive.nonzero()[:, 0]]
+                terms.append(-torch.stack(parts).log().sum())
+        retrieval = mean(terms)
+        if teacher := stages.warmup.score_distillation:
+            terms = []
+            for row, known in zip(scores, batch.teacher_scores, strict=True):
+                columns = (~known.isnan()).nonzero()[:, 0].tolist()
+                if len(columns) > 1:
+                    temperatures = teacher.target_temperature, teacher.score_temperature
+                    of = [row[n] for n in columns]
+                    terms.append(divergence([known[n] for n in columns], of, *temperatures))
+            retrieval = retrieval + teacher.weight * mean(terms)
+    loss = generation + stages.retrieval_weight * retrieval
+    table = [torch.stack(row) for row in scores if row]
+    return StepOutput(loss, generation, retrieval, torch.stack(table) if table else loss)
+
+
+def alone(row: list[int]) -> tuple[Tensor, Tensor]:
+    return pad([row], torch.device("cpu"))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Of all parameters, zero where there is none."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_losses_and_gradients_equal_those_of_the_reference(name: str, kind: str) -> None:
+    stages, self_distillation = KINDS[kind]
+    batch = replace(BATCHES[name], self_distillation=self_distillation)
+    model = tiny_model(stages=stages)
+    output = model(batch)
+    output.loss.backward()
+    found = gradients(model.groups)
+
+    model.zero_grad()
+    expected = reference(model.groups, batch, stages)
+    if expected.loss.requires_grad:
+        expected.loss.backward()
+    for field in ("loss", "generation", "retrieval"):
+        assert getattr(output, field).item() == pytest.approx(
+            getattr(expected, field).item(), rel=1e-5, abs=1e-6
+        )
+    if batch.passages:
+        torch.testing.assert_close(output.scores.double(), expected.scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, gradients(model.groups), rtol=1e-3, atol=2e-5)
+
+
+def test_the_reference_batch_has_both_losses() -> None:
+    for stages, self_distillation in KINDS.values():
+        output = tiny_model(stages=stages)(replace(MIXED, self_distillation=self_distillation))
+        assert output.generation > 1
+        assert output.retrieval > 0.01
+        together = output.generation + 0.6 * output.retrieval
+        assert output.loss.item() == pytest.approx(together.item())
+
+
+# Sub-batches
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> TrainingBatch:
+    passages = draw(st.integers(0, 6))
+    rows = st.lists(st.integers(0, passages - 1), unique=True, max_size=4)
+    prompts = draw(st.integers(1, 5))
+    responses = draw(st.lists(st.integers(0, 6), min_size=prompts, max_size=prompts))
+    return random_batch(
+        responses,
+        [draw(rows) if n and passages else [] for n in responses],
+        passages,
+        seed=draw(st.integers(0, 99)),
+        self_distillation=draw(st.booleans()),
+    )
+
+
+@given(batches(), st.sampled_from([1, 20, 50]))
+@settings(max_examples=25)
+def test_sub_batches_change_nothing(batch: TrainingBatch, batch_tokens: int) -> None:
+    whole, parts = tiny_model(10**6), tiny_model(batch_tokens)
+    expected, output = whole(batch), parts(batch)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    expected.loss.backward()
+    output.loss.backward()
+    torch.testing.assert_close(gradients(parts), gradients(whole), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 50, 10**6])
+def test_a_tenth_of_padding_at_most(batch_tokens: int) -> None:
+    calls: list[Tensor] = []
+    batch = replace(MIXED, self_distillation=True)
+    model = tiny_model(batch_tokens)
+    embed = model.groups.lm.get_input_embeddings()
+    embed.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0]))
+    model(batch)
+    for input_ids in calls:
+        assert input_ids.numel() <= batch_tokens or len(input_ids) == 1
+        assert (input_ids == 0).sum() <= 0.1 * input_ids.numel()
+    pairs = [prompt for prompt, read in enumerate(batch.candidates) for _ in read]
+    expected = [
+        *batch.passages,
+        *([*p, *r] for p, r in zip(batch.prompts, batch.responses, strict=True)),
+        *([*batch.prompts[n], *batch.responses[n]] for n in pairs),
+    ]
+    found = [row[row != 0].tolist() for input_ids in calls for row in input_ids]
+    assert sorted(found) == sorted(map(list, expected))
+    if batch_tokens == 10**6:
+        assert len(calls) < len(expected)
+
+
+# Which layers run, and which learn
+
+
+def with_passages_apart() -> tuple[TrainingModel, LayerGroups, LayerGroups]:
+    """A model whose passages run through a copy of the weights: prompts' part and passages' part.
+
+    What a loss asks of the passages' side is then told apart from what it asks of the prompts'.
+    """
+    model = tiny_model()
+    prompts, passages = model.groups, copy.deepcopy(model.groups)
+    prompts.encode = passages.encode
+    prompts.passage_embeddings = passages.passage_embeddings
+    return model, prompts, passages
+
+
+ALL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} | {
+    "input_layernorm",
+    "post_attention_layernorm",
+}
+
+
+def learning(groups: LayerGroups) -> list[set[str]]:
+    """The parts of each layer that received a gradient; one that is zero throughout is an error."""
+    parts: list[set[str]] = []
+    for layer in groups.lm.base_model.layers:
+        received = {n.split(".")[-2]: p.grad for n, p in layer.named_parameters()}
+        parts.append({name for name, gradient in received.items() if gradient is not None})
+        assert all(received[name].abs().max() > 0 for name in parts[-1])
+    return parts
+
+
+def test_generation_teaches_the_encoding_of_passages_up_to_layer_t() -> None:
+    model, prompts, passages = with_passages_apart()
+    model(MIXED).generation.backward()
+    at_t = {"k_proj", "v_proj", "input_layernorm"}
+    assert learning(passages) == [ALL] * T + [at_t] + [set()] * (LAYERS - T - 1)
+    assert passages.lm.lm_head.weight.grad is None
+    assert passages.lm.base_model.norm.weight.grad is None
+    assert learning(prompts) == [ALL] * LAYERS
+
+
+@pytest.mark.parametrize("self_distillation", [False, True])
+def test_retrieval_teaches_both_towers_and_nothing_above(self_distillation: bool) -> None:
+    model, prompts, passages = with_passages_apart()
+    model(replace(MIXED, self_distillation=self_distillation)).retrieval.backward()
+    above = [set()] * (LAYERS - B - 1)
+    # So no gradient runs through the target of self-distillation either.
+    assert learning(prompts) == [ALL] * B + [{"q_proj", "input_layernorm"}, *above]
+    assert learning(passages) == [ALL] * B + [{"k_proj", "input_layernorm"}, *above]
+    for side in (prompts, passages):
+        assert side.lm.lm_head.weight.grad is None
+        assert side.lm.base_model.norm.weight.grad is None
+
+
+def count_rows(groups: LayerGroups) -> tuple[list[int], list[int]]:
+    """Counters of what runs through each layer: sequences, and single tokens."""
+    sequences, single = [0] * LAYERS, [0] * LAYERS
+
+    def counter(number: int) -> Callable[..., None]:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows, length, _ = inputs[0].shape
+            (single if length == 1 else sequences)[number] += rows
+
+        return count
+
+    for number, layer in enumerate(groups.lm.base_model.layers):
+        layer.register_forward_pre_hook(counter(number))
+    return sequences, single
+
+
+@pytest.mark.parametrize("self_distillation", [False, True])
+def test_nothing_runs_twice_or_further_than_needed(self_distillation: bool) -> None:
+    model, prompts, passages = with_passages_apart()
+    (sequences, single), of_prompts = count_rows(passages), count_rows(prompts)
+    model(replace(MIXED, self_distillation=self_distillation))
+    # Layer b gives an embedding by one token of a row, and runs in full only where it is read.
+    read, everything = 5, 9
+    assert sequences == [everything] * B + [read] * (T - B + 1) + [0] * (LAYERS - T - 1)
+    assert single == [0] * B + [everything] + [0] * (LAYERS - B - 1)
+
+    generated, everything = 5, 7
+    scored = 6 if self_distillation else 0  # prompts with one of their candidates
+    sequences, single = of_prompts
+    assert sequences == [everything + scored] * B + [generated + scored] * (LAYERS - B)
+    assert single == [0] * B + [everything + scored] + [0] * (LAYERS - B - 1)

@@ -1,0 +1,83 @@
+"""Batches of random tokens, and the tiny model that trains on them."""
+
+import torch
+
+from conftest import tiny_lm
+from imprag.model import ImpRAGConfig, LayerGroups
+from imprag.training.recipe import (
+    ScoreDistillation,
+    SelfDistillationStage,
+    StageSettings,
+    WarmupStage,
+)
+from imprag.training.step import TrainingBatch, TrainingModel
+
+B, T, LAYERS = 1, 3, 6
+LONGEST = 16
+
+STAGES = StageSettings(
+    warmup=WarmupStage(fraction=0.5),
+    self_distillation=SelfDistillationStage(target_temperature=0.7, score_temperature=1.3),
+    retrieval_weight=0.6,
+)
+WITH_SCORES = STAGES.model_copy(
+    update={
+        "warmup": WarmupStage(
+            score_distillation=ScoreDistillation(
+                weight=0.4, target_temperature=0.5, score_temperature=1.7
+            )
+        )
+    }
+)
+
+
+def tiny_groups() -> LayerGroups:
+    """Six layers, of which 0..1 retrieve and 1..3 read."""
+    config = ImpRAGConfig(base_model="tiny", b=B, t=T, k=3, max_passage_tokens=LONGEST)
+    return LayerGroups(tiny_lm(layers=LAYERS), config)
+
+
+def tiny_model(batch_tokens: int | None = None, stages: StageSettings = STAGES) -> TrainingModel:
+    """The same weights at every call."""
+    return TrainingModel(tiny_groups(), stages, batch_tokens)
+
+
+def random_batch(
+    responses: list[int],
+    candidates: list[list[int]],
+    passages: int,
+    *,
+    seed: int = 0,
+    **settings: object,
+) -> TrainingBatch:
+    """A batch of random lengths, tokens and labels.
+
+    Args:
+        responses: tokens of each prompt's response.
+        candidates: the passages that each prompt reads.
+        passages: how many there are.
+        seed: of all that is random.
+        **settings: replace what is random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(length: int) -> list[int]:
+        return torch.randint(3, 97, (length,), generator=generator).tolist()
+
+    def lengths(count: int) -> list[int]:
+        return torch.randint(2, LONGEST + 1, (count,), generator=generator).tolist()
+
+    count = len(responses)
+    labels = torch.randint(4, (count, passages), generator=generator)
+    scores = torch.randn(count, passages, generator=generator)
+    values = {
+        "ids": [str(n) for n in range(count)],
+        "prompts": [tokens(n) for n in lengths(count)],
+        "responses": [tokens(n) for n in responses],
+        "passages": [tokens(n) for n in lengths(passages)],
+        "candidates": candidates,
+        "positive": labels == 0,
+        "negative": labels > 1,
+        "teacher_scores": scores.masked_fill(labels == 3, torch.nan),
+    }
+    return TrainingBatch(**{**values, **settings})
