@@ -217,7 +217,7 @@ class TrainingModel(nn.Module):
             order += group
         if not answering and tokens > 0:  # as for passages
             logits, _, query_embeddings = self._answer([[0]], [[0]], passages, [[]])
-            generation = generation + 0 * logits.sum()
+            generation = generation + logits[:0].sum()
             queries.append(query_embeddings[:0])
         elif not order:
             queries.append(self.groups.query_embeddings(*self._pad([[0]], [0]))[:0])
