@@ -41,7 +41,8 @@ def test_the_recipe_reaches_the_trainer(
 ) -> None:
     calls: list[Any] = []
 
-    def train(recipe: Any, out: Path, *, resume: bool) -> dict[str, float]:
+    def train(recipe: Any, out: Path, *, resume: bool, evaluator: Any) -> dict[str, float]:
+        assert evaluator.args == (recipe.evaluation,)
         calls.append((recipe.model.k, recipe.train.steps, out, resume))
         return {"exact_match": 0.5}
 

@@ -1,6 +1,9 @@
 """``imprag train``."""
 
 import json as json_module
+import sys
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,9 +72,12 @@ def train(
     if out is None:
         raise ImpRAGError("say with --out where the run folder should be")
 
+    from imprag.evaluation.development import DevelopmentSet
     from imprag.training.run import train as run_training
 
-    results = run_training(recipe, out, resume=resume)
+    evaluator = partial(DevelopmentSet, recipe.evaluation) if recipe.evaluation else None
+    with redirect_stdout(sys.stderr):  # transformers logs to stdout
+        results = run_training(recipe, out, resume=resume, evaluator=evaluator)
     if json:
         print(json_module.dumps(results))
     else:

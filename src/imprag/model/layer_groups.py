@@ -480,10 +480,12 @@ class _Compiled(_StandIn):
         self._arguments = {} if attend is None else {"attend": attend}
 
     def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        from torch._dynamo import config as dynamo
         from torch._inductor import config as inductor
 
-        # Frozen weights are laid out for the matrix products once, not at every call.
-        with inductor.patch(freezing=True):
+        # Frozen weights are laid out for the matrix products once, not at every call. The limit is
+        # for all layers together, since they share their code.
+        with inductor.patch(freezing=True), dynamo.patch(recompile_limit=256):
             return self._compiled(hidden_states, **call, **self._arguments)
 
 

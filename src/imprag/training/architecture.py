@@ -157,7 +157,8 @@ class Architecture:
             "top": layers[self.t + 1 :],
         }
         self.groups = {name: sum(map(_count, group)) for name, group in groups.items()}
-        self.trained = self.total
+        frozen = _count(lm.get_input_embeddings()) if recipe.train.freeze_embeddings else 0
+        self.trained = self.total - frozen
         if recipe.lora is not None:
             self.trained = sum(
                 _lora_parameters(group, adapter, name)

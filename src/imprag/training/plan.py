@@ -106,16 +106,7 @@ class TrainingPlan:
     @property
     def steps(self) -> int:
         """Steps of the optimizer."""
-        train = self.recipe.train
-        if train.steps is not None:
-            return train.steps
-        if train.epochs is not None:
-            examples = sum(source.examples for source in self.sources)
-            prompts = self.recipe.batch.prompts * train.gradient_accumulation
-            return math.ceil(train.epochs * examples / prompts)
-        assert train.minutes is not None
-        rate = self.flops * self.devices
-        return max(1, int(train.minutes * 60 * rate / self.step_flops))
+        return self.recipe.steps(sum(source.examples for source in self.sources))
 
     @property
     def step_flops(self) -> float:

@@ -6,6 +6,7 @@ the recipe asks for it.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -35,7 +36,7 @@ from imprag.tasks.factbook.build import MANIFEST
 from imprag.training.architecture import num_layers
 from imprag.training.recipe_file import apply_override, explain, read_yaml
 
-_BUDGETS = {"train.steps", "train.epochs", "train.minutes"}
+_BUDGETS = {"train.steps", "train.epochs"}
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -232,8 +233,6 @@ class BatchSettings(Section):
             all of them if not given (paper).
         passage_tokens: a length curriculum; none is ``max_passage_tokens`` throughout (beyond the
             paper).
-        embedding_memory: embeddings of so many recent passages serve as further negatives (beyond
-            the paper).
     """
 
     kind: Literal["examples", "grid"] = "examples"
@@ -246,7 +245,6 @@ class BatchSettings(Section):
     candidates: PositiveInt = 3
     generate: NonNegativeInt | None = None
     passage_tokens: tuple[LengthStep, ...] = ()
-    embedding_memory: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -271,12 +269,10 @@ class BottomStage(Section):
 
     Attributes:
         fraction: of the training.
-        anchor_weight: of the loss that keeps layer b's input near that of the base model.
         generate_every: every n-th step generates as in warmup; 0 is never.
     """
 
     fraction: _Fraction = 0.3
-    anchor_weight: NonNegativeFloat = 1.0
     generate_every: NonNegativeInt = 0
 
 
@@ -312,14 +308,10 @@ class SelfDistillationStage(Section):
     Attributes:
         target_temperature: τ_t, of the softmax over log P_LM; the paper gives no figure.
         score_temperature: τ_r, of the softmax over the scores; the paper gives no figure.
-        candidates: from the ``teacher``'s lists, or the first ones in the model's own ``index``.
-        refresh_steps: the index is built again every so many steps.
     """
 
     target_temperature: PositiveFloat = 1.0
     score_temperature: PositiveFloat = 1.0
-    candidates: Literal["teacher", "index"] = "teacher"
-    refresh_steps: PositiveInt = 1000
 
 
 class StageSettings(Section):
@@ -369,12 +361,14 @@ class TrainSettings(Section):
     """Length and manner of the run.
 
     Attributes:
-        steps, epochs, minutes: how long, in one of these; an epoch goes through as many examples
-            as all sources have (paper: 10 epochs).
+        steps, epochs: how long, in one of these; an epoch goes through as many examples as all
+            sources have (paper: 10 epochs).
         precision: ``bf16`` computes in bfloat16 and keeps the weights in float32.
         seed: of all that is drawn.
         gradient_accumulation: batches per step of the optimizer.
         gradient_checkpointing: compute layers a second time rather than keep their activations.
+        freeze_embeddings: keep the token embeddings, and the head where it is tied to them, as they
+            are; they are a fifth of a small model and a third of its step (beyond the paper).
         save_steps: write a checkpoint every so many steps.
         keep_checkpoints: delete older ones but the best.
         logging_steps: write a line of ``metrics.jsonl`` every so many steps.
@@ -382,23 +376,20 @@ class TrainSettings(Section):
 
     steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None
-    minutes: PositiveFloat | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: NonNegativeInt = 0
     gradient_accumulation: PositiveInt = 1
     gradient_checkpointing: bool = False
+    freeze_embeddings: bool = False
     save_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     logging_steps: PositiveInt = 10
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ImpRAGError(
-                "give one of steps, epochs and minutes, not "
-                + (" and ".join(given) if given else "none")
-            )
+        if (self.steps is None) == (self.epochs is None):
+            both = "none" if self.steps is None else "both"
+            raise ImpRAGError(f"give one of steps and epochs, not {both}")
         return self
 
 
@@ -516,6 +507,14 @@ class Recipe(Section):
         content = self.model_dump(mode="json")
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
+    def steps(self, examples: int) -> int:
+        """Steps of the optimizer in all, for so many training examples."""
+        if self.train.steps is not None:
+            return self.train.steps
+        assert self.train.epochs is not None
+        per_step = self.batch.prompts * self.train.gradient_accumulation
+        return math.ceil(self.train.epochs * examples / per_step)
+
     def fingerprint(self) -> str:
         """Names all that decides the training: not evaluation, saving and logging."""
         content = json.dumps(self._deciding(), sort_keys=True)
@@ -542,8 +541,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         path: a YAML file. Relative paths in it are seen from its folder, and where nothing is
             there, from the working folder.
         overrides: ``key=value`` with a dotted key and a value in YAML: ``model.k=5``,
-            ``data.0.weight=2``, ``lora=null``. ``train.steps``, ``train.epochs`` and
-            ``train.minutes`` each take the place of the others.
+            ``data.0.weight=2``, ``lora=null``. ``train.steps`` and ``train.epochs`` take the place
+            of each other.
 
     Raises:
         ImpRAGError: the file is missing or no YAML, or a key or value is wrong; the message names

@@ -1,8 +1,8 @@
 """A whole training run: from a recipe to a trained model in a run folder."""
 
 import json
-import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from imprag.corpus import load_corpus
+from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.model import LayerGroups, load_base_model
 from imprag.model.base import weights_fingerprint
@@ -29,7 +29,11 @@ RECIPE = "recipe.yaml"
 
 
 def train(
-    recipe: Recipe, out: Path | str, *, resume: bool = False, evaluate: Evaluate | None = None
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    evaluator: Callable[[Corpus, Path], Evaluate] | None = None,
 ) -> dict[str, Any]:
     """Train a model by a recipe; ``out/model`` is what :func:`load_pretrained` loads.
 
@@ -37,7 +41,8 @@ def train(
         recipe: what to train, on what, how.
         out: the run folder: ``recipe.yaml``, ``metrics.jsonl``, checkpoints, the model.
         resume: go on from the last checkpoint in ``out``, exactly as if nothing had happened.
-        evaluate: called with the model every ``recipe.evaluation.steps`` steps.
+        evaluator: given the corpus and a folder, makes what evaluates the model every
+            ``recipe.evaluation.steps`` steps; `imprag.evaluation.development.DevelopmentSet`.
 
     Returns:
         the model's folder, steps, seconds and last losses.
@@ -49,9 +54,10 @@ def train(
     out = Path(out)
     checkpoint = _start(recipe, out, resume)
     corpus = load_corpus(recipe.corpus)
+    evaluate = evaluator(corpus, out / "development") if evaluator else None
     sources = load_sources(recipe, corpus)
     plan = Plan(sources, recipe.batch, corpus, recipe.train.seed)
-    schedule = Schedule(recipe, _steps(recipe, len(plan.examples)))
+    schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
 
     set_seed(recipe.train.seed)
     # Weights stay in float32; autocast computes in bfloat16.
@@ -61,6 +67,8 @@ def train(
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)
     if recipe.lora:
         add_adapters(lm, recipe.lora, config)
+    if recipe.train.freeze_embeddings:
+        lm.get_input_embeddings().requires_grad_(False)
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = TrainingModel(LayerGroups(lm, config), recipe.stages)
@@ -74,6 +82,7 @@ def train(
         raise ImpRAGError(
             f"training stopped: {error}; checkpoints in {out} are kept, go on with --resume"
         ) from error
+    trainer.load_best()
     folder = out / MODEL
     if trainer.is_world_process_zero() and not folder.exists():
         save_pretrained(trainer.accelerator.unwrap_model(trainer.model).groups, tokenizer, folder)
@@ -114,13 +123,3 @@ def _cut_metrics(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _steps(recipe: Recipe, examples: int) -> int:
-    train = recipe.train
-    if train.steps is not None:
-        return train.steps
-    if train.epochs is None:
-        raise ImpRAGError("train.minutes is for dry runs; say train.steps or train.epochs")
-    per_step = recipe.batch.prompts * train.gradient_accumulation
-    return math.ceil(train.epochs * examples / per_step)

@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from imprag.errors import ImpRAGError
 from imprag.files import read_json
+from imprag.model import LayerGroups
 from imprag.model.base import quiet_transformers
 from imprag.training.batches import Batches
 from imprag.training.recipe import Recipe
@@ -21,12 +30,12 @@ from imprag.training.step import TrainingBatch, TrainingModel
 
 METRICS = "metrics.jsonl"
 
-Evaluate = Callable[[TrainingModel, int], dict[str, float]]
-"""``evaluate(model, step)``: figures of the model as it is now, by name."""
+Evaluate = Callable[[LayerGroups, Any, int], dict[str, float]]
+"""``evaluate(groups, tokenizer, step)``: figures of the model as it is now, by name."""
 
 
 class ImpRAGTrainer(Trainer):  # type: ignore[misc]
-    """Trains a model by a recipe and leaves its last or best state in ``self.model``.
+    """Trains a model by a recipe.
 
     Everything else is ``Trainer``'s: devices, DDP and FSDP, mixed precision, checkpoints,
     callbacks, TensorBoard. Batches are not shuffled or dealt out by it, because each one already is
@@ -40,6 +49,9 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         out: folder for checkpoints and ``metrics.jsonl``.
         evaluate: called every ``recipe.evaluation.steps`` steps.
     """
+
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
 
     def __init__(
         self,
@@ -55,7 +67,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         self._evaluate_model = evaluate
         self._losses: list[tuple[Tensor, Tensor]] = []
         evaluation = recipe.evaluation if evaluate else None
-        callbacks = []
+        callbacks: list[TrainerCallback] = [_SaveWhatWasEvaluated()]
         if evaluation and evaluation.patience:
             callbacks.append(EarlyStoppingCallback(evaluation.patience))
         super().__init__(
@@ -102,8 +114,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; no weight decay on vectors, and a learning rate of their own for layers 0..b."""
-        optimizer: torch.optim.Optimizer | None = self.optimizer
-        if optimizer is None:
+        if self.optimizer is None:
             settings = self.recipe.optimizer
             bottom = settings.bottom_learning_rate or settings.learning_rate
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -112,7 +123,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
                     rate = bottom if self._is_bottom(name) else settings.learning_rate
                     decay = settings.weight_decay if parameter.ndim > 1 else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
-            self.optimizer = optimizer = torch.optim.AdamW(
+            self.optimizer = torch.optim.AdamW(
                 [
                     {"params": parameters, "lr": rate, "weight_decay": decay}
                     for (rate, decay), parameters in groups.items()
@@ -120,7 +131,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
                 betas=settings.betas,
                 fused=True,
             )
-        return optimizer
+        return self.optimizer
 
     def _is_bottom(self, name: str) -> bool:
         parts = name.split(".")
@@ -134,14 +145,15 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: Sequence[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Figures of the model as it is now."""
+        """Figures of the model as it is now, taken by the main process."""
         assert self._evaluate_model is not None
-        model = self.accelerator.unwrap_model(self.model)
-        model.eval()
-        with self.accelerator.autocast():
-            figures = self._evaluate_model(model, self.state.global_step)
-        model.train()
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        figures: list[dict[str, float]] = [{}]
+        if self.is_world_process_zero():
+            groups = self.accelerator.unwrap_model(self.model).groups
+            with self.accelerator.autocast():
+                figures[0] = self._evaluate_model(groups, self.tokenizer, self.state.global_step)
+        figures = broadcast_object_list(figures)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures[0].items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -178,10 +190,18 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights((model or self.model).groups.lm, Path(resume_from_checkpoint))
 
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        model = self.accelerator.unwrap_model(self.model)
-        load_weights(model.groups.lm, Path(self.state.best_model_checkpoint))
+    def load_best(self) -> None:
+        """Go back to the weights that were the best when evaluated, if any were."""
+        if self.state.best_model_checkpoint is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            load_weights(model.groups.lm, Path(self.state.best_model_checkpoint))
+
+
+class _SaveWhatWasEvaluated(TrainerCallback):  # type: ignore[misc]
+    """So that the best can be gone back to, however often else checkpoints are written."""
+
+    def on_evaluate(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        control.should_save = True
 
 
 def load_weights(lm: Any, folder: Path) -> None:
@@ -220,8 +240,6 @@ def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) 
         every = {
             "eval_strategy": "steps",
             "eval_steps": evaluation.steps,
-            # The best checkpoint has to be one that was evaluated.
-            "load_best_model_at_end": True,
             "metric_for_best_model": evaluation.metric,
             "greater_is_better": True,
         }

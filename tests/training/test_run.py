@@ -1,0 +1,215 @@
+"""Whole training runs of a tiny random model: it learns, and it survives being killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from conftest import tiny_lm, tiny_tokenizer
+from imprag import ImpRAG
+from imprag.corpus import load_corpus
+from imprag.errors import ImpRAGError
+from imprag.index.folder import IndexFolder
+from imprag.model.base import load_base_model
+from imprag.training.recipe import Recipe
+from imprag.training.run import train
+
+FACTS = 64
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight entities times eight relations, each with a value that stands in one passage."""
+    path = tmp_path_factory.mktemp("world")
+    tiny_lm().save_pretrained(path / "lm")
+    tiny_tokenizer().save_pretrained(path / "lm")
+    draw = random.Random(0)
+    passages, questions = [], []
+    for number in range(FACTS):
+        entity, relation = f"w{10 + number // 8}", f"w{20 + number % 8}"
+        value = f"w{draw.randrange(40, 94)}"
+        passages.append({"id": f"p{number}", "title": entity, "text": f"{relation} {value}"})
+        questions.append(
+            {
+                "id": f"q{number}",
+                "input": f"{entity} {relation}",
+                "output": [{"answer": value, "provenance": [{"passage_id": f"p{number}"}]}],
+            }
+        )
+    for name, rows in (("corpus", passages), ("nq", questions)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def recipe(world: Path, **sections: Any) -> Recipe:
+    content: dict[str, Any] = {
+        "model": {
+            "base": str(world / "lm"),
+            "b": 2,
+            "t": 4,
+            "k": 2,
+            "max_passage_tokens": 8,
+            "passage_template": "{text} {title}",
+        },
+        "corpus": str(world / "corpus.jsonl"),
+        "data": [{"tasks": str(world / "nq.jsonl"), "task": "nq", "positives": "gold"}],
+        "batch": {"examples": 16, "candidates": 2, "hard_negatives": 0, "answer_check": False},
+        "stages": {"warmup": {"fraction": 0.5}},
+        "optimizer": {"learning_rate": 3e-3, "warmup_steps": 5},
+        "train": {"steps": 8, "precision": "fp32", "save_steps": 3, "logging_steps": 1},
+    }
+    for name, section in sections.items():
+        content[name] = {**content[name], **section} if name in content else section
+    return Recipe.model_validate(content)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    timing = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch")
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in timing}
+        for line in lines
+    ]
+
+
+def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path) -> None:
+    settings = recipe(
+        world,
+        # Memorized answers are as likely with any passage, so self-distillation would unlearn.
+        stages={"warmup": {"fraction": 1.0}},
+        train={"steps": 200, "precision": "fp32", "save_steps": 200},
+    )
+    done = train(settings, tmp_path / "run")
+    rag = ImpRAG.from_pretrained(done["model"], dtype="float32")
+    corpus = load_corpus(settings.corpus)
+    IndexFolder.build(corpus, rag.encoder, tmp_path / "index")
+    rag = ImpRAG.from_pretrained(done["model"], tmp_path / "index", dtype="float32")
+    assert rag.config.trained
+    questions = [json.loads(line) for line in (world / "nq.jsonl").read_text().splitlines()]
+    prompts = [f"Q: {question['input']} A:" for question in questions]
+    found = rag.retrieve(prompts, k=1)
+    first = [passages[0].passage.id for passages in found]
+    assert first == [f"p{number}" for number in range(FACTS)]
+    answers = [answer.answer for answer in rag.generate(prompts, max_new_tokens=3)]
+    assert answers == [question["output"][0]["answer"] for question in questions]
+
+
+@pytest.mark.parametrize("lora", [None, {"bottom": {"rank": 4}, "reading": {"rank": 2}}])
+def test_killed_and_resumed_is_the_same_run(world: Path, tmp_path: Path, lora: Any) -> None:
+    settings = recipe(world, lora=lora)
+    whole = tmp_path / "whole"
+    train(settings, whole)
+    killed = tmp_path / "killed"
+    program = (
+        "import sys; from imprag.training.recipe import load_recipe\n"
+        "from imprag.training.run import train\n"
+        "train(load_recipe(sys.argv[1]), sys.argv[2])"
+    )
+    file = tmp_path / "recipe.yaml"
+    file.write_text(settings.to_yaml())
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(file), str(killed)], stderr=subprocess.DEVNULL
+    )
+    step = random.Random(str(lora)).randrange(4, 7)
+    while process.poll() is None and len(_lines(killed / "metrics.jsonl")) < step:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model").exists()
+    assert (killed / "checkpoint-3").exists()
+    train(settings, killed, resume=True)
+
+    assert logged(killed)[:-1] == logged(whole)[:-1]  # the last line is the mean over this call
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    expected, actual = (load_file(run / "model" / name) for run in (whole, killed))
+    assert expected.keys() == actual.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, rtol=0, atol=1e-6)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_adapters_train_their_layers_only(world: Path, tmp_path: Path) -> None:
+    settings = recipe(world, lora={"reading": {"rank": 2, "targets": ["q_proj"]}})
+    done = train(settings, tmp_path / "run")
+    base, _ = load_base_model(settings.model.base, torch.float32)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    merged = PeftModel.from_pretrained(base, done["model"]).merge_and_unload().state_dict()
+    changed = {name for name, value in merged.items() if not torch.equal(value, before[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (3, 4)}
+    ImpRAG.from_pretrained(done["model"])  # the base model's fingerprint fits
+
+
+def test_the_best_evaluated_model_is_kept(world: Path, tmp_path: Path) -> None:
+    figures = {2: 0.1, 4: 0.5, 6: 0.3, 8: 0.2}
+    steps: list[int] = []
+
+    def evaluator(corpus: Any, folder: Path) -> Any:
+        def evaluate(groups: Any, tokenizer: Any, step: int) -> dict[str, float]:
+            steps.append(step)
+            return {"exact_match": figures[step]}
+
+        return evaluate
+
+    section = {"tasks": ["nq"], "steps": 2, "patience": 2}
+    settings = recipe(
+        world,
+        evaluation=section,
+        train={"steps": 10, "precision": "fp32", "save_steps": 3, "keep_checkpoints": 1},
+    )
+    done = train(settings, tmp_path / "run", evaluator=evaluator)
+    assert steps == [2, 4, 6, 8]  # none after two that were no better
+    expected = weights(tmp_path / "run" / "checkpoint-4")
+    for name, value in weights(Path(done["model"])).items():
+        assert torch.equal(value, expected[name])
+    assert [
+        line["eval_exact_match"] for line in logged(tmp_path / "run") if "eval_exact_match" in line
+    ] == [0.1, 0.5, 0.3, 0.2]
+
+
+def test_frozen_embeddings_stay(world: Path, tmp_path: Path) -> None:
+    settings = recipe(world, train={"steps": 3, "precision": "fp32", "freeze_embeddings": True})
+    done = train(settings, tmp_path / "run")
+    before, after = weights(world / "lm"), weights(Path(done["model"]))
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert "model.embed_tokens.weight" in same
+    assert not any("proj" in name for name in same)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> None:
+    settings = recipe(world, optimizer={"learning_rate": 1e30, "max_grad_norm": 1e30})
+    with pytest.raises(ImpRAGError, match=r"the loss of step \d is \w+, with the examples q\d+, q"):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_what_a_run_folder_refuses(world: Path, tmp_path: Path) -> None:
+    settings = recipe(world, train={"steps": 1, "precision": "fp32"})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("-")
+    with pytest.raises(ImpRAGError, match="is no run folder and not empty"):
+        train(settings, tmp_path / "notes")
+    train(settings, tmp_path / "run")
+    with pytest.raises(ImpRAGError, match="holds a run already; go on with it by --resume"):
+        train(settings, tmp_path / "run")
+    with pytest.raises(ImpRAGError, match="is trained to its end"):
+        train(settings, tmp_path / "run", resume=True)
+    other = recipe(world, train={"steps": 2, "precision": "fp32"})
+    with pytest.raises(ImpRAGError, match=r"another recipe \(train.steps: 1, not 2\)"):
+        train(other, tmp_path / "run", resume=True)
