@@ -4,9 +4,9 @@
     python benchmarks/train_step.py --config configs/smollm2-factbook.yaml
 
 Work is counted as 6 x parameters x tokens of the layers really run, without padding: read passages
-in layers 0..t, other passages and prompts that only retrieve in layers 0..b-1, answered prompts in all
-layers, the head on response tokens. Attention, norms, the embedding of one token at layer b and the
-optimizer are not counted but timed. Batches come from the middle of the recipe's run; each step
+in layers 0..t, other passages and prompts that only retrieve in layers 0..b-1, answered prompts in
+all layers, the head on response tokens. Attention, norms, the embedding of one token at layer b and
+the optimizer are not counted but timed. Batches come from the middle of the recipe's run; each step
 times the machine's matrix product (2048 x 2048 x 2048 in bfloat16, or in float32 for fp32 recipes)
 before and after; the figure is the median of the steps' ratios.
 """
@@ -17,8 +17,8 @@ import statistics
 import time
 
 import torch
-from encode import matmul_rate
 
+from encode import matmul_rate
 from imprag.corpus import load_corpus
 from imprag.model import LayerGroups, load_base_model
 from imprag.training.batches import Batches
