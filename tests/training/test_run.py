@@ -213,3 +213,21 @@ def test_what_a_run_folder_refuses(world: Path, tmp_path: Path) -> None:
     other = recipe(world, train={"steps": 2, "precision": "fp32"})
     with pytest.raises(ImpRAGError, match=r"another recipe \(train.steps: 1, not 2\)"):
         train(other, tmp_path / "run", resume=True)
+
+
+def test_two_processes_train_the_same_model(world: Path, tmp_path: Path) -> None:
+    settings = recipe(world, train={"steps": 4, "precision": "fp32", "save_steps": 4})
+    alone = train(settings, tmp_path / "alone")
+    (tmp_path / "recipe.yaml").write_text(settings.to_yaml())
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
+            *("-m", "imprag.cli", "train", "--config", str(tmp_path / "recipe.yaml")),
+            *("--out", str(tmp_path / "two")),
+        ],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    expected = weights(Path(alone["model"]))
+    for name, value in weights(tmp_path / "two" / "model").items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)

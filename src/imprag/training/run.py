@@ -1,13 +1,14 @@
 """A whole training run: from a recipe to a trained model in a run folder."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
@@ -52,10 +53,13 @@ def train(
             finite number, or the disk is full.
     """
     out = Path(out)
-    checkpoint = _start(recipe, out, resume)
-    corpus = load_corpus(recipe.corpus)
-    evaluate = evaluator(corpus, out / "development") if evaluator else None
-    sources = load_sources(recipe, corpus)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    checkpoint = [_start(recipe, out, resume)] if processes.is_main_process else [None]
+    checkpoint = broadcast_object_list(checkpoint)
+    with processes.main_process_first():  # the others find its files in the cache
+        corpus = load_corpus(recipe.corpus)
+        sources = load_sources(recipe, corpus)
+        evaluate = evaluator(corpus, out / "development") if evaluator else None
     plan = Plan(sources, recipe.batch, corpus, recipe.train.seed)
     schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
 
@@ -73,11 +77,11 @@ def train(
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = TrainingModel(LayerGroups(lm, config), recipe.stages)
 
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    batches = Batches(plan, schedule, corpus, tokenizer, recipe, rank, world_size)
+    part = (processes.process_index, processes.num_processes)
+    batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part)
     trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
     try:
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        result = trainer.train(resume_from_checkpoint=checkpoint[0])
     except OSError as error:
         raise ImpRAGError(
             f"training stopped: {error}; checkpoints in {out} are kept, go on with --resume"
@@ -94,7 +98,7 @@ def train(
     }
 
 
-def _start(recipe: Recipe, out: Path, resume: bool) -> Path | None:
+def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
     """Prepare the run folder; the checkpoint to go on from, if there is one."""
     known = out / RECIPE
     if known.exists():
@@ -114,7 +118,7 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> Path | None:
     known.write_text(recipe.to_yaml(), encoding="utf-8")
     checkpoint = last_checkpoint(out)
     _cut_metrics(out / METRICS, 0 if checkpoint is None else int(checkpoint.name.split("-")[-1]))
-    return checkpoint
+    return str(checkpoint) if checkpoint else None
 
 
 def _cut_metrics(path: Path, step: int) -> None:
