@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 
@@ -17,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from imprag.corpus import Corpus, Passage
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
@@ -82,3 +85,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+
+
+TEXTS = [
+    ("The Who", "An English rock band"),
+    ("Chad", "The capital of Chad is N'Djamena, a city on the river Chari"),
+    ("Mali", "The capital of Mali is Bamako"),
+    ("Vitamin C", "Also known as ascorbic acid"),
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    """Four passages with a title, and a cache of its own."""
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
+    passages = [Passage(f"p{n}", *texts) for n, texts in enumerate(TEXTS)]
+    return Corpus.build(passages, tmp_path / "corpus")

@@ -21,21 +21,6 @@ from imprag.evaluation.passage_sources import (
 from imprag.index.folder import RetrievedPassage
 from imprag.tasks import load_task
 
-TEXTS = [
-    ("The Who", "An English rock band"),
-    ("Chad", "The capital of Chad is N'Djamena, a city on the river Chari"),
-    ("Mali", "The capital of Mali is Bamako"),
-    ("Vitamin C", "Also known as ascorbic acid"),
-]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
-    passages = [Passage(f"p{n}", *texts) for n, texts in enumerate(TEXTS)]
-    return Corpus.build(passages, tmp_path / "corpus")
-
-
 # --- Query templates ----------------------------------------------------------------------------
 
 

@@ -2,27 +2,13 @@
 
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from imprag.corpus import Corpus, Passage
+from conftest import TEXTS
+from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.index.bm25 import BM25
-
-TEXTS = [
-    ("The Who", "An English rock band"),
-    ("Chad", "The capital of Chad is N'Djamena, a city on the river Chari"),
-    ("Mali", "The capital of Mali is Bamako"),
-    ("Vitamin C", "Also known as ascorbic acid"),
-]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
-    passages = [Passage(f"p{n}", *texts) for n, texts in enumerate(TEXTS)]
-    return Corpus.build(passages, tmp_path / "corpus")
 
 
 def lucene_bm25(query: list[str], documents: list[list[str]]) -> list[float]:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,8 +12,7 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.tasks import Example, TaskExamples, load_benchmark, read_tasks, synthetic
-from imprag.tasks.factbook.build import MANIFEST
+from imprag.tasks import Example, TaskExamples, load_benchmark, synthetic
 from imprag.tasks.factbook.splits import SPLITS, split_by_passage
 from imprag.training.recipe import Recipe, SyntheticSource, TaskSource, TeacherSettings
 from imprag.training.teacher import TeacherLabels, TextRetriever, label_prompts, load_retriever
@@ -99,7 +97,7 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
         if isinstance(source, SyntheticSource):
             sources.append(_synthetic_source(source, corpus, recipe.train.seed, keep))
             continue
-        tasks = _read(source).draw(source.limit, recipe.train.seed)
+        tasks = source.read().draw(source.limit, recipe.train.seed)
         if not source.retrieves:
             sources.append(TrainingSource(source.task, plain_examples(tasks), source.weight))
             continue
@@ -215,23 +213,11 @@ def _synthetic_source(
     return TrainingSource(source.synthetic, examples, source.weight)
 
 
-def _read(source: TaskSource) -> TaskExamples:
-    if _is_benchmark(source.tasks):
-        (tasks,) = read_tasks([source.task], data=source.tasks, split=source.split)
-    else:
-        (tasks,) = read_tasks([f"{source.task}={source.tasks}"], split=source.split)
-    return tasks
-
-
-def _is_benchmark(folder: str) -> bool:
-    return (Path(folder) / MANIFEST).is_file()
-
-
 def _not_held_out(sources: Sequence[TaskSource]) -> Callable[[Passage], bool]:
     """Whether a passage is about no entity of a benchmark's splits that are not trained on."""
     trained: dict[str, set[str]] = defaultdict(set)
     for source in sources:
-        if _is_benchmark(source.tasks):
+        if source.is_benchmark:
             trained[source.tasks].add(source.split)
     held_out = [
         (split_by_passage(load_benchmark(folder)), set(SPLITS) - splits)

@@ -141,11 +141,16 @@ class TaskSource(Section):
         Raises:
             ImpRAGError: they are missing or not in their format.
         """
-        if (Path(self.tasks) / MANIFEST).is_file():
+        if self.is_benchmark:
             (found,) = read_tasks([self.task], data=self.tasks, split=self.split)
         else:
             (found,) = read_tasks([f"{self.task}={self.tasks}"], split=self.split)
         return found
+
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether ``tasks`` is a benchmark folder."""
+        return (Path(self.tasks) / MANIFEST).is_file()
 
     @property
     def retrieves(self) -> bool:
