@@ -380,6 +380,20 @@ def test_bad_lines_are_skipped_only_when_asked(tmp_path: Path) -> None:
         load_corpus(file)
 
 
+def test_several_corpora_are_joined(tmp_path: Path, cache: Path) -> None:
+    files = [tmp_path / "one.tsv", tmp_path / "two.tsv"]
+    for file in files:
+        rows = f"{file.stem}-1\tSome text.\t{file.stem}\n{file.stem}-2\tMore text.\t{file.stem}\n"
+        file.write_text("id\ttext\ttitle\n" + rows)
+    corpus = load_corpus(files)
+    assert [passage.id for passage in corpus] == ["one-1", "one-2", "two-1", "two-2"]
+    assert corpus.manifest["source"] == "; ".join(map(str, files))
+    assert load_corpus(files).path == corpus.path
+    assert load_corpus(files[:1]).path == load_corpus(files[0]).path
+    with pytest.raises(ImpRAGError, match="one-1"):
+        load_corpus([files[0], files[0]])
+
+
 def test_an_unknown_name_lists_the_built_in_corpora() -> None:
     with pytest.raises(ImpRAGError, match=r"no corpus 'wiki11k'.* factbook, wiki10k, default"):
         load_corpus("wiki11k")

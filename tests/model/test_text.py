@@ -1,5 +1,7 @@
 """Passages and prompts as token ids."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -58,28 +60,37 @@ def test_prompts_that_cannot_be_answered(prompts: list[str], message: str) -> No
         prompt_tokens(tiny_tokenizer(), prompts, 3)
 
 
-@given(
-    st.lists(st.integers(1, 50), max_size=60),
-    st.integers(10, 200),
-    st.sampled_from([0.0, 0.1, 0.3, 1.0]),
-)
-def test_batches_hold_every_row_once_and_keep_to_their_size(
-    lengths: list[int], size: int, max_padding: float
-) -> None:
-    batches = batches_by_length(lengths, size, max_padding)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        padded = len(batch) * max(lengths[i] for i in batch)
-        assert padded <= size or len(batch) == 1
-        assert padded - sum(lengths[i] for i in batch) <= max_padding * padded
+def group_cost(lengths: list[int], groups: list[list[int]], size: int) -> float:
+    return sum(len(group) * max(lengths[i] for i in group) + size / 16 for group in groups)
 
 
-def test_batches_are_no_smaller_than_needed() -> None:
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(10, 200))
+def test_groups_hold_every_row_once_and_keep_to_their_size(lengths: list[int], size: int) -> None:
+    groups = batches_by_length(lengths, size)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) * max(lengths[i] for i in group) <= size or len(group) == 1
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(10, 200))
+def test_no_other_groups_of_neighbours_cost_less(lengths: list[int], size: int) -> None:
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    costs = []
+    for cuts in itertools.product([False, True], repeat=len(order) - 1):
+        groups = [[order[0]]]
+        for i, cut in zip(order[1:], cuts, strict=True):
+            groups.append([i]) if cut else groups[-1].append(i)
+        if all(len(group) * lengths[group[-1]] <= size or len(group) == 1 for group in groups):
+            costs.append(group_cost(lengths, groups, size))
+    assert group_cost(lengths, batches_by_length(lengths, size), size) == pytest.approx(min(costs))
+
+
+def test_groups_of_like_length() -> None:
     assert batches_by_length([10, 8, 9, 10], 40) == [[1, 2, 0, 3]]
-    assert batches_by_length([10, 8, 9, 10], 39) == [[1, 2, 0], [3]]
-    assert batches_by_length([10, 8, 9, 10], 40, max_padding=0.1) == [[1, 2, 0, 3]]
-    assert batches_by_length([10, 8, 9, 10], 40, max_padding=0.05) == [[1], [2, 0, 3]]
-    assert batches_by_length([10, 8, 9, 10], 40, max_padding=0.0) == [[1], [2], [0, 3]]
+    assert batches_by_length([10, 4, 9, 10], 39) == [[1], [2, 0, 3]]
+    assert batches_by_length([10, 30, 10, 30], 80) == [[0, 2], [1, 3]]
+    assert batches_by_length([100], 10) == [[0]]
+    assert batches_by_length([], 10) == []
 
 
 def test_encoder_gives_each_passage_its_own_embedding_in_order() -> None:

@@ -351,7 +351,7 @@ def test_shards_are_the_batch_in_parts(
         for source in sources
     ]
     sources = [replace(s, labels=label) for s, label in zip(sources, labels, strict=True)]
-    batch = Plan(sources, given, corpus)(step)
+    batch = Plan(sources, given.model_copy(update={"memory": 2}), corpus)(step)
     shards = [batch.shard(rank, size) for rank in range(size)]
     columns = [row for shard in shards for row in shard.passages]
 
@@ -364,6 +364,7 @@ def test_shards_are_the_batch_in_parts(
                 [part.passages[column] for column in part.candidates[n]],
                 sorted(row for c, row in enumerate(rows) if part.positive[n, c]),
                 sorted(row for c, row in enumerate(rows) if part.negative[n, c]),
+                part.remembered_negative[n].tolist(),
                 sorted(
                     (row, score)
                     for row, score in zip(rows, part.teacher_scores[n].tolist(), strict=True)
@@ -379,6 +380,8 @@ def test_shards_are_the_batch_in_parts(
     start = 0
     for shard in shards:
         assert shard.first_column == start
+        assert list(shard.columns) == columns
+        assert shard.remembered == batch.remembered
         assert len(set(shard.passages)) == len(shard.passages)
         start += len(shard.passages)
     sizes = [len(shard.examples) for shard in shards]
@@ -392,6 +395,38 @@ def test_one_process_has_the_whole_batch(corpus: Corpus) -> None:
     shard = batch.shard(0, 1)
     assert shard.examples == batch.examples
     assert sorted(shard.passages) == sorted(batch.passages)
+
+
+# --- Earlier batches, own ranks -----------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(mixtures(), st.integers(1, 4), st.integers(0, 30))
+def test_passages_of_earlier_batches_are_negatives(
+    corpus: Corpus, sources: list[TrainingSource], memory: int, step: int
+) -> None:
+    plan = Plan(sources, BatchSettings(memory=memory, candidates=1), corpus)
+    batch = plan(step)
+    earlier = {row for n in range(max(0, step - memory), step) for row in plan(n).passages}
+    assert len(set(batch.remembered)) == len(batch.remembered)
+    assert set(batch.remembered) == earlier - set(batch.passages)
+    for n, index in enumerate(batch.examples):
+        example = plan.examples[index]
+        for column, row in enumerate(batch.remembered):
+            answered = set(corpus[row].text.split()) & set(example.answers)
+            wrong = row not in {*example.positives, *example.known} and not answered
+            assert batch.remembered_negative[n, column] == (bool(example.positives) and wrong)
+
+
+def test_candidates_from_the_models_own_ranks(corpus: Corpus) -> None:
+    plan = Plan([facts(4, 4)], BatchSettings(examples=4, candidates=3, hard_negatives=2), corpus)
+    ranks = np.array([[30, *example.positives, 31, 32] for example in plan.examples])
+    batch = plan.reranked(ranks)(5)
+    assert batch.examples == plan(5).examples
+    for read in batch.candidates:
+        rows = {batch.passages[column] for column in read}
+        assert {30, 31} < rows  # the first ranks, beside the right passage
+    assert plan(5).passages != batch.passages
 
 
 # --- Bad input ----------------------------------------------------------------------------------

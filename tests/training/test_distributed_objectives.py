@@ -9,9 +9,8 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.rnn import pad_sequence
 
-from imprag.training.distributed import gather_masks, gather_with_gradient, mean_over_processes
+from imprag.training.distributed import gather_with_gradient, mean_over_processes
 from imprag.training.objectives import (
     IGNORED,
     contrastive_prompts,
@@ -66,8 +65,8 @@ class Towers(nn.Module):
         labels = torch.randint(9, (5, 4), generator=generator)
         log_likelihoods = -5 * torch.rand(5, 8, generator=generator)
 
-        columns = torch.tensor(passages) - 100
-        query, passage = self.query(queries[prompts]), self.passage(texts[columns])
+        own = torch.tensor(passages) - 100
+        query, passage = self.query(queries[prompts]), self.passage(texts[own])
         if objective == "generation":
             labels = labels[prompts]
             for row, prompt in enumerate(prompts):
@@ -75,21 +74,20 @@ class Towers(nn.Module):
             count = mean_over_processes((labels != IGNORED).sum())
             return generation_loss(self.head(hidden[prompts]), labels, count)
         if objective == "nce":
-            positive = membership(POSITIVES, prompts, passages)
-            known = membership(KNOWN, prompts, passages)
-            positive, negative = gather_masks(
-                positive,
-                ~positive & ~known,
-                torch.tensor(passages),
-                padded([POSITIVES[p] + KNOWN[p] for p in prompts]),
-            )
+            columns = gathered_columns()
+            positive = membership(POSITIVES, prompts, columns)
+            known = membership(KNOWN, prompts, columns)
+            negative = ~positive & ~known
+            # A passage that several processes have counts once, where it comes first.
+            copies = [passage in columns[:n] for n, passage in enumerate(columns)]
+            positive[:, copies] = negative[:, copies] = False
             scores = relevance_scores(query, gather_with_gradient(passage))
             count = mean_over_processes(contrastive_prompts(positive, negative).sum())
             return nce_loss(scores, positive, negative, count)
         mask = membership(CANDIDATES, prompts, passages)
         return self_distillation_loss(
             relevance_scores(query, passage),
-            log_likelihoods[prompts][:, columns],
+            log_likelihoods[prompts][:, own],
             mask,
             mean_over_processes(distillation_prompts(mask).sum()),
             target_temperature=0.7,
@@ -102,10 +100,10 @@ def membership(rows: list[list[int]], prompts: list[int], passages: list[int]) -
     return torch.tensor(mask, dtype=torch.bool).reshape(len(prompts), len(passages))
 
 
-def padded(rows: list[list[int]]) -> Tensor:
-    if not rows:
-        return torch.zeros(0, 0, dtype=torch.int64)
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1)
+def gathered_columns() -> list[int]:
+    """The passages of all processes, in the order of their ranks."""
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    return [passage for _, passages in SHARES[processes] for passage in passages]
 
 
 def train_step(rank: int, processes: int, folder: str) -> None:
@@ -189,9 +187,5 @@ def test_gathered_rows_and_their_gradients(
 
 def test_alone_everything_stays_as_it_is() -> None:
     tensor = torch.ones(2, 3)
-    mask = torch.eye(2).bool()
     assert gather_with_gradient(tensor) is tensor
-    masks = gather_masks(mask, ~mask, torch.arange(2), torch.arange(2)[:, None])
-    assert masks[0] is mask
-    assert masks[1].equal(~mask)
     assert mean_over_processes(torch.tensor(3)).item() == 3

@@ -14,7 +14,6 @@ from torch.autograd import gradcheck
 
 from imprag.training.objectives import (
     IGNORED,
-    anchor_loss,
     contrastive_prompts,
     distillation_prompts,
     generation_loss,
@@ -128,18 +127,6 @@ def test_distillation_equals_its_loop(shape: tuple[int, int], seed: int, density
     assert score_distillation_loss(scores, target, mask, **TEMPERATURES).item() == expected
 
 
-@given(shapes, seeds, densities)
-def test_anchor_equals_its_loop(shape: tuple[int, int], seed: int, density: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    hidden, reference = torch.randn(2, *shape, 4, generator=generator)
-    mask = torch.rand(shape, generator=generator) < density
-    terms = [
-        sum((x - y) ** 2 for x, y in zip(h, r, strict=True)) / sum(y**2 for y in r)
-        for h, r in zip(hidden[mask].tolist(), reference[mask].tolist(), strict=True)
-    ]
-    assert anchor_loss(hidden, reference, mask).item() == close(mean(terms))
-
-
 def test_the_examples_of_the_documentation() -> None:
     page = Path(__file__).parents[2] / "docs" / "objectives.md"
     result = doctest.testfile(str(page), module_relative=False)
@@ -155,8 +142,8 @@ POSITIVE = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
 NEGATIVE = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
 CANDIDATES = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]).bool()
 TEACHER = torch.tensor([[0.3, -1.0, NAN, 0.1], [1, 2, 3, 4], [NAN] * 4, [NAN, 1, NAN, NAN]])
+LIKELIHOODS = torch.arange(16.0).reshape(4, 4).cos()
 LABELS = torch.tensor([[IGNORED, 2, 0], [1, 3, IGNORED], [IGNORED] * 3, [0, 0, IGNORED]])
-STATES = torch.arange(48.0).reshape(4, 3, 4).cos()
 
 Objective = Callable[..., Tensor]
 CASES: dict[str, tuple[Objective, tuple[int, ...], int]] = {  # with the input's shape and the count
@@ -175,11 +162,6 @@ CASES: dict[str, tuple[Objective, tuple[int, ...], int]] = {  # with the input's
         ),
         (4, 4),
         2,
-    ),
-    "anchor": (
-        lambda x, **c: anchor_loss(x, STATES, LABELS != IGNORED, **c),
-        (4, 3, 4),
-        6,
     ),
 }
 each_case = pytest.mark.parametrize(
@@ -255,8 +237,8 @@ def test_prompts_that_cannot_count_change_nothing() -> None:
     for loss, alone in (
         (nce_loss(x, POSITIVE, NEGATIVE), nce_loss(x[:2], POSITIVE[:2], NEGATIVE[:2])),
         (
-            self_distillation_loss(x, STATES[:, 0], CANDIDATES, **TEMPERATURES),
-            self_distillation_loss(x[:2], STATES[:2, 0], CANDIDATES[:2], **TEMPERATURES),
+            self_distillation_loss(x, LIKELIHOODS, CANDIDATES, **TEMPERATURES),
+            self_distillation_loss(x[:2], LIKELIHOODS[:2], CANDIDATES[:2], **TEMPERATURES),
         ),
     ):
         assert loss.equal(alone)
@@ -290,9 +272,8 @@ def test_a_mean_over_nothing_is_zero(shape: tuple[int, int], count: Tensor | flo
         response_log_likelihood(states, nothing.long() + IGNORED).sum(),
         self_distillation_loss(x, x, nothing, count, **TEMPERATURES),
         score_distillation_loss(x, x * NAN, ~nothing, count, **TEMPERATURES),
-        anchor_loss(states, states, nothing, count),
     ]
-    assert [loss.item() for loss in losses] == [0] * 6
+    assert [loss.item() for loss in losses] == [0] * 5
     torch.stack(losses).sum().backward()
     for tensor in (x, states):
         assert tensor.grad is not None
@@ -301,14 +282,9 @@ def test_a_mean_over_nothing_is_zero(shape: tuple[int, int], count: Tensor | flo
 
 def test_no_gradient_flows_into_targets() -> None:
     x, target = random_input((4, 4)), random_input((4, 4))
-    states, reference = random_input((4, 3, 4)), STATES.clone().requires_grad_()
-    loss = (
-        self_distillation_loss(x, target, CANDIDATES, **TEMPERATURES)
-        + score_distillation_loss(x, target, CANDIDATES, **TEMPERATURES)
-        + anchor_loss(states, reference, LABELS != IGNORED)
+    loss = self_distillation_loss(x, target, CANDIDATES, **TEMPERATURES) + score_distillation_loss(
+        x, target, CANDIDATES, **TEMPERATURES
     )
     loss.backward()
     assert x.grad is not None
-    assert states.grad is not None
     assert target.grad is None
-    assert reference.grad is None

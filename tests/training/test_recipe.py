@@ -120,7 +120,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("data.1.synthetic=poems", "data.1.synthetic is 'poems', but should be 'phrase_denoising'"),
         ("data.2.weight=1", "--set data.2.weight=1: '2' is no number in a list from 0 to 1"),
         ("data.first.weight=1", "'first' is no number in a list"),
-        ("corpus={name: x}", "corpus is {'name': 'x'}, but should be a valid string"),
+        ("corpus={name: x}", "corpus is {'name': 'x'}, but should be a valid list"),
         ("corpus.name=x", "'name' is looked for in 'default', which has no keys"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate is nan"),
         ("optimizer.learning_rate=.inf", "optimizer.learning_rate is inf"),
@@ -192,7 +192,7 @@ def test_paths_are_seen_from_the_recipe_first(
     recipe = load_recipe(path)
     places = [source.tasks for source in recipe.data if isinstance(source, TaskSource)]
     assert places == [str(home / "both.jsonl"), str(work / "only.jsonl"), "org/set"]
-    assert recipe.corpus == "factbook"
+    assert recipe.corpus == ("factbook",)
     assert recipe.evaluation is not None
     assert recipe.evaluation.tasks == (f"nq={home / 'both.jsonl'}", str(work / "only.jsonl"))
 

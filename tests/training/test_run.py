@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -22,7 +23,7 @@ from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
 from imprag.model.base import load_base_model
 from imprag.training.recipe import Recipe
-from imprag.training.run import train
+from imprag.training.run import check_fsdp, train
 
 FACTS = 64
 
@@ -108,9 +109,18 @@ def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path
     assert answers == [question["output"][0]["answer"] for question in questions]
 
 
-@pytest.mark.parametrize("lora", [None, {"bottom": {"rank": 4}, "reading": {"rank": 2}}])
-def test_killed_and_resumed_is_the_same_run(world: Path, tmp_path: Path, lora: Any) -> None:
-    settings = recipe(world, lora=lora)
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"batch": {"memory": 2}, "stages": {"self_distillation": {"refresh_steps": 2}}},
+        {"lora": {"bottom": {"rank": 4}, "reading": {"rank": 2}}},
+    ],
+    ids=["full", "lora"],
+)
+def test_killed_and_resumed_is_the_same_run(
+    world: Path, tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    settings = recipe(world, **sections)
     whole = tmp_path / "whole"
     train(settings, whole)
     killed = tmp_path / "killed"
@@ -124,7 +134,7 @@ def test_killed_and_resumed_is_the_same_run(world: Path, tmp_path: Path, lora: A
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(file), str(killed)], stderr=subprocess.DEVNULL
     )
-    step = random.Random(str(lora)).randrange(4, 7)
+    step = random.Random(len(sections)).randrange(4, 7)
     while process.poll() is None and len(_lines(killed / "metrics.jsonl")) < step:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -134,15 +144,59 @@ def test_killed_and_resumed_is_the_same_run(world: Path, tmp_path: Path, lora: A
     train(settings, killed, resume=True)
 
     assert logged(killed)[:-1] == logged(whole)[:-1]  # the last line is the mean over this call
-    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    name = "adapter_model.safetensors" if settings.lora else "model.safetensors"
     expected, actual = (load_file(run / "model" / name) for run in (whole, killed))
     assert expected.keys() == actual.keys()
     for key, value in expected.items():
         torch.testing.assert_close(actual[key], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("room", ["no weights", "no optimizer"])
+def test_a_checkpoint_that_cannot_be_written(world: Path, tmp_path: Path, room: str) -> None:
+    """A limit on the size of files is met where a full disk would be."""
+    size = sum(x.nbytes for x in tiny_lm().state_dict().values())
+    limit = size // 2 if room == "no weights" else 3 * size // 2
+    settings, out = recipe(world, train={"steps": 4, "precision": "fp32", "save_steps": 2}), "run"
+    (tmp_path / "recipe.yaml").write_text(settings.to_yaml())
+    program = (
+        "import resource, sys; from imprag.training.recipe import load_recipe\n"
+        "from imprag.training.run import train\n"
+        "limit = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "train(load_recipe('recipe.yaml'), 'run')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(limit)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "ImpRAGError: the checkpoint of step 2 cannot be written" in run.stderr
+    assert not list((tmp_path / out).glob("checkpoint-*"))
+    done = train(settings, tmp_path / out, resume=True)
+    assert done["steps"] == 4
+
+
+def test_memory_is_part_of_a_checkpoint(world: Path, tmp_path: Path) -> None:
+    settings = recipe(world, batch={"memory": 2, "examples": 4})
+    train(settings, tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "checkpoint-6" / "memory.safetensors")
+    assert len(saved["rows"]) == len(saved["embeddings"]) > 4
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
+
+
+def test_what_fsdp_cannot_run(world: Path) -> None:
+    whole = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP")
+    by_layer = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="SIZE_BASED_WRAP")
+    plain = recipe(world)
+    check_fsdp(whole, plain)
+    with pytest.raises(ImpRAGError, match="NO_WRAP"):
+        check_fsdp(by_layer, plain)
+    refreshing = recipe(world, stages={"self_distillation": {"refresh_steps": 2}})
+    with pytest.raises(ImpRAGError, match="refresh_steps needs all weights"):
+        check_fsdp(whole, refreshing)
+    evaluating = recipe(world, evaluation={"tasks": [str(world / "nq.jsonl")]})
+    with pytest.raises(ImpRAGError, match="evaluation needs all weights"):
+        check_fsdp(whole, evaluating)
 
 
 def test_adapters_train_their_layers_only(world: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -51,6 +52,9 @@ def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
         positive=batch.positive.numpy(),
         negative=batch.negative.numpy(),
         teacher_scores=batch.teacher_scores.numpy(),
+        columns=tuple(range(len(batch.passages))),
+        remembered=(),
+        remembered_negative=np.zeros((len(batch.prompts), 0), np.bool_),
     ).shard(rank, world_size)
     return replace(
         batch,

@@ -103,14 +103,6 @@ def test_labels_such_as_true_mark_no_passage(corpus: Corpus) -> None:
     assert found.response == " True"
 
 
-def test_the_models_own_ranks_replace_the_pool(corpus: Corpus) -> None:
-    tasks = TaskExamples(load_task("nq"), [example(1, "x")], "test")
-    (one,) = retrieval_examples(tasks, corpus, labels([3, 0, 7, 1, 2, 4, 9, 8]), SETTINGS)
-    source = data.TrainingSource("nq", [one]).with_ranks(np.array([[0, 11, 7, 5, 3, 10]]))
-    assert source.examples[0].hard_negatives == (11, 5, 10)
-    assert source.examples[0].positives == one.positives
-
-
 # --- Synthetic examples -------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Finding a corpus by name or path: the built-in corpora, corpus folders, readable files."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -34,18 +34,23 @@ _BUILT_IN = {
 BUILT_IN_CORPORA = tuple(_BUILT_IN)
 
 
-def load_corpus(name_or_path: str | Path, *, skip_bad_lines: bool = False) -> Corpus:
+def load_corpus(
+    name_or_path: str | Path | Sequence[str | Path], *, skip_bad_lines: bool = False
+) -> Corpus:
     """Open a corpus by name or path; what is no corpus folder yet is built in the cache folder.
 
     Args:
         name_or_path: ``factbook``, ``wiki10k`` or ``default`` (both); a corpus folder; or a file
             or folder that :func:`read_passages` can read. A file is read again when its size or
-            time of change differs.
+            time of change differs. Several are joined, in their order.
         skip_bad_lines: leave lines out that cannot be read; ``manifest["skipped"]`` lists them.
 
     Raises:
         ImpRAGError: there is no such corpus, its package is missing, or it cannot be read.
     """
+    if not isinstance(name_or_path, str | Path):
+        parts = [load_corpus(part, skip_bad_lines=skip_bad_lines) for part in name_or_path]
+        return parts[0] if len(parts) == 1 else _joined(parts)
     if name_or_path in _BUILT_IN:
         return _built_in(str(name_or_path))
     path = Path(name_or_path)
@@ -73,6 +78,19 @@ def _built_in(name: str) -> Corpus:
         folder,
         source="; ".join(part.source for part in parts),
         credit="; ".join(part.credit for part in parts),
+    )
+
+
+def _joined(parts: Sequence[Corpus]) -> Corpus:
+    folder = _cache_folder("joined", str([part.fingerprint for part in parts]))
+    if folder.exists():
+        return Corpus.open(folder)
+    credits = dict.fromkeys(part.manifest["credit"] for part in parts)
+    return Corpus.build(
+        chain.from_iterable(parts),
+        folder,
+        source="; ".join(part.manifest["source"] or str(part.path) for part in parts),
+        credit="; ".join(credit for credit in credits if credit),
     )
 
 

@@ -53,26 +53,29 @@ class PassageEncoder:
         return embeddings
 
 
-def batches_by_length(
-    lengths: Sequence[int], batch_tokens: int, max_padding: float = 1.0
-) -> list[list[int]]:
-    """Group indices of like length.
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Group indices of like length, at the least cost.
+
+    A group costs its tokens, padding included, and a sixteenth of ``batch_tokens`` for itself.
+    So neither does padding take much of the work, nor are there many small groups.
 
     Args:
         lengths: of the rows.
         batch_tokens: a padded group has at most so many tokens, or one row.
-        max_padding: the share of a padded group that may be padding.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    groups: list[list[int]] = []
-    filled = 0  # tokens in the last group
-    for i in order:
-        size = (len(groups[-1]) + 1) * lengths[i] if groups else 0
-        padding = size - filled - lengths[i]
-        if groups and size <= batch_tokens and padding <= max_padding * size:
-            groups[-1].append(i)
-            filled += lengths[i]
-        else:
-            groups.append([i])
-            filled = lengths[i]
-    return groups
+    cost = [0.0]  # of the first so many rows in order
+    starts = [0]  # of the last group among them
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        first = min(end - 1, max(0, end - batch_tokens // max(longest, 1)))
+        cost_of = [cost[start] + (end - start) * longest for start in range(first, end)]
+        least = min(cost_of)
+        cost.append(least + batch_tokens / 16)
+        starts.append(first + cost_of.index(least))
+    groups = []
+    end = len(order)
+    while end:
+        groups.append(order[starts[end] : end])
+        end = starts[end]
+    return groups[::-1]

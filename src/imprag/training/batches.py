@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from imprag.corpus import Corpus
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
 from imprag.training.batching import Plan, PlannedBatch
+from imprag.training.own_ranks import OwnRanks
 from imprag.training.recipe import Recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingBatch
@@ -27,6 +28,7 @@ class Batches(Dataset[TrainingBatch]):
         tokenizer: of the model.
         recipe: the model's settings and the batches of an optimizer step.
         rank, world_size: this process's part.
+        own_ranks: ranks the corpus where the recipe refreshes candidates.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batches(Dataset[TrainingBatch]):
         recipe: Recipe,
         rank: int = 0,
         world_size: int = 1,
+        own_ranks: OwnRanks | None = None,
     ) -> None:
         self.plan = plan
         self.schedule = schedule
@@ -46,6 +49,8 @@ class Batches(Dataset[TrainingBatch]):
         self._config = recipe.model.to_config()
         self._per_step = recipe.train.gradient_accumulation
         self._rank, self._world_size = rank, world_size
+        self._own_ranks = own_ranks
+        self._reranked = lru_cache(maxsize=1)(self._reranked_plan)
         self._passage = lru_cache(maxsize=2**15)(self._passage_tokens)
 
     def __len__(self) -> int:
@@ -53,7 +58,9 @@ class Batches(Dataset[TrainingBatch]):
 
     def __getitem__(self, index: int) -> TrainingBatch:
         step = index // self._per_step
-        planned = self.plan(index).shard(self._rank, self._world_size)
+        refresh = self.schedule.last_refresh(step)
+        plan = self.plan if refresh is None else self._reranked(refresh)
+        planned = plan(index).shard(self._rank, self._world_size)
         if not self.schedule.generates(step):
             planned = _retrieving_only(planned)
         examples = [self.plan.examples[i] for i in planned.examples]
@@ -83,8 +90,17 @@ class Batches(Dataset[TrainingBatch]):
             negative=torch.from_numpy(planned.negative),
             teacher_scores=None if scores is None else torch.from_numpy(scores),
             first_column=planned.first_column,
+            columns=planned.columns,
+            remembered=planned.remembered,
+            remembered_negative=torch.from_numpy(planned.remembered_negative),
             self_distillation=self.schedule.stage(step) == "self_distillation",
         )
+
+    def _reranked_plan(self, refresh: int) -> Plan:
+        assert self._own_ranks is not None
+        prompts = [self.plan.examples[n].prompt for n in self.plan.retrieving]
+        depth = self.plan.settings.candidates + self.plan.settings.positives
+        return self.plan.reranked(self._own_ranks(prompts, depth, refresh))
 
     def _passage_tokens(self, row: int, limit: int) -> Sequence[int]:
         config = replace(self._config, max_passage_tokens=limit)
@@ -107,5 +123,6 @@ def _retrieving_only(batch: PlannedBatch) -> PlannedBatch:
         candidates=((),) * len(kept),
         positive=batch.positive[kept],
         negative=batch.negative[kept],
+        remembered_negative=batch.remembered_negative[kept],
         teacher_scores=None if scores is None else scores[kept],
     )

@@ -4,10 +4,11 @@ Nothing remembers what was drawn before. So a run that is resumed, with any numb
 workers, goes on with the batches that it would have had.
 """
 
+import copy
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -39,6 +40,9 @@ class PlannedBatch:
         negative: (Q, C) bool, which are wrong; a passage may be neither.
         teacher_scores: (Q, C) float32, NaN where the teacher's score is not known; None if it was
             not asked at all.
+        columns: corpus rows of the C columns.
+        remembered: corpus rows of passages that earlier batches had and this one has not, M.
+        remembered_negative: (Q, M) bool, which of them are wrong.
         first_column: where ``passages`` begin among the C columns.
     """
 
@@ -49,6 +53,9 @@ class PlannedBatch:
     positive: npt.NDArray[np.bool_]
     negative: npt.NDArray[np.bool_]
     teacher_scores: npt.NDArray[np.float32] | None
+    columns: tuple[int, ...]
+    remembered: tuple[int, ...]
+    remembered_negative: npt.NDArray[np.bool_]
     first_column: int = 0
 
     def shard(self, rank: int, world_size: int) -> "PlannedBatch":
@@ -87,6 +94,9 @@ class PlannedBatch:
             teacher_scores=(
                 None if self.teacher_scores is None else part(self.teacher_scores, np.nan)
             ),
+            columns=tuple(self.passages[n] for n in columns),
+            remembered=self.remembered,
+            remembered_negative=self.remembered_negative[own],
             first_column=first,
         )
 
@@ -140,6 +150,8 @@ class Plan:
         self._corpus = corpus
         self._text = lru_cache(maxsize=2**14)(lambda row: corpus[row].text)
         self._seed = seed
+        self._ranks: dict[int, list[int]] | None = None
+        self._batch = lru_cache(maxsize=settings.memory + 1)(self._without_memory)
         grids, singles = {}, {}
         for number, source in enumerate(sources):
             key = f"{seed} {number} {source.name}"
@@ -161,16 +173,47 @@ class Plan:
 
     def __call__(self, step: int) -> PlannedBatch:
         """The batch of a step, counted from 0."""
+        batch = self._batch(step)
+        earlier = [self._batch(n) for n in range(max(0, step - self.settings.memory), step)]
+        rows = dict.fromkeys(row for one in earlier for row in one.passages)
+        remembered = tuple(row for row in rows if row not in batch.passages)
+        _, negative = self._masks([self.examples[n] for n in batch.examples], remembered)
+        return replace(batch, remembered=remembered, remembered_negative=negative)
+
+    @property
+    def retrieving(self) -> list[int]:
+        """Numbers of the examples that passages are retrieved for."""
+        return [number for number, one in enumerate(self.examples) if one.positives]
+
+    def reranked(self, rows: npt.NDArray[np.integer]) -> "Plan":
+        """The same plan with candidates from the model's own index.
+
+        Args:
+            rows: of the corpus, best first, for each of `retrieving`: (examples, depth).
+        """
+        plan = copy.copy(self)
+        plan._ranks = dict(zip(self.retrieving, rows.tolist(), strict=True))
+        plan._batch = lru_cache(maxsize=self.settings.memory + 1)(plan._without_memory)
+        return plan
+
+    def _without_memory(self, step: int) -> PlannedBatch:
         generator = random.Random(f"{self._seed} batch {step}")
         indices = self._drawn(step)
         examples = [self.examples[index] for index in indices]
         right = [sample(one.positives, self.settings.positives, generator) for one in examples]
-        wrong = [self._hard_negatives(one, generator) for one in examples]
-        passages = list(dict.fromkeys(itertools.chain(*right, *wrong)))
         retrieving = [n for n, one in enumerate(examples) if one.positives]
         answered = set(retrieving)
         if self.settings.generate is not None:
             answered = set(sample(retrieving, self.settings.generate, generator))
+        if self._ranks is None:
+            wrong = [self._hard_negatives(one, generator) for one in examples]
+        else:  # what it would read now; it learns from its own preferences among these
+            ranks = [self._ranks[i] if n in answered else [] for n, i in enumerate(indices)]
+            wrong = [
+                [row for row in rows if row not in right[n]][: self.settings.candidates]
+                for n, rows in enumerate(ranks)
+            ]
+        passages = list(dict.fromkeys(itertools.chain(*right, *wrong)))
         # Prompts read each other's right passages first, so that few passages run through the
         # reading layers, and each for several prompts.
         read_anyway = list(dict.fromkeys(row for n in sorted(answered) for row in right[n]))
@@ -191,6 +234,9 @@ class Plan:
             positive=positive,
             negative=negative,
             teacher_scores=self._teacher_scores(indices, passages),
+            columns=tuple(passages),
+            remembered=(),
+            remembered_negative=np.zeros((len(examples), 0), np.bool_),
         )
 
     def _drawn(self, step: int) -> list[int]:

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.tasks import Example, TaskExamples, load_benchmark, synthetic
@@ -63,20 +60,6 @@ class TrainingSource:
     examples: Sequence[TrainingExample]
     weight: float = 1.0
     labels: TeacherLabels | None = None
-
-    def with_ranks(self, rows: npt.NDArray[np.integer]) -> "TrainingSource":
-        """The source with what the model's own index ranks first as pools of hard negatives.
-
-        Args:
-            rows: of the corpus, best first, (examples, depth).
-        """
-        return replace(
-            self,
-            examples=[
-                replace(example, hard_negatives=_without(found, example.positives, example.known))
-                for example, found in zip(self.examples, rows.tolist(), strict=True)
-            ],
-        )
 
 
 def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:

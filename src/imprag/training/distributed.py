@@ -31,40 +31,6 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def gather_masks(
-    positive: Tensor, negative: Tensor, passages: Tensor, right: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Masks over the passages of all processes, for scores against gathered embeddings.
-
-    Another process's passage is a negative, unless it is right for the prompt. A passage that this
-    process has itself keeps its own place in the masks, and one that several others have counts
-    once, as if the whole batch lay in one process.
-
-    Args:
-        positive: (Q, P) bool over this process's passages.
-        negative: (Q, P) bool over this process's passages.
-        passages: (P,) int64, their corpus rows.
-        right: (Q, R) int64, the corpus rows that are right for each prompt (its positives and all
-            others known), filled up with -1.
-
-    Returns:
-        The positives and the negatives among all passages, in the order of
-        :func:`gather_with_gradient`: (Q, all passages) bool each.
-    """
-    if _world_size() == 1:
-        return positive, negative
-    parts = _gather_parts(passages)
-    rows = torch.cat(parts)
-    repeated = (rows[:, None] == rows).tril(diagonal=-1).any(dim=1)
-    others = ~repeated & ~torch.isin(rows, passages)
-    all_negative = others & ~(rows[:, None] == right[:, None]).any(dim=-1)
-    all_positive = torch.zeros_like(all_negative)
-    own = _own_rows(parts)
-    all_positive[:, own] = positive
-    all_negative[:, own] = negative
-    return all_positive, all_negative
-
-
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a number over all processes, in float32, without gradient.
 

@@ -161,27 +161,6 @@ def score_distillation_loss(
     )
 
 
-def anchor_loss(hidden: Tensor, reference: Tensor, mask: Tensor, count: Count = None) -> Tensor:
-    """How far hidden states have moved: ‖hidden - reference‖² / ‖reference‖² (beyond the paper).
-
-    It holds the input of the layers above in place while the bottom layers learn to retrieve. The
-    ratio is taken for each token, because a few tokens' states are far larger than all others'.
-
-    Args:
-        hidden: (..., size).
-        reference: (..., size), the states before training; no gradient flows into them.
-        mask: (...) bool, the tokens that count.
-        count: tokens to divide by, instead of those of ``mask``.
-
-    Returns:
-        The mean over tokens, ().
-    """
-    reference = _precise(reference[mask].detach())
-    moved = (_precise(hidden[mask]) - reference).square().sum(dim=-1)
-    total = (moved / reference.square().sum(dim=-1)).sum()
-    return _mean(total, mask.sum(), count)
-
-
 def _precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 

@@ -148,7 +148,10 @@ class TrainingPlan:
         }
         states = parts["weights"] + parts["gradients"] + parts["optimizer"]
         total = sum(parts.values())
-        sharded = total - states + states / self.devices
+        # FSDP2 gathers all weights at once, since the model is sharded as a whole, and has whole
+        # gradients before they are shared out; both in the precision that layers compute in.
+        gathered = 2.0 * halves * (model.total + model.trained)
+        sharded = total - states - parts["weights in bfloat16"] + states / self.devices + gathered
         return {**parts, "total, replicated (DDP)": total, "total, sharded (FSDP2)": sharded}
 
     def storage(self, passages: int) -> dict[str, float]:

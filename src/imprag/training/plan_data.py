@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imprag.corpus import Corpus, load_corpus
+from imprag.corpus.library import BUILT_IN_CORPORA
 from imprag.errors import ImpRAGError
 from imprag.model.base import EMBEDDED, load_tokenizer
 from imprag.tasks import Example, Task, load_task, synthetic
@@ -118,11 +119,12 @@ def _token_counter(base: str) -> Callable[[str], float]:
 
 
 def _plan_corpus(recipe: Recipe, count: Callable[[str], float]) -> tuple[Corpus | None, CorpusPlan]:
-    name, longest = recipe.corpus, recipe.model.max_passage_tokens
+    name, longest = ", ".join(recipe.corpus), recipe.model.max_passage_tokens
     try:
-        corpus = load_corpus(name)
+        corpus = load_corpus(recipe.corpus)
     except ImpRAGError:
-        if Path(name).exists():
+        paths = [Path(each) for each in recipe.corpus if each not in BUILT_IN_CORPORA]
+        if paths and all(path.exists() for path in paths):
             raise
         assumed = min(longest, ASSUMED_PASSAGE_TOKENS)
         return None, CorpusPlan(name, "missing", None, assumed)

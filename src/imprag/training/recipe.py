@@ -15,6 +15,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -53,6 +54,13 @@ def _locate(value: str, info: ValidationInfo) -> str:
 
 Location = Annotated[str, AfterValidator(_locate)]
 """A path, or a name that is known to who reads it: a built-in one or one on the hub."""
+
+
+def _several(value: Any) -> Any:
+    """One name is a list of one, and lists are tuples, as strict validation asks."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _locate_in_task(value: str, info: ValidationInfo) -> str:
@@ -236,6 +244,8 @@ class BatchSettings(Section):
         candidates: passages that each prompt reads in training (paper: 10, as k).
         generate: so many of a batch's retrieving prompts are answered, the others only retrieve;
             all of them if not given (paper).
+        memory: the passages of so many batches before are negatives too, with the embeddings that
+            they had then (beyond the paper).
         passage_tokens: a length curriculum; none is ``max_passage_tokens`` throughout (beyond the
             paper).
     """
@@ -249,6 +259,7 @@ class BatchSettings(Section):
     hard_negatives: NonNegativeInt = 10
     candidates: PositiveInt = 3
     generate: NonNegativeInt | None = None
+    memory: NonNegativeInt = 0
     passage_tokens: tuple[LengthStep, ...] = ()
 
     @model_validator(mode="after")
@@ -313,10 +324,14 @@ class SelfDistillationStage(Section):
     Attributes:
         target_temperature: τ_t, of the softmax over log P_LM; the paper gives no figure.
         score_temperature: τ_r, of the softmax over the scores; the paper gives no figure.
+        refresh_steps: every so many steps, the model's own index ranks the corpus anew for all
+            prompts, and the first ranks are the candidates; if not given, they come from the
+            labels and hard negatives throughout.
     """
 
     target_temperature: PositiveFloat = 1.0
     score_temperature: PositiveFloat = 1.0
+    refresh_steps: PositiveInt | None = None
 
 
 class StageSettings(Section):
@@ -479,7 +494,8 @@ class Recipe(Section):
 
     Attributes:
         model: the model and its layer boundaries.
-        corpus: the passages: a name or path that :func:`imprag.corpus.load_corpus` takes.
+        corpus: the passages: a name or path that :func:`imprag.corpus.load_corpus` takes, or
+            several, which are joined.
         data: the mixture of training examples.
         teacher, batch, stages, optimizer, train: see there.
         lora: if given, adapters are trained; else all weights (paper).
@@ -487,7 +503,9 @@ class Recipe(Section):
     """
 
     model: ModelSettings = ModelSettings()
-    corpus: Location = "default"
+    corpus: Annotated[tuple[Location, ...], Field(min_length=1), BeforeValidator(_several)] = (
+        "default",
+    )
     data: Annotated[tuple[Source, ...], Field(min_length=1)]
     teacher: TeacherSettings = TeacherSettings()
     batch: BatchSettings = BatchSettings()

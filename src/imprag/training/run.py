@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list
 from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
@@ -20,12 +20,14 @@ from imprag.training.adapters import add_adapters
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
+from imprag.training.own_ranks import OwnRanks
 from imprag.training.recipe import Recipe, load_recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
 from imprag.training.trainer import METRICS, Evaluate, ImpRAGTrainer, last_checkpoint
 
 MODEL = "model"
+RANKS = "own-ranks"
 RECIPE = "recipe.yaml"
 
 
@@ -77,9 +79,13 @@ def train(
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = TrainingModel(LayerGroups(lm, config), recipe.stages)
 
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    own_ranks = OwnRanks(model.groups, tokenizer, corpus, out / RANKS, dtype)
     part = (processes.process_index, processes.num_processes)
-    batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part)
+    batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part, own_ranks)
     trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
+    if trainer.is_fsdp_enabled:
+        check_fsdp(trainer.accelerator.state.fsdp_plugin, recipe)
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint[0])
     except OSError as error:
@@ -96,6 +102,29 @@ def train(
         "seconds": round(result.metrics["train_runtime"], 1),
         "loss": result.training_loss,
     }
+
+
+def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
+    """Refuse what cannot run under FSDP.
+
+    Raises:
+        ImpRAGError: layers would be sharded one by one, or something needs whole weights.
+    """
+    if plugin.auto_wrap_policy is not None:
+        raise ImpRAGError(
+            "FSDP would shard layers one by one, but passages and prompts go through them in "
+            "turns; shard the model as a whole, by fsdp_auto_wrap_policy: NO_WRAP"
+        )
+    refreshes = recipe.stages.self_distillation.refresh_steps is not None
+    for key, asked in [
+        ("evaluation", recipe.evaluation is not None),
+        ("stages.self_distillation.refresh_steps", refreshes),
+    ]:
+        if asked:
+            raise ImpRAGError(
+                f"{key} needs all weights in one process, which FSDP does not give it: set it to "
+                "null, or train with DDP"
+            )
 
 
 def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:

@@ -22,13 +22,16 @@ class Schedule:
 
     def stage(self, step: int) -> Stage:
         """The stage of a step, counted from 0 (paper, section 3)."""
-        stages = self.recipe.stages
-        bottom = stages.bottom.fraction if stages.bottom else 0.0
-        if step < round(bottom * self.steps):
+        if step < round(self._bottom * self.steps):
             return "bottom"
-        if step < round((bottom + stages.warmup.fraction) * self.steps):
-            return "warmup"
-        return "self_distillation"
+        return "warmup" if step < self._self_distillation else "self_distillation"
+
+    def last_refresh(self, step: int) -> int | None:
+        """The step for which the corpus was last ranked anew, if it was."""
+        every = self.recipe.stages.self_distillation.refresh_steps
+        if every is None or self.stage(step) != "self_distillation":
+            return None
+        return step - (step - self._self_distillation) % every
 
     def generates(self, step: int) -> bool:
         """Whether responses are generated in a step; in the bottom stage, every n-th time."""
@@ -45,3 +48,13 @@ class Schedule:
             if step >= part.after * self.steps:
                 limit = part.tokens
         return limit
+
+    @property
+    def _bottom(self) -> float:
+        bottom = self.recipe.stages.bottom
+        return bottom.fraction if bottom else 0.0
+
+    @property
+    def _self_distillation(self) -> int:
+        """Its first step."""
+        return round((self._bottom + self.recipe.stages.warmup.fraction) * self.steps)

@@ -38,6 +38,9 @@ class TrainingBatch:
         positive, negative: (Q, C) bool, where C counts the passages of all processes.
         teacher_scores: (Q, C) float32, NaN where unknown, or None.
         first_column: where ``passages`` begin among the C columns.
+        columns: what names the C passages from batch to batch: their corpus rows.
+        remembered: passages of earlier batches that are negatives too, M, by the same names.
+        remembered_negative: (Q, M) bool.
         self_distillation: whether retrieval learns from the model's own preferences among the
             candidates, rather than from ``positive`` and ``negative``.
     """
@@ -51,6 +54,9 @@ class TrainingBatch:
     negative: Tensor
     teacher_scores: Tensor | None = None
     first_column: int = 0
+    columns: Sequence[int] = ()
+    remembered: Sequence[int] = ()
+    remembered_negative: Tensor | None = None
     self_distillation: bool = False
 
 
@@ -85,8 +91,7 @@ class TrainingModel(nn.Module):
     Args:
         groups: the model that is trained.
         stages: weights and temperatures.
-        batch_tokens: passages and prompts run in groups of like length with at most so many tokens
-            and a tenth of padding.
+        batch_tokens: passages and prompts run in groups of like length with at most so many tokens.
     """
 
     def __init__(
@@ -95,24 +100,34 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.groups = groups
         self.stages = stages
+        self.memory: dict[int, Tensor] = {}
         self.batch_tokens = batch_tokens or (2048 if groups.device.type == "cpu" else 65536)
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """Run a batch; under DDP or FSDP, a process's own part of one."""
         passages = self._encode(batch)
         queries, generation = self._prompts(batch, passages)
-        scores = relevance_scores(queries, gather_with_gradient(passages.embeddings))
-        stage = self._self_distillation if batch.self_distillation else self._warmup
-        retrieval = stage(batch, passages, scores)
+        embeddings = gather_with_gradient(passages.embeddings)
+        scores = relevance_scores(queries, embeddings)
+        if batch.self_distillation:
+            retrieval = self._self_distillation(batch, passages, scores)
+        else:
+            retrieval = self._warmup(batch, scores, self._remembered_scores(batch, queries))
+        self._remember(batch, embeddings)
         loss = generation + self.stages.retrieval_weight * retrieval
         return StepOutput(loss, generation, retrieval, scores)
 
     # The two retrieval losses
 
-    def _warmup(self, batch: TrainingBatch, passages: "_Encoded", scores: Tensor) -> Tensor:
+    def _warmup(
+        self, batch: TrainingBatch, scores: Tensor, remembered: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        earlier_scores, earlier_negative = remembered
         positive, negative = batch.positive.to(scores.device), batch.negative.to(scores.device)
+        positive = torch.cat([positive, torch.zeros_like(earlier_negative)], dim=1)
+        negative = torch.cat([negative, earlier_negative], dim=1)
         count = mean_over_processes(contrastive_prompts(positive, negative).sum())
-        loss = nce_loss(scores, positive, negative, count)
+        loss = nce_loss(torch.cat([scores, earlier_scores], dim=1), positive, negative, count)
         teacher = self.stages.warmup.score_distillation
         if teacher is not None and batch.teacher_scores is not None:
             known = batch.teacher_scores.to(scores.device)
@@ -161,6 +176,23 @@ class TrainingModel(nn.Module):
             target_temperature=settings.target_temperature,
             score_temperature=settings.score_temperature,
         )
+
+    # Passages of earlier batches
+
+    def _remembered_scores(self, batch: TrainingBatch, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of remembered passages and which are negatives, (Q, those still known) each."""
+        known = [n for n, name in enumerate(batch.remembered) if name in self.memory]
+        if not known or batch.remembered_negative is None:
+            return queries.new_zeros(len(queries), 0), batch.negative[:, :0].to(queries.device)
+        embeddings = torch.stack([self.memory[batch.remembered[n]] for n in known])
+        scores = relevance_scores(queries, embeddings.to(queries.device))
+        return scores, batch.remembered_negative[:, known].to(queries.device)
+
+    def _remember(self, batch: TrainingBatch, embeddings: Tensor) -> None:
+        """Keep this batch's embeddings, and of the others those that may still be asked for."""
+        if self.training:
+            kept = {name: x for name, x in self.memory.items() if name in batch.remembered}
+            self.memory = kept | dict(zip(batch.columns, embeddings.detach(), strict=False))
 
     # Running the model
 
@@ -265,7 +297,7 @@ class TrainingModel(nn.Module):
         """The chosen rows, all if not given, in groups of like length."""
         chosen = range(len(rows)) if chosen is None else chosen
         lengths = [len(rows[i]) for i in chosen]
-        groups = batches_by_length(lengths, self.batch_tokens, max_padding=0.1)
+        groups = batches_by_length(lengths, self.batch_tokens)
         return [[chosen[i] for i in group] for group in groups]
 
 

@@ -1,6 +1,7 @@
 """The trainer: transformers' ``Trainer`` around :class:`TrainingModel`."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from peft import load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -29,6 +32,7 @@ from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
 
 METRICS = "metrics.jsonl"
+MEMORY = "memory.safetensors"
 
 Evaluate = Callable[[LayerGroups, Any, int], dict[str, float]]
 """``evaluate(groups, tokenizer, step)``: figures of the model as it is now, by name."""
@@ -174,6 +178,22 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
 
     # Checkpoints
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, or leave nothing of it.
+
+        Raises:
+            ImpRAGError: it cannot be written.
+        """
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch.save's
+            out = Path(self.args.output_dir)
+            shutil.rmtree(out / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", True)
+            raise ImpRAGError(
+                f"the checkpoint of step {self.state.global_step} cannot be written to {out} "
+                f"({error}); make room and go on with --resume"
+            ) from error
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights and settings, as ``load_pretrained`` reads them."""
         folder = Path(output_dir or self.args.output_dir)
@@ -186,9 +206,24 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             groups.lm.save_pretrained(folder, state_dict=state_dict)
         groups.config.save(folder)
         self.tokenizer.save_pretrained(folder)
+        self._save_memory(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights((model or self.model).groups.lm, Path(resume_from_checkpoint))
+        self._load_memory(Path(resume_from_checkpoint))
+
+    def _save_memory(self, folder: Path) -> None:
+        memory = self.accelerator.unwrap_model(self.model).memory
+        if self.recipe.batch.memory and memory:
+            rows = torch.tensor(list(memory))
+            embeddings = torch.stack(list(memory.values()))
+            save_file({"rows": rows, "embeddings": embeddings}, folder / MEMORY)
+
+    def _load_memory(self, folder: Path) -> None:
+        if (folder / MEMORY).exists():
+            saved = load_file(folder / MEMORY)
+            memory = dict(zip(saved["rows"].tolist(), saved["embeddings"], strict=True))
+            self.accelerator.unwrap_model(self.model).memory = memory
 
     def load_best(self) -> None:
         """Go back to the weights that were the best when evaluated, if any were."""

@@ -1,0 +1,73 @@
+"""Candidates from the model's own index."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tiny_lm, tiny_tokenizer
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.model import ImpRAGConfig, LayerGroups, PassageEncoder
+from imprag.model.text import prompt_batch
+from imprag.training.own_ranks import OwnRanks
+from imprag.training.recipe import Recipe
+from imprag.training.schedule import Schedule
+
+PROMPTS = ["w1 w2", "w3", "w4 w5 w6 w7"]
+
+
+def test_ranks_are_those_of_the_model_and_are_kept(tmp_path: Path) -> None:
+    passages = [Passage(f"p{n}", f"w{n}", f"w{n + 20} w{n * 7 % 90}") for n in range(30)]
+    corpus = Corpus.build(passages, tmp_path / "corpus")
+    groups = LayerGroups(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3)).train()
+    tokenizer = tiny_tokenizer()
+
+    def expected() -> np.ndarray:
+        with torch.inference_mode():
+            batch = prompt_batch(tokenizer, PROMPTS, 100, torch.device("cpu"))
+            queries = groups.query_embeddings(*batch).numpy()
+        scores = queries @ PassageEncoder(groups, tokenizer)(passages).T
+        return np.argsort(-scores, axis=1)
+
+    ranks = OwnRanks(groups, tokenizer, corpus, tmp_path / "ranks", torch.float32)
+    before = expected()
+    assert ranks(PROMPTS, 5, 10).tolist() == before[:, :5].tolist()
+    assert groups.training
+    with torch.no_grad():
+        for parameter in groups.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    assert ranks(PROMPTS, 5, 10).tolist() == before[:, :5].tolist()
+    assert ranks(PROMPTS, 99, 20).tolist() == expected().tolist() != before.tolist()
+    assert [path.name for path in sorted((tmp_path / "ranks").iterdir())] == [
+        "step-10.safetensors",
+        "step-20.safetensors",
+    ]
+
+    (tmp_path / "ranks" / "step-10.safetensors").write_bytes(b"broken")
+    with pytest.raises(ImpRAGError, match="step-10.safetensors is damaged .* delete it"):
+        ranks(PROMPTS, 5, 10)
+
+
+def test_when_they_are_taken_anew() -> None:
+    recipe = Recipe.model_validate_json(
+        json.dumps(
+            {
+                "data": [{"tasks": "nq.jsonl", "task": "nq"}],
+                "stages": {
+                    "bottom": {"fraction": 0.1},
+                    "warmup": {"fraction": 0.3},
+                    "self_distillation": {"refresh_steps": 4},
+                },
+            }
+        )
+    )
+    schedule = Schedule(recipe, 20)
+    assert [schedule.last_refresh(step) for step in range(20)] == [
+        *[None] * 8,
+        *[8] * 4,
+        *[12] * 4,
+        *[16] * 4,
+    ]
