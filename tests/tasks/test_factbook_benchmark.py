@@ -27,6 +27,7 @@ EIGHT = {
     *("factbook/qa", "factbook/qa_unseen", "factbook/two_hop", "factbook/trex"),
     *("factbook/zsre", "factbook/fever", "factbook/aida", "wiki10k/aida"),
 }
+NINE = EIGHT | {"wiki10k/qa"}
 SYNTHETIC = {
     *("factbook/denoising", "factbook/next_sentence"),
     *("wiki10k/denoising", "wiki10k/next_sentence"),
@@ -90,7 +91,7 @@ def test_built_twice_it_is_the_same(built: Built) -> None:
 def test_manifest_describes_the_files(built: Built) -> None:
     assert built.manifest == load_benchmark(built.folder)
     assert built.manifest["corpus"]["fingerprint"] == built.corpus.fingerprint
-    assert set(built.manifest["tasks"]) == EIGHT | SYNTHETIC
+    assert set(built.manifest["tasks"]) == NINE | SYNTHETIC
     for task, group in built.manifest["tasks"].items():
         assert group["corpus"] == task.split("/")[0]
         for split, entry in group["splits"].items():
@@ -185,6 +186,28 @@ def test_linked_entities_are_in_their_split(built: Built) -> None:
                 if split == "train":
                     assert split_of[example.meta["source"]] == "train"
         assert sentences["train"].isdisjoint(sentences["dev"] | sentences["test"])
+
+
+def test_questions_about_articles(built: Built) -> None:
+    texts = {passage.id: passage.text for passage in built.corpus}
+    split_of, kinds = _split(built, "articles"), Counter()
+    assert ("wiki10k/qa", "test") not in built.examples
+    for split in ("train", "dev"):
+        for example in built.examples["wiki10k/qa", split]:
+            kinds[example.meta["kind"]] += 1
+            assert split_of[example.meta["title"]] == split
+            (gold,) = example.gold_ids
+            assert contains_answer(texts[gold], example.answers), example
+            assert not contains_answer(example.input, example.answers), example
+            assert re.fullmatch(r"[^{}]+\?", example.input), example
+    assert min(kinds[kind] for kind in ("born", "died", "person")) >= 800
+    assert min(kinds[kind] for kind in ("what", "name")) >= 3000
+    # Whom or what a description asks for is one article only, among all.
+    answers = defaultdict(set)
+    for example in built.examples["wiki10k/qa", "train"]:
+        if example.meta["kind"] in ("name", "person"):
+            answers[example.input].add(example.meta["title"])
+    assert all(len(titles) == 1 for titles in answers.values())
 
 
 def test_articles_about_countries_follow_the_countries(
@@ -395,7 +418,7 @@ def test_mentions_are_marked(built: Built) -> None:
 def test_prompts_can_be_made(built: Built) -> None:
     for (task, split), examples in built.examples.items():
         declared = load_task(task)
-        assert declared.retrieval is (task in EIGHT)
+        assert declared.retrieval is (task in NINE)
         for example in examples[:50]:
             assert example.input in declared.prompt(example)
         file = built.folder / built.manifest["tasks"][task]["splits"][split]["file"]

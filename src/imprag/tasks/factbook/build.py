@@ -14,6 +14,7 @@ from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, read_json, sha256, write_json
 from imprag.tasks.example import Example, write_examples
 from imprag.tasks.factbook import tasks
+from imprag.tasks.factbook.articles import article_questions
 from imprag.tasks.factbook.facts import KnownFact, known_facts
 from imprag.tasks.factbook.leaks import HeldOutFacts
 from imprag.tasks.factbook.linking import (
@@ -38,7 +39,7 @@ from imprag.tasks.synthetic import phrase_denoising, sentence_generation
 from imprag.tasks.task import Task
 
 #: Grows with every change that gives other examples.
-VERSION = 1
+VERSION = 2
 MANIFEST = "benchmark.json"
 
 _MIN_PROSE_WORDS = 20
@@ -223,6 +224,10 @@ def _example_sets(material: _Material) -> Iterator[ExampleSet]:
         yield ExampleSet(tasks.QA_UNSEEN, split, asked)
         yield ExampleSet(tasks.ZSRE, split, slots(facts))
     yield from _linking_sets(material)
+    about = list(article_questions(material.articles, seed))
+    for split in ("train", "dev"):
+        examples = [one for one in about if material.article_split[one.meta["title"]] == split]
+        yield ExampleSet(tasks.WIKI_QA, split, examples)
     yield from _synthetic_sets(material)
 
 

@@ -120,9 +120,18 @@ def article_links(passages: Sequence[Passage]) -> Iterator[Link]:
 
 def lead(article: Passage) -> list[str]:
     """The sentences of an article, without the title and the description before them."""
-    sentences = split_sentences(article.text.removeprefix(article.title).lstrip(". "))
-    described = len(sentences) > 1 and not _HAS_VERB.search(sentences[0])
-    return sentences[1:] if described else sentences
+    sentences = _after_title(article)
+    return sentences[1:] if described(article) else sentences
+
+
+def described(article: Passage) -> str:
+    """The description between an article's title and its first sentence, or ""."""
+    sentences = _after_title(article)
+    return sentences[0] if len(sentences) > 1 and not _HAS_VERB.search(sentences[0]) else ""
+
+
+def _after_title(article: Passage) -> list[str]:
+    return split_sentences(article.text.removeprefix(article.title).lstrip(". "))
 
 
 def link_example(link: Link, answers: Sequence[str], gold: Sequence[str], number: int) -> Example:
