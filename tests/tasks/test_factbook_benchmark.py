@@ -199,7 +199,8 @@ def test_questions_about_articles(built: Built) -> None:
             (gold,) = example.gold_ids
             assert contains_answer(texts[gold], example.answers), example
             assert not contains_answer(example.input, example.answers), example
-            assert re.fullmatch(r"[^{}]+\?", example.input), example
+            assert example.input.endswith("?"), example
+            assert not re.search(r"\{[XDYa]\}", example.input), example
     assert min(kinds[kind] for kind in ("born", "died", "person")) >= 800
     assert min(kinds[kind] for kind in ("what", "name")) >= 3000
     # Whom or what a description asks for is one article only, among all.
