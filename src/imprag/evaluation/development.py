@@ -97,13 +97,9 @@ class DevelopmentSet:
     def _answer_by_retrieval(
         self, groups: LayerGroups, tokenizer: Any, out: Path
     ) -> dict[str, Any]:
-        scratch = self._folder / ".index"
-        shutil.rmtree(scratch, ignore_errors=True)  # left by a training that was killed
-        try:
-            index = IndexFolder.build(self.corpus, PassageEncoder(groups, tokenizer), scratch)
+        encoder = PassageEncoder(groups, tokenizer)
+        with IndexFolder.temporary(self.corpus, encoder, self._folder / ".index") as index:
             return evaluate(ImpRAG(groups, tokenizer, index), self.tasks, out)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _answer_by_gold(self, groups: LayerGroups, tokenizer: Any, out: Path) -> dict[str, Any]:
         source = gold_among(self.corpus, _AMONG)

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +93,21 @@ class IndexFolder:
             **{"batch_size": 1024, **build_settings},
         )
         return cls(Corpus.open(path / CORPUS), index)
+
+    @classmethod
+    @contextmanager
+    def temporary(cls, corpus: Corpus, encoder: Encoder, path: Path) -> Iterator["IndexFolder"]:
+        """Embed a corpus for as long as the context lasts.
+
+        Args:
+            corpus, encoder: as for :meth:`build`.
+            path: the folder; what a killed process left there is not gone on with.
+        """
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            yield cls.build(corpus, encoder, path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def search(self, queries: npt.NDArray[np.float32], k: int) -> list[list[RetrievedPassage]]:
         """The k best passages for every query embedding, best first.

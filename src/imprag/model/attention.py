@@ -93,17 +93,12 @@ def _opened(attention: Attention) -> Attention:
 
 
 def _sdpa_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
+    module: nn.Module, query: Tensor, *others: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """PyTorch's scaled dot product, but not for training on a CPU, where that is slow."""
     training = query.requires_grad and not kwargs.get("dropout")
     attend = matmul_attention if training and query.device.type == "cpu" else _SDPA
-    return attend(module, query, key, value, attention_mask, **kwargs)
+    return attend(module, query, *others, **kwargs)
 
 
 def _eager_attention(

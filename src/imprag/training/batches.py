@@ -13,7 +13,7 @@ from imprag.corpus import Corpus
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
 from imprag.training.batching import Plan, PlannedBatch
 from imprag.training.own_ranks import OwnRanks
-from imprag.training.recipe import Recipe
+from imprag.training.recipe import LONGEST_TEXT, Recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingBatch
 
@@ -68,11 +68,11 @@ class Batches(Dataset[TrainingBatch]):
         for example, generated in zip(examples, planned.generated, strict=True):
             response = response_tokens(self._tokenizer, example.response) if generated else []
             if example.prompt:
-                (prompt,) = prompt_tokens(self._tokenizer, [example.prompt], _LONGEST)
+                (prompt,) = prompt_tokens(self._tokenizer, [example.prompt], LONGEST_TEXT)
             else:  # plain text: its first token stands for a prompt
                 prompt, response = response[:1], response[1:]
             prompts.append(prompt)
-            responses.append(response[:_LONGEST])
+            responses.append(response[:LONGEST_TEXT])
         # A passage that is read is never cut short, since the answer may stand at its end.
         read = {passage for passages in planned.candidates for passage in passages}
         short, full = self.schedule.passage_tokens(step), self._config.max_passage_tokens
@@ -106,10 +106,6 @@ class Batches(Dataset[TrainingBatch]):
         config = replace(self._config, max_passage_tokens=limit)
         (tokens,) = passage_tokens(self._tokenizer, config, [self._corpus[row]])
         return tokens
-
-
-_LONGEST = 1024
-"""Tokens of a prompt or a response in training."""
 
 
 def _retrieving_only(batch: PlannedBatch) -> PlannedBatch:

@@ -1,6 +1,5 @@
 """Candidates of self-distillation: what the model's own index ranks first (paper, section 3)."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from imprag.files import atomic_path
 from imprag.index.folder import IndexFolder
 from imprag.model import LayerGroups, PassageEncoder
 from imprag.model.text import prompt_batch
+from imprag.training.recipe import LONGEST_TEXT
 
-_LONGEST = 1024
 _BATCH = 64
 
 
@@ -81,24 +80,23 @@ class OwnRanks:
 
     def _rank(self, prompts: Sequence[str], depth: int) -> npt.NDArray[np.int64]:
         groups, training = self._groups, self._groups.training
-        scratch = self._folder / ".index"
-        shutil.rmtree(scratch, ignore_errors=True)  # left by a training that was killed
+        encoder = PassageEncoder(groups, self._tokenizer)
         device, low = groups.device, self._dtype is not torch.float32
         groups.eval()
         try:
-            with torch.inference_mode(), torch.autocast(device.type, self._dtype, enabled=low):
-                index = IndexFolder.build(
-                    self._corpus, PassageEncoder(groups, self._tokenizer), scratch
-                )
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, self._dtype, enabled=low),
+                IndexFolder.temporary(self._corpus, encoder, self._folder / ".index") as index,
+            ):
                 rows = []
                 starts = range(0, len(prompts), _BATCH)
                 for start in tqdm(starts, desc="own ranks", delay=2, disable=None):
                     batch = prompts[start : start + _BATCH]
                     queries = groups.query_embeddings(
-                        *prompt_batch(self._tokenizer, batch, _LONGEST, device)
+                        *prompt_batch(self._tokenizer, batch, LONGEST_TEXT, device)
                     )
                     rows.append(index.search_rows(queries.cpu().numpy(), depth)[0])
             return np.concatenate(rows)
         finally:
             groups.train(training)
-            shutil.rmtree(scratch, ignore_errors=True)

@@ -37,6 +37,9 @@ from imprag.tasks.factbook.build import MANIFEST
 from imprag.training.architecture import num_layers
 from imprag.training.recipe_file import apply_override, explain, read_yaml
 
+LONGEST_TEXT = 1024
+"""Tokens of a prompt or a response in training."""
+
 _BUDGETS = {"train.steps", "train.epochs"}
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from imprag.corpus import Passage
 from imprag.tasks.example import Answer, Example
-from imprag.tasks.factbook.linking import described, lead
+from imprag.tasks.factbook.linking import description, lead
 from imprag.tasks.factbook.splits import choose
 from imprag.tasks.factbook.values import without_accents
 
@@ -56,16 +56,11 @@ def article_questions(articles: Sequence[Passage], seed: int) -> Iterator[Exampl
             yield _example(article, asked, seed)
 
 
-def description(article: Passage) -> str:
-    """What stands between title and extract, without its full stop; "" if nothing does."""
-    return described(article).removesuffix(".")
-
-
 def _told(article: Passage) -> str:
     """As much of the description as a question gives away."""
-    life = _LIFE.match(description(article))
-    told = f"{life['who']} {life['from'] or life['born']}" if life else description(article)
-    return told.casefold()
+    told = description(article)
+    life = _LIFE.match(told)
+    return (f"{life['who']} {life['from'] or life['born']}" if life else told).casefold()
 
 
 def _asked(article: Passage, *, unique: bool) -> Iterator[_Asked]:

@@ -120,18 +120,20 @@ def article_links(passages: Sequence[Passage]) -> Iterator[Link]:
 
 def lead(article: Passage) -> list[str]:
     """The sentences of an article, without the title and the description before them."""
-    sentences = _after_title(article)
-    return sentences[1:] if described(article) else sentences
+    return _described(article)[1]
 
 
-def described(article: Passage) -> str:
-    """The description between an article's title and its first sentence, or ""."""
-    sentences = _after_title(article)
-    return sentences[0] if len(sentences) > 1 and not _HAS_VERB.search(sentences[0]) else ""
+def description(article: Passage) -> str:
+    """What stands between title and extract, without its full stop; "" if nothing does."""
+    return _described(article)[0].removesuffix(".")
 
 
-def _after_title(article: Passage) -> list[str]:
-    return split_sentences(article.text.removeprefix(article.title).lstrip(". "))
+def _described(article: Passage) -> tuple[str, list[str]]:
+    """An article's description and the sentences after it."""
+    sentences = split_sentences(article.text.removeprefix(article.title).lstrip(". "))
+    if len(sentences) > 1 and not _HAS_VERB.search(sentences[0]):
+        return sentences[0], sentences[1:]
+    return "", sentences
 
 
 def link_example(link: Link, answers: Sequence[str], gold: Sequence[str], number: int) -> Example:
