@@ -13,9 +13,10 @@ import pytest
 from killed_build import COUNTS, SHARD
 from stub_corpus import ClusterEncoder, StubCorpus
 
+from imprag.building import building_folder
 from imprag.errors import ImpRAGError
 from imprag.index import PassageIndex, build_index
-from imprag.index.manifest import MANIFEST, building_folder
+from imprag.index.manifest import MANIFEST
 
 DIMENSION = 8
 
@@ -149,7 +150,7 @@ class TestRefusing:
             build(tmp_path / "index", interrupted_after(500))
         work = building_folder(tmp_path / "index")
         before = files(work / "shards")
-        with pytest.raises(ImpRAGError, match=f"unfinished index with another {named}"):
+        with pytest.raises(ImpRAGError, match=f"unfinished build with another {named}"):
             build(tmp_path / "index", **change)
         assert files(work / "shards") == before
         build(tmp_path / "index")

@@ -411,7 +411,7 @@ class TestDamage:
             assert content == dataclasses.asdict(manifest)
             assert content["metric"] == "inner_product"
             assert content["kind"] == kind
-            assert content["versions"].keys() == {"imprag", "engine"}
+            assert content["versions"].keys() == {"imprag", "faiss"}
             assert set(content["files"]) == {"vectors", "ids"} | (
                 set() if kind == "flat" else {"structure"}
             )

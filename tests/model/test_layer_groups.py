@@ -367,6 +367,33 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
         torch.testing.assert_close(actual[name], gradient, atol=1e-4, rtol=1e-3)
 
 
+def test_reading_without_copies_equals_reading_with_gradients(family: str) -> None:
+    """Without gradients, passages and prompt stay apart; with them, they are put side by side."""
+    groups = groups_of(family)
+    passages, prompts = tokens(9, 5, 12), tokens(7, 3, seed=1)
+    given = [passages[:2], passages[2:]]
+    apart = [logits.detach() for logits in read(groups, prompts, given)]
+    with torch.no_grad():
+        for one, other in zip(read(groups, prompts, given), apart, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+
+
+def test_passages_run_no_further_than_the_keys_of_layer_t() -> None:
+    groups = groups_of()
+    ran: list[int] = []
+    for number, layer in enumerate(groups.lm.base_model.layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    ids, mask = pad(tokens(9, 5), CPU)
+    with torch.no_grad():
+        short = groups.encode(ids, mask)
+    # Layer b = 1 is run once more, on the pooling tokens.
+    assert sorted(ran) == [0, 1, 1, 2]
+    whole = groups.encode(ids, mask)
+    for layer in (1, 2, 3):
+        torch.testing.assert_close(short.keys[layer], whole.keys[layer].detach())
+        torch.testing.assert_close(short.values[layer], whole.values[layer].detach())
+
+
 @torch.no_grad()
 def test_attention_for_compiling_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = groups_of(family, b=2)

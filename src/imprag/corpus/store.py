@@ -198,19 +198,23 @@ class Corpus:
         Raises:
             ImpRAGError: no passage has one of the ids.
         """
+        found = []
+        for passage_id, row in zip(ids, self.find(ids), strict=True):
+            if row is None:
+                raise ImpRAGError(f"no passage has the id {passage_id!r} in {self.path}")
+            found.append(row)
+        return found
+
+    def find(self, ids: Sequence[str]) -> list[int | None]:
+        """The rows of the passages with the given ids, None for an id that no passage has."""
         hashes = np.array([_hash(passage_id) for passage_id in ids], _UINT64)
         starts = np.searchsorted(self._hashes, hashes, "left")
         ends = np.searchsorted(self._hashes, hashes, "right")
-        found = []
-        for passage_id, start, end in zip(ids, starts, ends, strict=True):
-            # Different ids may share a hash, so the ids themselves are compared.
-            for row in self._rows[start:end].tolist():
-                if self[row].id == passage_id:
-                    found.append(row)
-                    break
-            else:
-                raise ImpRAGError(f"no passage has the id {passage_id!r} in {self.path}")
-        return found
+        # Different ids may share a hash, so the ids themselves are compared.
+        return [
+            next((row for row in self._rows[start:end].tolist() if self[row].id == wanted), None)
+            for wanted, start, end in zip(ids, starts, ends, strict=True)
+        ]
 
     def _check_unique(self, passages: Iterable[Passage]) -> None:
         """Refuse ids that occur twice, naming file and line if ``passages`` knows them."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Estimate = Mapping[str, float]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_STYLE = {
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -47,7 +47,7 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> str:
 
     runs = list(dict.fromkeys(run for estimates in groups.values() for run in estimates))
     step = 0.8 / len(runs)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         height = 0.9 + len(groups) * max(0.34, 0.2 * len(runs))
         figure = Figure((8, height), layout="constrained")
         axes = figure.subplots()
@@ -61,7 +61,7 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> str:
                 [100 * estimate["mean"] for estimate in estimates],
                 height=step * 0.9,
                 xerr=[below, above],
-                color=_COLORS[number % len(_COLORS)],
+                color=COLORS[number % len(COLORS)],
                 error_kw={"ecolor": "#3b4350", "elinewidth": 1, "capsize": 2},
                 label=run,
             )
@@ -87,12 +87,12 @@ def recall_curves(tasks: Mapping[str, Mapping[str, Estimate]]) -> str:
 
     columns = min(len(tasks), _COLUMNS)
     rows = -(-len(tasks) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure((max(4, 2.6 * columns), 0.8 + 2.1 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         legend = {}
         for axes, (task, metrics) in zip(panels, tasks.items(), strict=False):
-            for kind, color in zip(("passage", "answer"), _COLORS, strict=False):
+            for kind, color in zip(("passage", "answer"), COLORS, strict=False):
                 names = [f"{kind}_recall@{k}" for k in RECALL_DEPTHS]
                 if names[0] in metrics:
                     curve = _curve(axes, [metrics[name] for name in names], color)

@@ -192,7 +192,9 @@ class _System:
             "dtype": str(lm.dtype).removeprefix("torch."),
             **config,
         }
-        reading = {"k": self.k, "in_context": self.in_context}
+        reading: dict[str, Any] = {"k": self.k, "in_context": self.in_context}
+        if (store := self.rag.memory.store) is not None:
+            reading["memory"] = {"codec": store.codec.name, "keep_tokens": store.keep_tokens}
         return {"passages": passages, "reading": reading, "model": model}
 
     def predict(self, batch: Sequence[Question], pages: Mapping[str, str]) -> list[Prediction]:

@@ -27,19 +27,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imprag.corpus.passage import Passage
-from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, sha256, write_json
-from imprag.index.faiss_index import FaissIndex, write_ids
-from imprag.index.faiss_structures import KINDS, STRUCTURES
-from imprag.index.faiss_vectors import DTYPES, map_faiss, progress_bar, write_vectors
-from imprag.index.manifest import (
-    IndexManifest,
+from imprag.building import (
     building_folder,
+    check_name,
+    claim,
     is_free,
+    numbered_files,
+    readable_size,
     versions,
     write_file,
 )
+from imprag.corpus.passage import Passage
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path
+from imprag.index.faiss_index import FaissIndex, write_ids
+from imprag.index.faiss_structures import KINDS, STRUCTURES
+from imprag.index.faiss_vectors import DTYPES, map_faiss, progress_bar, write_vectors
+from imprag.index.manifest import IndexManifest
 from imprag.index.passage_index import FloatArray, checked_embeddings
 
 _BASE_MEMORY = 150_000_000  # Python with NumPy, Arrow and FAISS
@@ -117,7 +121,7 @@ def build_index(
     )
     work = building_folder(out)
     if is_free(out):
-        _claim(work, {**dataclasses.asdict(goal), "shard": shard_size, "batch": batch_size})
+        claim(work, {**dataclasses.asdict(goal), "shard": shard_size, "batch": batch_size})
         if progress:
             print(_prediction(passages, goal, shard_size, out), file=sys.stderr)
         shards = _write_shards(
@@ -128,24 +132,6 @@ def build_index(
     manifest = _finished(out, goal)
     shutil.rmtree(work, ignore_errors=True)
     return FaissIndex(out, manifest)
-
-
-def _claim(work: Path, plan: dict[str, Any]) -> None:
-    """Make the working folder, or go on in one with the same plan, without what a kill left."""
-    plan_file = work / "plan.json"
-    if plan_file.is_file():
-        old = read_json(plan_file)
-        if other := sorted(key for key in plan if old.get(key) != plan[key]):
-            raise ImpRAGError(
-                f"{work} holds an unfinished index with another {', '.join(other)}; "
-                "build with the same settings as before, or delete that folder"
-            )
-    elif work.exists() and any(not path.name.startswith(".tmp-plan") for path in work.iterdir()):
-        raise ImpRAGError(f"{work} is needed for building, but holds something else; move it away")
-    else:
-        write_json(plan_file, plan)
-    for scratch in work.rglob(".tmp-*"):
-        shutil.rmtree(scratch)
 
 
 def _finished(out: Path, goal: IndexManifest) -> IndexManifest:
@@ -177,17 +163,10 @@ def _prediction(passages: Passages, goal: IndexManifest, shard_size: int, out: P
     free = shutil.disk_usage(out.parent).free
     return (
         f"{goal.kind} index of {goal.count:,} passages, {goal.dimension} x {goal.dtype}: "
-        f"about {_size(disk)} on disk, {_size(disk + shards)} while building "
-        f"({_size(free)} are free), {_size(memory + _BASE_MEMORY)} of memory beside the encoder"
+        f"about {readable_size(disk)} on disk, {readable_size(disk + shards)} while building "
+        f"({readable_size(free)} are free), "
+        f"{readable_size(memory + _BASE_MEMORY)} of memory beside the encoder"
     )
-
-
-def _size(number: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
 
 
 def _write_shards(
@@ -201,7 +180,7 @@ def _write_shards(
 ) -> list[Path]:
     """Embed what is not embedded yet; the paths of all shards, in order."""
     shards = [range(n, min(n + shard_size, goal.count)) for n in range(0, goal.count, shard_size)]
-    paths = {int(path.name.partition("-")[0]): path for path in folder.glob("*-*.arrow")}
+    paths = numbered_files(folder)
     done = sum(len(shards[number]) for number in paths)
     with progress_bar("Encoding", goal.count, progress, done) as bar:
         for number, rows in enumerate(shards):
@@ -251,11 +230,7 @@ def _write_index(target: Path, shards: list[Path], goal: IndexManifest, progress
     if target.exists():
         return  # it is whole, and only remains to be moved
     for path in shards:
-        if not sha256(path).startswith(path.stem.partition("-")[2]):
-            raise ImpRAGError(
-                f"{path} is damaged (its checksum differs); delete it and give the same command "
-                "again, and only these passages are embedded again"
-            )
+        check_name(path)
 
     def embeddings() -> Iterator[npt.NDArray[Any]]:
         for path in shards:
@@ -284,5 +259,7 @@ def _write_index(target: Path, shards: list[Path], goal: IndexManifest, progress
             files["structure"] = write_file(
                 folder, f"{goal.kind}.faiss", lambda stream: structure.write(built, stream)
             )
-        manifest = dataclasses.replace(goal, files=files, versions=versions(faiss.__version__))
+        manifest = dataclasses.replace(
+            goal, files=files, versions=versions(faiss=faiss.__version__)
+        )
         manifest.write(folder)

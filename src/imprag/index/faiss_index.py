@@ -14,18 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imprag.building import damaged, is_free, versions, write_file
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path
 from imprag.index.faiss_structures import STRUCTURES
 from imprag.index.faiss_vectors import empty_vectors, map_faiss, vector_blocks, write_vectors
-from imprag.index.manifest import (
-    MANIFEST,
-    IndexManifest,
-    damaged,
-    is_free,
-    versions,
-    write_file,
-)
+from imprag.index.manifest import MANIFEST, IndexManifest
 from imprag.index.passage_index import FloatArray, PassageIndex, checked_embeddings
 
 
@@ -196,9 +190,9 @@ class FaissIndex(PassageIndex):
         for file in files.values():
             if not (folder / file.name).exists():
                 shutil.copyfile(self._path / file.name, folder / file.name)
-        dataclasses.replace(manifest, files=files, versions=versions(faiss.__version__)).write(
-            folder
-        )
+        dataclasses.replace(
+            manifest, files=files, versions=versions(faiss=faiss.__version__)
+        ).write(folder)
         for name in {file.name for file in old.values()} - {file.name for file in files.values()}:
             (folder / name).unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from imprag.index.manifest import damaged
+from imprag.building import damaged
 from imprag.index.passage_index import FloatArray
 
 DTYPES = ("float16", "float32")

@@ -1,26 +1,15 @@
 """``index.json``: what an index folder holds, who made it, and the checksums of its files."""
 
-import importlib.metadata
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
+from imprag.building import StoredFile, building_folder
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, sha256, write_json
+from imprag.files import read_json, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "index.json"
-
-
-@dataclass(frozen=True)
-class IndexFile:
-    """A file of an index: its name in the folder, its size and its SHA-256."""
-
-    name: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ class IndexManifest:
     model_fingerprint: str
     corpus_fingerprint: str
     settings: dict[str, int]
-    files: dict[str, IndexFile]
+    files: dict[str, StoredFile]
     versions: dict[str, str]
     metric: str = "inner_product"
     format_version: int = FORMAT_VERSION
@@ -84,16 +73,12 @@ class IndexManifest:
                 "build the index again"
             )
         try:
-            files = {role: IndexFile(**file) for role, file in content.pop("files").items()}
+            files = {role: StoredFile(**file) for role, file in content.pop("files").items()}
             manifest = cls(files=files, **content)
         except (AttributeError, KeyError, TypeError) as error:
             raise ImpRAGError(f"{path} is damaged ({error}); build the index again") from error
         for file in files.values():
-            data = folder / file.name
-            if data.parent != folder or not data.is_file():
-                raise damaged(data, "it is missing")
-            if (size := data.stat().st_size) != file.bytes:
-                raise damaged(data, f"{size} bytes instead of {file.bytes}")
+            file.check(folder)
         return manifest
 
     def write(self, folder: Path) -> None:
@@ -125,48 +110,4 @@ class IndexManifest:
             ImpRAGError: a file was changed.
         """
         for file in self.files.values():
-            if sha256(folder / file.name) != file.sha256:
-                raise damaged(folder / file.name, "its checksum differs")
-
-
-def building_folder(out: Path) -> Path:
-    """Where the parts of an index lie until it is finished."""
-    return out.with_name(f"{out.name}.building")
-
-
-def is_free(path: Path) -> bool:
-    """Whether a folder can be made here: nothing is there, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
-def damaged(path: Path, reason: str) -> ImpRAGError:
-    """The error for a file that is not what was written."""
-    return ImpRAGError(f"{path} is damaged ({reason}); delete its folder and build the index again")
-
-
-def versions(engine: str) -> dict[str, str]:
-    """Versions of ImpRAG and of an engine, for the manifest."""
-    return {"imprag": importlib.metadata.version("imprag"), "engine": engine}
-
-
-def write_file(folder: Path, name: str, write: Callable[[BinaryIO], object]) -> IndexFile:
-    """Write a file that carries its checksum in its name: ``ids.arrow``, ``ids-<16 digits>.arrow``.
-
-    A file of an index never changes and never has the name of another, so that a new state of the
-    index can lie beside the old one until the manifest, in one step, names the new files.
-
-    Args:
-        folder: exists.
-        name: without the checksum.
-        write: is given the open file.
-
-    Raises:
-        ImpRAGError: the disk is full or the folder cannot be written.
-    """
-    path = folder / name
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        write(stream)
-    digest = sha256(path)
-    final = path.with_stem(f"{path.stem}-{digest[:16]}")
-    os.replace(path, final)
-    return IndexFile(final.name, final.stat().st_size, digest)
+            file.verify(folder)

@@ -72,6 +72,76 @@ def matmul_attention(
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
 
 
+def reading_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    passage_key: Tensor,
+    passage_value: Tensor,
+    passage_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """One softmax over [passage keys ; own keys], without putting the two side by side.
+
+    Neither keys nor values are copied or repeated for the query heads that share them, which counts
+    where few queries read many passages. Scores are float32.
+
+    Args:
+        passage_key, passage_value: (batch, key heads, S, d_h).
+        passage_mask: (batch, S), True where a passage token stands; None if everywhere.
+        module, query, key, value, attention_mask, scaling, **kwargs: of transformers.
+    """
+    batch, _, queries, head_dim = query.shape
+    key_heads = key.shape[1]
+    scaling = head_dim**-0.5 if scaling is None else scaling
+    grouped = (query * scaling).reshape(batch, key_heads, -1, head_dim)
+    if attention_mask is None:
+        attention_mask = causal_mask(queries, key.shape[2], query.device)
+    lowest = torch.finfo(torch.float32).min
+
+    def scores(keys: Tensor, mask: Tensor | None) -> Tensor:
+        found = (grouped @ keys.transpose(2, 3)).float()
+        if mask is None:
+            return found
+        # One row for each query head of the group and each query.
+        shape = (batch, key_heads, -1, queries, keys.shape[2])
+        return found.view(shape).masked_fill(~mask[:, :, None], lowest).view(found.shape)
+
+    if passage_mask is not None:
+        passage_mask = passage_mask[:, None, None]
+    passages = scores(passage_key.to(query.dtype), passage_mask)
+    own = scores(key, attention_mask)
+    weights = torch.cat([passages, own], dim=-1).softmax(dim=-1).to(value.dtype)
+    read = passages.shape[-1]
+    output = weights[..., :read] @ passage_value.to(value.dtype) + weights[..., read:] @ value
+    return output.view(query.shape).transpose(1, 2).contiguous(), None
+
+
+def received_attention(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """How much attention each token receives from all later ones, over all heads of its group.
+
+    Args:
+        query: (P, heads, L, d_h).
+        key: (P, key heads, L, d_h).
+        mask: (P, L), True where a token stands; padding is on the right.
+        scaling: of the scores.
+
+    Returns:
+        (P, key heads, L) float32.
+    """
+    rows, heads, length, _ = query.shape
+    groups = heads // key.shape[1]
+    scores = (query * scaling) @ key.repeat_interleave(groups, dim=1).transpose(2, 3)
+    allowed = causal_mask(length, length, query.device)
+    weights = scores.float().masked_fill(~allowed, float("-inf")).softmax(dim=-1)
+    received = (weights * mask[:, None, :, None]).sum(dim=2)
+    return received.view(rows, -1, groups, length).sum(dim=2)
+
+
 def _opened(attention: Attention) -> Attention:
     """``attention`` behind a door for state hooks, and for another attention in its place."""
 
@@ -92,7 +162,7 @@ def _opened(attention: Attention) -> Attention:
     return opened
 
 
-def _sdpa_attention(
+def sdpa_attention(
     module: nn.Module, query: Tensor, *others: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """PyTorch's scaled dot product, but not for training on a CPU, where that is slow."""
@@ -119,7 +189,7 @@ def _eager_attention(
 
 
 _SDPA: Attention = AttentionInterface()["sdpa"]
-AttentionInterface.register("imprag_sdpa", _opened(_sdpa_attention))
+AttentionInterface.register("imprag_sdpa", _opened(sdpa_attention))
 AttentionInterface.register("imprag_eager", _opened(_eager_attention))
 for _name in ("imprag_sdpa", "imprag_eager"):
     # Both get SDPA's boolean masks (or None where plain causal attention is meant).

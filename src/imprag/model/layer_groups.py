@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imprag.errors import ImpRAGError
-from imprag.model.attention import Attention, StateHook, matmul_attention, open_attention
+from imprag.model.attention import (
+    Attention,
+    StateHook,
+    matmul_attention,
+    open_attention,
+    reading_attention,
+    received_attention,
+    sdpa_attention,
+)
 from imprag.model.config import ImpRAGConfig, PassageEncoding
 from imprag.model.states import PassageStates, Prefix
 
@@ -119,14 +127,19 @@ class LayerGroups(nn.Module):
         are frozen into the compiled code: call it again after they have changed.
         """
         # Held in a dictionary, so that they are not registered as modules a second time.
-        fused = self.lm.config._attn_implementation == "imprag_sdpa"
-        attend = matmul_attention if fused and self.device.type == "cpu" else None
-        self._compiled = {i: _Compiled(self._layer(i), attend) for i in range(self.config.b)}
+        quick = self._fused and self.device.type == "cpu"
+        attention = {"attend": matmul_attention} if quick else {}
+        self._compiled = {i: _Compiled(self._layer(i), **attention) for i in range(self.config.b)}
 
     # Reading: layers b..t
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor, position_offset: Tensor | int = 0
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_offset: Tensor | int = 0,
+        *,
+        with_attention: bool = False,
     ) -> PassageStates:
         """Run passages through layers 0..t; embeddings and reading states come from one pass.
 
@@ -134,26 +147,35 @@ class LayerGroups(nn.Module):
             input_ids: (sequences, length) int64, padded on the right.
             attention_mask: (sequences, length), 1 where a token stands.
             position_offset: position of the first token of all, or (sequences,) of each.
+            with_attention: also sum up the attention that each token receives.
         """
         b, t = self.config.b, self.config.t
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
+        attention: dict[int, Tensor] = {}
         embeddings: list[Tensor] = []
 
         def record(
             layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         ) -> tuple[Tensor, Tensor, Tensor | None]:
             keys[layer], values[layer] = key, value
+            if with_attention:
+                scaling = getattr(self._layer(layer).self_attn, "scaling", self.head_dim**-0.5)
+                attention[layer] = received_attention(query, key, attention_mask, scaling)
+            if layer == t and not torch.is_grad_enabled():
+                raise _Enough  # nobody asks for what comes after layer t's keys and values
             return key, value, mask
 
         def embed(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
             states = self._token_states(layer, hidden_states, last_tokens(attention_mask), call)
             embeddings.append(self._passage_embeddings(*states))
 
-        stand_ins = {i: _StandIn(self._layer(i), partial(record, i)) for i in range(b, t + 1)}
+        stand_ins = {
+            i: _StandIn(self._layer(i), state_hook=partial(record, i)) for i in range(b, t + 1)
+        }
         stand_ins[b].before = embed
         self._run(self._decoder_view(stand_ins, t + 1), input_ids, attention_mask, position_offset)
-        return PassageStates(keys, values, attention_mask.bool(), embeddings[0])
+        return PassageStates(keys, values, attention_mask.bool(), embeddings[0], attention)
 
     def encode_passages(
         self,
@@ -276,6 +298,12 @@ class LayerGroups(nn.Module):
         )
 
     # Views of the model
+
+    @property
+    def _fused(self) -> bool:
+        """Whether the model's attention is PyTorch's scaled dot product."""
+        fused: bool = self.lm.config._attn_implementation == "imprag_sdpa"
+        return fused
 
     @property
     def _decoder(self) -> PreTrainedModel:
@@ -403,7 +431,11 @@ class _Reading:
     def stand_ins(self) -> dict[int, "_StandIn"]:
         b, t = self.groups.config.b, self.groups.config.t
         stand_ins = {
-            i: _StandIn(self.groups._layer(i), partial(self._attend, i)) for i in range(b, t + 1)
+            # An eager attention computes more than a softmax of products, so it stays.
+            i: _StandIn(self.groups._layer(i), attend=partial(self._read, i))
+            if self.groups._fused
+            else _StandIn(self.groups._layer(i), state_hook=partial(self._attend, i))
+            for i in range(b, t + 1)
         }
         stand_ins[b].before = self._retrieve
         return stand_ins
@@ -432,23 +464,62 @@ class _Reading:
         assert self.prefix is not None
         return self.prefix.attend(layer, query, key, value, mask)
 
+    def _read(
+        self,
+        layer: int,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self.prefix is not None
+        prefix = self.prefix
+        if torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1):
+            states = prefix.attend(layer, query, key, value, mask)
+            return sdpa_attention(module, query, *states, **kwargs)
+        return reading_attention(
+            module,
+            query,
+            key,
+            value,
+            mask,
+            passage_key=prefix.keys[layer],
+            passage_value=prefix.values[layer],
+            passage_mask=prefix.mask if prefix.padded else None,
+            **kwargs,
+        )
+
+
+class _Enough(Exception):
+    """Raised by a state hook that has all it needs: its layer runs no further."""
+
 
 _Before = Callable[[nn.Module, Tensor, dict[str, Any]], None]
 
 
 class _StandIn(nn.Module):
-    """Takes a decoder layer's place in a view: runs it with a state hook."""
+    """Takes a decoder layer's place in a view: runs it with another attention.
 
-    def __init__(self, layer: nn.Module, hook: StateHook) -> None:
+    Args:
+        layer: the decoder layer.
+        **attention: a ``state_hook``, or ``attend`` in place of its own attention.
+    """
+
+    def __init__(self, layer: nn.Module, **attention: StateHook | Attention) -> None:
         super().__init__()
         self.layer = layer
-        self.hook = hook
+        self.attention = attention
         self.before: _Before | None = None
 
     def forward(self, hidden_states: Tensor, **call: Any) -> Any:
         if self.before is not None:
             self.before(self.layer, hidden_states, call)
-        return self.layer(hidden_states, state_hook=self.hook, **call)
+        try:
+            return self.layer(hidden_states, **self.attention, **call)
+        except _Enough:
+            return hidden_states
 
     def __getattr__(self, name: str) -> Any:
         # Some models ask their layers for settings, such as the kind of their attention.
@@ -462,7 +533,7 @@ class _Terminus(_StandIn):
     """The last stop of a view: takes what it needs from the layer and runs no further."""
 
     def __init__(self, layer: nn.Module, before: _Before) -> None:
-        super().__init__(layer, _unchanged)
+        super().__init__(layer)
         self.before = before
 
     def forward(self, hidden_states: Tensor, **call: Any) -> Any:
@@ -474,10 +545,9 @@ class _Terminus(_StandIn):
 class _Compiled(_StandIn):
     """A layer in its compiled form, with frozen weights and another attention where given."""
 
-    def __init__(self, layer: nn.Module, attend: Attention | None) -> None:
-        super().__init__(layer, _unchanged)
+    def __init__(self, layer: nn.Module, **attention: Attention) -> None:
+        super().__init__(layer, **attention)
         self._compiled: Any = torch.compile(layer, dynamic=True)
-        self._arguments = {} if attend is None else {"attend": attend}
 
     def forward(self, hidden_states: Tensor, **call: Any) -> Any:
         from torch._dynamo import config as dynamo
@@ -486,13 +556,7 @@ class _Compiled(_StandIn):
         # Frozen weights are laid out for the matrix products once, not at every call. The limit is
         # for all layers together, since they share their code.
         with inductor.patch(freezing=True), dynamo.patch(recompile_limit=256):
-            return self._compiled(hidden_states, **call, **self._arguments)
-
-
-def _unchanged(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    return key, value, mask
+            return self._compiled(hidden_states, **self.attention, **call)
 
 
 def _view(module: nn.Module, **children: nn.Module) -> Any:

@@ -1,7 +1,9 @@
 """Keys and values of passages at the reading layers, and how prompts attend to them."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,39 @@ class Prefix:
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
     mask: Tensor
+
+    @classmethod
+    def from_blocks(cls, blocks: Sequence[Tensor], first_layer: int) -> "Prefix":
+        """What prompts read, from one block of states for each.
+
+        Args:
+            blocks: of every prompt, (2, layers, key heads, S, d_h): keys, then values.
+            first_layer: the number of the first of these layers.
+        """
+        longest = max(block.shape[3] for block in blocks)
+        if len(blocks) == 1:
+            states = blocks[0][:, :, None]  # nothing is copied
+        else:
+            gaps = [longest - block.shape[3] for block in blocks]
+            padded = [F.pad(x, (0, 0, 0, gap)) for x, gap in zip(blocks, gaps, strict=True)]
+            states = torch.stack(padded, dim=2)
+        places = torch.arange(longest, device=states.device)
+        lengths = torch.tensor([block.shape[3] for block in blocks], device=states.device)
+        return cls(
+            {first_layer + n: keys for n, keys in enumerate(states[0])},
+            {first_layer + n: values for n, values in enumerate(states[1])},
+            places < lengths[:, None],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Of the keys and values."""
+        return sum(x.nbytes for states in (self.keys, self.values) for x in states.values())
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether some prompt reads fewer tokens than another."""
+        return not bool(self.mask.all())
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
@@ -61,12 +96,37 @@ class PassageStates:
         keys, values: for every layer b..t, (P, key heads, L, d_h), after rotary embedding.
         mask: (P, L), True where a token stands.
         embeddings: (P, h_k * d_h) float32, the embedding of each sequence's pooling token.
+        attention: for every layer b..t, (P, key heads, L) float32, how much attention each token
+            received from the tokens of its sequence in all query heads; {} if not asked for.
     """
 
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
     mask: Tensor
     embeddings: Tensor
+    attention: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def blocks(self, keep_tokens: float = 1.0) -> list[Tensor]:
+        """The states of every sequence by itself, (2, layers, key heads, its tokens, d_h).
+
+        Args:
+            keep_tokens: the share of its tokens that each sequence keeps, in every layer and head
+                those that received most attention (heavy hitters; paper, appendix C), in order.
+                Below 1 it needs ``attention``.
+        """
+        states = torch.stack(
+            [torch.stack(list(part.values())) for part in (self.keys, self.values)]
+        )  # (2, layers, P, key heads, L, d_h)
+        blocks = []
+        for row, length in enumerate(self.mask.sum(dim=1).tolist()):
+            block = states[:, :, row, :, :length]
+            if keep_tokens < 1:
+                received = torch.stack([x[row, :, :length] for x in self.attention.values()])
+                kept = received.topk(math.ceil(keep_tokens * length), dim=-1).indices
+                index = kept.sort(dim=-1).values[None, ..., None]
+                block = block.gather(3, index.expand(*block.shape[:3], -1, block.shape[4]))
+            blocks.append(block)
+        return blocks
 
     @classmethod
     def concatenate(cls, parts: Sequence["PassageStates"]) -> "PassageStates":

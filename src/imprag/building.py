@@ -1,0 +1,147 @@
+"""Long builds that survive a kill: a working folder, a plan, files that carry their checksum.
+
+What is being made lies in ``OUT.building``, beside ``OUT``. Its ``plan.json`` holds the settings
+that all parts share; parts are written atomically; the finished folder becomes ``OUT`` in one step.
+"""
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path, read_json, sha256, write_json
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a finished folder: its name there, its size and its SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def check(self, folder: Path) -> None:
+        """Compare the size, which costs nothing.
+
+        Raises:
+            ImpRAGError: the file is missing or has another size.
+        """
+        path = folder / self.name
+        if path.parent != folder or not path.is_file():
+            raise damaged(path, "it is missing")
+        if (size := path.stat().st_size) != self.bytes:
+            raise damaged(path, f"{size} bytes instead of {self.bytes}")
+
+    def verify(self, folder: Path) -> None:
+        """Read the file and compare its checksum.
+
+        Raises:
+            ImpRAGError: the file was changed.
+        """
+        if sha256(folder / self.name) != self.sha256:
+            raise damaged(folder / self.name, "its checksum differs")
+
+
+def write_file(folder: Path, name: str, write: Callable[[BinaryIO], object]) -> StoredFile:
+    """Write a file that carries its checksum in its name: ``ids.arrow``, ``ids-<16 digits>.arrow``.
+
+    Such a file never changes and never has the name of another, so that a new state of a folder
+    can lie beside the old one until the manifest, in one step, names the new files.
+
+    Args:
+        folder: made if need be.
+        name: without the checksum.
+        write: is given the open file.
+
+    Raises:
+        ImpRAGError: the disk is full or the folder cannot be written.
+    """
+    path = folder / name
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        write(stream)
+    digest = sha256(path)
+    final = path.with_stem(f"{path.stem}-{digest[:16]}")
+    os.replace(path, final)
+    return StoredFile(final.name, final.stat().st_size, digest)
+
+
+def numbered_files(folder: Path) -> dict[int, Path]:
+    """Files ``<number>-<checksum>`` that :func:`write_file` has written, by their number."""
+    return {int(path.name.partition("-")[0]): path for path in folder.glob("[0-9]*-*")}
+
+
+def check_name(path: Path) -> str:
+    """Compare a file with the checksum in its name.
+
+    Returns:
+        the whole SHA-256.
+
+    Raises:
+        ImpRAGError: the file was changed.
+    """
+    digest = sha256(path)
+    if not digest.startswith(path.stem.rpartition("-")[2]):
+        raise ImpRAGError(
+            f"{path} is damaged (its checksum differs); delete it and give the same command "
+            "again, and only this part is made again"
+        )
+    return digest
+
+
+def building_folder(out: Path) -> Path:
+    """Where the parts of ``out`` lie until it is finished."""
+    return out.with_name(f"{out.name}.building")
+
+
+def is_free(path: Path) -> bool:
+    """Whether a folder can be made here: nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def claim(work: Path, plan: dict[str, Any]) -> None:
+    """Make the working folder, or go on in one with the same plan, without what a kill left.
+
+    Args:
+        work: of :func:`building_folder`.
+        plan: all that decides the parts; JSON.
+
+    Raises:
+        ImpRAGError: the folder has another plan, or holds something else.
+    """
+    plan_file = work / "plan.json"
+    if plan_file.is_file():
+        old = read_json(plan_file)
+        if other := sorted(key for key in plan if old.get(key) != plan[key]):
+            raise ImpRAGError(
+                f"{work} holds an unfinished build with another {', '.join(other)}; "
+                "build with the same settings as before, or delete that folder"
+            )
+    elif work.exists() and any(not path.name.startswith(".tmp-plan") for path in work.iterdir()):
+        raise ImpRAGError(f"{work} is needed for building, but holds something else; move it away")
+    else:
+        write_json(plan_file, plan)
+    for scratch in work.rglob(".tmp-*"):
+        shutil.rmtree(scratch)
+
+
+def damaged(path: Path, reason: str) -> ImpRAGError:
+    """The error for a file that is not what was written."""
+    return ImpRAGError(f"{path} is damaged ({reason}); delete its folder and build it again")
+
+
+def versions(**engines: str) -> dict[str, str]:
+    """Versions of ImpRAG and of the libraries that matter, for a manifest."""
+    return {"imprag": importlib.metadata.version("imprag"), **engines}
+
+
+def readable_size(number: float) -> str:
+    """``76.3 MB``."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

@@ -1,0 +1,111 @@
+"""``imprag memory``: build."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import cyclopts
+from cyclopts import Parameter
+
+from imprag.errors import ImpRAGError
+
+if TYPE_CHECKING:
+    from imprag.rag import ImpRAG
+
+memory = cyclopts.App(
+    name="memory", help="Store passages' keys and values, so that answering does not encode them."
+)
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+@memory.command
+def build(
+    *,
+    out: Path,
+    index: Path | None = None,
+    model: str = "default",
+    codec: Literal["bf16", "fp32", "int8", "int4", "pq"] = "bf16",
+    keep_tokens: float = 1.0,
+    top_passages: int | None = None,
+    prompts: Path | None = None,
+    dry_run: Flag = False,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Store keys and values of an index's passages at the layers that read them.
+
+    `imprag ask` and `imprag eval` take the folder as `--memory`. An interrupted build goes on where
+    it stopped when the same command is given again.
+
+    Examples:
+
+    - `imprag memory build --model my-model --index my-index --out my-memory --codec int8`
+    - `imprag memory build --out hot --top-passages 1000 --prompts asked.txt`
+    - `imprag memory build --model my-model --index my-index --out my-memory --dry-run`
+
+    Args:
+        out: The folder to make.
+        index: An index folder made by `imprag index` with the same model.
+        model: The model that will read it: `default`, a folder, a GGUF file or a Hugging Face id.
+        codec: How states are coded: `bf16`, `fp32`; `int8`, `int4`: half, a quarter of `bf16`;
+            `pq`: product quantization, an eighth.
+        keep_tokens: The share of its tokens that each passage keeps, those that receive most
+            attention in it; 0.5 halves the memory again.
+        top_passages: Store only so many passages: those that `--prompts` retrieve most often.
+        prompts: A file with a prompt on each line, as users ask them.
+        dry_run: Say how large the memory would be, and build nothing.
+        seed: Of the sample that `pq` learns from.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
+        device: `cpu`, `cuda`, `cuda:1` ...
+    """
+    from imprag.memory.build import build_memory, predict_memory, prediction
+    from imprag.rag import ImpRAG
+
+    if (top_passages is None) != (prompts is None):
+        raise ImpRAGError("--top-passages and --prompts belong together: the prompts choose")
+    rag = ImpRAG.from_pretrained(model, index, dtype=dtype, device=device)
+    rows = None
+    if prompts is not None and top_passages is not None:
+        rows = _most_retrieved(rag, prompts, top_passages)
+    if dry_run:
+        sizes = predict_memory(
+            rag.corpus, rag.groups, rag.tokenizer, codec=codec, keep_tokens=keep_tokens, rows=rows
+        )
+        print(prediction(sizes, codec, out))
+        return
+    store = build_memory(
+        rag.corpus,
+        rag.groups,
+        rag.tokenizer,
+        out,
+        codec=codec,
+        keep_tokens=keep_tokens,
+        rows=rows,
+        seed=seed,
+    )
+    size = store.manifest.summary()["bytes_per_passage"]
+    print(f"{out}: {len(store):,} passages, {size:,} bytes each", file=sys.stderr)
+
+
+def _most_retrieved(rag: "ImpRAG", file: Path, count: int) -> list[int]:
+    """Corpus rows of the passages that the prompts of a file retrieve most often."""
+    from collections import Counter
+
+    from tqdm import tqdm
+
+    try:
+        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImpRAGError(f"cannot read the prompts in {file}: {error}") from error
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise ImpRAGError(f"{file}, line {number} is empty; give a prompt a line")
+    if count < 1 or not prompts:
+        raise ImpRAGError("--top-passages needs at least one passage and one prompt")
+    found: Counter[str] = Counter()
+    for start in tqdm(range(0, len(prompts), 64), desc="Retrieving", unit=" batches"):
+        for row in rag.retrieve(prompts[start : start + 64]):
+            found.update(one.passage.id for one in row)
+    return rag.corpus.rows([passage_id for passage_id, _ in found.most_common(count)])

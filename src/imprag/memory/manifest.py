@@ -1,0 +1,166 @@
+"""``memory.json``: what a memory folder holds, who made it, and the checksums of its files."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from imprag.building import StoredFile, building_folder
+from imprag.errors import ImpRAGError
+from imprag.files import read_json, write_json
+from imprag.model.base import weights_fingerprint
+from imprag.model.layer_groups import LayerGroups
+
+FORMAT_VERSION = 1
+MANIFEST = "memory.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of consecutive passages.
+
+    Attributes:
+        file: safetensors.
+        first_row: corpus row of its first passage.
+        count: of its passages.
+        tokens: of all its passages.
+    """
+
+    file: StoredFile
+    first_row: int
+    count: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class MemoryManifest:
+    """Everything there is to know about a memory without opening its data.
+
+    Attributes:
+        model_fingerprint: of the model that made the states and must read them.
+        corpus_fingerprint: of the corpus whose passages they are.
+        b, t, key_heads, head_dim: the shape of the states.
+        codec: one of ``CODECS``.
+        bytes_per_vector: of a coded head vector.
+        keep_tokens: the share of its tokens that each passage keeps.
+        count: of the passages.
+        tokens: stored, of all passages.
+        shards: in the order of their rows.
+        codec_file: what the codec has learned, if it learns.
+        versions: of ImpRAG and of the libraries that wrote the memory.
+    """
+
+    model_fingerprint: str
+    corpus_fingerprint: str
+    b: int
+    t: int
+    key_heads: int
+    head_dim: int
+    codec: str
+    bytes_per_vector: int
+    keep_tokens: float
+    count: int
+    tokens: int
+    shards: list[Shard]
+    codec_file: StoredFile | None
+    versions: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the manifest of a memory folder and compare the sizes of its files.
+
+        Raises:
+            ImpRAGError: there is no finished memory, its format is unknown, or a file is missing
+                or has another size.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            building = building_folder(folder)
+            if building.is_dir():
+                raise ImpRAGError(
+                    f"the memory {folder} is not finished (its parts are in {building}); give the "
+                    "command that builds it again, and it goes on where it stopped"
+                )
+            raise ImpRAGError(
+                f"{folder} holds no passage memory (there is no {MANIFEST}); make one with: "
+                "imprag memory build"
+            )
+        content = read_json(path)
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise ImpRAGError(
+                f"{path} has format version {version}, this ImpRAG reads {FORMAT_VERSION}; "
+                "build the memory again"
+            )
+        try:
+            shards = [
+                Shard(**{**shard, "file": StoredFile(**shard["file"])})
+                for shard in content.pop("shards")
+            ]
+            codec_file = content.pop("codec_file")
+            learned = None if codec_file is None else StoredFile(**codec_file)
+            manifest = cls(shards=shards, codec_file=learned, **content)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ImpRAGError(f"{path} is damaged ({error}); build the memory again") from error
+        for file in manifest.files:
+            file.check(folder)
+        return manifest
+
+    @property
+    def files(self) -> list[StoredFile]:
+        """All files beside the manifest."""
+        learned = [] if self.codec_file is None else [self.codec_file]
+        return [*(shard.file for shard in self.shards), *learned]
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest."""
+        write_json(folder / MANIFEST, asdict(self))
+
+    def summary(self) -> dict[str, Any]:
+        """The manifest for reading, with sizes in place of the list of files."""
+        size = sum(file.bytes for file in self.files)
+        facts = {
+            **asdict(self),
+            "shards": len(self.shards),
+            "bytes_per_passage": size // self.count,
+        }
+        del facts["codec_file"]
+        return facts
+
+    def check(
+        self, *, model_fingerprint: str | None = None, corpus_fingerprint: str | None = None
+    ) -> None:
+        """Refuse a memory made by another model or from another corpus.
+
+        Raises:
+            ImpRAGError: a fingerprint that is given differs from the manifest's.
+        """
+        for what, wanted, own in (
+            ("by another model (or with other b, t or passage settings)", model_fingerprint,
+             self.model_fingerprint),
+            ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
+        ):  # fmt: skip
+            if wanted is not None and wanted != own:
+                raise ImpRAGError(
+                    f"the passage memory was made {what}: fingerprint {own[:12]}, not "
+                    f"{wanted[:12]}; build it again or choose the one that belongs to it"
+                )
+
+    def verify_files(self, folder: Path) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            ImpRAGError: a file was changed.
+        """
+        for file in self.files:
+            file.verify(folder)
+
+
+def states_fingerprint(groups: LayerGroups) -> str:
+    """Names everything that decides a passage's states: weights of layers 0..t and settings."""
+    config = groups.config
+    settings = json.dumps({**config.embedding_settings(), "t": config.t}, sort_keys=True)
+    weights = weights_fingerprint(groups.lm, config.t + 1)
+    return hashlib.sha256((weights + settings).encode()).hexdigest()[:32]

@@ -1,0 +1,125 @@
+"""The speed benchmark's arithmetic, on a tiny model and a retriever that costs nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from conftest import tiny_lm, tiny_tokenizer
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.evaluation import speed
+from imprag.evaluation.speed_report import table, write_plots
+from imprag.index.folder import RetrievedPassage
+from imprag.model import ImpRAGConfig, LayerGroups
+
+
+class FirstPassages:
+    """In the teacher's place: finds the corpus's first passages."""
+
+    def __init__(self, corpus: Corpus, encoder: object) -> None:
+        self.corpus = corpus
+
+    def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
+        return [[RetrievedPassage(self.corpus[i], 1.0) for i in range(k)] for _ in prompts]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    texts = [" ".join(f"w{(7 * n + i) % 94}" for i in range(6)) for n in range(60)]
+    passages = [Passage(f"p{n}", f"w{n % 94}", text) for n, text in enumerate(texts)]
+    return Corpus.build(passages, tmp_path_factory.mktemp("corpus") / "corpus")
+
+
+@pytest.fixture
+def rows(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    monkeypatch.setattr(speed, "Teacher", FirstPassages)
+    monkeypatch.setattr(speed, "TextEncoder", lambda **settings: None)
+    groups = LayerGroups(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3))
+    return speed.benchmark(
+        groups,
+        tiny_tokenizer(),
+        corpus,
+        tmp_path,
+        k=(1, 10),
+        passage_tokens=(10,),
+        codecs=("fp32", "int8"),
+        runs=2,
+        passages=12,
+    )
+
+
+def test_every_arm_is_measured_for_every_setting(rows: list[dict], tmp_path: Path) -> None:
+    arms = [
+        speed.NONE,
+        speed.RAG,
+        speed.LIVE,
+        speed.FULL,
+        speed.stored("fp32"),
+        speed.stored("int8"),
+    ]
+    assert [row["arm"] for row in rows] == arms * 2
+    for row in rows:
+        assert 0 < row["first_token"] < row["total"]
+        assert row["tokens_per_second"] > 0
+        assert row["runs"] == 2
+    assert table(rows).count("\n") == len(rows) + 2
+    write_plots(rows, tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.svg"))) == 2
+
+
+def test_bytes_that_are_held_are_those_of_keys_and_values(rows: list[dict]) -> None:
+    ten = {row["arm"]: row for row in rows if row["k"] == 10}
+    a_layer = 2 * 2 * 16 * 4  # keys and values of one token in float32
+    prompt = len(tiny_tokenizer()(speed.PROMPTS[0])["input_ids"]) + speed.NEW_TOKENS
+    assert ten[speed.NONE]["kv_bytes"] == prompt * 6 * a_layer
+    assert ten[speed.RAG]["kv_bytes"] == (prompt + 10 * 10) * 6 * a_layer
+    for arm in (speed.LIVE, speed.FULL, speed.stored("fp32")):
+        assert ten[arm]["kv_bytes"] == prompt * 6 * a_layer + 10 * 10 * 3 * a_layer
+    # A stored passage: its tokens at three layers, and a little for its place.
+    assert ten[speed.stored("fp32")]["memory_bytes"] == pytest.approx(10 * 3 * a_layer, rel=0.02)
+    assert ten[speed.LIVE]["memory_bytes"] is None
+
+
+def test_ratios_are_shares_of_ordinary_rag() -> None:
+    def row(arm: str, first_token: float, tokens_per_second: float, kv_bytes: int) -> dict:
+        return {
+            "arm": arm,
+            "k": 10,
+            "passage_tokens": 128,
+            "first_token": first_token,
+            "tokens_per_second": tokens_per_second,
+            "kv_bytes": kv_bytes,
+            "memory": 100,
+        }
+
+    rows = [
+        row(speed.RAG, 2.0, 10, 1000),
+        row(speed.LIVE, 1.0, 16, 450),
+        row(speed.stored("bf16"), 0.08, 15, 440),
+        row(speed.CODED, 0.1, 15, 70),
+    ]
+    assert speed.ratios(rows) == {
+        "ttft_stored_vs_rag": 0.04,
+        "ttft_live_vs_rag": 0.5,
+        "decode_vs_rag": 1.5,
+        "kv_bytes_vs_rag": 0.44,
+        "memory_vs_rag": 1.0,
+        "kv_bytes_pq_vs_rag": 0.07,
+    }
+    assert speed.ratios([]) == {}
+
+
+def test_growth_is_the_exponent() -> None:
+    rows = [
+        {"arm": arm, "k": k, "passage_tokens": 128, "first_token": 0.01 * (k * 128) ** power}
+        for k in (1, 5, 20)
+        for arm, power in (("linear", 1), ("square", 2), ("flat", 0))
+    ]
+    assert speed.growth(rows) == pytest.approx({"linear": 1, "square": 2, "flat": 0})
+    assert speed.growth(rows[:3]) == {}
+
+
+def test_a_corpus_of_too_little_text_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(ImpRAGError, match="only 60 texts of 5 tokens; 100 are needed"):
+        speed._long_passages(corpus, tiny_tokenizer(), tmp_path / "corpus", 5, 100)
