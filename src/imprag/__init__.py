@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from imprag.corpus import Passage as Passage
     from imprag.evaluation.runner import evaluate as evaluate
     from imprag.index import PassageIndex as PassageIndex
+    from imprag.memory import PassageMemory as PassageMemory
     from imprag.model import ImpRAGConfig as ImpRAGConfig
     from imprag.model import LayerGroups as LayerGroups
     from imprag.rag import ImpRAG as ImpRAG
@@ -23,6 +24,7 @@ _HOMES = {
     "LayerGroups": "imprag.model",
     "Passage": "imprag.corpus",
     "PassageIndex": "imprag.index",
+    "PassageMemory": "imprag.memory",
     "evaluate": "imprag.evaluation.runner",
     "load_task": "imprag.tasks",
 }

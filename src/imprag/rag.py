@@ -13,19 +13,26 @@ from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import TextIteratorStreamer
 
-from imprag.corpus import load_corpus
+from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.files import cache_dir
-from imprag.index.folder import IndexFolder, RetrievedPassage
-from imprag.model.base import EMBEDDED
+from imprag.index.folder import Encoder, IndexFolder, RetrievedPassage
+from imprag.index.stored_embeddings import StoredEmbeddings
+from imprag.memory.manifest import states_fingerprint
+from imprag.memory.passage_memory import PassageMemory
+from imprag.memory.stores import DiskStore, Store
 from imprag.model.config import ImpRAGConfig
 from imprag.model.encoder import PassageEncoder
 from imprag.model.layer_groups import LayerGroups
-from imprag.model.pretrained import load_pretrained, save_pretrained
+from imprag.model.pretrained import (
+    DEFAULT,
+    DEFAULT_FOLDER,
+    EMBEDDINGS,
+    load_pretrained,
+    save_pretrained,
+)
 from imprag.model.states import Prefix
-from imprag.model.text import passage_tokens, prompt_batch
-
-DEFAULT = "default"
+from imprag.model.text import prompt_batch
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,8 @@ class Answer:
         answer: the new text, without the prompt and the stop string.
         passages: what was retrieved and read, best first.
         timings: seconds of the batch that the prompt was in: ``query`` (prompt through layers
-            0..b-1), ``search``, ``encode`` (passages through layers 0..t), ``generate`` (the rest
-            of the prompt's pass and all new tokens), ``total``.
+            0..b-1), ``search``, ``encode`` (passages through layers 0..t, or out of the memory),
+            ``generate`` (the rest of the prompt's pass and all new tokens), ``total``.
     """
 
     prompt: str
@@ -56,6 +63,9 @@ class ImpRAG:
         index: folder of passages and their embeddings; without one, prompts can only be answered
             with passages that the caller brings, or none.
 
+    Attributes:
+        memory: gives what is read; without :meth:`use_memory`, passages are encoded when they are.
+
     Example:
         >>> rag = ImpRAG.from_pretrained("default")  # doctest: +SKIP
         >>> rag.ask("Q: what is the capital of Chad? A:").answer  # doctest: +SKIP
@@ -71,12 +81,14 @@ class ImpRAG:
         self._default_corpus: str | None = None
         if index is not None:
             index.index.manifest.check(model_fingerprint=self.encoder.fingerprint())
+        self.memory = PassageMemory(groups, tokenizer)
 
     @classmethod
     def from_pretrained(
         cls,
         name_or_path: str | Path = DEFAULT,
         index: Path | str | None = None,
+        memory: Path | str | None = None,
         *,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "auto",
@@ -87,20 +99,21 @@ class ImpRAG:
         Args:
             name_or_path: ``"default"``, or what :func:`imprag.model.load_pretrained` takes.
             index: an index folder. The default model without one uses the built-in corpus
-                ``default``, which is embedded into the cache folder when it is first needed.
+                ``default``, whose embeddings come with it.
+            memory: a folder made by ``imprag memory build`` with the same model and index.
             dtype, device: as for :func:`imprag.model.load_base_model`.
             **settings: in place of those stored in the model's ``ImpRAGConfig``.
 
         Raises:
-            ImpRAGError: no such model or index, or the index was made by another model.
+            ImpRAGError: no such model, index or memory, or they do not belong together.
         """
         is_default = str(name_or_path) == DEFAULT
-        groups, tokenizer = load_pretrained(
-            EMBEDDED if is_default else name_or_path, dtype, device, **settings
-        )
+        groups, tokenizer = load_pretrained(name_or_path, dtype, device, **settings)
         rag = cls(groups, tokenizer, None if index is None else IndexFolder.open(Path(index)))
         if is_default:
             rag._default_corpus = DEFAULT
+        if memory is not None:
+            rag.use_memory(memory)
         return rag
 
     @property
@@ -109,23 +122,58 @@ class ImpRAG:
         return self.groups.config
 
     @property
-    def index(self) -> IndexFolder:
+    def corpus(self) -> Corpus:
         """The passages that prompts retrieve from.
 
         Raises:
             ImpRAGError: there are none.
         """
+        if self._index is not None:
+            return self._index.corpus
+        if self._default_corpus is None:
+            raise ImpRAGError(
+                "no index to retrieve from; make one with: imprag index CORPUS --model "
+                f"{self.config.base_model} --out DIR, and pass it with --index DIR"
+            )
+        return load_corpus(self._default_corpus)
+
+    @property
+    def index(self) -> IndexFolder:
+        """The passages that prompts retrieve from, with their embeddings.
+
+        Raises:
+            ImpRAGError: there are none.
+        """
         if self._index is None:
-            if self._default_corpus is None:
-                raise ImpRAGError(
-                    "no index to retrieve from; make one with: imprag index CORPUS --model "
-                    f"{self.config.base_model} --out DIR, and pass it with --index DIR"
-                )
-            corpus = load_corpus(self._default_corpus)
+            corpus = self.corpus
             key = f"{self.encoder.fingerprint()[:12]}-{corpus.fingerprint[:12]}"
             folder = cache_dir() / "indexes" / key
-            self._index = IndexFolder.build(corpus, self.encoder, folder)
+            self._index = IndexFolder.build(corpus, self._shipped(corpus), folder)
         return self._index
+
+    def _shipped(self, corpus: Corpus) -> Encoder:
+        """The default model's stored embeddings, or itself where settings were changed."""
+        try:
+            path = DEFAULT_FOLDER / EMBEDDINGS
+            return StoredEmbeddings(path, corpus, self.encoder.fingerprint())
+        except ImpRAGError:
+            return self.encoder
+
+    def use_memory(self, memory: Store | Path | str) -> None:
+        """Read passages from stored states.
+
+        Args:
+            memory: a folder that ``imprag memory build`` made with the same model and corpus, or
+                a store such as :class:`~imprag.memory.RamStore`.
+
+        Raises:
+            ImpRAGError: there is no such memory, it belongs to another model or corpus, or the
+                model's passages are not encoded independently.
+        """
+        if isinstance(memory, Path | str):
+            memory = DiskStore(memory, self.corpus)
+            memory.manifest.check(model_fingerprint=states_fingerprint(self.groups))
+        self.memory = PassageMemory(self.groups, self.tokenizer, memory)
 
     def retrieve(
         self, prompts: Sequence[str], k: int | None = None
@@ -316,11 +364,8 @@ class _Run:
         return self._encode()
 
     def _encode(self) -> Prefix:
-        flat = [found.passage for row in self.found for found in row]
-        tokens = iter(passage_tokens(self.rag.tokenizer, self.rag.config, flat))
-        prefix = self.rag.groups.encode_passages(
-            [[next(tokens) for _ in row] for row in self.found]
-        )
+        passages = [[found.passage for found in row] for row in self.found]
+        prefix = self.rag.memory.prefix(passages)
         self._lap("encode")
         return prefix
 

@@ -183,3 +183,48 @@ def test_as_a_process() -> None:
             [*command, name, "--help"], capture_output=True, text=True, check=True
         )
         assert f"imprag {name}" in shown.stdout
+
+
+def test_memory_is_built_described_and_read(home: Path, tmp_path: Path, capsys) -> None:
+    memory = tmp_path / "memory"
+    assert ask(home, "memory", "build", "--out", memory, "--codec", "fp32", "--dry-run") == 0
+    assert "fp32 memory of 9 passages: about" in capsys.readouterr().out
+    assert not memory.exists()
+    assert ask(home, "memory", "build", "--out", memory, "--codec", "fp32") == 0
+    assert "9 passages," in capsys.readouterr().err
+    assert run("info", memory, "--verify", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "memory"
+    assert facts["memory"]["count"] == 9
+    answers = []
+    for arguments in ((), ("--memory", memory)):
+        assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4, *arguments) == 0
+        captured = capsys.readouterr()
+        assert "not in the memory" not in captured.err
+        answers.append(json.loads(captured.out))
+    assert answers[0]["answer"] == answers[1]["answer"]
+
+
+def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, capsys) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("w1 w2\n" * 3)
+    hot = ("--out", tmp_path / "hot", "--prompts", prompts, "--top-passages", 1)
+    assert ask(home, "memory", "build", *hot) == 0
+    capsys.readouterr()
+    assert ask(home, "ask", "w1 w2", "--json", "--memory", tmp_path / "hot") == 0
+    captured = capsys.readouterr()
+    assert "1 of 2 passages were not in the memory" in captured.err
+    assert ask(home, "memory", "build", "--out", tmp_path / "x", "--top-passages", 1) == 2
+    assert "belong together" in capsys.readouterr().err
+    prompts.write_text("w1\n\nw2\n")
+    assert ask(home, "memory", "build", *hot) == 2
+    assert "line 2 is empty" in capsys.readouterr().err
+
+
+def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path, capsys) -> None:
+    assert ask(home, "memory", "build", "--out", tmp_path / "memory") == 0
+    config = ImpRAGConfig(base_model="tiny", b=1, t=4, k=2, max_passage_tokens=16)
+    save_pretrained(LayerGroups(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
+    arguments = ("--model", tmp_path / "model", "--index", home / "index")
+    assert run("ask", "w1", *arguments, "--memory", tmp_path / "memory") == 2
+    assert "made by another model" in capsys.readouterr().err

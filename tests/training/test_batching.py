@@ -200,6 +200,19 @@ def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> P
     return Plan(sources, BatchSettings(**fields), corpus)
 
 
+def test_neighbours_are_answered(corpus: Corpus) -> None:
+    plan = grid_plan(corpus, [facts(12, 3)], grid=(4, 3), generate=3, candidates=3)
+    firsts = set()
+    for step in range(20):
+        batch = plan(step)
+        answered = [n for n, generated in enumerate(batch.generated) if generated]
+        firsts.add(answered[0])
+        assert answered == list(range(answered[0], answered[0] + 3))
+        entities = {plan.examples[batch.examples[n]].group[0] for n in answered}
+        assert len(entities) <= 2
+    assert len(firsts) > 3
+
+
 def epoch_of(plan: Plan, cells: int, first: int = 0) -> list[PlannedBatch]:
     """The batches from a step on until they have so many prompts."""
     batches: list[PlannedBatch] = []

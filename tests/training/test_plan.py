@@ -181,6 +181,9 @@ def test_lora_parameters_are_peft_s(home: Path) -> None:
         LoraConfig(r=4, target_modules=group["targets"], layers_to_transform=[0, 1, 4, 5]),
     )
     assert trained == adapted.get_nb_trainable_parameters()[0]
+    lora = {"bottom": group, "top": group, "norms": True}
+    norms = TrainingPlan(recipe(home, lora=lora)).model.trained - trained
+    assert norms == 4 * 2 * 48 + 48  # two of each layer, and the last
     with pytest.raises(ImpRAGError, match=r"lora.top.targets: .* 'query', but .*q_proj"):
         TrainingPlan(recipe(home, lora={"top": {"targets": ["query"]}}))
 

@@ -18,11 +18,16 @@ from safetensors.torch import load_file
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag import ImpRAG
+from imprag.cli import main
 from imprag.corpus import load_corpus
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
+from imprag.index.stored_embeddings import StoredEmbeddings
+from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.base import load_base_model
-from imprag.training.recipe import Recipe
+from imprag.model.pretrained import EMBEDDINGS
+from imprag.training.adapters import add_adapters, begin_with, halve_frozen
+from imprag.training.recipe import LoraGroup, LoraSettings, Recipe
 from imprag.training.run import check_fsdp, train
 
 FACTS = 64
@@ -208,6 +213,83 @@ def test_adapters_train_their_layers_only(world: Path, tmp_path: Path) -> None:
     changed = {name for name, value in merged.items() if not torch.equal(value, before[name])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (3, 4)}
     ImpRAG.from_pretrained(done["model"])  # the base model's fingerprint fits
+
+
+def test_training_starts_from_another_model(world: Path, tmp_path: Path) -> None:
+    """Adapters of full rank begin as that model itself, smaller ones near it."""
+    group = {"rank": 48, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+    group["targets"] += ["gate_proj", "up_proj", "down_proj"]
+    still = {"learning_rate": 1e-12, "warmup_steps": 0}
+    train_once = {"steps": 1, "precision": "fp32", "freeze_embeddings": True}
+    first = train(recipe(world, train={**train_once, "steps": 8}), tmp_path / "first")
+    ids = torch.arange(5, 25).view(2, 10)
+
+    def states(folder: str) -> torch.Tensor:  # the tiny model's head is not adapted
+        with torch.no_grad():
+            return load_pretrained(folder, "float32")[0].lm.base_model(ids).last_hidden_state
+
+    wanted, before = states(first["model"]), states(str(world / "lm"))
+    distances = {}
+    for name, lora in (
+        ("all weights", None),
+        ("full rank", dict.fromkeys(("bottom", "reading", "top"), group) | {"norms": True}),
+        ("rank 8", {part: {**group, "rank": 8} for part in ("bottom", "reading", "top")}),
+    ):
+        sections = {} if lora is None else {"lora": lora}
+        settings = recipe(world, train=train_once, optimizer=still, **sections)
+        settings = settings.model_copy(
+            update={"model": settings.model.model_copy(update={"start": first["model"]})}
+        )
+        done = train(settings, tmp_path / name)
+        distances[name] = (states(done["model"]) - wanted).norm() / (before - wanted).norm()
+    assert distances["all weights"] < 1e-5
+    assert distances["full rank"] < 1e-3
+    assert 0.01 < distances["rank 8"] < 0.9
+
+
+def test_a_trained_adapter_is_exported(world: Path, tmp_path: Path) -> None:
+    groups = {part: {"rank": 2} for part in ("bottom", "reading")}
+    done = train(recipe(world, lora={**groups, "norms": True}), tmp_path / "run")
+    corpus, out = world / "corpus.jsonl", tmp_path / "small"
+    arguments = [str(tmp_path / "run"), "--out", str(out), "--corpus", str(corpus)]
+    assert main(["export", *arguments, "--dtype", "float32"]) == 0
+    made = json.loads((out / "made.json").read_text())
+    assert made["steps"] == 8
+    assert (out / "recipe.yaml").read_text() == (tmp_path / "run" / "recipe.yaml").read_text()
+    small, large = (ImpRAG.from_pretrained(path, dtype="float32") for path in (out, done["model"]))
+    assert small.config == large.config
+    passages = list(load_corpus(corpus))
+    stored = StoredEmbeddings(out / EMBEDDINGS, load_corpus(corpus), small.encoder.fingerprint())
+    expected = large.encoder(passages)
+    assert abs(stored(passages) - expected).max() < 0.05 * abs(expected).max()
+
+
+def test_what_cannot_be_exported(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = recipe(world, train={"steps": 1, "precision": "fp32"})
+    train(settings, tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "small")]) == 2
+    assert "holds no adapter" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_start_of_another_shape() -> None:
+    with pytest.raises(ImpRAGError, match=r"cannot start from this model: .*layers.5"):
+        begin_with(tiny_lm(layers=6), tiny_lm(layers=5))
+
+
+def test_frozen_projections_are_halved() -> None:
+    lm = tiny_lm()
+    group = LoraGroup(rank=2, targets=("q_proj",))
+    add_adapters(lm, LoraSettings(bottom=group), ImpRAGConfig(base_model="tiny", b=2, t=4))
+    halve_frozen(lm)
+    dtypes = {name: parameter.dtype for name, parameter in lm.named_parameters()}
+    assert dtypes["model.layers.0.self_attn.q_proj.base_layer.weight"] == torch.bfloat16
+    assert dtypes["model.layers.5.mlp.up_proj.weight"] == torch.bfloat16
+    kept = [name for name, dtype in dtypes.items() if dtype == torch.float32]
+    others = ("lora_", "norm", "embed", "lm_head")
+    assert all(any(other in name for other in others) for name in kept)
 
 
 def test_the_best_evaluated_model_is_kept(world: Path, tmp_path: Path) -> None:

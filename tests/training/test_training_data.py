@@ -23,7 +23,7 @@ PASSAGES = [
     Passage(
         f"{country}/{section}",
         f"{country}, {section}",
-        f"The {section} of {country} is known to all. It is told in two sentences here.",
+        f"The {section} of {country} is known to all. It is told in two sentences by Ptolemy.",
         {"country": country},
     )
     for country in COUNTRIES
@@ -113,18 +113,31 @@ def test_plain_text_has_no_prompt(corpus: Corpus) -> None:
     assert {one.positives for one in found} == {()}
 
 
-@pytest.mark.parametrize("kind", ["phrase_denoising", "sentence_generation", "corpus_text"])
+@pytest.mark.parametrize(
+    "kind", ["phrase_denoising", "sentence_generation", "corpus_text", "cloze"]
+)
 def test_synthetic_examples_are_drawn_by_the_seed(corpus: Corpus, kind: Any) -> None:
     found = synthetic_examples(kind, corpus, seed=3)
     assert synthetic_examples(kind, corpus, seed=3) == found
     assert synthetic_examples(kind, corpus, seed=4) != found
-    assert len(found) > len(PASSAGES) / 2  # not every short text has a word to corrupt
+    assert len(found) > len(PASSAGES) / 2  # not every short text has a word to corrupt or leave out
     assert synthetic_examples(kind, corpus, seed=3, limit=4) == found[:4]
     if kind != "corpus_text":
         assert all(one.prompt.endswith(" A:") for one in found)
         assert all(one.response.startswith(" ") for one in found)
     kept = synthetic_examples(kind, corpus, keep=lambda passage: passage.id.startswith("Chad"))
     assert {one.id.rpartition("/")[0] for one in kept} == {f"{kind}-Chad"}
+
+
+def test_a_cloze_retrieves_the_passage_that_it_is_made_from(corpus: Corpus) -> None:
+    found = synthetic_examples("cloze", corpus)
+    assert found
+    for one in found:
+        (row,) = one.positives
+        assert one.response.strip() in corpus[row].text
+        assert one.prompt.startswith("Fill in the blank: ")
+        assert "____" in one.prompt
+        assert one.group == (corpus[row].title,)
 
 
 # --- Recipes ------------------------------------------------------------------------------------

@@ -11,10 +11,13 @@ from importlib.metadata import version
 import cyclopts
 
 from imprag.cli.ask import ask, search
+from imprag.cli.bench import bench
 from imprag.cli.compare import compare
 from imprag.cli.evaluate import evaluate
+from imprag.cli.export import export
 from imprag.cli.index import index
 from imprag.cli.info import info
+from imprag.cli.memory import memory
 from imprag.cli.tasks import tasks
 from imprag.cli.train import train
 from imprag.errors import ImpRAGError
@@ -26,10 +29,11 @@ app = cyclopts.App(
     version=lambda: version("imprag"),
     help_format="markdown",
 )
-for command in (ask, search, index, train, info, compare):
+for command in (ask, search, index, train, export, info, compare, bench):
     app.command(command)
 app.command(evaluate, name="eval")
 app.command(tasks)
+app.command(memory)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,6 +29,8 @@ class Source:
     """The model: `default`, a folder, a GGUF file or a Hugging Face id."""
     index: Path | None = None
     """An index folder made by `imprag index` with the same model."""
+    memory: Path | None = None
+    """A folder made by `imprag memory build` with the same model and index."""
     k: int | None = None
     """Passages to retrieve; the model's own number if not given."""
     teacher_retrieval: bool = False
@@ -43,7 +45,9 @@ class Source:
         from imprag.index.teacher import Teacher, TextEncoder
         from imprag.rag import ImpRAG
 
-        rag = ImpRAG.from_pretrained(self.model, self.index, dtype=self.dtype, device=self.device)
+        rag = ImpRAG.from_pretrained(
+            self.model, self.index, self.memory, dtype=self.dtype, device=self.device
+        )
         if not rag.config.trained:
             print(
                 f"note: {rag.config.base_model} has not been trained to retrieve or read: its own "
@@ -52,7 +56,7 @@ class Source:
             )
         if not self.teacher_retrieval:
             return rag, None
-        corpus = load_corpus("default") if self.index is None else rag.index.corpus
+        corpus = load_corpus("default") if self.index is None else rag.corpus
         return rag, Teacher(corpus, TextEncoder())
 
 
@@ -72,7 +76,7 @@ def ask(
 
     For example:
 
-    - `imprag ask "Q: what is the capital of Chad? A:" --teacher-retrieval`
+    - `imprag ask "Q: what is the capital of Chad? A:"`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
 
     Args:
@@ -94,6 +98,12 @@ def ask(
             else:
                 _print_passages(answer.prompt, answer.passages)
                 print(f"\nanswer: {answer.answer}\n", flush=True)
+    if source.memory is not None and rag.memory.misses:
+        print(
+            f"note: {rag.memory.misses:,} of {rag.memory.misses + rag.memory.hits:,} passages were "
+            "not in the memory and had to be encoded",
+            file=sys.stderr,
+        )
 
 
 def search(prompt: Prompt, /, *, source: Source | None = None, json: Json = False) -> None:

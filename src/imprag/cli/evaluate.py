@@ -23,6 +23,7 @@ def evaluate(
     split: str | None = None,
     model: str = "default",
     index: Path | None = None,
+    memory: Path | None = None,
     corpus: str | None = None,
     retriever: Literal["self", "teacher", "bm25"] = "self",
     query_template: Literal["none", "oracle"] = "none",
@@ -58,6 +59,8 @@ def evaluate(
         split: The split of the benchmark (`test` if not given), or of a data set on the hub.
         model: The model: `default`, a folder, a GGUF file or a Hugging Face id.
         index: An index folder made by `imprag index` with the same model.
+        memory: A folder made by `imprag memory build` with the same model and index; what it holds
+            is read from it.
         corpus: What the teacher, BM25 and `--oracle-passages` take passages from, as for
             `imprag index`; if not given, the passages of `--index`, or else the benchmark's corpus.
         retriever: The model itself, all-MiniLM-L6-v2, or BM25.
@@ -109,7 +112,7 @@ def evaluate(
     examples = read_tasks(tasks or (), data=data, split=split)
     rag = None
     if own or not retrieval_only:
-        rag = ImpRAG.from_pretrained(model, index, dtype=dtype, device=device)
+        rag = ImpRAG.from_pretrained(model, index, memory, dtype=dtype, device=device)
     if rag is not None and own:
         source = own_retrieval(rag)
     elif no_retrieval:

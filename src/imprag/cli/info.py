@@ -32,7 +32,7 @@ def info(
     verify: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Describe an index, corpus or model folder, or this installation.
+    """Describe an index, memory, corpus or model folder, or this installation.
 
     For example:
 
@@ -49,7 +49,7 @@ def info(
     elif path.is_dir():
         facts = _folder(path, verify)
     else:
-        raise ImpRAGError(f"{path} is no folder; give an index, corpus or model folder")
+        raise ImpRAGError(f"{path} is no folder; give an index, memory, corpus or model folder")
     if json:
         print(json_module.dumps(facts, ensure_ascii=False))
     else:
@@ -70,6 +70,8 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
     from imprag.corpus import Corpus
     from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
     from imprag.index.folder import INDEX, IndexFolder
+    from imprag.memory.manifest import MANIFEST as MEMORY_MANIFEST
+    from imprag.memory.manifest import MemoryManifest
     from imprag.model.config import CONFIG_NAME
 
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -81,6 +83,11 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
             folder.index.verify()
         facts = {"kind": "index", "index": dataclasses.asdict(folder.index.manifest)}
         return common | facts | {"corpus": folder.corpus.manifest}
+    if (path / MEMORY_MANIFEST).is_file():
+        memory = MemoryManifest.read(path)
+        if verify:
+            memory.verify_files(path)
+        return common | {"kind": "memory", "memory": memory.summary()}
     if (path / CORPUS_MANIFEST).is_file():
         corpus = Corpus.open(path)
         if verify:
@@ -88,7 +95,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
         return common | {"kind": "corpus", "corpus": corpus.manifest}
     if (path / CONFIG_NAME).is_file():
         return common | {"kind": "model", "model": read_json(path / CONFIG_NAME)}
-    raise ImpRAGError(f"{path} holds no index, corpus or ImpRAG model")
+    raise ImpRAGError(f"{path} holds no index, memory, corpus or ImpRAG model")
 
 
 def _print(facts: dict[str, Any], indent: str = "") -> None:

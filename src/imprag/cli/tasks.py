@@ -1,14 +1,17 @@
-"""``imprag tasks``: list, build, import."""
+"""``imprag tasks``: list, build, import, import-squad."""
 
 import json as json_module
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
-tasks = cyclopts.App(name="tasks", help="List tasks, build a benchmark, import KILT files.")
+tasks = cyclopts.App(
+    name="tasks", help="List tasks, build a benchmark, import KILT files and SQuAD."
+)
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -107,10 +110,36 @@ def import_file(
     from imprag.tasks import load_task
     from imprag.tasks.kilt import import_kilt
 
-    counts = import_kilt(file, load_corpus(corpus), out, load_task(task), split)
+    _print_counts(import_kilt(file, load_corpus(corpus), out, load_task(task), split), json)
+    print(f"wrote {out}", file=sys.stderr)
+
+
+@tasks.command
+def import_squad(file: str, *, out: Path, split: str = "train", json: Json = False) -> None:
+    """Make a corpus and questions that need it from SQuAD.
+
+    Its paragraphs become the passages, its questions come without them.
+
+    Examples:
+
+    - `imprag tasks import-squad train-v1.1.json --out squad`
+    - `imprag tasks import-squad rajpurkar/squad --out squad`
+
+    Args:
+        file: SQuAD's JSON, or its data set on the Hugging Face hub.
+        out: The folder to make, with `passages.jsonl` and `questions.jsonl`.
+        split: The split of a data set on the hub.
+        json: Print the counts as one JSON object.
+    """
+    from imprag.tasks.squad import import_squad
+
+    _print_counts(import_squad(file, out, split), json)
+    print(f"wrote {out}", file=sys.stderr)
+
+
+def _print_counts(counts: Mapping[str, int], json: bool) -> None:
     if json:
         print(json_module.dumps(counts))
     else:
-        for way, count in counts.items():
-            print(f"{way}: {count:,}")
-    print(f"wrote {out}", file=sys.stderr)
+        for name, count in counts.items():
+            print(f"{name}: {count:,}")

@@ -1,6 +1,7 @@
 """Saving and loading whole ImpRAG models: settings with full weights or with an adapter."""
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from peft import PeftModel
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path
+from imprag.files import atomic_path, cache_dir
 from imprag.model.base import (
     EMBEDDED,
     load_base_model,
@@ -20,10 +21,16 @@ from imprag.model.base import (
     resolve_dtype,
     weights_fingerprint,
 )
+from imprag.model.compact import WEIGHTS
 from imprag.model.config import CONFIG_NAME, ImpRAGConfig
 from imprag.model.layer_groups import LayerGroups
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+DEFAULT = "default"
+"""The trained model that lies in this package: SmolLM2-135M with an adapter."""
+DEFAULT_FOLDER = Path(__file__).parent.parent / "default"
+EMBEDDINGS = "embeddings.safetensors"
+"""In the default's folder, its embeddings of the built-in corpus of the same name."""
 
 
 def default_config(base_model: str, num_layers: int) -> ImpRAGConfig:
@@ -45,9 +52,9 @@ def load_pretrained(
     """Load an ImpRAG model, or a plain language model as an untrained one.
 
     Args:
-        name_or_path: a folder or hub repository written by :func:`save_pretrained`, or anything
-            that :func:`load_base_model` takes.
-        dtype, device: as for :func:`load_base_model`. Adapters are merged in float32.
+        name_or_path: ``"default"``, a folder or hub repository written by
+            :func:`save_pretrained`, or anything that :func:`load_base_model` takes.
+        dtype, device: as for :func:`load_base_model`.
         **settings: in place of those stored in the model's ``ImpRAGConfig``.
 
     Returns:
@@ -55,16 +62,15 @@ def load_pretrained(
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    folder = _imprag_folder(name_or_path)
+    folder = _default() if str(name_or_path) == DEFAULT else _imprag_folder(name_or_path)
     if folder is None:
         lm, tokenizer = load_base_model(name_or_path, dtype, device)
         config = default_config(str(name_or_path), len(getattr(lm.base_model, "layers", [])))
     else:
         config = ImpRAGConfig.load(folder)
         if (folder / ADAPTER_CONFIG_NAME).exists():
-            base, tokenizer = load_base_model(config.base_model, torch.float32, device)
-            _check_base(config, weights_fingerprint(base, len(base.base_model.layers)), folder)
-            lm = PeftModel.from_pretrained(base, folder).merge_and_unload().to(dtype).eval()
+            lm, tokenizer = _merged(config, folder, device)
+            lm = lm.to(dtype)
         else:
             lm, tokenizer = load_base_model(folder, dtype, device)
     return LayerGroups(lm, dataclasses.replace(config, **settings)), tokenizer
@@ -88,6 +94,29 @@ def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
         groups.config.save(temporary)
         if not (temporary / ADAPTER_CONFIG_NAME).exists():
             tokenizer.save_pretrained(temporary)
+
+
+def _merged(config: ImpRAGConfig, folder: Path, device: torch.device) -> tuple[Any, Any]:
+    """A base model with the adapter of a folder merged into it, in float32, and its tokenizer."""
+    base, tokenizer = load_base_model(config.base_model, torch.float32, device)
+    _check_base(config, weights_fingerprint(base, len(base.base_model.layers)), folder)
+    # In float64, so that all machines come to the same weights and so to the same fingerprint,
+    # however they add up products.
+    adapted = PeftModel.from_pretrained(base, folder).double()
+    return adapted.merge_and_unload().float().eval(), tokenizer
+
+
+def _default() -> Path:
+    """The folder of the default model, merged once into the cache: that takes some seconds."""
+    key = hashlib.sha256()
+    for name in (ADAPTER_CONFIG_NAME, WEIGHTS, CONFIG_NAME):
+        key.update((DEFAULT_FOLDER / name).read_bytes())
+    folder = cache_dir() / "models" / f"{DEFAULT}-{key.hexdigest()[:12]}"
+    if not folder.is_dir():
+        config = ImpRAGConfig.load(DEFAULT_FOLDER)
+        lm, tokenizer = _merged(config, DEFAULT_FOLDER, torch.device("cpu"))
+        save_pretrained(LayerGroups(lm, config), tokenizer, folder)
+    return folder
 
 
 def _check_base(config: ImpRAGConfig, fingerprint: str, folder: Path) -> None:

@@ -1,4 +1,6 @@
-"""Tasks made from the passages of any corpus: phrase denoising, sentence generation, plain text.
+"""Tasks made from the passages of any corpus.
+
+Phrase denoising, sentence generation and plain text do without retrieval, cloze needs it.
 
 Each passage gives at most one example, drawn by the seed and the passage's id alone: the same
 whatever the order of the passages and whichever others there are.
@@ -34,6 +36,7 @@ SENTENCE = register_task(
 TEXT = register_task(
     Task("corpus_text", "{input}", metric="f1", retrieval=False, max_new_tokens=256)
 )
+CLOZE = register_task(Task("cloze", "Fill in the blank: {input} A:"))
 
 _MAX_PHRASES = 3
 _MAX_PHRASE_WORDS = 4
@@ -41,6 +44,13 @@ _MAX_PHRASE_WORDS = 4
 _CLAUSE = re.compile(r"\w[\w'’-]*(?: \w[\w'’-]*)*")
 _WORD = re.compile(r"\S+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])")
+# What a blank may stand for: a number of two digits or more, or a name but not at the beginning.
+# "(2024 est.)" stands in too many passages to be worth asking for.
+_NAME = r"[A-Z](?:[\w'’-]+|\.)"
+_SALIENT = re.compile(
+    rf"(?<![\w(.,])(?:\d[\d.,]*\d|(?<!^){_NAME}(?: (?:(?:of|the|and) )*{_NAME})*)(?!\w)"
+)
+_MIN_CLOZE_WORDS, _MAX_CLOZE_WORDS = 6, 40
 # A full stop behind these does not end a sentence: initials, titles, a few common abbreviations.
 _ABBREVIATION = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Mt|Jr|Sr|No|vs|ca?|e\.g|i\.e|U\.S)\.$")
 
@@ -96,6 +106,48 @@ def corpus_text(passages: Iterable[Passage]) -> Iterator[Example]:
         first, *rest = passage.text.split(maxsplit=1)
         if rest:
             yield _example(TEXT, passage, first, rest[0])
+
+
+def cloze(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """Sentences with a name or a number left out, which the passage has (beyond the paper).
+
+    This is salient span masking (Guu et al. 2020, REALM) with spans found by their look. The
+    passage is the prompt's right one: pairs for retrieval that nobody had to write. A sentence that
+    names nothing of the title gets the title before it, since nobody could place it otherwise.
+    Passages without such a sentence are passed over.
+    """
+    for passage in passages:
+        generator = _generator(seed, passage, CLOZE)
+        title = _names(passage.title)
+        found = [
+            (sentence, match.span())
+            for sentence in _clauses(passage.text)
+            for match in _SALIENT.finditer(sentence)
+            if title.isdisjoint(_names(match.group()))
+        ]
+        if not found:
+            continue
+        sentence, (start, end) = generator.choice(found)
+        text = f"{sentence[:start]}____{sentence[end:]}"
+        if title and title.isdisjoint(_names(text)):
+            text = f"{passage.title}: {text}"
+        yield _example(CLOZE, passage, text, sentence[start:end])
+
+
+def _names(text: str) -> set[str]:
+    """Words with a capital or a digit in front."""
+    return set(re.findall(r"\b[A-Z0-9]\w*", text))
+
+
+def _clauses(text: str) -> list[str]:
+    """Sentences, and the parts of lists with semicolons, that are neither short nor long."""
+    parts = [
+        part
+        for line in text.splitlines()
+        for sentence in split_sentences(line)
+        for part in sentence.split("; ")
+    ]
+    return [part for part in parts if _MIN_CLOZE_WORDS <= len(part.split()) <= _MAX_CLOZE_WORDS]
 
 
 def split_sentences(text: str) -> list[str]:

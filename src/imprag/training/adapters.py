@@ -1,11 +1,16 @@
 """LoRA adapters on the three layer groups."""
 
+from collections.abc import Iterator
+
+import torch
 from peft import LoraConfig
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
+from imprag.training.architecture import is_norm
 from imprag.training.recipe import LoraSettings
 
 
@@ -19,6 +24,7 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
     """
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
+    norms: list[str] = []
     last = len(lm.base_model.layers) - 1
     groups = {
         "bottom": (settings.bottom, range(config.b + 1)),
@@ -29,11 +35,16 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
         if adapter is None:
             continue
         starts = tuple(f"{lm.base_model_prefix}.layers.{layer}." for layer in layers)
-        linear = [
-            name
-            for name, module in lm.named_modules()
-            if isinstance(module, nn.Linear) and name.startswith(starts)
-        ]
+        modules = [(name, m) for name, m in lm.named_modules() if name.startswith(starts)]
+        linear = [name for name, module in modules if isinstance(module, nn.Linear)]
+        if settings.norms:
+            norms += [name for name, module in modules if is_norm(module)]
+            if group == "top":  # the one after the last layer
+                norms += [
+                    f"{lm.base_model_prefix}.{name}"
+                    for name, module in lm.base_model.named_children()
+                    if is_norm(module)
+                ]
         for target in adapter.targets:
             found = [name for name in linear if name.rpartition(".")[2] == target]
             if not found:
@@ -50,5 +61,62 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
             rank_pattern=ranks,
             alpha_pattern=alphas,
             lora_dropout=settings.dropout,
+            modules_to_save=norms or None,
         )
     )
+
+
+@torch.no_grad()
+def begin_with(lm: PreTrainedModel, start: PreTrainedModel) -> None:
+    """Give a model the weights of another of the same architecture.
+
+    What an adapter stands on stays as it is, and the adapter becomes the nearest one of its rank to
+    the difference (its largest singular values). Other weights that are not trained stay, too.
+
+    Raises:
+        ImpRAGError: the models have weights of different names or shapes.
+    """
+    wanted = start.state_dict()
+    adapted = {name: module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
+    for name, module in adapted.items():
+        _approximate(module, _weight(wanted, f"{name}.weight", module.get_base_layer().weight))
+    for name, parameter in lm.named_parameters():
+        if parameter.requires_grad and ".lora_" not in name:
+            plain = name.replace(".modules_to_save.default", "")
+            parameter.copy_(_weight(wanted, plain, parameter))
+
+
+def halve_frozen(lm: PreTrainedModel) -> None:
+    """Hold the layers' frozen projections in bfloat16, for training under autocast.
+
+    Autocast keeps its copies of trained weights only; frozen ones it would cast in every call.
+    """
+    for module in lm.base_model.layers.modules():
+        if isinstance(module, nn.Linear) and not any(_trained(module)):
+            module.to(torch.bfloat16)
+
+
+def _trained(module: nn.Module) -> Iterator[bool]:
+    return (parameter.requires_grad for parameter in module.parameters())
+
+
+def _weight(weights: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    found = weights.get(name)
+    if found is None or found.shape != like.shape:
+        raise ImpRAGError(
+            f"training cannot start from this model: {name} should have the shape "
+            f"{tuple(like.shape)}" + ("" if found is None else f", not {tuple(found.shape)}")
+        )
+    return found
+
+
+def _approximate(module: LoraLayer, weight: Tensor) -> None:
+    """Set an adapter to the nearest of its rank to the difference between weight and base."""
+    (name,) = module.active_adapters
+    base = module.get_base_layer().weight
+    difference = weight.to(base.device, torch.float32) - base.float()
+    left, values, right = torch.linalg.svd(difference / module.scaling[name], full_matrices=False)
+    rank = min(module.r[name], len(values))
+    roots = values[:rank].sqrt()
+    module.lora_A[name].weight.zero_()[:rank] = roots[:, None] * right[:rank]
+    module.lora_B[name].weight.zero_()[:, :rank] = left[:, :rank] * roots

@@ -160,8 +160,10 @@ class Architecture:
         frozen = _count(lm.get_input_embeddings()) if recipe.train.freeze_embeddings else 0
         self.trained = self.total - frozen
         if recipe.lora is not None:
+            last_norms = [child for child in lm.base_model.children() if is_norm(child)]
+            normed = {**groups, "top": [*groups["top"], *last_norms]}
             self.trained = sum(
-                _lora_parameters(group, adapter, name)
+                _lora_parameters(group, adapter, name) + recipe.lora.norms * _vectors(normed[name])
                 for name, group in groups.items()
                 if (adapter := getattr(recipe.lora, name)) is not None
             )
@@ -193,6 +195,22 @@ class Architecture:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module has nothing but vectors of its own, as norms do."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and all(parameter.ndim == 1 for parameter in own)
+
+
+def _vectors(layers: Sequence[nn.Module]) -> int:
+    """Parameters of norms."""
+    return sum(
+        sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        for layer in layers
+        for module in layer.modules()
+        if is_norm(module)
+    )
 
 
 def _lora_parameters(layers: Sequence[nn.Module], adapter: "LoraGroup", name: str) -> int:

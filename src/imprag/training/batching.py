@@ -204,7 +204,10 @@ class Plan:
         retrieving = [n for n, one in enumerate(examples) if one.positives]
         answered = set(retrieving)
         if self.settings.generate is not None:
-            answered = set(sample(retrieving, self.settings.generate, generator))
+            # Neighbours in the grid: what they read of each other is hard to tell apart.
+            count = min(self.settings.generate, len(retrieving))
+            first = generator.randint(0, len(retrieving) - count)
+            answered = set(retrieving[first : first + count])
         if self._ranks is None:
             wrong = [self._hard_negatives(one, generator) for one in examples]
         else:  # what it would read now; it learns from its own preferences among these

@@ -2,16 +2,16 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.tasks import Example, TaskExamples, load_benchmark, synthetic
+from imprag.tasks import Example, TaskExamples, load_benchmark, load_task, synthetic
 from imprag.tasks.factbook.splits import SPLITS, split_by_passage
-from imprag.training.recipe import Recipe, SyntheticSource, TaskSource, TeacherSettings
+from imprag.training.recipe import Recipe, Synthetic, SyntheticSource, TaskSource, TeacherSettings
 from imprag.training.teacher import TeacherLabels, TextRetriever, label_prompts, load_retriever
 
 # What a fact of the factbook benchmark is about: the two sides of its grids.
@@ -154,7 +154,7 @@ def plain_examples(tasks: TaskExamples) -> list[TrainingExample]:
 
 
 def synthetic_examples(
-    kind: Literal["phrase_denoising", "sentence_generation", "corpus_text"],
+    kind: Synthetic,
     corpus: Corpus,
     *,
     limit: int | None = None,
@@ -163,26 +163,27 @@ def synthetic_examples(
 ) -> list[TrainingExample]:
     """Examples made from passages that are drawn from the corpus by the seed.
 
+    Those that retrieve have the passage that they are made from as their positive.
+
     Args:
         limit: at most so many.
         keep: says which passages may be used.
     """
+    task = load_task(kind)
     rows = random.Random(f"{seed} {kind}").sample(range(len(corpus)), len(corpus))
     passages = filter(keep, (corpus[row] for row in rows))
-    return list(islice(_from_passages(kind, passages, seed), limit))
-
-
-def _from_passages(kind: str, passages: Iterable[Passage], seed: int) -> Iterator[TrainingExample]:
     if kind == "corpus_text":
-        for passage in passages:
-            yield TrainingExample(f"{kind}-{passage.id}", "", passage.text)
-        return
-    make, task = {
-        "phrase_denoising": (synthetic.phrase_denoising, synthetic.DENOISING),
-        "sentence_generation": (synthetic.sentence_generation, synthetic.SENTENCE),
-    }[kind]
-    for example in make(passages, seed):
-        yield TrainingExample(example.id, task.prompt(example), task.response(example))
+        whole = (TrainingExample(f"{kind}-{one.id}", "", one.text) for one in passages)
+        return list(islice(whole, limit))
+    made = list(islice(getattr(synthetic, kind)(passages, seed), limit))
+    if not made:
+        return []
+    tasks = TaskExamples(task, made, str(corpus.path))
+    examples = plain_examples(tasks)
+    if not task.retrieval:
+        return examples
+    right = zip(examples, _gold_rows(tasks, corpus), strict=True)
+    return _grouped_by_title([replace(one, positives=tuple(rows)) for one, rows in right], corpus)
 
 
 def _synthetic_source(

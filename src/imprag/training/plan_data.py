@@ -22,6 +22,7 @@ _ASSUMED_TOKENS: dict[str, tuple[float, float]] = {  # of prompt and response
     "phrase_denoising": (165, 15),
     "sentence_generation": (100, 35),
     "corpus_text": (0, 140),
+    "cloze": (30, 4),
 }
 _SAMPLE = 200
 _FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gz")
@@ -92,10 +93,7 @@ def _shares(recipe: Recipe) -> list[float]:
     Sources that retrieve share the grid, if there is one, and the others what stands beside it.
     """
     batch = recipe.batch
-    kinds = [
-        batch.kind == "examples" or (isinstance(source, TaskSource) and source.retrieves)
-        for source in recipe.data
-    ]
+    kinds = [batch.kind == "examples" or source.retrieves for source in recipe.data]
     beside = batch.others if batch.kind == "grid" else 0
     room = {True: 1 - beside / batch.prompts, False: beside / batch.prompts}
     weights = {True: 0.0, False: 0.0}
@@ -183,10 +181,10 @@ def _plan_synthetic(
         state="missing" if corpus is None else "found",
         examples=examples,
         share=share,
-        retrieves=False,
+        retrieves=source.retrieves,
         prompt_tokens=prompt,
         response_tokens=response,
-        positives=0,
+        positives=int(source.retrieves),
     )
 
 

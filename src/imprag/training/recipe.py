@@ -83,6 +83,9 @@ class ModelSettings(Section):
 
     Attributes:
         base: name or path of the language model (``base_model`` there).
+        start: a trained model of the same base, ``default`` or a folder, whose weights training
+            begins with; with ``lora``, the adapters begin as near to them as their ranks allow. If
+            not given, training begins with the base model.
         b, t: layer boundaries (paper, section 2; b=7, t=19 for Llama-3.2-3B, t=23 for 8B, by
             Figure 2).
         k: passages per prompt at inference (paper, section 3: 10).
@@ -92,6 +95,7 @@ class ModelSettings(Section):
     """
 
     base: Location = "smollm2-135m"
+    start: Location | None = None
     b: int = 7
     t: int = 20
     k: int = 3
@@ -114,7 +118,7 @@ class ModelSettings(Section):
 
     def to_config(self) -> ImpRAGConfig:
         """The configuration that is stored with the trained model."""
-        return ImpRAGConfig(base_model=self.base, **self.model_dump(exclude={"base"}))
+        return ImpRAGConfig(base_model=self.base, **self.model_dump(exclude={"base", "start"}))
 
 
 class TaskSource(Section):
@@ -169,17 +173,27 @@ class TaskSource(Section):
         return load_task(self.task).retrieval if self.retrieval is None else self.retrieval
 
 
+Synthetic = Literal["phrase_denoising", "sentence_generation", "corpus_text", "cloze"]
+
+
 class SyntheticSource(Section):
-    """Examples made from the corpus' passages; nothing is retrieved (paper, section 3, data).
+    """Examples made from the corpus' passages (paper, section 3, data).
 
     Attributes:
-        synthetic: the paper's two tasks, and its plain corpus text (about 10 % of training).
+        synthetic: the paper's two tasks, and its plain corpus text (about 10 % of training), all
+            without retrieval; or ``cloze``, which retrieves the passage that it was made from
+            (beyond the paper).
         weight, limit: as for :class:`TaskSource`.
     """
 
-    synthetic: Literal["phrase_denoising", "sentence_generation", "corpus_text"]
+    synthetic: Synthetic
     weight: PositiveFloat = 1.0
     limit: PositiveInt | None = None
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether passages are retrieved for these examples."""
+        return load_task(self.synthetic).retrieval
 
 
 def _source_kind(value: Any) -> str:
@@ -245,8 +259,8 @@ class BatchSettings(Section):
         answer_check: a passage that contains an answer is no negative (beyond the paper).
         hard_negatives: drawn for each prompt from its pool (paper: up to 10).
         candidates: passages that each prompt reads in training (paper: 10, as k).
-        generate: so many of a batch's retrieving prompts are answered, the others only retrieve;
-            all of them if not given (paper).
+        generate: so many of a batch's retrieving prompts are answered, neighbours in a grid, the
+            others only retrieve; all of them if not given (paper).
         memory: the passages of so many batches before are negatives too, with the embeddings that
             they had then (beyond the paper).
         passage_tokens: a length curriculum; none is ``max_passage_tokens`` throughout (beyond the
@@ -445,12 +459,15 @@ class LoraSettings(Section):
         bottom: of layers 0..b.
         reading: of layers b+1..t.
         top: of the layers above t.
+        norms: whether the norms of adapted groups are trained too, as they are; of ``top`` also the
+            one after the last layer.
         dropout: on the adapters' inputs.
     """
 
     bottom: LoraGroup | None = None
     reading: LoraGroup | None = None
     top: LoraGroup | None = None
+    norms: bool = False
     dropout: _BelowOne = 0.0
 
     @model_validator(mode="after")

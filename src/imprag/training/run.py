@@ -15,8 +15,8 @@ from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.model import LayerGroups, load_base_model
 from imprag.model.base import weights_fingerprint
-from imprag.model.pretrained import save_pretrained
-from imprag.training.adapters import add_adapters
+from imprag.model.pretrained import load_pretrained, save_pretrained
+from imprag.training.adapters import add_adapters, begin_with, halve_frozen
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
@@ -73,6 +73,12 @@ def train(
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)
     if recipe.lora:
         add_adapters(lm, recipe.lora, config)
+    if recipe.model.start:
+        start, _ = load_pretrained(recipe.model.start, torch.float32, lm.device)
+        begin_with(lm, start.lm)
+        del start
+    if recipe.lora and recipe.train.precision == "bf16":
+        halve_frozen(lm)
     if recipe.train.freeze_embeddings:
         lm.get_input_embeddings().requires_grad_(False)
     if recipe.train.gradient_checkpointing:
@@ -102,6 +108,20 @@ def train(
         "seconds": round(result.metrics["train_runtime"], 1),
         "loss": result.training_loss,
     }
+
+
+def training_time(out: Path) -> dict[str, float]:
+    """``steps`` and ``hours`` of a run that was trained to its end.
+
+    Raises:
+        ImpRAGError: it was not.
+    """
+    lines = (out / METRICS).read_text(encoding="utf-8").splitlines() if out.is_dir() else []
+    logged = [json.loads(line) for line in lines]
+    ends = [one for one in logged if "train_runtime" in one]
+    if not ends:
+        raise ImpRAGError(f"{out} holds no finished run; go on with it by imprag train --resume")
+    return {"steps": ends[-1]["step"], "hours": round(ends[-1]["train_runtime"] / 3600, 2)}
 
 
 def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:

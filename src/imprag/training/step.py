@@ -22,6 +22,7 @@ from imprag.training.objectives import (
     score_distillation_loss,
     self_distillation_loss,
 )
+from imprag.training.precision import cast_block_inputs
 from imprag.training.recipe import StageSettings
 
 
@@ -98,6 +99,7 @@ class TrainingModel(nn.Module):
         self, groups: LayerGroups, stages: StageSettings, batch_tokens: int | None = None
     ) -> None:
         super().__init__()
+        cast_block_inputs(groups.lm)
         self.groups = groups
         self.stages = stages
         self.memory: dict[int, Tensor] = {}

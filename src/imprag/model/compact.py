@@ -1,0 +1,72 @@
+"""Adapters in 8 bits, small enough to lie in a package."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path, read_json, write_json
+from imprag.model.config import ImpRAGConfig
+
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+_FLOAT8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(_FLOAT8).max
+
+
+def write_compact_adapter(adapter: Path, out: Path) -> None:
+    """Write a LoRA adapter again with its factors in 8-bit floats.
+
+    It stays an adapter of peft, which takes weights of any dtype. Each factor is scaled to the
+    range of the 8-bit floats, and the adapter's alpha undoes that. Norms become bfloat16.
+
+    Args:
+        adapter: a folder that :func:`save_pretrained` wrote for a model with an adapter.
+        out: the folder to make.
+
+    Raises:
+        ImpRAGError: there is no adapter, or it is not LoRA.
+    """
+    settings = _settings(adapter)
+    weights = load_file(adapter / WEIGHTS)
+    ranks, alphas = {}, {}
+    small: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if ".lora_B." in name:
+            continue
+        if ".lora_A." not in name:
+            small[name] = tensor.bfloat16()
+            continue
+        other = name.replace(".lora_A.", ".lora_B.")
+        module = name.partition(".lora_A.")[0].removeprefix("base_model.model.")
+        ranks[module] = len(tensor)
+        alphas[module] = settings["alpha_pattern"].get(module, settings["lora_alpha"])
+        for part in (name, other):
+            small[part], scale = _eight_bits(weights[part])
+            alphas[module] *= scale
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        save_file(small, folder / WEIGHTS)
+        write_json(
+            folder / SETTINGS,
+            {**settings, "rank_pattern": ranks, "alpha_pattern": alphas, "inference_mode": True},
+        )
+        ImpRAGConfig.load(adapter).save(folder)
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    if not (adapter / SETTINGS).is_file():
+        raise ImpRAGError(f"{adapter} holds no adapter; train one by a recipe with lora")
+    settings = read_json(adapter / SETTINGS)
+    if settings.get("peft_type") != "LORA":
+        raise ImpRAGError(f"the adapter in {adapter} is {settings.get('peft_type')}, not LORA")
+    return dict(settings)
+
+
+def _eight_bits(tensor: Tensor) -> tuple[Tensor, float]:
+    """A tensor as 8-bit floats and the factor that was taken out of it."""
+    scale = float(tensor.abs().max()) / _LARGEST or 1.0
+    return (tensor / scale).to(_FLOAT8), scale

@@ -1,0 +1,79 @@
+"""SQuAD as an open corpus: its paragraphs become passages, and its questions come without them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+from tqdm import tqdm
+
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path
+from imprag.tasks.example import Example, answers, write_examples
+from imprag.tasks.records import Record, read_records
+
+PASSAGES = "passages.jsonl"
+QUESTIONS = "questions.jsonl"
+
+
+def import_squad(source: str | Path, out: str | Path, split: str = "train") -> dict[str, int]:
+    """Make a folder of passages and questions from SQuAD, version 1.1 or 2.0.
+
+    Equal paragraphs are one passage, whose id is made from its text. Every question has the passage
+    that it was written for as its provenance; questions without an answer are left out.
+
+    Args:
+        source: SQuAD's JSON, such as ``train-v1.1.json``, or a data set on the Hugging Face hub,
+            such as ``rajpurkar/squad``.
+        out: folder to make, with ``passages.jsonl`` (a corpus) and ``questions.jsonl``
+            (examples of the task ``squad``).
+        split: of a data set on the hub.
+
+    Returns:
+        The numbers of ``passages`` and ``questions``.
+
+    Raises:
+        ImpRAGError: the source is not in its format, or the folder is taken or cannot be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ImpRAGError(f"{out} exists already; delete it or choose another folder")
+    passages: dict[str, tuple[str, str]] = {}
+
+    def examples() -> Iterator[Example]:
+        for title, text, question in _questions(read_records(source, split)):
+            found = answers(answer.text("text") for answer in question.records("answers"))
+            if found:
+                id = f"squad-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+                passages.setdefault(id, (title, text))
+                output = [replace(answer, provenance=[{"passage_id": id}]) for answer in found]
+                asked = question.text("question").strip()
+                yield Example(question.identifier("id"), asked, output, task="squad")
+
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        progress = tqdm(examples(), "SQuAD", unit=" questions", disable=None)
+        questions = write_examples(folder / QUESTIONS, progress)
+        if not questions:
+            raise ImpRAGError(f"{source} has no question with an answer")
+        with open(folder / PASSAGES, "w", encoding="utf-8") as file:
+            for id, (title, text) in passages.items():
+                passage = {"id": id, "title": title, "text": text}
+                file.write(json.dumps(passage, ensure_ascii=False) + "\n")
+    return {"passages": len(passages), "questions": questions}
+
+
+def _questions(records: Iterable[Record]) -> Iterator[tuple[str, str, Record]]:
+    """Title, paragraph and question, from SQuAD's articles or from Hugging Face rows."""
+    for record in records:
+        # Titles are page names: "University_of_Notre_Dame", "Beyonc%C3%A9".
+        title = unquote(record.text("title")).replace("_", " ")
+        if "paragraphs" in record:
+            for paragraph in record.records("paragraphs"):
+                text = paragraph.text("context").strip()
+                for question in paragraph.records("qas"):
+                    yield title, text, question
+        else:
+            yield title, record.text("context").strip(), record

@@ -1,0 +1,29 @@
+"""Mixed precision without needless copies."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def cast_block_inputs(lm: PreTrainedModel) -> None:
+    """Let autocast cast the input of an attention or MLP block once, not once for each projection.
+
+    Autocast casts for every linear layer by itself: the same states three times for query, key and
+    value, and their gradients three times on the way back. The outcome is the same but for the sum
+    of these gradients, which is taken in the lower precision. Without autocast nothing changes.
+    """
+    for layer in lm.base_model.layers:
+        for block in layer.children():
+            if any(isinstance(module, nn.Linear) for module in block.modules()):
+                block.register_forward_pre_hook(_cast, with_kwargs=True)
+
+
+def _cast(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    states = args[0] if args else kwargs["hidden_states"]
+    device = states.device.type
+    if not torch.is_autocast_enabled(device):
+        return None
+    states = states.to(torch.get_autocast_dtype(device))
+    return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})

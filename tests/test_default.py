@@ -1,0 +1,38 @@
+"""The model that lies in the package."""
+
+import numpy as np
+import pytest
+
+from conftest import needs_smollm2
+from imprag import ImpRAG
+from imprag.corpus import load_corpus
+from imprag.index.stored_embeddings import StoredEmbeddings
+from imprag.model.pretrained import DEFAULT_FOLDER, EMBEDDINGS
+
+pytestmark = [needs_smollm2, pytest.mark.real_model]
+
+
+@pytest.fixture(scope="module")
+def rag() -> ImpRAG:
+    return ImpRAG.from_pretrained("default")
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in DEFAULT_FOLDER.iterdir()) < 15e6
+
+
+def test_passages_have_the_embeddings_that_are_stored(rag: ImpRAG) -> None:
+    corpus = load_corpus("default")
+    stored = StoredEmbeddings(DEFAULT_FOLDER / EMBEDDINGS, corpus, rag.encoder.fingerprint())
+    passages = corpus.passages(range(0, len(corpus), len(corpus) // 200))
+    assert len(passages) >= 200
+    expected, found = stored(passages), rag.encoder(passages)
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    assert ((expected * found).sum(axis=1) / norms).min() > 0.999
+
+
+def test_it_finds_and_answers_at_once(rag: ImpRAG) -> None:
+    """The index is made of the stored embeddings: nothing is embedded."""
+    answer = rag.ask("Q: what is the capital of Chad? A:")
+    assert any(found.passage.title.startswith("Chad") for found in answer.passages)
+    assert answer.answer == "N'Djamena"
