@@ -34,7 +34,13 @@ def test_shipped_recipes_load(path: Path) -> None:
 
 def test_there_are_recipes() -> None:
     names = [path.stem for path in CONFIGS]
-    assert names == ["llama-3.1-8b", "llama-3.2-3b", "qwen3-0.6b", "smollm2-factbook"]
+    assert names == [
+        "llama-3.1-8b",
+        "llama-3.2-3b",
+        "qwen3-0.6b",
+        "smollm2-default",
+        "smollm2-factbook",
+    ]
 
 
 @pytest.mark.parametrize(("name", "t"), [("llama-3.2-3b", 19), ("llama-3.1-8b", 23)])

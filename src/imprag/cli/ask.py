@@ -36,7 +36,7 @@ class Source:
     teacher_retrieval: bool = False
     """Let all-MiniLM-L6-v2 retrieve by the prompt's text, in place of the model's lower layers."""
     dtype: str = "auto"
-    """`float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it."""
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where that is faster."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` ..."""
 

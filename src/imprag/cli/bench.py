@@ -51,7 +51,7 @@ def bench(
         codecs: Of the stored keys and values.
         runs: Of each arm, after two for warming up.
         quick: Ten passages of 128 tokens only, bf16 and pq, 6 runs: three minutes.
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
         device: `cpu`, `cuda`, `cuda:1` ...
         threads: Of PyTorch; as many as it takes if not given.
         json: Print the results as one JSON object.

@@ -77,7 +77,7 @@ def evaluate(
         limit: At most so many examples of each task.
         seed: Draws the examples of `--limit` and the passages of `--among`.
         batch_size: Prompts in one batch.
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
         device: `cpu`, `cuda`, `cuda:1` ...
         json: Print the results as one JSON object.
     """

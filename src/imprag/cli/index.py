@@ -38,7 +38,7 @@ def index(
         skip_bad_lines: Leave out corpus lines that cannot be read, and list them.
         compile: Compile the layers first: a minute, then about a fifth less time. Needs a
             C++ compiler on a CPU.
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
         device: `cpu`, `cuda`, `cuda:1` ...
     """
     from imprag.corpus import load_corpus

@@ -57,7 +57,7 @@ def build(
         prompts: A file with a prompt on each line, as users ask them.
         dry_run: Say how large the memory would be, and build nothing.
         seed: Of the sample that `pq` learns from.
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the machine computes in it.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
         device: `cpu`, `cuda`, `cuda:1` ...
     """
     from imprag.memory.build import build_memory, predict_memory, prediction

