@@ -54,6 +54,23 @@ def test_retrieval_is_the_inner_product_of_the_embeddings(folder: Path) -> None:
         assert row[0].passage == PASSAGES[best[0]]
 
 
+def test_prompts_of_like_length_share_a_batch(folder: Path) -> None:
+    rag = tiny_rag(folder)
+    prompts = ["w1", "w2 w3 w4 w5 w6", "w7", "w8 w9 w10 w11 w12"]
+    shapes = []
+    batch = rag._prompt_batch
+
+    def noting(texts, room):
+        ids, mask = batch(texts, room)
+        shapes.append(bool(mask.all()))
+        return ids, mask
+
+    rag._prompt_batch = noting
+    answers = rag.generate(prompts, max_new_tokens=2, stop=(), batch_size=2)
+    assert shapes == [True, True]
+    assert [answer.prompt for answer in answers] == prompts
+
+
 def test_answers_read_what_was_retrieved(folder: Path) -> None:
     rag = tiny_rag(folder)
     answers = rag.generate(PROMPTS, max_new_tokens=5, stop=())

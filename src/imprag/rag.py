@@ -184,13 +184,14 @@ class ImpRAG:
             prompts: as they would be answered; none empty.
             k: passages for each; the configured number if not given.
         """
-        found: list[list[RetrievedPassage]] = []
-        for batch in _batches(prompts):
-            ids, mask = self._prompt_batch(batch, room=0)
+        found: dict[int, list[RetrievedPassage]] = {}
+        for batch in _packed(prompts):
+            ids, mask = self._prompt_batch([prompts[n] for n in batch], room=0)
             with torch.inference_mode():
                 queries = self.groups.query_embeddings(ids, mask)
-            found += self.index.search(queries.cpu().numpy(), self._k(k))
-        return found
+            rows = self.index.search(queries.cpu().numpy(), self._k(k))
+            found.update(zip(batch, rows, strict=True))
+        return [found[n] for n in range(len(prompts))]
 
     def ask(
         self,
@@ -225,7 +226,7 @@ class ImpRAG:
             max_new_tokens: length of the answers.
             stop: texts at which an answer ends; not part of it. White space before an answer does
                 not end it.
-            batch_size: prompts in one batch.
+            batch_size: prompts in one batch; prompts of like length share one.
             **generate_arguments: for Hugging Face ``generate`` (``do_sample``, ``num_beams`` ...);
                 greedy by default.
 
@@ -240,12 +241,13 @@ class ImpRAG:
             raise ImpRAGError("num_return_sequences: there is one answer for each prompt")
         if passages is not None and len(passages) != len(prompts):
             raise ImpRAGError(f"{len(prompts)} prompts, but passages for {len(passages)}")
-        answers: list[Answer] = []
-        for start, batch in enumerate(_batches(prompts, batch_size)):
-            rows = slice(start * batch_size, start * batch_size + len(batch))
-            run = _Run(self, batch, k, None if passages is None else passages[rows], max_new_tokens)
-            answers += run.answers(run.generate(stop, generate_arguments), stop)
-        return answers
+        answers: dict[int, Answer] = {}
+        for batch in _packed(prompts, batch_size):
+            given = None if passages is None else [passages[n] for n in batch]
+            run = _Run(self, [prompts[n] for n in batch], k, given, max_new_tokens)
+            made = run.answers(run.generate(stop, generate_arguments), stop)
+            answers.update(zip(batch, made, strict=True))
+        return [answers[n] for n in range(len(prompts))]
 
     def stream(
         self,
@@ -389,9 +391,11 @@ class _StopAt:
         return torch.tensor(ended, device=input_ids.device)
 
 
-def _batches(prompts: Sequence[str], size: int = 8) -> Iterator[Sequence[str]]:
+def _packed(prompts: Sequence[str], size: int = 8) -> Iterator[list[int]]:
+    """Numbers of the prompts in batches of like length, the longest first: little is padded."""
+    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
     for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
+        yield order[start : start + size]
 
 
 def _until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
