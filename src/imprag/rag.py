@@ -338,12 +338,13 @@ class _Run:
         """New tokens, (prompts, length)."""
         self._start = self._last = time.perf_counter()
         passages = self._retrieve if self.retrieves else self._encode()
+        ends = [_StopAt(stop, self.rag.tokenizer, self.input_ids.shape[1])] if stop else []
         output: Tensor = self.rag.groups.generate(
             self.input_ids,
             self.mask,
             passages,
             position_shift=self.shift,
-            stopping_criteria=[_StopAt(stop, self.rag.tokenizer, self.input_ids.shape[1])],
+            stopping_criteria=ends,
             **{"do_sample": False, "max_new_tokens": self.max_new_tokens, **arguments},
         )
         self._lap("generate")

@@ -117,7 +117,7 @@ class ReadingArm:
             prompt,
             self.k,
             max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
+            eos_token_id=None,
             stop=(),
             logits_processor=LogitsProcessorList([stamps]),
         )
@@ -155,7 +155,7 @@ class InContextArm:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
+            eos_token_id=None,
             do_sample=False,
             logits_processor=LogitsProcessorList([stamps]),
         )

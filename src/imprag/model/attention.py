@@ -99,7 +99,7 @@ def reading_attention(
     key_heads = key.shape[1]
     scaling = head_dim**-0.5 if scaling is None else scaling
     grouped = (query * scaling).reshape(batch, key_heads, -1, head_dim)
-    if attention_mask is None:
+    if attention_mask is None and queries > 1:  # the last query sees everything
         attention_mask = causal_mask(queries, key.shape[2], query.device)
     lowest = torch.finfo(torch.float32).min
 
