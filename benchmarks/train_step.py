@@ -4,11 +4,12 @@
     python benchmarks/train_step.py --config configs/smollm2-factbook.yaml
 
 Work is counted as 6 x parameters x tokens of the layers really run, without padding: read passages
-in layers 0..t, other passages and prompts that only retrieve in layers 0..b-1, answered prompts in
-all layers, the head on response tokens. Attention, norms, the embedding of one token at layer b and
-the optimizer are not counted but timed. Batches come from the middle of the recipe's run; each step
-times the machine's matrix product (2048 x 2048 x 2048 in bfloat16, or in float32 for fp32 recipes)
-before and after; the figure is the median of the steps' ratios.
+in layers 0..t, other passages and prompts that only retrieve in layers 0..b-2 and the projections
+of layer b-1, answered prompts in all layers, the head on response tokens. Attention, norms, the
+embedding of one token at layers b-1 and b and the optimizer are not counted but timed. Batches come
+from the middle of the recipe's run; each step times the machine's matrix product (2048 x 2048 x 2048
+in bfloat16, or in float32 for fp32 recipes) before and after; the figure is the median of the
+steps' ratios.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import time
 
 import torch
 
-from encode import matmul_rate
+from encode import bottom_parameters, matmul_rate
 from imprag.corpus import load_corpus
 from imprag.model import LayerGroups, load_base_model
 from imprag.training.batches import Batches
@@ -36,7 +37,7 @@ def operations(model: TrainingModel, batch: TrainingBatch) -> float:
         sum(m.weight.numel() for m in layer.modules() if isinstance(m, torch.nn.Linear))
         for layer in groups.lm.base_model.layers
     ]
-    bottom, reading = sum(layers[: groups.config.b]), sum(layers[: groups.config.t + 1])
+    bottom, reading = bottom_parameters(groups), sum(layers[: groups.config.t + 1])
     head = groups.lm.get_output_embeddings().weight.numel()
     read = {passage for passages in batch.candidates for passage in passages}
     total = 0.0

@@ -276,6 +276,31 @@ def test_embeddings_do_not_depend_on_padding(family: str, rope: str) -> None:
             )
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_embeddings_alone_equal_those_of_a_whole_pass(family: str, checkpointing: bool) -> None:
+    """Alone, layer b-1 runs for one token; gradients are the same as where it runs for all."""
+    groups = groups_of(family, b=2)
+    groups.train()
+    prompts, passages = pad(tokens(6, 4, seed=1), CPU, left=True), pad(tokens(8, 5), CPU)
+
+    def gradients(queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
+        groups.zero_grad()
+        (queries @ keys.T).exp().sum().backward()
+        return {name: p.grad.clone() for name, p in groups.named_parameters() if p.grad is not None}
+
+    states = groups.encode(*passages)
+    whole = groups(*prompts, states.prefix([[0], [1]]), position_shift=32).query_embeddings
+    expected = gradients(whole, states.embeddings)
+    if checkpointing:
+        groups.lm.gradient_checkpointing_enable()
+    alone = groups.query_embeddings(*prompts), groups.passage_embeddings(*passages)
+    torch.testing.assert_close(alone, (whole, states.embeddings), atol=2e-5, rtol=1e-5)
+    actual = gradients(*alone)
+    for name, gradient in expected.items():
+        if gradient.abs().max() > 0:
+            torch.testing.assert_close(actual[name], gradient, atol=1e-5, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_embeddings_do_not_depend_on_positions(family: str) -> None:
     """The same text at another offset, computed with the reading states in one pass."""
@@ -409,7 +434,7 @@ def test_attention_for_compiling_is_the_same(family: str, monkeypatch: pytest.Mo
 @pytest.mark.skipif(shutil.which("c++") is None, reason="compiling for a CPU needs a C++ compiler")
 @torch.no_grad()
 def test_compiled_layers_give_the_same_embeddings() -> None:
-    groups = groups_of(b=1)
+    groups = groups_of(b=2)
     batch = pad(tokens(9, 4, 12), CPU)
     expected = groups.passage_embeddings(*batch)
     groups.compile_bottom()

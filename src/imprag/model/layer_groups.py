@@ -7,6 +7,7 @@ attention (see ``attention.py``), or takes the implicit query on the way. Views 
 need no clean-up, and let several threads use one model.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -120,7 +121,7 @@ class LayerGroups(nn.Module):
         return self._passage_embeddings(*self._bottom_states(input_ids, attention_mask))
 
     def compile_bottom(self) -> None:
-        """Let layers 0..b-1 of embedding calls run through ``torch.compile``.
+        """Let layers 0..b-2 of embedding calls run through ``torch.compile``.
 
         Pays for large corpora: a start of a minute, then about a fifth less time (CPU).
         Embeddings differ from those of plain layers by rounding. Without gradients the weights
@@ -129,7 +130,8 @@ class LayerGroups(nn.Module):
         # Held in a dictionary, so that they are not registered as modules a second time.
         quick = self._fused and self.device.type == "cpu"
         attention = {"attend": matmul_attention} if quick else {}
-        self._compiled = {i: _Compiled(self._layer(i), **attention) for i in range(self.config.b)}
+        whole = range(self.config.b - 1)  # the last of them runs for one token of each row
+        self._compiled = {i: _Compiled(self._layer(i), **attention) for i in whole}
 
     # Reading: layers b..t
 
@@ -167,7 +169,8 @@ class LayerGroups(nn.Module):
             return key, value, mask
 
         def embed(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
-            states = self._token_states(layer, hidden_states, last_tokens(attention_mask), call)
+            index = last_tokens(attention_mask)
+            states = self._token_states(layer, _tokens(hidden_states, index), index, call)
             embeddings.append(self._passage_embeddings(*states))
 
         stand_ins = {
@@ -342,18 +345,24 @@ class LayerGroups(nn.Module):
 
     def _bottom_states(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         states: list[tuple[Tensor, Tensor]] = []
+        index = last_tokens(attention_mask)
 
         def take(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
-            index = last_tokens(attention_mask)
+            if hidden_states.shape[1] > 1:
+                hidden_states = _tokens(hidden_states, index)
             states.append(self._token_states(layer, hidden_states, index, call))
 
         b = self.config.b
         stand_ins = {**self._compiled, b: _Terminus(self._layer(b), take)}
+        # Checkpointing could not run a layer again that was left half-way.
+        checkpointing = getattr(self._layer(b), "gradient_checkpointing", False)
+        if b > 0 and not (checkpointing and torch.is_grad_enabled()):
+            stand_ins[b - 1] = _LastToken(self._layer(b - 1), index, attention_mask)
         self._run(self._decoder_view(stand_ins, b + 1), input_ids, attention_mask)
         return states[0]
 
     def _token_states(
-        self, layer: nn.Module, hidden_states: Tensor, index: Tensor, call: dict[str, Any]
+        self, layer: nn.Module, token: Tensor, index: Tensor, call: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Query and key states of one token of each row at layer b.
 
@@ -363,19 +372,17 @@ class LayerGroups(nn.Module):
 
         Args:
             layer: decoder layer b.
-            hidden_states: (batch, length, hidden), what comes into layer b.
-            index: (batch,) the token of each row.
+            token: (batch, 1, hidden), what comes into layer b at that token.
+            index: (batch,) its place in each row.
             call: the keyword arguments that the model passes to the layer.
 
         Returns:
             query (batch, heads, d_h) and key (batch, key heads, d_h).
         """
-        rows = torch.arange(len(hidden_states), device=hidden_states.device)
-        cos, sin = call["position_embeddings"]
+        alone = _alone(call, index)
         if self.config.rope == "before":
-            cos, sin = torch.ones_like(cos[:1, :1]), torch.zeros_like(sin[:1, :1])
-        else:
-            cos, sin = (x.expand(len(rows), -1, -1)[rows, index, None] for x in (cos, sin))
+            cos, sin = alone["position_embeddings"]
+            alone["position_embeddings"] = torch.ones_like(cos), torch.zeros_like(sin)
         states: list[tuple[Tensor, Tensor]] = []
 
         def take(
@@ -384,15 +391,7 @@ class LayerGroups(nn.Module):
             states.append((query[:, :, 0], key[:, :, 0]))
             return key, value, mask
 
-        alone = {
-            "position_embeddings": (cos, sin),
-            "position_ids": torch.zeros_like(index)[:, None],
-            "attention_mask": None,
-            "past_key_values": None,
-            "use_cache": False,
-            "state_hook": take,
-        }
-        layer(hidden_states[rows, index, None], **{**call, **alone})
+        layer(token, state_hook=take, **alone)
         return states[0]
 
     def _query_embeddings(self, query: Tensor, key: Tensor) -> Tensor:
@@ -449,7 +448,7 @@ class _Reading:
                 (len(hidden_states),), hidden_states.shape[1] - 1, device=hidden_states.device
             )
         embeddings = self.groups._query_embeddings(
-            *self.groups._token_states(layer, hidden_states, index, call)
+            *self.groups._token_states(layer, _tokens(hidden_states, index), index, call)
         )
         # generate() repeats every prompt for its beams or samples: ask once for each prompt.
         times = len(embeddings) // self.prompts
@@ -542,6 +541,44 @@ class _Terminus(_StandIn):
         return hidden_states[:, -1:]
 
 
+class _LastToken(_StandIn):
+    """Runs its layer for the last token of each row only, which sees the keys and values of all.
+
+    Nobody asks for the other tokens' output of layer b-1 where only embeddings are wanted.
+
+    Args:
+        layer: the decoder layer.
+        index: (batch,) the token of each row.
+        attention_mask: (batch, length), 1 where a token stands.
+    """
+
+    def __init__(self, layer: nn.Module, index: Tensor, attention_mask: Tensor) -> None:
+        super().__init__(layer)
+        self.index = index
+        self.attention_mask = attention_mask
+
+    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        states: list[tuple[Tensor, Tensor]] = []
+
+        def take(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
+            states.append((key, value))
+            raise _Enough
+
+        def see(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
+            return *states[0], seen
+
+        with contextlib.suppress(_Enough):
+            self.layer(hidden_states, state_hook=take, **call)
+        rows = torch.arange(len(self.index), device=self.index.device)
+        mask = call.get("attention_mask")
+        if mask is None:
+            seen = self.attention_mask.bool()[:, None, None]
+        else:
+            seen = mask.expand(len(rows), -1, -1, -1)[rows, :, self.index, None]
+        token = _tokens(hidden_states, self.index)
+        return self.layer(token, state_hook=see, **_alone(call, self.index))
+
+
 class _Compiled(_StandIn):
     """A layer in its compiled form, with frozen weights and another attention where given."""
 
@@ -564,6 +601,19 @@ def _view(module: nn.Module, **children: nn.Module) -> Any:
     view = copy.copy(module)
     view.__dict__["_modules"] = {**module._modules, **children}
     return view
+
+
+def _tokens(states: Tensor, index: Tensor) -> Tensor:
+    """(batch, 1, size): of each row the one with this index."""
+    return states[torch.arange(len(index), device=index.device), index, None]
+
+
+def _alone(call: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    """A layer's keyword arguments for one token of each row, without a cache or a mask."""
+    cos, sin = (x.expand(len(index), -1, -1) for x in call["position_embeddings"])
+    places = {"position_embeddings": (_tokens(cos, index), _tokens(sin, index))}
+    nothing = {"attention_mask": None, "past_key_values": None, "use_cache": False}
+    return {**call, **places, **nothing, "position_ids": torch.zeros_like(index)[:, None]}
 
 
 def last_tokens(attention_mask: Tensor) -> Tensor:
