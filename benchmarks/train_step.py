@@ -7,8 +7,8 @@ Work is counted as 6 x parameters x tokens of the layers really run, without pad
 in layers 0..t, other passages and prompts that only retrieve in layers 0..b-2 and the projections
 of layer b-1, answered prompts in all layers, the head on response tokens. Attention, norms, the
 embedding of one token at layers b-1 and b and the optimizer are not counted but timed. Batches come
-from the middle of the recipe's run; each step times the machine's matrix product (2048 x 2048 x 2048
-in bfloat16, or in float32 for fp32 recipes) before and after; the figure is the median of the
+from the middle of the recipe's run; each step times the machine's matrix product before and after
+(2048 x 2048 x 2048 in bfloat16, or in float32 for fp32 recipes); the figure is the median of the
 steps' ratios.
 """
 
