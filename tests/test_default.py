@@ -33,6 +33,6 @@ def test_passages_have_the_embeddings_that_are_stored(rag: ImpRAG) -> None:
 
 def test_it_finds_and_answers_at_once(rag: ImpRAG) -> None:
     """The index is made of the stored embeddings: nothing is embedded."""
-    answer = rag.ask("Q: what is the capital of Chad? A:")
-    assert any(found.passage.title.startswith("Chad") for found in answer.passages)
-    assert answer.answer == "N'Djamena"
+    answer = rag.ask("Q: How common is tobacco use in Brazil? A:")
+    assert answer.passages[0].passage.title == "Brazil, People and Society"
+    assert answer.answer == "11.2%"

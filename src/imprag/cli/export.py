@@ -20,7 +20,7 @@ def export(run: Path, /, *, out: Path, corpus: str = "default", dtype: str = "au
         corpus: The passages to embed.
         dtype: That they are embedded in: `float32`, `bfloat16`, or `auto`.
     """
-    import shutil
+    import os
 
     import torch
     import transformers
@@ -37,7 +37,9 @@ def export(run: Path, /, *, out: Path, corpus: str = "default", dtype: str = "au
     write_compact_adapter(run / MODEL, out)
     groups, tokenizer = load_pretrained(out, dtype)
     write_embeddings(load_corpus(corpus), PassageEncoder(groups, tokenizer), out / EMBEDDINGS)
-    shutil.copy(run / RECIPE, out / RECIPE)
+    # Where the recipe's files lay on this machine is nobody's business.
+    recipe = (run / RECIPE).read_text(encoding="utf-8")
+    (out / RECIPE).write_text(recipe.replace(f"{Path.cwd()}{os.sep}", ""), encoding="utf-8")
     write_json(
         out / "made.json",
         {

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def _merged(config: ImpRAGConfig, folder: Path, device: torch.device) -> tuple[A
     _check_base(config, weights_fingerprint(base, len(base.base_model.layers)), folder)
     # In float64, so that all machines come to the same weights and so to the same fingerprint,
     # however they add up products.
-    adapted = PeftModel.from_pretrained(base, folder).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers renamed
+        adapted = PeftModel.from_pretrained(base, folder).double()
     return adapted.merge_and_unload().float().eval(), tokenizer
 
 
