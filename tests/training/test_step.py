@@ -329,12 +329,14 @@ def test_nothing_runs_twice_or_further_than_needed(self_distillation: bool) -> N
     (sequences, single), of_prompts = count_rows(passages), count_rows(prompts)
     model(replace(MIXED, self_distillation=self_distillation))
     # Layer b gives an embedding by one token of a row, and runs in full only where it is read.
+    # Layer b-1 starts with all tokens; where only embeddings are wanted, it goes on with one.
     read, everything = 5, 9
     assert sequences == [everything] * B + [read] * (T - B + 1) + [0] * (LAYERS - T - 1)
-    assert single == [0] * B + [everything] + [0] * (LAYERS - B - 1)
+    above = [0] * (LAYERS - B - 1)
+    assert single == [0] * (B - 1) + [everything - read, everything, *above]
 
     generated, everything = 5, 7
     scored = 6 if self_distillation else 0  # prompts with one of their candidates
     sequences, single = of_prompts
     assert sequences == [everything + scored] * B + [generated + scored] * (LAYERS - B)
-    assert single == [0] * B + [everything + scored] + [0] * (LAYERS - B - 1)
+    assert single == [0] * (B - 1) + [everything - generated, everything + scored, *above]
