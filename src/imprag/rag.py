@@ -146,16 +146,15 @@ class ImpRAG:
         """
         if self._index is None:
             corpus = self.corpus
-            key = f"{self.encoder.fingerprint()[:12]}-{corpus.fingerprint[:12]}"
-            folder = cache_dir() / "indexes" / key
-            self._index = IndexFolder.build(corpus, self._shipped(corpus), folder)
+            fingerprint = self.encoder.fingerprint()  # reads all weights of layers 0..b
+            folder = cache_dir() / "indexes" / f"{fingerprint[:12]}-{corpus.fingerprint[:12]}"
+            self._index = IndexFolder.build(corpus, self._shipped(corpus, fingerprint), folder)
         return self._index
 
-    def _shipped(self, corpus: Corpus) -> Encoder:
+    def _shipped(self, corpus: Corpus, fingerprint: str) -> Encoder:
         """The default model's stored embeddings, or itself where settings were changed."""
         try:
-            path = DEFAULT_FOLDER / EMBEDDINGS
-            return StoredEmbeddings(path, corpus, self.encoder.fingerprint())
+            return StoredEmbeddings(DEFAULT_FOLDER / EMBEDDINGS, corpus, fingerprint)
         except ImpRAGError:
             return self.encoder
 

@@ -1,7 +1,7 @@
 """Building a passage memory: encode passages in shards, code their states, go on after a kill.
 
 In ``OUT.building`` lie ``plan.json``, what the codec has learned (``codec-<checksum>.safetensors``)
-and the shards that are finished (``shards/<number>-<checksum>.safetensors``). The result depends on
+and the shards that are finished (``parts/<number>-<checksum>.safetensors``). The result depends on
 the passages, the model and the settings only. Memory holds one shard at a time.
 """
 

@@ -7,7 +7,6 @@ attention (see ``attention.py``), or takes the implicit query on the way. Views 
 need no clean-up, and let several threads use one model.
 """
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -567,8 +566,7 @@ class _LastToken(_StandIn):
         def see(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
             return *states[0], seen
 
-        with contextlib.suppress(_Enough):
-            self.layer(hidden_states, state_hook=take, **call)
+        _StandIn(self.layer, state_hook=take)(hidden_states, **call)
         rows = torch.arange(len(self.index), device=self.index.device)
         mask = call.get("attention_mask")
         if mask is None:
