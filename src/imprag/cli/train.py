@@ -72,12 +72,16 @@ def train(
     if out is None:
         raise ImpRAGError("say with --out where the run folder should be")
 
+    from accelerate import PartialState
+
     from imprag.evaluation.development import DevelopmentSet
     from imprag.training.run import train as run_training
 
     evaluator = partial(DevelopmentSet, recipe.evaluation) if recipe.evaluation else None
     with redirect_stdout(sys.stderr):  # transformers logs to stdout
         results = run_training(recipe, out, resume=resume, evaluator=evaluator)
+    # Else its threads may still run when the interpreter ends, which aborts the process.
+    PartialState().destroy_process_group()
     if json:
         print(json_module.dumps(results))
     else:
