@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from imprag.corpus.passage import Passage
 from imprag.tasks import load_task
 from imprag.tasks.synthetic import (
-    cloze,
     corpus_text,
     phrase_denoising,
     sentence_generation,
@@ -112,37 +111,3 @@ def test_any_text_is_taken(text: str) -> None:
     for example in [*phrase_denoising([passage]), *sentence_generation([passage])]:
         assert load_task(example.task).prompt(example)
     list(corpus_text([passage]))
-
-
-# --- Cloze --------------------------------------------------------------------------------------
-
-
-def test_a_filled_blank_gives_a_sentence_of_the_passage() -> None:
-    answers = set()
-    for example, passage in zip(cloze(PASSAGES), PASSAGES, strict=True):
-        answer = example.answers[0]
-        answers.add(answer)
-        sentence = example.input.replace("____", answer).removeprefix("Tarnby: ")
-        assert sentence in passage.text
-        # The title tells which town's harbour; the answer is never the title.
-        assert "Tarnby" in example.input
-        assert answer != "Tarnby"
-        assert example.evidence_sets(joint=False) == [{passage.id}]
-    assert {"Ada J. Lindqvist", "1810"} & answers
-    assert [one.input for one in cloze(PASSAGES, seed=1)] != [one.input for one in cloze(PASSAGES)]
-
-
-@pytest.mark.parametrize(
-    ("text", "blanked"),
-    [
-        ("Exports of goods went to Norway in that year.", {"Norway"}),
-        ("Land use of the whole island: arable land 13.8% (2023 est.)", {"13.8"}),
-        ("The council of the University of Oslo met in the old hall.", {"University of Oslo"}),
-        ("It has 3 mills and two very old bridges.", set()),  # too small to tell passages apart
-        ("Too short for Norway.", set()),
-        ("First part of the list is about Norway; nothing else", {"Norway"}),
-    ],
-)
-def test_names_and_numbers_are_blanked(text: str, blanked: set[str]) -> None:
-    found = {e.answers[0] for seed in range(9) for e in cloze([Passage("p", "Tarnby", text)], seed)}
-    assert found == blanked

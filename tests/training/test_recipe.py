@@ -38,8 +38,10 @@ def test_there_are_recipes() -> None:
         "llama-3.1-8b",
         "llama-3.2-3b",
         "qwen3-0.6b",
+        "smollm2-broad",
         "smollm2-default",
         "smollm2-factbook",
+        "smollm2-reading",
     ]
 
 

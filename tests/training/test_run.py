@@ -185,6 +185,12 @@ def test_memory_is_part_of_a_checkpoint(world: Path, tmp_path: Path) -> None:
     assert len(saved["rows"]) == len(saved["embeddings"]) > 4
 
 
+def test_workers_change_nothing(world: Path, tmp_path: Path) -> None:
+    train(recipe(world), tmp_path / "alone")
+    train(recipe(world, train={"data_workers": 2}), tmp_path / "workers")
+    assert logged(tmp_path / "workers") == logged(tmp_path / "alone")
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
@@ -213,6 +219,18 @@ def test_adapters_train_their_layers_only(world: Path, tmp_path: Path) -> None:
     changed = {name for name, value in merged.items() if not torch.equal(value, before[name])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (3, 4)}
     ImpRAG.from_pretrained(done["model"])  # the base model's fingerprint fits
+
+
+def test_an_adapter_that_is_not_trained_stays(world: Path, tmp_path: Path) -> None:
+    """Of the retriever, which reading is trained above."""
+    groups = {"bottom": {"rank": 2}, "top": {"rank": 2}, "norms": True}
+    first = train(recipe(world, lora={**groups, "reading": {"rank": 2}}), tmp_path / "first")
+    held = {**groups, "bottom": {"rank": 2, "trained": False}, "reading": {"rank": 2}}
+    done = train(recipe(world, model={"start": first["model"]}, lora=held), tmp_path / "second")
+    before, after = (load_pretrained(run["model"], "float32")[0].lm for run in (first, done))
+    for layer, (old, new) in enumerate(zip(before.model.layers, after.model.layers, strict=True)):
+        changes = [(x - y).norm() for x, y in zip(old.parameters(), new.parameters(), strict=True)]
+        assert (max(changes) > 1e-3) == (layer > 2)
 
 
 def test_training_starts_from_another_model(world: Path, tmp_path: Path) -> None:

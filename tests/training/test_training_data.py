@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
@@ -14,7 +15,7 @@ from imprag.tasks import Answer, Example, TaskExamples, load_task, write_example
 from imprag.tasks.factbook.build import VERSION
 from imprag.training import data
 from imprag.training.data import load_sources, retrieval_examples, synthetic_examples
-from imprag.training.recipe import BatchSettings, Recipe, TeacherSettings
+from imprag.training.recipe import BatchSettings, Recipe, TaskSource, TeacherSettings
 from imprag.training.teacher import TeacherLabels
 
 COUNTRIES = ("Chad", "Mali", "Peru", "Cuba")
@@ -111,6 +112,32 @@ def test_plain_text_has_no_prompt(corpus: Corpus) -> None:
     assert sorted(one.response for one in found) == sorted(passage.text for passage in PASSAGES)
     assert {one.prompt for one in found} == {""}
     assert {one.positives for one in found} == {()}
+
+
+def test_wordings_take_turns_by_example(corpus: Corpus, tmp_path: Path) -> None:
+    examples = [example(n, "x", "Chad/Land") for n in range(60)]
+    write_examples(tmp_path / "nq.jsonl", examples)
+    content = {"tasks": str(tmp_path / "nq.jsonl"), "task": "nq"}
+    asked = TaskSource(**content, wordings=("{input} Be brief. A:", "Look up: {input}")).read()
+    prompts = [asked.task.prompt(one) for one in examples]
+    assert prompts == [asked.task.prompt(one) for one in examples]
+    starts = {prompt.replace(one.input, "") for prompt, one in zip(prompts, examples, strict=True)}
+    assert starts == {"Q:  A:", " Be brief. A:", "Look up: "}
+    with pytest.raises(ValidationError, match="has no {input}: Be brief"):
+        TaskSource(**content, wordings=("Be brief",))
+
+
+def test_answers_are_verified(corpus: Corpus, tmp_path: Path) -> None:
+    examples = [example(n, f"x{n}", "Chad/Land", relation="size") for n in range(20)]
+    write_examples(tmp_path / "nq.jsonl", examples)
+    source = {"tasks": str(tmp_path / "nq.jsonl"), "task": "nq", "positives": "gold"}
+    recipe = Recipe(data=({**source, "verify": True},), batch=BatchSettings(hard_negatives=0))
+    (found,) = load_sources(recipe, corpus)
+    assert {one.response for one in found.examples} <= {" True", " False", " yes", " no"}
+    assert {one.positives for one in found.examples} == {(1,)}
+    assert {one.answers for one in found.examples} == {()}
+    with pytest.raises(ValidationError, match="verify has wordings of its own"):
+        TaskSource(**source, verify=True, wordings=("{input}?",))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ def open_attention(lm: PreTrainedModel) -> None:
     former = lm.config._attn_implementation
     if former not in ("imprag_sdpa", "imprag_eager"):
         lm.set_attn_implementation("imprag_eager" if former == "eager" else "imprag_sdpa")
+    # Among PyTorch's kernels, cuDNN's plans anew for every shape, five milliseconds each time, and
+    # passages have many lengths.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -64,15 +64,15 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
         batch_tokens: a padded group has at most so many tokens, or one row.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    cost = [0.0]  # of the first so many rows in order
+    cost = np.zeros(len(order) + 1)  # of the first so many rows in order
     starts = [0]  # of the last group among them
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
         first = min(end - 1, max(0, end - batch_tokens // max(longest, 1)))
-        cost_of = [cost[start] + (end - start) * longest for start in range(first, end)]
-        least = min(cost_of)
-        cost.append(least + batch_tokens / 16)
-        starts.append(first + cost_of.index(least))
+        cost_of = cost[first:end] + np.arange(end - first, 0, -1) * longest
+        least = int(cost_of.argmin())
+        cost[end] = cost_of[least] + batch_tokens / 16
+        starts.append(first + least)
     groups = []
     end = len(order)
     while end:

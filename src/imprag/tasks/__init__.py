@@ -1,6 +1,6 @@
 """Tasks: prompt template, data reader and answers of each; `load_task` finds one by name."""
 
-from imprag.tasks import instruction, knowledge, synthetic
+from imprag.tasks import instruction, knowledge, self_supervised, synthetic
 from imprag.tasks.example import Answer, Example, answers, read_examples, write_examples
 from imprag.tasks.factbook import build_factbook, load_benchmark
 from imprag.tasks.records import Record, read_records
@@ -23,6 +23,7 @@ __all__ = [
     "read_records",
     "read_tasks",
     "register_task",
+    "self_supervised",
     "synthetic",
     "task_names",
     "write_examples",

@@ -1,6 +1,4 @@
-"""Tasks made from the passages of any corpus.
-
-Phrase denoising, sentence generation and plain text do without retrieval, cloze needs it.
+"""The paper's synthetic tasks, made from the passages of any corpus; nothing is retrieved for them.
 
 Each passage gives at most one example, drawn by the seed and the passage's id alone: the same
 whatever the order of the passages and whichever others there are.
@@ -36,7 +34,6 @@ SENTENCE = register_task(
 TEXT = register_task(
     Task("corpus_text", "{input}", metric="f1", retrieval=False, max_new_tokens=256)
 )
-CLOZE = register_task(Task("cloze", "Fill in the blank: {input} A:"))
 
 _MAX_PHRASES = 3
 _MAX_PHRASE_WORDS = 4
@@ -44,13 +41,6 @@ _MAX_PHRASE_WORDS = 4
 _CLAUSE = re.compile(r"\w[\w'’-]*(?: \w[\w'’-]*)*")
 _WORD = re.compile(r"\S+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])")
-# What a blank may stand for: a number of two digits or more, or a name but not at the beginning.
-# "(2024 est.)" stands in too many passages to be worth asking for.
-_NAME = r"[A-Z](?:[\w'’-]+|\.)"
-_SALIENT = re.compile(
-    rf"(?<![\w(.,])(?:\d[\d.,]*\d|(?<!^){_NAME}(?: (?:(?:of|the|and) )*{_NAME})*)(?!\w)"
-)
-_MIN_CLOZE_WORDS, _MAX_CLOZE_WORDS = 6, 40
 # A full stop behind these does not end a sentence: initials, titles, a few common abbreviations.
 _ABBREVIATION = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Mt|Jr|Sr|No|vs|ca?|e\.g|i\.e|U\.S)\.$")
 
@@ -63,7 +53,7 @@ def phrase_denoising(passages: Iterable[Passage], seed: int = 0) -> Iterator[Exa
     passed over.
     """
     for passage in passages:
-        generator = _generator(seed, passage, DENOISING)
+        generator = generator_for(seed, passage, DENOISING)
         phrases = _phrases(passage.text, generator)
         chosen = sorted(
             generator.sample(phrases, min(len(phrases), generator.randint(1, _MAX_PHRASES)))
@@ -76,7 +66,7 @@ def phrase_denoising(passages: Iterable[Passage], seed: int = 0) -> Iterator[Exa
             end = stop
         if chosen:
             text = "".join([*pieces, passage.text[end:]])
-            yield _example(DENOISING, passage, text, ", ".join(originals))
+            yield example_of(DENOISING, passage, text, ", ".join(originals))
 
 
 def sentence_generation(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
@@ -88,13 +78,13 @@ def sentence_generation(passages: Iterable[Passage], seed: int = 0) -> Iterator[
         sentences = split_sentences(passage.text)
         if len(sentences) < 2:
             continue
-        generator = _generator(seed, passage, SENTENCE)
+        generator = generator_for(seed, passage, SENTENCE)
         cut = generator.randrange(1, len(sentences))
         if generator.random() < 0.5:
             context, relation, answer = sentences[:cut], "next sentence", sentences[cut]
         else:
             context, relation, answer = sentences[cut:], "previous sentence", sentences[cut - 1]
-        yield _example(SENTENCE, passage, f"{' '.join(context)} [SEP] {relation}", answer)
+        yield example_of(SENTENCE, passage, f"{' '.join(context)} [SEP] {relation}", answer)
 
 
 def corpus_text(passages: Iterable[Passage]) -> Iterator[Example]:
@@ -105,49 +95,7 @@ def corpus_text(passages: Iterable[Passage]) -> Iterator[Example]:
     for passage in passages:
         first, *rest = passage.text.split(maxsplit=1)
         if rest:
-            yield _example(TEXT, passage, first, rest[0])
-
-
-def cloze(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """Sentences with a name or a number left out, which the passage has (beyond the paper).
-
-    This is salient span masking (Guu et al. 2020, REALM) with spans found by their look. The
-    passage is the prompt's right one: pairs for retrieval that nobody had to write. A sentence that
-    names nothing of the title gets the title before it, since nobody could place it otherwise.
-    Passages without such a sentence are passed over.
-    """
-    for passage in passages:
-        generator = _generator(seed, passage, CLOZE)
-        title = _names(passage.title)
-        found = [
-            (sentence, match.span())
-            for sentence in _clauses(passage.text)
-            for match in _SALIENT.finditer(sentence)
-            if title.isdisjoint(_names(match.group()))
-        ]
-        if not found:
-            continue
-        sentence, (start, end) = generator.choice(found)
-        text = f"{sentence[:start]}____{sentence[end:]}"
-        if title and title.isdisjoint(_names(text)):
-            text = f"{passage.title}: {text}"
-        yield _example(CLOZE, passage, text, sentence[start:end])
-
-
-def _names(text: str) -> set[str]:
-    """Words with a capital or a digit in front."""
-    return set(re.findall(r"\b[A-Z0-9]\w*", text))
-
-
-def _clauses(text: str) -> list[str]:
-    """Sentences, and the parts of lists with semicolons, that are neither short nor long."""
-    parts = [
-        part
-        for line in text.splitlines()
-        for sentence in split_sentences(line)
-        for part in sentence.split("; ")
-    ]
-    return [part for part in parts if _MIN_CLOZE_WORDS <= len(part.split()) <= _MAX_CLOZE_WORDS]
+            yield example_of(TEXT, passage, first, rest[0])
 
 
 def split_sentences(text: str) -> list[str]:
@@ -161,12 +109,12 @@ def split_sentences(text: str) -> list[str]:
     return [*sentences, rest] if (rest := text[start:].strip()) else sentences
 
 
-def _example(task: Task, passage: Passage, text: str, answer: str) -> Example:
+def example_of(task: Task, passage: Passage, text: str, answer: str) -> Example:
     output = [Answer(answer, [{"passage_id": passage.id}])]
     return Example(f"{task.name}-{passage.id}", text, output, task=task.name)
 
 
-def _generator(seed: int, passage: Passage, task: Task) -> random.Random:
+def generator_for(seed: int, passage: Passage, task: Task) -> random.Random:
     return random.Random(f"{seed} {task.name} {passage.id}")
 
 

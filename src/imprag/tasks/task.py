@@ -1,6 +1,7 @@
 """What a task is: how it is asked, where its examples come from, how its answers are judged."""
 
 import itertools
+import random
 import string
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ class Task:
             rather than any of them.
         normalize: applied to every example that is read, in whatever format.
         plain_template: used instead of ``template`` for inputs without ``[SEP]``.
+        wordings: further templates, which take turns with ``template`` by the example's id.
     """
 
     name: str
@@ -44,12 +46,14 @@ class Task:
     joint_evidence: bool = False
     normalize: Callable[[Example], Example] | None = None
     plain_template: str = ""
+    wordings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if "{input}" not in self.template:
-            raise ImpRAGError(
-                f"the template of task '{self.name}' has no {{input}}: {self.template}"
-            )
+        for template in (self.template, *self.wordings):
+            if "{input}" not in template:
+                raise ImpRAGError(
+                    f"the template of task '{self.name}' has no {{input}}: {template}"
+                )
 
     def prompt(self, example: Example) -> str:
         """The text that the model goes on from.
@@ -58,7 +62,7 @@ class Task:
             ImpRAGError: the template asks for a text that is not in the example's ``meta``.
         """
         plain = self.plain_template and "[SEP]" not in example.input
-        template = self.plain_template if plain else self.template
+        template = self.plain_template if plain else self._template(example)
         texts = {**example.meta, "input": example.input}
         for _, name, _, _ in string.Formatter().parse(template):
             if name and not isinstance(texts.get(name), str):
@@ -67,6 +71,11 @@ class Task:
                     f"which the template of task '{self.name}' asks for"
                 )
         return template.format_map(texts)
+
+    def _template(self, example: Example) -> str:
+        if not self.wordings:
+            return self.template
+        return random.Random(example.id).choice((self.template, *self.wordings))
 
     def response(self, example: Example) -> str:
         """What the model should add to the prompt: a space and the first answer."""

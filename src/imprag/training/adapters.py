@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
 from imprag.training.architecture import is_norm
-from imprag.training.recipe import LoraSettings
+from imprag.training.recipe import LoraGroup, LoraSettings
 
 
 def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig) -> None:
@@ -25,16 +25,7 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     norms: list[str] = []
-    last = len(lm.base_model.layers) - 1
-    groups = {
-        "bottom": (settings.bottom, range(config.b + 1)),
-        "reading": (settings.reading, range(config.b + 1, config.t + 1)),
-        "top": (settings.top, range(config.t + 1, last + 1)),
-    }
-    for group, (adapter, layers) in groups.items():
-        if adapter is None:
-            continue
-        starts = tuple(f"{lm.base_model_prefix}.layers.{layer}." for layer in layers)
+    for group, adapter, starts in _groups(lm, settings, config):
         modules = [(name, m) for name, m in lm.named_modules() if name.startswith(starts)]
         linear = [name for name, module in modules if isinstance(module, nn.Linear)]
         if settings.norms:
@@ -64,6 +55,30 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
             modules_to_save=norms or None,
         )
     )
+
+
+def hold_untrained(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig) -> None:
+    """Freeze the adapters, and norms, of groups that are not trained."""
+    for _, adapter, starts in _groups(lm, settings, config):
+        if not adapter.trained:
+            for name, parameter in lm.named_parameters():
+                if name.startswith(starts):
+                    parameter.requires_grad_(False)
+
+
+def _groups(
+    lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig
+) -> Iterator[tuple[str, LoraGroup, tuple[str, ...]]]:
+    """Groups with an adapter: name, adapter, and what the names of their modules begin with."""
+    for name, first, end in (
+        ("bottom", 0, config.b + 1),
+        ("reading", config.b + 1, config.t + 1),
+        ("top", config.t + 1, len(lm.base_model.layers)),
+    ):
+        adapter: LoraGroup | None = getattr(settings, name)
+        if adapter is not None:
+            start = f"{lm.base_model_prefix}.layers."
+            yield name, adapter, tuple(f"{start}{layer}." for layer in range(first, end))
 
 
 @torch.no_grad()
@@ -114,9 +129,23 @@ def _approximate(module: LoraLayer, weight: Tensor) -> None:
     """Set an adapter to the nearest of its rank to the difference between weight and base."""
     (name,) = module.active_adapters
     base = module.get_base_layer().weight
-    difference = weight.to(base.device, torch.float32) - base.float()
-    left, values, right = torch.linalg.svd(difference / module.scaling[name], full_matrices=False)
-    rank = min(module.r[name], len(values))
-    roots = values[:rank].sqrt()
-    module.lora_A[name].weight.zero_()[:rank] = roots[:, None] * right[:rank]
-    module.lora_B[name].weight.zero_()[:, :rank] = left[:, :rank] * roots
+    difference = (weight.to(base.device, torch.float64) - base.double()) / module.scaling[name]
+    left, right = _factors(difference, module.r[name])
+    rank = len(right)
+    module.lora_A[name].weight.zero_()[:rank] = right
+    module.lora_B[name].weight.zero_()[:, :rank] = left
+
+
+def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(rows, rank) and (rank, columns), alike in size, whose product is nearest to the matrix.
+
+    Its largest singular values, by way of the eigenvalues of its smaller Gram matrix, which a GPU
+    finds many times faster.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        left, right = _factors(matrix.T, rank)
+        return right.T, left.T
+    vectors = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:]
+    right = vectors.T @ matrix
+    roots = right.norm(dim=1).sqrt().clamp_min(torch.finfo(right.dtype).tiny)
+    return vectors * roots, right / roots[:, None]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +35,7 @@ from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig, PassageEncoding, PoolingPoint, RopePoint
 from imprag.tasks import TaskExamples, load_task, read_tasks
 from imprag.tasks.factbook.build import MANIFEST
+from imprag.tasks.self_supervised import VERIFICATION, verification
 from imprag.training.architecture import num_layers
 from imprag.training.recipe_file import apply_override, explain, read_yaml
 
@@ -135,6 +137,10 @@ class TaskSource(Section):
             for the knowledge-intensive tasks only).
         positives: passages that the ``teacher`` ranks first (paper), or ``gold`` provenance
             (beyond the paper).
+        wordings: further templates, as a task's own with ``{input}``, which take turns with it
+            (beyond the paper).
+        verify: ask whether an answer is right, which it is half of the time, instead of asking for
+            it (beyond the paper, see `imprag.tasks.self_supervised`).
     """
 
     tasks: Location
@@ -144,10 +150,14 @@ class TaskSource(Section):
     limit: PositiveInt | None = None
     retrieval: bool | None = None
     positives: Literal["teacher", "gold"] = "teacher"
+    wordings: tuple[str, ...] = ()
+    verify: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        load_task(self.task)
+        replace(load_task(self.task), wordings=self.wordings)
+        if self.verify and self.wordings:
+            raise ImpRAGError("verify has wordings of its own; give it none")
         return self
 
     def read(self) -> TaskExamples:
@@ -160,7 +170,10 @@ class TaskSource(Section):
             (found,) = read_tasks([self.task], data=self.tasks, split=self.split)
         else:
             (found,) = read_tasks([f"{self.task}={self.tasks}"], split=self.split)
-        return found
+        if self.verify:
+            made = list(verification(found.examples))
+            return replace(found, task=VERIFICATION, examples=made)
+        return replace(found, task=replace(found.task, wordings=self.wordings))
 
     @property
     def is_benchmark(self) -> bool:
@@ -173,7 +186,17 @@ class TaskSource(Section):
         return load_task(self.task).retrieval if self.retrieval is None else self.retrieval
 
 
-Synthetic = Literal["phrase_denoising", "sentence_generation", "corpus_text", "cloze"]
+Synthetic = Literal[
+    "phrase_denoising",
+    "sentence_generation",
+    "corpus_text",
+    "cloze",
+    "lookup",
+    "keywords",
+    "title",
+    "mention",
+    "statement",
+]
 
 
 class SyntheticSource(Section):
@@ -181,8 +204,8 @@ class SyntheticSource(Section):
 
     Attributes:
         synthetic: the paper's two tasks, and its plain corpus text (about 10 % of training), all
-            without retrieval; or ``cloze``, which retrieves the passage that it was made from
-            (beyond the paper).
+            without retrieval; the others retrieve the passages that they are made from (beyond the
+            paper, see `imprag.tasks.self_supervised`).
         weight, limit: as for :class:`TaskSource`.
     """
 
@@ -259,6 +282,9 @@ class BatchSettings(Section):
         answer_check: a passage that contains an answer is no negative (beyond the paper).
         hard_negatives: drawn for each prompt from its pool (paper: up to 10).
         candidates: passages that each prompt reads in training (paper: 10, as k).
+        fewest_candidates: if given, each prompt reads a number of passages that is drawn between
+            this and ``candidates``: a model that always had ten does not read one that it is given
+            alone (beyond the paper).
         generate: so many of a batch's retrieving prompts are answered, neighbours in a grid, the
             others only retrieve; all of them if not given (paper).
         memory: the passages of so many batches before are negatives too, with the embeddings that
@@ -275,6 +301,7 @@ class BatchSettings(Section):
     answer_check: bool = True
     hard_negatives: NonNegativeInt = 10
     candidates: PositiveInt = 3
+    fewest_candidates: PositiveInt | None = None
     generate: NonNegativeInt | None = None
     memory: NonNegativeInt = 0
     passage_tokens: tuple[LengthStep, ...] = ()
@@ -284,6 +311,11 @@ class BatchSettings(Section):
         points = [step.after for step in self.passage_tokens]
         if points and (points[0] != 0 or sorted(set(points)) != points):
             raise ImpRAGError("passage_tokens must begin with after: 0 and go upwards")
+        if self.fewest_candidates is not None and self.fewest_candidates > self.candidates:
+            raise ImpRAGError(
+                f"fewest_candidates is {self.fewest_candidates}, more than candidates, which is "
+                f"{self.candidates}"
+            )
         if self.generate is not None and self.generate > self.prompts:
             raise ImpRAGError(
                 f"generate is {self.generate}, but a batch has {self.prompts} prompts"
@@ -409,6 +441,8 @@ class TrainSettings(Section):
         save_steps: write a checkpoint every so many steps.
         keep_checkpoints: delete older ones but the best.
         logging_steps: write a line of ``metrics.jsonl`` every so many steps.
+        data_workers: processes that make batches ahead; a GPU outruns one alone. They change
+            nothing in the batches.
     """
 
     steps: PositiveInt | None = None
@@ -421,6 +455,7 @@ class TrainSettings(Section):
     save_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     logging_steps: PositiveInt = 10
+    data_workers: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -436,11 +471,13 @@ class LoraGroup(Section):
     Attributes:
         rank: of the two factors.
         alpha: the adapter is scaled by alpha / rank.
+        trained: whether it is trained; else it stays as ``model.start`` brings it.
         targets: names of the projections that it adapts.
     """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
+    trained: bool = True
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj",
         "k_proj",
@@ -472,8 +509,11 @@ class LoraSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not (self.bottom or self.reading or self.top):
+        groups = [group for group in (self.bottom, self.reading, self.top) if group is not None]
+        if not groups:
             raise ImpRAGError("lora adapts no layers; give bottom, reading or top, or no lora")
+        if not any(group.trained for group in groups):
+            raise ImpRAGError("lora trains no layers; leave one group trained")
         return self
 
 
@@ -543,6 +583,11 @@ class Recipe(Section):
                 f"batch.passage_tokens goes up to {longest}, but model.max_passage_tokens is "
                 f"{self.model.max_passage_tokens}"
             )
+        if self.train.data_workers and self.stages.self_distillation.refresh_steps is not None:
+            raise ImpRAGError(
+                "with stages.self_distillation.refresh_steps, batches need the model, which "
+                "train.data_workers have not: set one of them to 0 or null"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -573,7 +618,7 @@ class Recipe(Section):
         ]
 
     def _deciding(self) -> dict[str, Any]:
-        bystanders = {"save_steps", "keep_checkpoints", "logging_steps"}
+        bystanders = {"save_steps", "keep_checkpoints", "logging_steps", "data_workers"}
         return self.model_dump(mode="json", exclude={"evaluation": True, "train": bystanders})
 
 

@@ -16,7 +16,7 @@ from imprag.errors import ImpRAGError
 from imprag.model import LayerGroups, load_base_model
 from imprag.model.base import weights_fingerprint
 from imprag.model.pretrained import load_pretrained, save_pretrained
-from imprag.training.adapters import add_adapters, begin_with, halve_frozen
+from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
@@ -79,6 +79,8 @@ def train(
         del start
     if recipe.lora and recipe.train.precision == "bf16":
         halve_frozen(lm)
+    if recipe.lora:
+        hold_untrained(lm, recipe.lora, config)
     if recipe.train.freeze_embeddings:
         lm.get_input_embeddings().requires_grad_(False)
     if recipe.train.gradient_checkpointing:

@@ -103,7 +103,7 @@ class TrainingModel(nn.Module):
         self.groups = groups
         self.stages = stages
         self.memory: dict[int, Tensor] = {}
-        self.batch_tokens = batch_tokens or (2048 if groups.device.type == "cpu" else 65536)
+        self.batch_tokens = batch_tokens or (2048 if groups.device.type == "cpu" else 262144)
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """Run a batch; under DDP or FSDP, a process's own part of one."""

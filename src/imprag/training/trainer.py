@@ -86,8 +86,15 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's batches, one at a time, in their order."""
+        workers = self.recipe.train.data_workers
         return DataLoader(
-            self.train_dataset, batch_size=1, collate_fn=lambda items: {"batch": items[0]}
+            self.train_dataset,
+            batch_size=1,
+            collate_fn=lambda items: {"batch": items[0]},
+            num_workers=workers,
+            # Forked, they share the corpus and the plan; they never touch the model.
+            multiprocessing_context="fork" if workers else None,
+            prefetch_factor=4 if workers else None,
         )
 
     def compute_loss(

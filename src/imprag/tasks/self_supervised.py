@@ -1,0 +1,312 @@
+"""Prompts with their right passages that nobody had to write (beyond the paper).
+
+A retriever that has seen questions only takes their form for the whole of language: asked in
+another form, it finds nothing. So these are made from the passages of any corpus, and from
+questions with answers, in many wordings, of which the instruction often comes last. No wording is
+that of a task of the paper.
+
+What is made from a passage is drawn by the seed and the passage's id; a mention and what is wrong
+in a statement also depend on the passages around it.
+"""
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from imprag.corpus.passage import Passage
+from imprag.tasks.example import Answer, Example
+from imprag.tasks.synthetic import example_of, generator_for, split_sentences
+from imprag.tasks.task import Task, register_task
+
+CLOZE = register_task(Task("cloze", "Fill in the blank: {input} A:"))
+LOOKUP = register_task(Task("lookup", "{input}"))
+KEYWORDS = register_task(Task("keywords", "{input}", metric="f1", max_new_tokens=64))
+TITLE = register_task(Task("title", "{input}"))
+MENTION = register_task(Task("mention", "{input}", metric="f1"))
+STATEMENT = register_task(Task("statement", "{input}", metric="accuracy", max_new_tokens=8))
+VERIFICATION = register_task(Task("verification", "{input}", metric="accuracy", max_new_tokens=8))
+
+_LOOKUPS = (
+    "{entity}, {label}:",
+    "{label} of {entity} A:",
+    "Entity: {entity}. Attribute: {label}. Value:",
+    "{entity} | {label} | Give the missing value. A:",
+    "What is noted under {label} for {entity}? A:",
+    "{entity}: {label}. Answer with what stands there and nothing else. A:",
+    "{entity} / {label} Look up the attribute behind the stroke for what stands before it. A:",
+    "Complete the entry: the {label} of {entity} is A:",
+    "{label} ({entity}) State the value that belongs to this heading. A:",
+    "Fill the table. Row: {entity}. Column: {label}. Cell:",
+)
+_KEYWORDS = (
+    "{entity}: {words}",
+    "{entity}, {words} What is known about this? A:",
+    "Search: {words} {entity} A:",
+    "{entity} - {words} Write the sentence about this. A:",
+    "Notes: {entity}; {words}. Make a sentence of these notes. A:",
+    "Tell me about {words} in connection with {entity}. A:",
+)
+_TITLES = (
+    "{sentence} Which article says this? A:",
+    "{sentence} What is this about? Give the name only. A:",
+    "Name the subject of this sentence: {sentence} A:",
+    "{sentence} Under which heading of an encyclopedia does this belong? A:",
+    "Heading for the following text: {sentence} A:",
+)
+_MENTIONS = (
+    'In the text "{before}**{name}**{after}", what is the name between asterisks? A:',
+    "{before}<b>{name}</b>{after} Describe what is in bold. A:",
+    "{before}_{name}_{after} Explain the underlined name in a few words. A:",
+    "{before}{name}{after} What is {name}? A:",
+    "{before}>>{name}<<{after} Say what the arrows point at. A:",
+)
+# With the two answers that each asks for.
+_STATEMENTS = (
+    ("{text} True or false? A:", "True", "False"),
+    ("Is it true or false that the following holds? {text} A:", "True", "False"),
+    ("{text} Say True if this is right and False if it is not. A:", "True", "False"),
+    ("Claim: {text} Verdict (True or False):", "True", "False"),
+    ("Decide whether this is correct, and answer yes or no: {text} A:", "yes", "no"),
+)
+_VERIFICATIONS = (
+    ("{question} {answer}. True or false? A:", "True", "False"),
+    ("{question} Somebody says {answer}. Is that true? A:", "True", "False"),
+    (
+        "Say True if the answer is right and False if it is not. {question} {answer} A:",
+        "True",
+        "False",
+    ),
+    ("Question: {question} Proposed answer: {answer}. Is it right, yes or no? A:", "yes", "no"),
+    ('Is "{answer}" the right answer to "{question}"? A:', "yes", "no"),
+)
+
+_SHORTEST_CLAUSE, _LONGEST_CLAUSE = 6, 40  # words
+_LONGEST_VALUE = 12
+_LONGEST_DESCRIPTION = 20
+_MENTIONED_PASSAGES = 5
+_POOL = 500  # spans that false statements draw from
+_NAME = r"[A-Z](?:[\w'’-]+|\.)"
+_NAMES = rf"{_NAME}(?: (?:(?:of|the|and) )*{_NAME})*"
+# What a blank may stand for: a number of two digits or more, or a name but not at the beginning.
+# "(2024 est.)" stands in too many passages to be worth asking for.
+_SALIENT = re.compile(rf"(?<![\w(.,])(?:\d[\d.,]*\d|(?<!^){_NAMES})(?!\w)")
+_CONTENT_WORD = re.compile(r"\b(?:[A-Za-z][\w'’-]{5,}|\d{4})\b")
+_AFTERTHOUGHT = re.compile(r" \([^()]*\)$")
+
+
+def cloze(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """Sentences with a name or a number left out, which the passage has.
+
+    This is salient span masking (Guu et al. 2020, REALM) with spans found by their look. A
+    sentence that names nothing of the title gets the title before it, since nobody could place it
+    otherwise.
+    """
+    for passage in passages:
+        generator = generator_for(seed, passage, CLOZE)
+        if found := _salient_spans(passage):
+            sentence, (start, end) = generator.choice(found)
+            text = _placed(f"{sentence[:start]}____{sentence[end:]}", passage)
+            yield example_of(CLOZE, passage, text, sentence[start:end])
+
+
+def lookup(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """Fields by their labels, of passages whose ``meta`` names the ``fields`` of their text."""
+    for passage in passages:
+        known = set(passage.meta.get("fields", ()))
+        generator = generator_for(seed, passage, LOOKUP)
+        for label, value in _fields(passage.text).items():
+            value = _AFTERTHOUGHT.sub("", value).strip()
+            words = len(value.split())
+            if label in known and not label.endswith("note") and 0 < words <= _LONGEST_VALUE:
+                entity, label = _entity(passage), label.replace(": ", ", ")
+                text = generator.choice(_LOOKUPS).format(entity=entity, label=label)
+                output = [Answer(value, [{"passage_id": passage.id}])]
+                yield Example(
+                    f"lookup-{passage.id}/{label}",
+                    text,
+                    output,
+                    {"country": entity, "relation": label},
+                    task="lookup",
+                )
+
+
+def keywords(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """A title and one or two words of a sentence, which is the answer."""
+    for passage in passages:
+        generator = generator_for(seed, passage, KEYWORDS)
+        title = _names(passage.title)
+        clauses = _clauses(passage.text)
+        if not clauses or not passage.title:
+            continue
+        sentence = generator.choice(clauses)
+        words = [word for word in _CONTENT_WORD.findall(sentence) if word not in title]
+        if words:
+            first = generator.randrange(len(words))
+            chosen = " ".join(words[first : first + generator.randint(1, 2)])
+            text = generator.choice(_KEYWORDS).format(entity=_entity(passage), words=chosen)
+            yield example_of(KEYWORDS, passage, text, sentence)
+
+
+def title(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """A sentence that names something of the title, which is the answer."""
+    for passage in passages:
+        generator = generator_for(seed, passage, TITLE)
+        names = _names(passage.title)
+        clauses = [one for one in _clauses(passage.text) if not names.isdisjoint(_names(one))]
+        if clauses:
+            text = generator.choice(_TITLES).format(sentence=generator.choice(clauses))
+            yield example_of(TITLE, passage, text, _entity(passage))
+
+
+def mention(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """Names in sentences of one passage, described in the words of the passages about them."""
+    passages = list(passages)
+    about: dict[str, list[Passage]] = defaultdict(list)
+    for passage in passages:
+        if len(_entity(passage)) > 3:
+            about[_entity(passage)].append(passage)
+    for passage in passages:
+        generator = generator_for(seed, passage, MENTION)
+        found = [
+            (sentence, match.span(), match.group())
+            for sentence in _clauses(passage.text)
+            for match in re.finditer(rf"(?<!^)\b{_NAMES}(?!\w)", sentence)
+            if match.group() in about and match.group() != _entity(passage)
+        ]
+        if found:
+            sentence, (start, end), name = generator.choice(found)
+            text = generator.choice(_MENTIONS).format(
+                before=sentence[:start], name=name, after=sentence[end:]
+            )
+            right = about[name][:_MENTIONED_PASSAGES]
+            words = next(iter(split_sentences(right[0].text))).split()[:_LONGEST_DESCRIPTION]
+            yield Example(
+                f"mention-{passage.id}",
+                text,
+                [Answer(" ".join(words), [{"passage_id": one.id} for one in right])],
+                task="mention",
+            )
+
+
+def statement(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """Sentences that are true, or false by a name or number that earlier passages have."""
+    pools: dict[bool, list[str]] = {True: [], False: []}
+    for passage in passages:
+        generator = generator_for(seed, passage, STATEMENT)
+        found = _salient_spans(passage)
+        if not found:
+            continue
+        sentence, (start, end) = generator.choice(found)
+        span = sentence[start:end]
+        pool = pools[span[0].isdigit()]
+        others = [other for other in generator.sample(pool, min(len(pool), 8)) if other != span]
+        if len(pool) < _POOL:
+            pool.append(span)
+        else:
+            pool[generator.randrange(_POOL)] = span
+        wording, true, false = generator.choice(_STATEMENTS)
+        answer = true
+        if others and generator.random() < 0.5:
+            # Of a few, the one that looks most like it.
+            other = min(others, key=lambda one: abs(len(one) - len(span)))
+            sentence, answer = f"{sentence[:start]}{other}{sentence[end:]}", false
+        text = wording.format(text=_placed(sentence, passage))
+        yield example_of(STATEMENT, passage, text, answer)
+
+
+def verification(examples: Iterable[Example], seed: int = 0) -> Iterator[Example]:
+    """Whether an answer to a question is right; else it is one to another question of its kind.
+
+    Questions of a kind are those about the same relation or article.
+    """
+    examples = list(examples)
+    kinds: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        kinds[_kind(example)].append(example)
+    for example in examples:
+        generator = random.Random(f"{seed} verification {example.id}")
+        wording, true, false = generator.choice(_VERIFICATIONS)
+        answer, verdict = example.answers[0], true
+        if generator.random() < 0.5:
+            right = set(example.answers)
+            peers = kinds[_kind(example)]
+            others = [generator.choice(peers).answers[0] for _ in range(8)]
+            others = [other for other in others if other not in right]
+            if others:
+                answer, verdict = others[0], false
+        yield Example(
+            f"verification-{example.id}",
+            wording.format(question=example.input, answer=answer),
+            [Answer(verdict, example.output[0].provenance)],
+            example.meta,
+            task="verification",
+        )
+
+
+#: Makers of examples from passages, by the names of their tasks.
+FROM_PASSAGES: dict[str, Callable[[Iterable[Passage], int], Iterator[Example]]] = {
+    "cloze": cloze,
+    "lookup": lookup,
+    "keywords": keywords,
+    "title": title,
+    "mention": mention,
+    "statement": statement,
+}
+
+
+def _entity(passage: Passage) -> str:
+    """What a passage is about: its title, without the section that the Factbook's titles have."""
+    country = passage.meta.get("country")
+    return country if isinstance(country, str) else passage.title
+
+
+def _kind(example: Example) -> str:
+    for name in ("relation", "kind", "title"):
+        if isinstance(kind := example.meta.get(name), str):
+            return kind
+    return example.task
+
+
+def _placed(text: str, passage: Passage) -> str:
+    """The text, after the passage's title if it names nothing of it."""
+    title = _names(passage.title)
+    return f"{passage.title}: {text}" if title and title.isdisjoint(_names(text)) else text
+
+
+def _salient_spans(passage: Passage) -> list[tuple[str, tuple[int, int]]]:
+    """Clauses, each with the place of a name or number that is not of the title."""
+    title = _names(passage.title)
+    return [
+        (clause, match.span())
+        for clause in _clauses(passage.text)
+        for match in _SALIENT.finditer(clause)
+        if title.isdisjoint(_names(match.group()))
+    ]
+
+
+def _names(text: str) -> set[str]:
+    """Words with a capital or a digit in front."""
+    return set(re.findall(r"\b[A-Z0-9]\w*", text))
+
+
+def _clauses(text: str) -> Sequence[str]:
+    """Sentences, and the parts of lists with semicolons, that are neither short nor long."""
+    parts = [
+        part
+        for line in text.splitlines()
+        for sentence in split_sentences(line)
+        for part in sentence.split("; ")
+    ]
+    return [part for part in parts if _SHORTEST_CLAUSE <= len(part.split()) <= _LONGEST_CLAUSE]
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Values by label, of lines ``Label: value`` and ``Label: part: value; part: value``."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        label, colon, rest = line.partition(": ")
+        for part in rest.split("; ") if colon else ():
+            inner, nested, value = part.partition(": ")
+            found.setdefault(f"{label}: {inner}" if nested else label, value if nested else part)
+    return found

@@ -1,0 +1,196 @@
+"""Prompts that are made from passages with their right passages."""
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imprag.corpus.passage import Passage
+from imprag.tasks import Answer, Example, load_task
+from imprag.tasks.self_supervised import (
+    FROM_PASSAGES,
+    cloze,
+    keywords,
+    lookup,
+    mention,
+    statement,
+    title,
+    verification,
+)
+
+PASSAGES = [
+    Passage(
+        f"p{number}",
+        "Tarnby",
+        f"Tarnby has {number} mills, and a harbour. Dr. Ada J. Lindqvist built the first one! "
+        'It burned in 1810; the town rebuilt it. "We need flour," said the mayor.',
+    )
+    for number in range(40)
+]
+
+
+def test_a_filled_blank_gives_a_sentence_of_the_passage() -> None:
+    answers = set()
+    for example, passage in zip(cloze(PASSAGES), PASSAGES, strict=True):
+        answer = example.answers[0]
+        answers.add(answer)
+        sentence = example.input.replace("____", answer).removeprefix("Tarnby: ")
+        assert sentence in passage.text
+        # The title tells which town's harbour; the answer is never the title.
+        assert "Tarnby" in example.input
+        assert answer != "Tarnby"
+        assert example.evidence_sets(joint=False) == [{passage.id}]
+    assert {"Ada J. Lindqvist", "1810"} & answers
+    assert [one.input for one in cloze(PASSAGES, seed=1)] != [one.input for one in cloze(PASSAGES)]
+
+
+@pytest.mark.parametrize(
+    ("text", "blanked"),
+    [
+        ("Exports of goods went to Norway in that year.", {"Norway"}),
+        ("Land use of the whole island: arable land 13.8% (2023 est.)", {"13.8"}),
+        ("The council of the University of Oslo met in the old hall.", {"University of Oslo"}),
+        ("It has 3 mills and two very old bridges.", set()),  # too small to tell passages apart
+        ("Too short for Norway.", set()),
+        ("First part of the list is about Norway; nothing else", {"Norway"}),
+    ],
+)
+def test_names_and_numbers_are_blanked(text: str, blanked: set[str]) -> None:
+    found = {e.answers[0] for seed in range(9) for e in cloze([Passage("p", "Tarnby", text)], seed)}
+    assert found == blanked
+
+
+# --- Fields, key words, titles, mentions ----------------------------------------------------------
+
+
+def test_fields_are_looked_up_by_their_labels() -> None:
+    text = (
+        "Airports: 59 (2025)\nPopulation: total: 1,200 (2023 est.); note: a rough guess\n"
+        "Background: a long story that nobody could give as a short answer, because it has so many "
+        "words in it\nUnlisted: 7"
+    )
+    fields = ["Airports", "Population: total", "Population: note", "Background"]
+    passage = Passage("f/1", "Chad, Economy", text, {"country": "Chad", "fields": fields})
+    found = {one.meta["relation"]: one for seed in range(5) for one in lookup([passage], seed)}
+    assert {label: one.answers for label, one in found.items()} == {
+        "Airports": ["59"],
+        "Population, total": ["1,200"],
+    }
+    for label, example in found.items():
+        assert label in example.input
+        assert "Chad" in example.input
+        assert "Economy" not in example.input
+        assert example.evidence_sets(joint=False) == [{"f/1"}]
+    assert not list(lookup(PASSAGES))  # whose text has no fields
+
+
+def test_key_words_are_those_of_the_sentence() -> None:
+    texts = {passage.id: passage.text for passage in PASSAGES}
+    found = list(keywords(PASSAGES))
+    assert len(found) > len(PASSAGES) / 2
+    for example in found:
+        answer = example.answers[0]
+        (gold,) = example.gold_ids
+        assert answer in texts[gold]
+        assert "Tarnby" in example.input
+        assert any(word in example.input for word in re.findall(r"\w{6,}|\d{4}", answer))
+
+
+def test_a_title_is_asked_for_by_a_sentence_that_names_it() -> None:
+    for example, passage in zip(title(PASSAGES), PASSAGES, strict=True):
+        assert f"Tarnby has {passage.id[1:]} mills, and a harbour." in example.input
+        assert example.answers == ["Tarnby"]
+
+
+def test_a_mention_leads_to_the_passages_about_it() -> None:
+    passages = [
+        Passage("a", "Oslo", "People from Tarnby moved to Oslo and to Bergen after the fire."),
+        Passage("b/1", "Tarnby, History", "A town with mills. It has one.", {"country": "Tarnby"}),
+        Passage("b/2", "Tarnby, Economy", "The town sells flour.", {"country": "Tarnby"}),
+    ]
+    (example,) = mention(passages)
+    assert set(example.gold_ids) == {"b/1", "b/2"}
+    assert example.answers == ["A town with mills."]
+    assert "Tarnby" in example.input
+
+
+# --- True or false --------------------------------------------------------------------------------
+
+
+def test_half_of_the_statements_are_true() -> None:
+    passages = [
+        Passage(f"p{year}", "", f"The old mill was built on this hill in {year}.")
+        for year in range(1500, 1900)
+    ]
+    verdicts = Counter()
+    for example in statement(passages):
+        (gold,) = example.evidence_sets(joint=False)
+        year = next(iter(gold))[1:]
+        right = year in example.input
+        (verdict,) = example.answers
+        assert right == (verdict in ("True", "yes"))
+        verdicts[right] += 1
+        # What is asked for in other words is answered in other words.
+        assert ("yes" in example.input or "no:" in example.input) == (verdict in ("yes", "no"))
+    assert verdicts.total() == len(passages)
+    assert 0.4 < verdicts[True] / verdicts.total() < 0.6
+
+
+def test_wrong_answers_are_right_ones_of_the_same_relation() -> None:
+    examples = [
+        Example(
+            f"{relation}{number}",
+            f"What is the {relation} of land {number}?",
+            [Answer(f"{relation}-{number}", [{"passage_id": f"p{number}"}])],
+            {"relation": relation},
+        )
+        for relation in ("capital", "anthem")
+        for number in range(100)
+    ]
+    verdicts = Counter()
+    for example, asked in zip(verification(examples), examples, strict=True):
+        assert asked.input in example.input
+        named = re.search(r"(?:capital|anthem)-\d+", example.input)
+        assert named
+        assert named.group().startswith(asked.meta["relation"])
+        right = named.group() == asked.answers[0]
+        assert right == (example.answers[0] in ("True", "yes"))
+        assert example.gold_ids == asked.gold_ids
+        verdicts[right] += 1
+    assert 0.4 < verdicts[True] / verdicts.total() < 0.6
+
+
+# --- All of them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FROM_PASSAGES)
+def test_wordings_differ_from_those_of_the_evaluated_tasks(name: str) -> None:
+    mills = [f"{first}{second} Mill" for first in "ABCDEF" for second in "abcdefgh"]
+    passages = [
+        Passage(
+            mill,
+            mill,
+            f"The old {mill} lies beside the river Thames in England. Built in {1500 + number}, it "
+            f"is older than the {mills[number - 1]} by a year.\nAge: {number}",
+            {"fields": ["Age"]},
+        )
+        for number, mill in enumerate(mills)
+    ]
+    prompts = [load_task(name).prompt(one) for one in FROM_PASSAGES[name](passages, 0)]
+    assert len(prompts) > 30
+    for prompt in prompts:
+        assert "[SEP]" not in prompt
+        assert "[START]" not in prompt
+        assert not prompt.startswith("Is this statement true?")
+    assert prompts != [load_task(name).prompt(one) for one in FROM_PASSAGES[name](passages, 1)]
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1).filter(str.strip), st.text())
+def test_any_text_is_taken(text: str, heading: str) -> None:
+    passage = Passage("p", heading, text, {"fields": ["Age"]})
+    for name, make in FROM_PASSAGES.items():
+        for example in make([passage], 0):
+            assert load_task(name).prompt(example)
