@@ -10,10 +10,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, read_json, sha256, write_json
+
+_Manifest = TypeVar("_Manifest")
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,71 @@ def claim(work: Path, plan: dict[str, Any]) -> None:
         write_json(plan_file, plan)
     for scratch in work.rglob(".tmp-*"):
         shutil.rmtree(scratch)
+
+
+def read_manifest(
+    folder: Path,
+    name: str,
+    what: str,
+    command: str,
+    format_version: int,
+    parse: Callable[[dict[str, Any]], _Manifest],
+) -> _Manifest:
+    """Read the manifest of a finished folder.
+
+    Args:
+        folder: the finished folder.
+        name: of the manifest's file.
+        what: the folder is, for messages: "index".
+        command: that makes one.
+        format_version: that can be read.
+        parse: makes the manifest of its content.
+
+    Raises:
+        ImpRAGError: the folder is missing, unfinished or of another kind, its format is unknown, or
+            the manifest is damaged.
+    """
+    path = folder / name
+    if not path.is_file():
+        building = building_folder(folder)
+        if building.is_dir():
+            raise ImpRAGError(
+                f"the {what} {folder} is not finished (its parts are in {building}); give the "
+                "command that builds it again, and it goes on where it stopped"
+            )
+        raise ImpRAGError(
+            f"{folder} holds no {what} (there is no {name}); make one with: {command}"
+        )
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != format_version:
+        raise ImpRAGError(
+            f"{path} has format version {version}, this ImpRAG reads {format_version}; build the "
+            f"{what} again"
+        )
+    try:
+        return parse(content)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ImpRAGError(f"{path} is damaged ({error}); build the {what} again") from error
+
+
+def check_fingerprints(what: str, *made: tuple[str, str | None, str]) -> None:
+    """Refuse a folder that was made of something else.
+
+    Args:
+        what: the folder is: "index".
+        made: how it would have been made ("by another model"), the fingerprint that is wanted, if
+            any, and its own.
+
+    Raises:
+        ImpRAGError: a wanted fingerprint differs from its own.
+    """
+    for how, wanted, own in made:
+        if wanted is not None and wanted != own:
+            raise ImpRAGError(
+                f"the {what} was made {how} (fingerprint {own[:12]}, not {wanted[:12]}); build it "
+                "again or choose the one that belongs to it"
+            )
 
 
 def damaged(path: Path, reason: str) -> ImpRAGError:

@@ -17,7 +17,7 @@ from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.files import cache_dir
 from imprag.index.folder import Encoder, IndexFolder, RetrievedPassage
-from imprag.index.stored_embeddings import StoredEmbeddings
+from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.memory.manifest import states_fingerprint
 from imprag.memory.passage_memory import PassageMemory
 from imprag.memory.stores import DiskStore, Store
@@ -155,7 +155,7 @@ class ImpRAG:
         """The default model's stored embeddings, or itself where settings were changed."""
         try:
             return StoredEmbeddings(DEFAULT_FOLDER / EMBEDDINGS, corpus, fingerprint)
-        except ImpRAGError:
+        except OtherEmbeddingsError:
             return self.encoder
 
     def use_memory(self, memory: Store | Path | str) -> None:

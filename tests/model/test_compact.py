@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.index.stored_embeddings import StoredEmbeddings, write_embeddings
+from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings, write_embeddings
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
 from imprag.model.compact import WEIGHTS, write_compact_adapter
 from imprag.model.encoder import PassageEncoder
@@ -77,11 +77,12 @@ def test_stored_embeddings(adapter: Path, corpus: Corpus, tmp_path: Path) -> Non
     assert stored.dimension == encoder.dimension == 32
     largest = np.abs(encoder(list(corpus))).max(axis=0)
     assert (np.abs(stored(passages) - encoder(passages)) <= largest / 250).all()
-    with pytest.raises(ImpRAGError, match="are of another model"):
+    with pytest.raises(OtherEmbeddingsError, match="are of another model"):
         StoredEmbeddings(tmp_path / "embeddings", corpus, "another")
     other = Corpus.build([corpus[0]], tmp_path / "other")
-    with pytest.raises(ImpRAGError, match="are of another corpus"):
+    with pytest.raises(OtherEmbeddingsError, match="are of another corpus"):
         StoredEmbeddings(tmp_path / "embeddings", other, encoder.fingerprint())
     (tmp_path / "embeddings").write_bytes(b"no")
-    with pytest.raises(ImpRAGError, match="damaged"):
+    with pytest.raises(ImpRAGError, match="damaged") as raised:
         StoredEmbeddings(tmp_path / "embeddings", corpus, encoder.fingerprint())
+    assert not isinstance(raised.value, OtherEmbeddingsError)  # nobody embeds anew without a word

@@ -2,11 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any
 
-from imprag.building import StoredFile, building_folder
-from imprag.errors import ImpRAGError
-from imprag.files import read_json, write_json
+from imprag.building import StoredFile, check_fingerprints, read_manifest
+from imprag.files import write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "index.json"
@@ -45,7 +44,7 @@ class IndexManifest:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> "IndexManifest":
         """Read the manifest of an index folder and check that its files are there.
 
         Only sizes are compared, which costs nothing; :meth:`verify_files` reads everything.
@@ -54,30 +53,13 @@ class IndexManifest:
             ImpRAGError: there is no finished index, its format is unknown, or a file is missing or
                 has another size.
         """
-        path = folder / MANIFEST
-        if not path.is_file():
-            building = building_folder(folder)
-            if building.is_dir():
-                raise ImpRAGError(
-                    f"the index {folder} is not finished (its parts are in {building}); "
-                    "give the command that builds it again, and it goes on where it stopped"
-                )
-            raise ImpRAGError(
-                f"{folder} holds no index (there is no {MANIFEST}); make one with: imprag index"
-            )
-        content = read_json(path)
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
-            raise ImpRAGError(
-                f"{path} has format version {version}, this ImpRAG reads {FORMAT_VERSION}; "
-                "build the index again"
-            )
-        try:
+
+        def parse(content: dict[str, Any]) -> IndexManifest:
             files = {role: StoredFile(**file) for role, file in content.pop("files").items()}
-            manifest = cls(files=files, **content)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ImpRAGError(f"{path} is damaged ({error}); build the index again") from error
-        for file in files.values():
+            return cls(files=files, **content)
+
+        manifest = read_manifest(folder, MANIFEST, "index", "imprag index", FORMAT_VERSION, parse)
+        for file in manifest.files.values():
             file.check(folder)
         return manifest
 
@@ -93,15 +75,11 @@ class IndexManifest:
         Raises:
             ImpRAGError: a fingerprint that is given differs from the manifest's.
         """
-        for what, wanted, own in (
+        check_fingerprints(
+            "index",
             ("by another model", model_fingerprint, self.model_fingerprint),
             ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
-        ):
-            if wanted is not None and wanted != own:
-                raise ImpRAGError(
-                    f"the index was made {what} (fingerprint {own[:12]}, not {wanted[:12]}); "
-                    "build it again or choose the one that belongs to it"
-                )
+        )
 
     def verify_files(self, folder: Path) -> None:
         """Compare every file with its checksum.

@@ -8,7 +8,6 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from imprag.building import damaged
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.folder import Encoder
@@ -40,6 +39,10 @@ def write_embeddings(corpus: Corpus, encoder: Encoder, path: Path) -> None:
     save_file({"codes": codes, "scales": scales.astype(np.float32)}, path, fingerprints)
 
 
+class OtherEmbeddingsError(ImpRAGError):
+    """Stored embeddings are of another corpus or model."""
+
+
 class StoredEmbeddings:
     """What :func:`write_embeddings` wrote, in the place of the model that made it.
 
@@ -49,20 +52,27 @@ class StoredEmbeddings:
         model_fingerprint: of the model that made them.
 
     Raises:
-        ImpRAGError: the file is damaged, or of another corpus or model.
+        ImpRAGError: the file is damaged.
+        OtherEmbeddingsError: it is of another corpus or model.
     """
 
     def __init__(self, path: Path, corpus: Corpus, model_fingerprint: str) -> None:
         try:
             with safe_open(path, "np") as file:
-                made_of = file.metadata()
+                made_of = file.metadata() or {}
+                of_model, of_corpus = made_of["model"], made_of["corpus"]
                 self._codes, self._scales = file.get_tensor("codes"), file.get_tensor("scales")
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, str(error)) from error
-        for what, wanted in (("model", model_fingerprint), ("corpus", corpus.fingerprint)):
-            if made_of[what] != wanted:
-                raise ImpRAGError(
-                    f"the embeddings in {path} are of another {what} ({made_of[what][:12]}, not "
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ImpRAGError(
+                f"{path} is damaged ({error}); install ImpRAG again, or export the model again"
+            ) from error
+        for what, own, wanted in (
+            ("model", of_model, model_fingerprint),
+            ("corpus", of_corpus, corpus.fingerprint),
+        ):
+            if own != wanted:
+                raise OtherEmbeddingsError(
+                    f"the embeddings in {path} are of another {what} ({own[:12]}, not "
                     f"{wanted[:12]})"
                 )
         self._corpus = corpus

@@ -4,11 +4,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from imprag.building import StoredFile, building_folder
-from imprag.errors import ImpRAGError
-from imprag.files import read_json, write_json
+from imprag.building import StoredFile, check_fingerprints, read_manifest
+from imprag.files import write_json
 from imprag.model.base import weights_fingerprint
 from imprag.model.layer_groups import LayerGroups
 
@@ -68,42 +67,25 @@ class MemoryManifest:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> "MemoryManifest":
         """Read the manifest of a memory folder and compare the sizes of its files.
 
         Raises:
             ImpRAGError: there is no finished memory, its format is unknown, or a file is missing
                 or has another size.
         """
-        path = folder / MANIFEST
-        if not path.is_file():
-            building = building_folder(folder)
-            if building.is_dir():
-                raise ImpRAGError(
-                    f"the memory {folder} is not finished (its parts are in {building}); give the "
-                    "command that builds it again, and it goes on where it stopped"
-                )
-            raise ImpRAGError(
-                f"{folder} holds no passage memory (there is no {MANIFEST}); make one with: "
-                "imprag memory build"
-            )
-        content = read_json(path)
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
-            raise ImpRAGError(
-                f"{path} has format version {version}, this ImpRAG reads {FORMAT_VERSION}; "
-                "build the memory again"
-            )
-        try:
+
+        def parse(content: dict[str, Any]) -> MemoryManifest:
             shards = [
                 Shard(**{**shard, "file": StoredFile(**shard["file"])})
                 for shard in content.pop("shards")
             ]
             codec_file = content.pop("codec_file")
             learned = None if codec_file is None else StoredFile(**codec_file)
-            manifest = cls(shards=shards, codec_file=learned, **content)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ImpRAGError(f"{path} is damaged ({error}); build the memory again") from error
+            return cls(shards=shards, codec_file=learned, **content)
+
+        make = "imprag memory build"
+        manifest = read_manifest(folder, MANIFEST, "passage memory", make, FORMAT_VERSION, parse)
         for file in manifest.files:
             file.check(folder)
         return manifest
@@ -137,16 +119,15 @@ class MemoryManifest:
         Raises:
             ImpRAGError: a fingerprint that is given differs from the manifest's.
         """
-        for what, wanted, own in (
-            ("by another model (or with other b, t or passage settings)", model_fingerprint,
-             self.model_fingerprint),
+        check_fingerprints(
+            "passage memory",
+            (
+                "by another model, or with other b, t or passage settings",
+                model_fingerprint,
+                self.model_fingerprint,
+            ),
             ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
-        ):  # fmt: skip
-            if wanted is not None and wanted != own:
-                raise ImpRAGError(
-                    f"the passage memory was made {what}: fingerprint {own[:12]}, not "
-                    f"{wanted[:12]}; build it again or choose the one that belongs to it"
-                )
+        )
 
     def verify_files(self, folder: Path) -> None:
         """Compare every file with its checksum.

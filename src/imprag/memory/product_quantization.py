@@ -11,7 +11,7 @@ from imprag.memory.codecs import Parts
 
 CENTROIDS = 256  # one byte for each slice of a vector
 ROUNDS = 10  # of k-means
-MOST_TOKENS = 8192  # that it learns from
+MOST_TOKENS = 4096  # that it learns from
 
 
 class ProductQuantizer:
