@@ -328,7 +328,7 @@ class _Run:
             # Known before the prompt runs, and before its room is counted.
             raise ImpRAGError(f"k is {self.k}, but the index has {len(rag.index.index)} passages")
         counts = [self.k if self.retrieves else len(row) for row in self.found]
-        shifts = [count * rag.config.max_passage_tokens for count in counts]
+        shifts = [rag.config.position_shift(count) for count in counts]
         self.input_ids, self.mask = rag._prompt_batch(prompts, max(shifts) + max_new_tokens)
         self.shift = torch.tensor(shifts, device=rag.groups.device)
 

@@ -75,6 +75,11 @@ def test_a_plain_model_gets_boundaries_to_begin_with(tmp_path: Path) -> None:
     assert default_config("smollm2-135m", 30).t == 20
 
 
+def test_prompts_stand_behind_all_passages_that_there_could_be() -> None:
+    config = ImpRAGConfig(base_model="tiny", b=1, t=2, k=4, max_passage_tokens=16)
+    assert [config.position_shift(n) for n in (0, 1, 4, 6)] == [0, 64, 64, 96]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
@@ -319,22 +318,6 @@ def test_two_hop_questions_read_both_passages(corpus: Corpus) -> None:
             assert set(plan.examples[index].positives) < set(read)
             orders.add(tuple(batch.positive[n][list(batch.candidates[n])]))
     assert len(orders) == 3  # shuffled
-
-
-def test_numbers_of_candidates_differ(corpus: Corpus) -> None:
-    source = TrainingSource("questions", [question(f"{n}", [n]) for n in range(20)])
-    given = BatchSettings(examples=5, candidates=4, fewest_candidates=1, hard_negatives=0)
-    plan = Plan([source], given, corpus)
-    counts = Counter()
-    for step in range(20):
-        batch = plan(step)
-        for n, index in enumerate(batch.examples):
-            read = [batch.passages[column] for column in batch.candidates[n]]
-            assert plan.examples[index].positives[0] in read
-            counts[len(read)] += 1
-    assert set(counts) == {1, 2, 3, 4}
-    with pytest.raises(ValidationError, match="fewest_candidates is 5, more than candidates"):
-        BatchSettings(candidates=4, fewest_candidates=5)
 
 
 def test_candidates_are_found_even_in_a_small_corpus(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ class _System:
         from imprag.model.text import prompt_tokens
 
         positions = self.rag.groups.lm.config.get_text_config().max_position_embeddings
-        passages = self.k * self.rag.config.max_passage_tokens
+        passages = self.rag.config.position_shift(self.k)
         for task, example, prompt in (question for group in questions for question in group):
             try:
                 prompt_tokens(

@@ -29,8 +29,7 @@ class ImpRAGConfig:
             Layer b gives the embeddings and is the first to read passages.
         t: last layer that reads passages; layers above t do not see them.
         k: passages retrieved for each prompt.
-        max_passage_tokens: the paper's l_max; longer passages are cut, and the prompt's
-            positions start at k * max_passage_tokens.
+        max_passage_tokens: the paper's l_max; longer passages are cut.
         passage_encoding: how the read passages are encoded (paper, Table 6). ``independent``:
             every passage alone, from position 0. ``segmented``: running positions, attention
             between passages blocked. ``full``: one sequence, later passages see earlier ones.
@@ -84,6 +83,14 @@ class ImpRAGConfig:
                     f"{name} must be one of {', '.join(get_args(choices))}, "
                     f"not {getattr(self, name)!r}"
                 )
+
+    def position_shift(self, passages: int) -> int:
+        """Where the positions of a prompt start that reads so many passages (paper, section 2).
+
+        The paper's k · l_max, however many of the k are there: reading is learned at a distance.
+        Further off where there are more, and 0 where there are none.
+        """
+        return max(passages, self.k) * self.max_passage_tokens if passages else 0
 
     def embedding_settings(self) -> dict[str, Any]:
         """The settings that a stored passage embedding depends on."""

@@ -279,8 +279,6 @@ class Plan:
         its hard negatives, then drawn from each of ``others`` in turn, then from the corpus.
         """
         count = self.settings.candidates
-        if self.settings.fewest_candidates is not None:
-            count = generator.randint(self.settings.fewest_candidates, count)
         chosen = [*right[: -(-count // 2)]]
         taken = {*chosen, *example.positives}
         chosen += wrong[: count - len(chosen)]

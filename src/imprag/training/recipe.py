@@ -282,9 +282,6 @@ class BatchSettings(Section):
         answer_check: a passage that contains an answer is no negative (beyond the paper).
         hard_negatives: drawn for each prompt from its pool (paper: up to 10).
         candidates: passages that each prompt reads in training (paper: 10, as k).
-        fewest_candidates: if given, each prompt reads a number of passages that is drawn between
-            this and ``candidates``: a model that always had ten does not read one that it is given
-            alone (beyond the paper).
         generate: so many of a batch's retrieving prompts are answered, neighbours in a grid, the
             others only retrieve; all of them if not given (paper).
         memory: the passages of so many batches before are negatives too, with the embeddings that
@@ -301,7 +298,6 @@ class BatchSettings(Section):
     answer_check: bool = True
     hard_negatives: NonNegativeInt = 10
     candidates: PositiveInt = 3
-    fewest_candidates: PositiveInt | None = None
     generate: NonNegativeInt | None = None
     memory: NonNegativeInt = 0
     passage_tokens: tuple[LengthStep, ...] = ()
@@ -311,11 +307,6 @@ class BatchSettings(Section):
         points = [step.after for step in self.passage_tokens]
         if points and (points[0] != 0 or sorted(set(points)) != points):
             raise ImpRAGError("passage_tokens must begin with after: 0 and go upwards")
-        if self.fewest_candidates is not None and self.fewest_candidates > self.candidates:
-            raise ImpRAGError(
-                f"fewest_candidates is {self.fewest_candidates}, more than candidates, which is "
-                f"{self.candidates}"
-            )
         if self.generate is not None and self.generate > self.prompts:
             raise ImpRAGError(
                 f"generate is {self.generate}, but a batch has {self.prompts} prompts"

@@ -276,13 +276,13 @@ class TrainingModel(nn.Module):
         # Padded on the left, responses end in the same column, and only theirs need logits.
         input_ids, attention_mask = pad(texts, device, left=True)
         lengths = torch.tensor([len(response) for response in responses], device=device)
-        counts = torch.tensor([len(passages) for passages in candidates], device=device)
+        shift = [self.groups.config.position_shift(len(passages)) for passages in candidates]
         kept = int(lengths.max()) + 1
         output = self.groups(
             input_ids,
             attention_mask,
             passages.prefix(self.groups, candidates),
-            position_shift=counts * self.groups.config.max_passage_tokens,
+            position_shift=torch.tensor(shift, device=device),
             query_tokens=input_ids.shape[1] - 1 - lengths,
             logits_to_keep=kept,
         )
