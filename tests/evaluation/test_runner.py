@@ -471,8 +471,8 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_work_begins(
         ({"limit": 0}, "limit must be at least 1"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
         ({"k": COUNT + 1}, f"k is {COUNT + 1}, but the corpus has only {COUNT} passages"),
-        ({"rag": None}, "give a retriever"),
-        ({"rag": None, "source": no_passages()}, "give a retriever"),
+        ({"rag": None}, "there is nothing to measure"),
+        ({"rag": None, "source": no_passages()}, "there is nothing to measure"),
     ],
 )
 def test_arguments_that_do_not_fit(
@@ -485,6 +485,13 @@ def test_arguments_that_do_not_fit(
     with pytest.raises(ImpRAGError, match=message):
         evaluate(**{"rag": rag, "tasks": tasks, "out": tmp_path / "run", **arguments})
     assert not (tmp_path / "run").exists()
+
+
+def test_nobody_reads_where_only_retrieval_is_measured(
+    rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
+) -> None:
+    with pytest.raises(ImpRAGError, match="nobody reads: leave out k"):
+        evaluate(None, tasks, tmp_path / "run", source=own_retrieval(rag), k=3)
 
 
 def test_missing_packages_are_named_first(

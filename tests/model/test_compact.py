@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
+from imprag.files import read_json
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings, write_embeddings
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
 from imprag.model.compact import WEIGHTS, write_compact_adapter
@@ -47,6 +48,8 @@ def test_a_compact_adapter_is_nearly_the_same(adapter: Path, tmp_path: Path) -> 
     large = load_file(adapter / WEIGHTS)
     assert small.keys() == large.keys()
     assert sum(x.nbytes for x in small.values()) < 0.3 * sum(x.nbytes for x in large.values())
+    settings = read_json(tmp_path / "small" / "adapter_config.json")
+    assert settings["base_model_name_or_path"] == str(tmp_path / "base")  # as ImpRAGConfig has it
     base, exact, compact = (
         load_pretrained(path, **EXACT)[0].lm.state_dict()
         for path in (tmp_path / "base", adapter, tmp_path / "small")

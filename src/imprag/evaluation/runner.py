@@ -80,10 +80,12 @@ def evaluate(
     check_distinct(tasks)
     if source is None and rag is not None:
         source = own_retrieval(rag)
-    if source is None or (rag is None and (k is not None or in_context or not source.ranks)):
+    if source is None or (rag is None and not source.ranks):
+        raise ImpRAGError("there is nothing to measure: give a model, or a retriever that ranks")
+    if rag is None and (k is not None or in_context):
         raise ImpRAGError(
-            "without a model there is only retrieval to measure: give a retriever, and neither k "
-            "nor in_context"
+            "where only retrieval is measured, nobody reads: leave out k and in_context; recall is "
+            f"measured at {', '.join(map(str, RECALL_DEPTHS))} anyway"
         )
     if rag is None or source.corpus is None:
         k = 0  # nobody reads, or there is nothing to read

@@ -50,11 +50,15 @@ def write_compact_adapter(adapter: Path, out: Path) -> None:
     with atomic_path(out) as folder:
         folder.mkdir()
         save_file(small, folder / WEIGHTS)
-        write_json(
-            folder / SETTINGS,
-            {**settings, "rank_pattern": ranks, "alpha_pattern": alphas, "inference_mode": True},
-        )
-        ImpRAGConfig.load(adapter).save(folder)
+        config = ImpRAGConfig.load(adapter)
+        settings |= {
+            "base_model_name_or_path": config.base_model,  # not where it lay when it was trained
+            "rank_pattern": ranks,
+            "alpha_pattern": alphas,
+            "inference_mode": True,
+        }
+        write_json(folder / SETTINGS, settings)
+        config.save(folder)
 
 
 def _settings(adapter: Path) -> dict[str, Any]:
