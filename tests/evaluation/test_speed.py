@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
@@ -35,6 +36,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def rows(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     monkeypatch.setattr(speed, "Teacher", FirstPassages)
     monkeypatch.setattr(speed, "TextEncoder", lambda **settings: None)
+    monkeypatch.setattr(torch, "compile", lambda call, **settings: call)  # takes minutes
     groups = LayerGroups(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3))
     return speed.benchmark(
         groups,
@@ -46,6 +48,7 @@ def rows(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         codecs=("fp32", "int8"),
         runs=2,
         passages=12,
+        compiled=True,
     )
 
 
@@ -57,6 +60,8 @@ def test_every_arm_is_measured_for_every_setting(rows: list[dict], tmp_path: Pat
         speed.FULL,
         speed.stored("fp32"),
         speed.stored("int8"),
+        speed.RAG + speed.COMPILED,
+        speed.stored("fp32") + speed.COMPILED,
     ]
     assert [row["arm"] for row in rows] == arms * 2
     for row in rows:
@@ -98,6 +103,8 @@ def test_ratios_are_shares_of_ordinary_rag() -> None:
         row(speed.LIVE, 1.0, 16, 450),
         row(speed.stored("bf16"), 0.08, 15, 440),
         row(speed.CODED, 0.1, 15, 70),
+        row(speed.RAG + speed.COMPILED, 2.0, 16, 1000),
+        row(speed.stored("bf16") + speed.COMPILED, 0.08, 20, 440),
     ]
     assert speed.ratios(rows) == {
         "ttft_stored_vs_rag": 0.04,
@@ -106,6 +113,8 @@ def test_ratios_are_shares_of_ordinary_rag() -> None:
         "kv_bytes_vs_rag": 0.44,
         "memory_vs_rag": 1.0,
         "kv_bytes_pq_vs_rag": 0.07,
+        "decode_compiled_vs_rag": 2.0,
+        "decode_compiled_vs_rag_compiled": 1.25,
     }
     assert speed.ratios([]) == {}
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from torch import Tensor
+from transformers import CompileConfig
 
 from conftest import tiny_lm
 from imprag.errors import ImpRAGError
@@ -234,6 +235,41 @@ def test_beams_equal_the_plain_models_beams() -> None:
     prefix = groups.encode_passages([passages], "full")
     actual = groups.generate(ids, mask, prefix, position_shift=len(context), **settings)
     assert actual[0, -6:].tolist() == expected[0, -6:].tolist()
+
+
+@torch.no_grad()
+def test_a_static_cache_gives_the_same_tokens() -> None:
+    """It has room for more keys than there are prompt tokens."""
+    groups = groups_of(layers=6, b=2, t=4)
+    ids, mask = pad(tokens(7, 4, seed=1), CPU, left=True)
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "position_shift": 16}
+    for passages in ([[], []], [tokens(9), tokens(5, 3)]):
+        prefix = groups.encode_passages(passages)
+        expected = groups.generate(ids, mask, prefix, **settings)
+        found = groups.generate(ids, mask, prefix, cache_implementation="static", **settings)
+        assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_compiled_decoding_gives_the_same_tokens() -> None:
+    """Traced, but not handed to a compiler, for it is the tracing that could go wrong."""
+    groups = groups_of(layers=6, b=2, t=4)
+    plain = LayerGroups(groups.lm, groups.config)
+    settings = {"do_sample": False, "eos_token_id": None, "position_shift": 16}
+    ids, mask = pad(tokens(5, seed=4), CPU)
+    config = CompileConfig(backend="eager", mode="default")
+    config._compile_all_devices = True
+    # The language model itself was compiled before: a view must not use that.
+    static = {"cache_implementation": "static", "compile_config": config}
+    groups.lm.generate(ids, attention_mask=mask, max_new_tokens=3, **static)
+    groups.compile_decoding()
+    groups._decoding.compiling = config
+    for seed, beams in ((1, 1), (2, 1), (3, 3)):
+        ids, mask = pad(tokens(7, 4 + seed, seed=seed), CPU, left=True)
+        prefix = groups.encode_passages([tokens(9, seed=seed), tokens(5 + seed, 3, seed=seed)])
+        arguments = {**settings, "num_beams": beams, "max_new_tokens": 4 + seed}
+        expected = plain.generate(ids, mask, prefix, **arguments)
+        assert torch.equal(groups.generate(ids, mask, prefix, **arguments), expected)
 
 
 def reference_states(groups: LayerGroups, row: list[int]) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ def bench(
     ),
     runs: int = 30,
     quick: Flag = False,
+    compiled: Flag = False,
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
@@ -42,6 +43,7 @@ def bench(
 
     - `imprag bench --out bench --quick`
     - `imprag bench --out bench --model my-model --k 5 10 --passage-tokens 128`
+    - `imprag bench --out bench --k 10 --passage-tokens 128 --codecs bf16 --compiled`
 
     Args:
         out: A folder for the results, the plots, and the indexes and memories that are measured.
@@ -51,6 +53,8 @@ def bench(
         codecs: Of the stored keys and values.
         runs: Of each arm, after two for warming up.
         quick: Ten passages of 128 tokens only, bf16 and pq, 6 runs: three minutes.
+        compiled: Also measure decoding by a compiled pass: ordinary RAG's, and ImpRAG's with the
+            first codec. Minutes of compiling more.
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
         device: `cpu`, `cuda`, `cuda:1` ...
         threads: Of PyTorch; as many as it takes if not given.
@@ -81,6 +85,7 @@ def bench(
         codecs=codecs,
         runs=runs,
         passages=64 if quick else 256,
+        compiled=compiled,
     )
     results: dict[str, Any] = {
         "ratios": ratios(rows),

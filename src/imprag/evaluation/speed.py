@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
 
 from imprag.building import versions
 from imprag.corpus import Corpus, Passage
@@ -27,7 +27,7 @@ from imprag.errors import ImpRAGError
 from imprag.files import write_json
 from imprag.index.folder import IndexFolder
 from imprag.index.teacher import Teacher, TextEncoder
-from imprag.memory import PassageMemory, build_memory
+from imprag.memory import DiskStore, PassageMemory, build_memory
 from imprag.model.encoder import PassageEncoder
 from imprag.model.layer_groups import LayerGroups
 from imprag.model.text import passage_tokens, prompt_batch
@@ -55,6 +55,8 @@ NONE = "no retrieval"
 LIVE = "ImpRAG, live"
 FULL = "ImpRAG, full"
 CODED = "ImpRAG, stored pq, kept coded"
+COMPILED = ", compiled"
+"""Behind the name of an arm whose new tokens after the first are made by a compiled pass."""
 
 
 def stored(codec: str) -> str:
@@ -140,13 +142,27 @@ class InContextArm:
         tokenizer: its tokenizer.
         teacher: retrieves.
         k: passages.
+        compiled: decode with transformers' static cache and compiled pass.
     """
 
-    def __init__(self, groups: LayerGroups, tokenizer: Any, teacher: Teacher, k: int) -> None:
+    def __init__(
+        self,
+        groups: LayerGroups,
+        tokenizer: Any,
+        teacher: Teacher,
+        k: int,
+        *,
+        compiled: bool = False,
+    ) -> None:
         self.groups = groups
         self.tokenizer = tokenizer
         self.teacher = teacher
         self.k = k
+        self.arguments = {}
+        if compiled:
+            config = CompileConfig(mode="default")
+            config._compile_all_devices = True
+            self.arguments = {"cache_implementation": "static", "compile_config": config}
 
     def __call__(self, prompt: str, stamps: Stamps) -> None:
         """Answer."""
@@ -158,6 +174,7 @@ class InContextArm:
             eos_token_id=None,
             do_sample=False,
             logits_processor=LogitsProcessorList([stamps]),
+            **self.arguments,
         )
 
     def kv_bytes(self, prompt: str) -> int:
@@ -184,6 +201,7 @@ def benchmark(
     codecs: Sequence[str],
     runs: int,
     passages: int = 256,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure all arms for every number and length of passages.
 
@@ -197,6 +215,8 @@ def benchmark(
         codecs: of the memories that are read.
         runs: of each arm, after ``WARM_UP`` others.
         passages: in the corpus that is searched.
+        compiled: measure decoding by a compiled pass, too: ordinary RAG's, and that of the first
+            codec.
 
     Returns:
         for every length, number and arm the medians of :class:`Measurement`, ``kv_bytes`` held for
@@ -209,7 +229,8 @@ def benchmark(
         )
         place = folder / f"{tokens}-tokens"
         texts = _long_passages(corpus, tokenizer, place / "corpus", tokens, passages)
-        setting = _Setting(LayerGroups(groups.lm, config), tokenizer, texts, place, codecs)
+        cut = LayerGroups(groups.lm, config)
+        setting = _Setting(cut, tokenizer, texts, place, codecs, compiled)
         for number in k:
             measured = _measure(setting.arms(number), runs, f"{number} x {tokens} tokens")
             for name, one in measured.items():
@@ -239,6 +260,10 @@ def ratios(rows: Sequence[Mapping[str, Any]], codec: str = "bf16") -> dict[str, 
         "kv_bytes_vs_rag": share(reads, "kv_bytes"),
         "memory_vs_rag": share(reads, "memory"),
     }
+    if reads + COMPILED in at:
+        rate = at[reads + COMPILED]["tokens_per_second"]
+        found["decode_compiled_vs_rag"] = rate / at[RAG]["tokens_per_second"]
+        found["decode_compiled_vs_rag_compiled"] = rate / at[RAG + COMPILED]["tokens_per_second"]
     if CODED in at:
         found["kv_bytes_pq_vs_rag"] = share(CODED, "kv_bytes")
     return {name: value for name, value in found.items() if not math.isnan(value)}
@@ -283,9 +308,14 @@ class _Setting:
         corpus: Corpus,
         folder: Path,
         codecs: Sequence[str],
+        compiled: bool,
     ) -> None:
         self.groups = groups
         self.tokenizer = tokenizer
+        self.compiled = None
+        if compiled:
+            self.compiled = LayerGroups(groups.lm, groups.config)
+            self.compiled.compile_decoding()
         self.index = IndexFolder.build(
             corpus, PassageEncoder(groups, tokenizer), folder / "index", progress=False
         )
@@ -314,9 +344,12 @@ class _Setting:
             FULL: ReadingArm(ImpRAG(full, self.tokenizer, self.index), k),
         }
         for codec, store in self.stores.items():
-            reading = ImpRAG(self.groups, self.tokenizer, self.index)
-            reading.use_memory(store)
-            arms[stored(codec)] = ReadingArm(reading, k)
+            arms[stored(codec)] = self._stored_arm(self.groups, store, k)
+        if self.compiled is not None:
+            groups, tokenizer = self.groups, self.tokenizer
+            arms[RAG + COMPILED] = InContextArm(groups, tokenizer, self.teacher, k, compiled=True)
+            codec, store = next(iter(self.stores.items()))
+            arms[stored(codec) + COMPILED] = self._stored_arm(self.compiled, store, k)
         if "pq" in self.stores:
             reading = ImpRAG(self.groups, self.tokenizer, self.index)
             reading.memory = PassageMemory(
@@ -324,6 +357,11 @@ class _Setting:
             )
             arms[CODED] = ReadingArm(reading, k)
         return arms
+
+    def _stored_arm(self, groups: LayerGroups, store: DiskStore, k: int) -> ReadingArm:
+        reading = ImpRAG(groups, self.tokenizer, self.index)
+        reading.use_memory(store)
+        return ReadingArm(reading, k)
 
 
 def _long_passages(corpus: Corpus, tokenizer: Any, folder: Path, tokens: int, count: int) -> Corpus:

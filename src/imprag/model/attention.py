@@ -39,9 +39,13 @@ def open_attention(lm: PreTrainedModel) -> None:
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """(1, 1, queries, keys): the last query sees all keys, the one before it all but the last."""
+    """(1, 1, queries, keys): what transformers means where it gives no mask.
+
+    A single query sees all keys. Of several, the first sees the first key, and so on: there are as
+    many keys, or a static cache has room for more behind them.
+    """
     ones = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return ones.tril(keys - queries)[None, None]
+    return (ones if queries == 1 else ones.tril())[None, None]
 
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
