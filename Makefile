@@ -1,7 +1,7 @@
 # make demo    sets everything up and answers three prompts on the embedded default
 # make test    sets everything up and runs the whole test suite
-# make reproduce-default        trains the model that lies in the package (5 minutes on a GPU, a day or
-#                               two on two CPU cores; SQUAD=train-v1.1.json)
+# make reproduce-default        trains the model that lies in the package (5 minutes on a GPU, 18
+#                               hours on two CPU cores; SQUAD=train-v1.1.json)
 # make reproduce-default-quick  ten minutes of it
 # make bench   measures time and memory beside ordinary RAG (half an hour; nothing else should run)
 # make check   lint and types

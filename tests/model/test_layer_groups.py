@@ -5,12 +5,11 @@ import shutil
 import pytest
 import torch
 from torch import Tensor
-from transformers import CompileConfig
 
 from conftest import tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
-from imprag.model.layer_groups import LayerGroups, pad
+from imprag.model.layer_groups import LayerGroups, compile_config, pad
 from imprag.model.states import PassageStates
 
 CPU = torch.device("cpu")
@@ -257,8 +256,7 @@ def test_compiled_decoding_gives_the_same_tokens() -> None:
     plain = LayerGroups(groups.lm, groups.config)
     settings = {"do_sample": False, "eos_token_id": None, "position_shift": 16}
     ids, mask = pad(tokens(5, seed=4), CPU)
-    config = CompileConfig(backend="eager", mode="default")
-    config._compile_all_devices = True
+    config = compile_config(backend="eager")
     # The language model itself was compiled before: a view must not use that.
     static = {"cache_implementation": "static", "compile_config": config}
     groups.lm.generate(ids, attention_mask=mask, max_new_tokens=3, **static)

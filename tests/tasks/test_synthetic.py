@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tarnby import PASSAGES
 
 from imprag.corpus.passage import Passage
 from imprag.tasks import load_task
@@ -16,15 +17,6 @@ from imprag.tasks.synthetic import (
     split_sentences,
 )
 
-PASSAGES = [
-    Passage(
-        f"p{number}",
-        "Tarnby",
-        f"Tarnby has {number} mills, and a harbour. Dr. Ada J. Lindqvist built the first one! "
-        'It burned in 1810; the town rebuilt it. "We need flour," said the mayor.',
-    )
-    for number in range(40)
-]
 MARKED = re.compile(r"\[START\] (.*?) \[END\]")
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.errors import ImpRAGError
+from imprag.tasks.self_supervised import FROM_PASSAGES
 from imprag.training.architecture import model_config
 from imprag.training.plan import TrainingPlan
-from imprag.training.recipe import Recipe, load_recipe
+from imprag.training.recipe import Recipe, Synthetic, load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -202,6 +203,15 @@ def test_storage(home: Path) -> None:
     assert set(plan.to_dict()["storage"]) == {"corpus", "37M passages"}
 
 
+def test_prompts_are_measured_as_they_will_be_asked(home: Path) -> None:
+    source = {"tasks": str(home / "nq.jsonl"), "task": "nq"}
+    longer = {**source, "wordings": ["{input} w3 w4 w5 w6 w7 w8"]}
+    one, other = TrainingPlan(recipe(home, data=[source, longer])).sources
+    assert one.prompt_tokens == 4 < other.prompt_tokens < 8
+    verify = {**source, "verify": True}
+    assert TrainingPlan(recipe(home, data=[verify])).sources[0].prompt_tokens > 4
+
+
 def test_what_is_missing_is_listed(home: Path) -> None:
     data = [
         {"tasks": "nowhere.jsonl", "task": "nq", "limit": 12},
@@ -224,6 +234,17 @@ def test_synthetic_examples_are_made(home: Path) -> None:
     assert (source.state, source.examples, source.retrieves) == ("found", 6, False)
     assert (source.prompt_tokens, source.response_tokens) == (1, 3)
     assert plan.stages["warmup"][1].read == 0
+
+
+@pytest.mark.parametrize("corpus", ["corpus.jsonl", "nowhere"])
+@pytest.mark.parametrize("kind", get_args(Synthetic))
+def test_every_kind_of_synthetic_examples_is_planned(home: Path, kind: str, corpus: str) -> None:
+    """Also where the sample of the corpus gives none."""
+    plan = TrainingPlan(recipe(home, corpus=str(home / corpus), data=[{"synthetic": kind}]))
+    (source,) = plan.sources
+    assert source.state == ("missing" if corpus == "nowhere" else "found")
+    assert source.retrieves == (kind in FROM_PASSAGES)
+    assert source.response_tokens > 0
 
 
 def test_mistakes(home: Path) -> None:

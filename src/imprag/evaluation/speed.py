@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from imprag.building import versions
 from imprag.corpus import Corpus, Passage
@@ -29,7 +29,7 @@ from imprag.index.folder import IndexFolder
 from imprag.index.teacher import Teacher, TextEncoder
 from imprag.memory import DiskStore, PassageMemory, build_memory
 from imprag.model.encoder import PassageEncoder
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.layer_groups import LayerGroups, compile_config
 from imprag.model.text import passage_tokens, prompt_batch
 from imprag.rag import ImpRAG
 
@@ -160,9 +160,7 @@ class InContextArm:
         self.k = k
         self.arguments = {}
         if compiled:
-            config = CompileConfig(mode="default")
-            config._compile_all_devices = True
-            self.arguments = {"cache_implementation": "static", "compile_config": config}
+            self.arguments = {"cache_implementation": "static", "compile_config": compile_config()}
 
     def __call__(self, prompt: str, stamps: Stamps) -> None:
         """Answer."""

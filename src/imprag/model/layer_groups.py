@@ -515,8 +515,7 @@ class _Decoding:
     def __init__(self, groups: LayerGroups) -> None:
         self.reading = _Reading(groups)
         self.view = groups._lm_view(self.reading)
-        self.compiling = CompileConfig(fullgraph=True, mode="default")
-        self.compiling._compile_all_devices = True
+        self.compiling = compile_config(fullgraph=True)
         self.lock = threading.Lock()
 
     def generate(self, passages: Prefix | Retrieve, arguments: dict[str, Any]) -> Any:
@@ -637,6 +636,13 @@ class _Compiled(_StandIn):
         # for all layers together, since they share their code.
         with inductor.patch(freezing=True), dynamo.patch(recompile_limit=256):
             return self._compiled(hidden_states, **self.attention, **call)
+
+
+def compile_config(**settings: Any) -> CompileConfig:
+    """transformers' settings for a compiled pass while decoding, on a CPU, too."""
+    config = CompileConfig(mode="default", **settings)
+    config._compile_all_devices = True
+    return config
 
 
 def _view(module: nn.Module, **children: nn.Module) -> Any:

@@ -172,10 +172,8 @@ class PassageStates:
         def gather(states: Tensor) -> Tensor:
             tokens = states.transpose(1, 2).flatten(0, 1)  # (P * L, key heads, d_h)
             # Not tokens[index], whose gradient is slow where passages are read by many prompts.
-            read = tokens.index_select(0, index.flatten())
-            return read.view(*index.shape, *tokens.shape[1:]).transpose(
-                1, 2
-            )  # (batch, key heads, S, d_h)
+            read = tokens.index_select(0, index.flatten()).view(*index.shape, *tokens.shape[1:])
+            return read.transpose(1, 2)  # (batch, key heads, S, d_h)
 
         return Prefix(
             {layer: gather(states) for layer, states in self.keys.items()},

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from imprag.corpus.passage import Passage
+from imprag.tasks import synthetic
 from imprag.tasks.example import Answer, Example
 from imprag.tasks.synthetic import example_of, generator_for, split_sentences
 from imprag.tasks.task import Task, register_task
@@ -135,12 +136,12 @@ def keywords(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
     """A title and one or two words of a sentence, which is the answer."""
     for passage in passages:
         generator = generator_for(seed, passage, KEYWORDS)
-        title = _names(passage.title)
+        names = _names(passage.title)
         clauses = _clauses(passage.text)
         if not clauses or not passage.title:
             continue
         sentence = generator.choice(clauses)
-        words = [word for word in _CONTENT_WORD.findall(sentence) if word not in title]
+        words = [word for word in _CONTENT_WORD.findall(sentence) if word not in names]
         if words:
             first = generator.randrange(len(words))
             chosen = " ".join(words[first : first + generator.randint(1, 2)])
@@ -253,6 +254,11 @@ FROM_PASSAGES: dict[str, Callable[[Iterable[Passage], int], Iterator[Example]]] 
     "mention": mention,
     "statement": statement,
 }
+
+
+def maker_of(kind: str) -> Callable[..., Iterator[Example]]:
+    """What makes the examples of a synthetic task, one of these or the paper's."""
+    return FROM_PASSAGES.get(kind) or getattr(synthetic, kind)
 
 
 def _entity(passage: Passage) -> str:

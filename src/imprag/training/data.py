@@ -9,16 +9,9 @@ from typing import Literal
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.tasks import (
-    Example,
-    TaskExamples,
-    load_benchmark,
-    load_task,
-    self_supervised,
-    synthetic,
-)
+from imprag.tasks import Example, TaskExamples, load_benchmark, load_task
 from imprag.tasks.factbook.splits import SPLITS, split_by_passage
-from imprag.tasks.task import Task
+from imprag.tasks.self_supervised import maker_of
 from imprag.training.recipe import Recipe, Synthetic, SyntheticSource, TaskSource, TeacherSettings
 from imprag.training.teacher import TeacherLabels, TextRetriever, label_prompts, load_retriever
 
@@ -146,7 +139,7 @@ def retrieval_examples(
                 hard_negatives=_without(ranks[first - 1 : last], rows),
                 known=tuple(near),
                 group=_fact(example),
-                answers=_answers(task, example),
+                answers=() if task.metric == "accuracy" else tuple(example.answers),
             )
         )
     return _grouped_by_title(examples, corpus)
@@ -183,20 +176,13 @@ def synthetic_examples(
     if kind == "corpus_text":
         whole = (TrainingExample(f"{kind}-{one.id}", "", one.text) for one in passages)
         return list(islice(whole, limit))
-    maker = self_supervised.FROM_PASSAGES.get(kind) or getattr(synthetic, kind)
-    made = list(islice(maker(passages, seed), limit))
+    made = list(islice(maker_of(kind)(passages, seed), limit))
     if not made:
         return []
     tasks = TaskExamples(task, made, str(corpus.path))
-    examples = plain_examples(tasks)
     if not task.retrieval:
-        return examples
-    right = zip(examples, _gold_rows(tasks, corpus), strict=True)
-    labelled = [
-        replace(one, positives=tuple(rows), group=_fact(example), answers=_answers(task, example))
-        for (one, rows), example in zip(right, made, strict=True)
-    ]
-    return _grouped_by_title(labelled, corpus)
+        return plain_examples(tasks)
+    return retrieval_examples(tasks, corpus, None, TeacherSettings(), "gold")
 
 
 def _synthetic_source(
@@ -235,11 +221,6 @@ def _gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
     distinct = list(dict.fromkeys(passage_id for ids in gold for passage_id in ids))
     row_of = dict(zip(distinct, corpus.rows(distinct), strict=True))
     return [[row_of[passage_id] for passage_id in ids] for ids in gold]
-
-
-def _answers(task: Task, example: Example) -> tuple[str, ...]:
-    """What may be looked for in passages: labels may not."""
-    return () if task.metric == "accuracy" else tuple(example.answers)
 
 
 def _fact(example: Example) -> tuple[str, ...]:

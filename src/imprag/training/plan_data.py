@@ -9,7 +9,8 @@ from imprag.corpus import Corpus, load_corpus
 from imprag.corpus.library import BUILT_IN_CORPORA
 from imprag.errors import ImpRAGError
 from imprag.model.base import EMBEDDED, load_tokenizer
-from imprag.tasks import Example, Task, load_task, synthetic
+from imprag.tasks import Example, Task, load_task
+from imprag.tasks.self_supervised import maker_of
 from imprag.training.recipe import Recipe, SyntheticSource, TaskSource
 
 # Where a text or a set is not at hand.
@@ -22,7 +23,6 @@ _ASSUMED_TOKENS: dict[str, tuple[float, float]] = {  # of prompt and response
     "phrase_denoising": (165, 15),
     "sentence_generation": (100, 35),
     "corpus_text": (0, 140),
-    "cloze": (30, 4),
 }
 _SAMPLE = 200
 _FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gz")
@@ -139,12 +139,12 @@ def _plan_corpus(recipe: Recipe, count: Callable[[str], float]) -> tuple[Corpus 
 def _plan_task(
     source: TaskSource, recipe: Recipe, share: float, count: Callable[[str], float]
 ) -> SourcePlan:
-    task = load_task(source.task)
     if Path(source.tasks).exists():
         state = "found"
-        found = source.read().draw(source.limit, recipe.train.seed).examples
-        examples = len(found)
-        prompt, response = _lengths(task, [found[i] for i in _spread(len(found))], count)
+        tasks = source.read().draw(source.limit, recipe.train.seed)
+        examples = len(tasks.examples)
+        drawn = [tasks.examples[i] for i in _spread(examples)]
+        prompt, response = _lengths(tasks.task, drawn, count)
     else:
         # As in `read_records`: what looks like a file is no name on the hub.
         is_file = source.tasks.endswith(_FILE_ENDINGS) or source.tasks.startswith((".", "/"))
@@ -169,12 +169,15 @@ def _plan_synthetic(
 ) -> SourcePlan:
     if corpus is None:
         examples = source.limit or ASSUMED_EXAMPLES
-        prompt, response = _ASSUMED_TOKENS[source.synthetic]
+        drawn: list[Example] = []
     else:
         examples = min(len(corpus), source.limit or len(corpus))
-        make = getattr(synthetic, source.synthetic)
+        make = maker_of(source.synthetic)
         drawn = list(make(corpus[i] for i in _spread(len(corpus))))
+    if drawn:
         prompt, response = _lengths(load_task(source.synthetic), drawn, count)
+    else:
+        prompt, response = _ASSUMED_TOKENS.get(source.synthetic, _ASSUMED_TOKENS["retrieval"])
     return SourcePlan(
         task=source.synthetic,
         place="the corpus",
