@@ -1,30 +1,61 @@
-"""Exact match with each passage encoding, codec and share of kept tokens, beside live reading.
+"""Answers from each codec, share of kept tokens and passage encoding, beside states as they are.
 
-    python benchmarks/memory_quality.py --model runs/factbook/model --index runs/factbook-index \
-        --data factbook-bench --out runs/memory-quality
+    python benchmarks/memory_quality.py --data factbook-bench --out runs/memory-quality
 
-Every arm answers the same questions with the model's own retrieval; the tables of the paper's
-appendix C in small. States are coded and decoded in RAM, as a memory folder would give them. An
-interrupted run goes on where it stopped.
+The tables 6 and 8 of the paper in small. Every arm answers the same questions with the model's own
+retrieval. States are computed once and kept in RAM; what an arm reads was coded and decoded by its
+codec, as a memory folder would give it. ``fp32`` is what live reading gives. An interrupted run
+goes on where it stopped.
 """
 
 import argparse
-import dataclasses
-import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+from imprag.corpus import Passage
+from imprag.evaluation.compare import compare
 from imprag.evaluation.passage_sources import own_retrieval
 from imprag.evaluation.runner import evaluate
+from imprag.files import write_json
 from imprag.memory import RamStore
 from imprag.memory.build import learn_quantizer
-from imprag.memory.codecs import untrained_codec
-from imprag.model import LayerGroups
+from imprag.memory.codecs import Codec, Parts, untrained_codec
+from imprag.memory.passage_memory import encode_parts
 from imprag.rag import ImpRAG
 from imprag.tasks import read_tasks
 
+CODECS = ("bf16", "int8", "int4", "pq")
+HALVED = ("bf16", "pq")
 ENCODINGS = ("segmented", "full")
-MEMORIES = (("bf16", 1.0), ("int8", 1.0), ("int4", 1.0), ("pq", 1.0), ("bf16", 0.5), ("pq", 0.5))
+
+
+class Recoded:
+    """A store of states as a codec gives them back, made from a store of float32."""
+
+    def __init__(self, rag: ImpRAG, exact: RamStore, codec: Codec) -> None:
+        self.rag = rag
+        self.exact = exact
+        self.codec = codec
+        self.keep_tokens = exact.keep_tokens
+
+    def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
+        found = self.exact.get(passages)
+        lacking = [one for one, parts in zip(passages, found, strict=True) if parts is None]
+        rag = self.rag
+        made = iter(
+            encode_parts(rag.groups, rag.tokenizer, lacking, self.exact.codec, self.keep_tokens)
+        )
+        coded: list[Parts | None] = []
+        for passage, parts in zip(passages, found, strict=True):
+            if parts is None:
+                parts = next(made)
+                self.exact.put(passage, parts)
+            coded.append(self.codec.encode(parts["states"]))
+        return coded
+
+    def put(self, passage: Passage, parts: Parts) -> None:
+        """Nothing: all are there."""
 
 
 def main() -> None:
@@ -36,36 +67,41 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--k", type=int)
-    parser.add_argument("--ram", type=float, default=4e9, help="bytes of the store")
+    parser.add_argument("--ram", type=float, default=6e9, help="bytes of each store of states")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
 
     tasks = read_tasks([given.task], data=given.data, split=given.split)
-    rag = ImpRAG.from_pretrained(given.model, given.index)
-    rows = random.Random(0).sample(range(len(rag.corpus)), 256)
-    results = {}
+    rag = ImpRAG.from_pretrained(given.model, given.index, dtype=given.dtype)
+    source = own_retrieval(rag)
+    arms = []
 
     def run(name: str, reader: ImpRAG) -> None:
-        found = evaluate(
-            reader, tasks, given.out / name, source=own_retrieval(rag), k=given.k, limit=given.limit
-        )
-        metrics = found["tasks"][given.task]["metrics"]
-        results[name] = {key: metrics[key] for key in ("exact_match", "f1")}
-        print(name, json.dumps(results[name]["exact_match"]), flush=True)
+        arms.append(given.out / name)
+        options = {"source": source, "k": given.k, "limit": given.limit, "batch_size": 16}
+        evaluate(reader, tasks, arms[-1], **options)
+        print(f"{name} finished", flush=True)
 
-    run("live", rag)
+    def codec(name: str) -> Codec:
+        if name != "pq":
+            return untrained_codec(name, rag.groups.head_dim)
+        rows = random.Random(0).sample(range(len(rag.corpus)), 256)
+        return learn_quantizer(rag.corpus.passages(rows), rag.groups, rag.tokenizer)
+
+    coders = {name: codec(name) for name in ("fp32", *CODECS)}
+    for share, names in ((1.0, ("fp32", *CODECS)), (0.5, HALVED)):
+        exact = RamStore(coders["fp32"], int(given.ram), share)
+        for name in names:
+            rag.use_memory(Recoded(rag, exact, coders[name]))
+            run(name if share == 1 else f"{name}, half of the tokens", rag)
     for encoding in ENCODINGS:
-        config = dataclasses.replace(rag.config, passage_encoding=encoding)
-        run(encoding, ImpRAG(LayerGroups(rag.groups.lm, config), rag.tokenizer, rag.index))
-    for codec, keep_tokens in MEMORIES:
-        coder = (
-            learn_quantizer(rag.corpus.passages(rows), rag.groups, rag.tokenizer)
-            if codec == "pq"
-            else untrained_codec(codec, rag.groups.head_dim)
-        )
-        rag.use_memory(RamStore(coder, int(given.ram), keep_tokens))
-        run(f"{codec}-{keep_tokens}", rag)
-    (given.out / "quality.json").write_text(json.dumps(results, indent=2) + "\n")
+        groups = rag.groups.with_settings(passage_encoding=encoding)
+        run(encoding, ImpRAG(groups, rag.tokenizer))
+    found = compare(arms, ["exact_match", "f1"])
+    write_json(given.out / "quality.json", found.to_json())
+    (given.out / "quality.md").write_text(found.to_markdown(), encoding="utf-8")
+    print(found.to_markdown())
 
 
 if __name__ == "__main__":

@@ -346,6 +346,22 @@ def test_frozen_embeddings_stay(world: Path, tmp_path: Path) -> None:
     assert not any("proj" in name for name in same)
 
 
+@pytest.mark.parametrize("kind", ["hidden_states", "kv"])
+def test_frozen_passages_are_read_as_the_base_model_encodes_them(
+    world: Path, tmp_path: Path, kind: str
+) -> None:
+    settings = recipe(world, train={"steps": 3}, model={"frozen_passages": kind})
+    trained, _ = load_pretrained(train(settings, tmp_path / "run")["model"], "float32")
+    assert trained.config.frozen_passages == kind
+    before, after = weights(world / "lm"), dict(trained.lm.named_parameters())
+    assert not torch.equal(
+        after["model.layers.3.self_attn.k_proj.weight"],
+        before["model.layers.3.self_attn.k_proj.weight"],
+    )
+    for name, value in trained.frozen.lm.named_parameters():
+        assert torch.equal(value, before[name])
+
+
 def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> None:
     settings = recipe(world, optimizer={"learning_rate": 1e30, "max_grad_norm": 1e30})
     with pytest.raises(ImpRAGError, match=r"the loss of step \d is \w+, with the examples q\d+, q"):

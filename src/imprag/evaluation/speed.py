@@ -222,12 +222,9 @@ def benchmark(
     """
     rows = []
     for tokens in passage_tokens:
-        config = dataclasses.replace(
-            groups.config, max_passage_tokens=tokens, passage_encoding="independent"
-        )
+        cut = groups.with_settings(max_passage_tokens=tokens, passage_encoding="independent")
         place = folder / f"{tokens}-tokens"
         texts = _long_passages(corpus, tokenizer, place / "corpus", tokens, passages)
-        cut = LayerGroups(groups.lm, config)
         setting = _Setting(cut, tokenizer, texts, place, codecs, compiled)
         for number in k:
             measured = _measure(setting.arms(number), runs, f"{number} x {tokens} tokens")
@@ -312,7 +309,7 @@ class _Setting:
         self.tokenizer = tokenizer
         self.compiled = None
         if compiled:
-            self.compiled = LayerGroups(groups.lm, groups.config)
+            self.compiled = groups.with_settings()
             self.compiled.compile_decoding()
         self.index = IndexFolder.build(
             corpus, PassageEncoder(groups, tokenizer), folder / "index", progress=False
@@ -332,9 +329,7 @@ class _Setting:
     def arms(self, k: int) -> dict[str, Arm]:
         """All arms that read k passages, the one without them first."""
         rag = ImpRAG(self.groups, self.tokenizer, self.index)
-        full = LayerGroups(
-            self.groups.lm, dataclasses.replace(self.groups.config, passage_encoding="full")
-        )
+        full = self.groups.with_settings(passage_encoding="full")
         arms: dict[str, Arm] = {
             NONE: ReadingArm(rag, 0),
             RAG: InContextArm(self.groups, self.tokenizer, self.teacher, k),

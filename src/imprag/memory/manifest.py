@@ -140,8 +140,14 @@ class MemoryManifest:
 
 
 def states_fingerprint(groups: LayerGroups) -> str:
-    """Names everything that decides a passage's states: weights of layers 0..t and settings."""
+    """Names everything that decides a passage's states: weights of layers 0..t and settings.
+
+    With frozen keys and values it is that of the base model.
+    """
+    groups = groups.passage_reader
     config = groups.config
     settings = json.dumps({**config.embedding_settings(), "t": config.t}, sort_keys=True)
     weights = weights_fingerprint(groups.lm, config.t + 1)
+    if groups.frozen is not None:
+        weights += weights_fingerprint(groups.frozen.lm, config.t + 1)
     return hashlib.sha256((weights + settings).encode()).hexdigest()[:32]

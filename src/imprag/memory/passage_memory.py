@@ -198,7 +198,7 @@ def encode_parts(
     coded: list[Parts] = [{}] * len(rows)
     for batch in batches_by_length([len(row) for row in rows], batch_tokens):
         ids, mask = pad([rows[i] for i in batch], groups.device)
-        states = groups.encode(ids, mask, with_attention=keep_tokens < 1)
+        states = groups.passage_reader.encode(ids, mask, with_attention=keep_tokens < 1)
         for i, block in zip(batch, states.blocks(keep_tokens), strict=True):
             coded[i] = codec.encode(block)
     return coded

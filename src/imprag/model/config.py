@@ -11,6 +11,7 @@ from imprag.files import read_json, write_json
 PassageEncoding = Literal["independent", "segmented", "full"]
 PoolingPoint = Literal["last", "eos"]
 RopePoint = Literal["before", "after"]
+FrozenPassages = Literal["none", "hidden_states", "kv"]
 
 CONFIG_NAME = "imprag.json"
 FORMAT_VERSION = 1
@@ -38,6 +39,10 @@ class ImpRAGConfig:
             ``last`` token, or an ``eos`` token put behind it.
         rope: take query and key states ``before`` the rotary embedding (free of positions,
             the default) or ``after`` it.
+        frozen_passages: read passages as the base model encodes them, however the model was
+            trained (paper, Table 7). ``kv``: its keys and values, so that one stored memory
+            serves all models trained on the same base. ``hidden_states``: its hidden states, from
+            which the trained layers b..t make keys and values. ``none``: all by the trained model.
         score_scale: factor on E_q · E_p in training and search alike; ``None`` means
             1/sqrt(h_k * d_h), which keeps the scores of an untrained model in a softmax's range.
         base_model_fingerprint: of the weights that an adapter belongs to.
@@ -53,6 +58,7 @@ class ImpRAGConfig:
     passage_template: str = "{title}\n{text}"
     pooling_point: PoolingPoint = "last"
     rope: RopePoint = "before"
+    frozen_passages: FrozenPassages = "none"
     score_scale: float | None = None
     base_model_fingerprint: str | None = None
     trained: bool = False
@@ -77,6 +83,7 @@ class ImpRAGConfig:
             ("passage_encoding", PassageEncoding),
             ("pooling_point", PoolingPoint),
             ("rope", RopePoint),
+            ("frozen_passages", FrozenPassages),
         ):
             if getattr(self, name) not in get_args(choices):
                 raise ImpRAGError(

@@ -8,6 +8,7 @@ need no clean-up, and let several threads use one model.
 """
 
 import copy
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,18 +59,30 @@ class LayerGroups(nn.Module):
     Args:
         lm: a decoder-only causal language model of transformers with rotary positions.
         config: layer boundaries and the rest.
+        frozen: the model before training, for ``config.frozen_passages``. It is no part of this
+            module: neither trained, saved nor moved with it.
 
     Raises:
         ImpRAGError: the model cannot be cut this way (no rotary positions, too few layers, a
-            sliding window shorter than the passages, an attention that cannot be extended).
+            sliding window shorter than the passages, an attention that cannot be extended), or
+            there is no ``frozen`` model where one is needed.
     """
 
-    def __init__(self, lm: PreTrainedModel, config: ImpRAGConfig) -> None:
+    def __init__(
+        self, lm: PreTrainedModel, config: ImpRAGConfig, frozen: PreTrainedModel | None = None
+    ) -> None:
         super().__init__()
         check_model(lm, config)
         open_attention(lm)
         self.lm = lm
         self.config = config
+        self.frozen: LayerGroups | None
+        before: LayerGroups | None = None
+        if config.frozen_passages != "none":
+            if frozen is None:
+                raise ImpRAGError("frozen_passages needs the model as it was before training")
+            before = LayerGroups(frozen, dataclasses.replace(config, frozen_passages="none"))
+        self.__dict__["frozen"] = before  # not registered as a module
         self._compiled: dict[int, nn.Module] = {}
         self._decoding: _Decoding | None = None
         text_config = lm.config.get_text_config()
@@ -96,6 +109,18 @@ class LayerGroups(nn.Module):
         """Where inputs have to be."""
         device: torch.device = self.lm.device
         return device
+
+    @property
+    def passage_reader(self) -> "LayerGroups":
+        """The model whose layers b..t encode passages for reading: this one, or the base model."""
+        if self.frozen is not None and self.config.frozen_passages == "kv":
+            return self.frozen
+        return self
+
+    def with_settings(self, **settings: Any) -> "LayerGroups":
+        """The same model with other settings of its ``ImpRAGConfig``; weights are shared."""
+        frozen = None if self.frozen is None else self.frozen.lm
+        return LayerGroups(self.lm, dataclasses.replace(self.config, **settings), frozen)
 
     # Retrieval: layers 0..b
 
@@ -155,34 +180,68 @@ class LayerGroups(nn.Module):
             position_offset: position of the first token of all, or (sequences,) of each.
             with_attention: also sum up the attention that each token receives.
         """
+        if self.frozen is not None:
+            return self._encode_frozen(input_ids, attention_mask, position_offset, with_attention)
         b, t = self.config.b, self.config.t
-        keys: dict[int, Tensor] = {}
-        values: dict[int, Tensor] = {}
-        attention: dict[int, Tensor] = {}
-        embeddings: list[Tensor] = []
-
-        def record(
-            layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-        ) -> tuple[Tensor, Tensor, Tensor | None]:
-            keys[layer], values[layer] = key, value
-            if with_attention:
-                scaling = getattr(self._layer(layer).self_attn, "scaling", self.head_dim**-0.5)
-                attention[layer] = received_attention(query, key, attention_mask, scaling)
-            if layer == t and not torch.is_grad_enabled():
-                raise _Enough  # nobody asks for what comes after layer t's keys and values
-            return key, value, mask
+        recorder = _Recorder(self, attention_mask, with_attention)
+        found: list[Tensor] = []
 
         def embed(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
             index = last_tokens(attention_mask)
             states = self._token_states(layer, _tokens(hidden_states, index), index, call)
-            embeddings.append(self._passage_embeddings(*states))
+            found.append(self._passage_embeddings(*states))
 
         stand_ins = {
-            i: _StandIn(self._layer(i), state_hook=partial(record, i)) for i in range(b, t + 1)
+            # Nobody asks for what comes after layer t's keys and values.
+            i: recorder.stand_in(i, last=i == t and not torch.is_grad_enabled())
+            for i in range(b, t + 1)
         }
         stand_ins[b].before = embed
         self._run(self._decoder_view(stand_ins, t + 1), input_ids, attention_mask, position_offset)
-        return PassageStates(keys, values, attention_mask.bool(), embeddings[0], attention)
+        return recorder.states(found[0])
+
+    def _encode_frozen(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_offset: Tensor | int,
+        with_attention: bool,
+    ) -> PassageStates:
+        """:meth:`encode` with ``frozen_passages``: only the embeddings are all the model's own."""
+        assert self.frozen is not None
+        passages = (input_ids, attention_mask, position_offset)
+        embeddings = self.passage_embeddings(input_ids, attention_mask)
+        with torch.no_grad():
+            if self.passage_reader is self.frozen:
+                states = self.frozen.encode(*passages, with_attention=with_attention)
+                return dataclasses.replace(states, embeddings=embeddings)
+            inputs = self.frozen._layer_inputs(*passages)
+        recorder = _Recorder(self, attention_mask, with_attention)
+        for i, (hidden_states, call) in inputs.items():
+            # Checkpointing could not run a layer again that was left half-way.
+            checkpointing = getattr(self._layer(i), "gradient_checkpointing", False)
+            last = not (checkpointing and torch.is_grad_enabled())
+            recorder.stand_in(i, last=last)(hidden_states, **call)
+        return recorder.states(embeddings)
+
+    def _layer_inputs(
+        self, input_ids: Tensor, attention_mask: Tensor, position_offset: Tensor | int
+    ) -> dict[int, tuple[Tensor, dict[str, Any]]]:
+        """What comes into every layer b..t, with the layer's keyword arguments."""
+        inputs: dict[int, tuple[Tensor, dict[str, Any]]] = {}
+
+        def note(
+            number: int, layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]
+        ) -> None:
+            inputs[number] = (hidden_states, call)
+
+        b, t = self.config.b, self.config.t
+        stand_ins = {i: _StandIn(self._layer(i)) for i in range(b, t)}
+        for i, stand_in in stand_ins.items():
+            stand_in.before = partial(note, i)
+        stand_ins[t] = _Terminus(self._layer(t), partial(note, t))
+        self._run(self._decoder_view(stand_ins, t + 1), input_ids, attention_mask, position_offset)
+        return inputs
 
     def encode_passages(
         self,
@@ -229,7 +288,8 @@ class LayerGroups(nn.Module):
             return self._empty_prefix(len(passages))
         input_ids, attention_mask = pad(rows, self.device)
         position_offset = torch.tensor(offsets, device=self.device)
-        return self.encode(input_ids, attention_mask, position_offset).prefix(assignment)
+        states = self.passage_reader.encode(input_ids, attention_mask, position_offset)
+        return states.prefix(assignment)
 
     # One pass of the prompt through all layers
 
@@ -532,6 +592,47 @@ class _Decoding:
             return self.view.generate(
                 **{"past_key_values": cache, "compile_config": self.compiling, **arguments}
             )
+
+
+class _Recorder:
+    """Collects keys and values, and received attention, of passages at layers b..t."""
+
+    def __init__(self, groups: LayerGroups, attention_mask: Tensor, with_attention: bool) -> None:
+        self.groups = groups
+        self.attention_mask = attention_mask
+        self.with_attention = with_attention
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.attention: dict[int, Tensor] = {}
+
+    def stand_in(self, layer: int, *, last: bool) -> "_StandIn":
+        """Takes a layer's place; the last one runs no further than its keys and values."""
+        hook = partial(self._record, layer, last)
+        return _StandIn(self.groups._layer(layer), state_hook=hook)
+
+    def _record(
+        self,
+        layer: int,
+        last: bool,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self.keys[layer], self.values[layer] = key, value
+        if self.with_attention:
+            module = self.groups._layer(layer).self_attn
+            scaling = getattr(module, "scaling", self.groups.head_dim**-0.5)
+            received = received_attention(query, key, self.attention_mask, scaling)
+            self.attention[layer] = received
+        if last:
+            raise _Enough
+        return key, value, mask
+
+    def states(self, embeddings: Tensor) -> PassageStates:
+        """All that was recorded."""
+        mask = self.attention_mask.bool()
+        return PassageStates(self.keys, self.values, mask, embeddings, self.attention)
 
 
 class _Enough(Exception):

@@ -74,7 +74,11 @@ def load_pretrained(
             lm = lm.to(dtype)
         else:
             lm, tokenizer = load_base_model(folder, dtype, device)
-    return LayerGroups(lm, dataclasses.replace(config, **settings)), tokenizer
+    config = dataclasses.replace(config, **settings)
+    if config.frozen_passages == "none":
+        return LayerGroups(lm, config), tokenizer
+    frozen, _ = _base(config, device, str(name_or_path))
+    return LayerGroups(lm, config, frozen.to(dtype)), tokenizer
 
 
 def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
@@ -99,8 +103,7 @@ def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
 
 def _merged(config: ImpRAGConfig, folder: Path, device: torch.device) -> tuple[Any, Any]:
     """A base model with the adapter of a folder merged into it, in float32, and its tokenizer."""
-    base, tokenizer = load_base_model(config.base_model, torch.float32, device)
-    _check_base(config, weights_fingerprint(base, len(base.base_model.layers)), folder)
+    base, tokenizer = _base(config, device, folder)
     # In float64, so that all machines come to the same weights and so to the same fingerprint,
     # however they add up products.
     with warnings.catch_warnings():
@@ -122,12 +125,16 @@ def _default() -> Path:
     return folder
 
 
-def _check_base(config: ImpRAGConfig, fingerprint: str, folder: Path) -> None:
+def _base(config: ImpRAGConfig, device: torch.device, name: Path | str) -> tuple[Any, Any]:
+    """The base model of a trained one, in float32, and its tokenizer."""
+    base, tokenizer = load_base_model(config.base_model, torch.float32, device)
+    fingerprint = weights_fingerprint(base, len(base.base_model.layers))
     if config.base_model_fingerprint not in (None, fingerprint):
         raise ImpRAGError(
-            f"the adapter in {folder} was trained on other weights of {config.base_model} "
+            f"{name} was trained on other weights of {config.base_model} "
             f"({config.base_model_fingerprint}) than those found here ({fingerprint})"
         )
+    return base, tokenizer
 
 
 def _imprag_folder(name_or_path: str | Path) -> Path | None:

@@ -137,9 +137,11 @@ class TrainingPlan:
             again = tokens * model.activation_bytes(train.precision)
             activations = layer_tokens * 4 * model.hidden + again
         halves = 1 if train.precision == "bf16" else 2
+        frozen = self.recipe.model.frozen_passages != "none"
         parts = {
             "weights": 4.0 * model.total,
             "weights in bfloat16": 2.0 * model.total if train.precision == "bf16" else 0.0,
+            "frozen base model": 4.0 * model.total if frozen else 0.0,
             "gradients": 4.0 * model.trained,
             "optimizer": 8.0 * model.trained,
             "activations": activations,

@@ -32,7 +32,13 @@ from pydantic import (
 
 from imprag.corpus.library import BUILT_IN_CORPORA
 from imprag.errors import ImpRAGError
-from imprag.model.config import ImpRAGConfig, PassageEncoding, PoolingPoint, RopePoint
+from imprag.model.config import (
+    FrozenPassages,
+    ImpRAGConfig,
+    PassageEncoding,
+    PoolingPoint,
+    RopePoint,
+)
 from imprag.tasks import TaskExamples, load_task, read_tasks
 from imprag.tasks.factbook.build import MANIFEST
 from imprag.tasks.self_supervised import VERIFICATION, verification
@@ -94,6 +100,7 @@ class ModelSettings(Section):
         max_passage_tokens: the paper's l_max, which it gives no figure for.
         passage_encoding, passage_template, pooling_point, rope, score_scale: open in the paper
             (``independent`` is its choice for stored passages, Table 6).
+        frozen_passages: paper, Table 7.
     """
 
     base: Location = "smollm2-135m"
@@ -106,6 +113,7 @@ class ModelSettings(Section):
     passage_template: str = "{title}\n{text}"
     pooling_point: PoolingPoint = "last"
     rope: RopePoint = "before"
+    frozen_passages: FrozenPassages = "none"
     score_scale: float | None = None
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """A whole training run: from a recipe to a trained model in a run folder."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +72,9 @@ def train(
     config = recipe.model.to_config()
     fingerprint = weights_fingerprint(lm, len(lm.base_model.layers))
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)
+    frozen = None
+    if config.frozen_passages != "none":
+        frozen = copy.deepcopy(lm).requires_grad_(False)
     if recipe.lora:
         add_adapters(lm, recipe.lora, config)
     if recipe.model.start:
@@ -85,7 +89,7 @@ def train(
         lm.get_input_embeddings().requires_grad_(False)
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = TrainingModel(LayerGroups(lm, config), recipe.stages)
+    model = TrainingModel(LayerGroups(lm, config, frozen), recipe.stages)
 
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     own_ranks = OwnRanks(model.groups, tokenizer, corpus, out / RANKS, dtype)
