@@ -68,7 +68,9 @@ def measure(task: tuple[str, str, int, int, Path]) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     queries = clusters.vectors(200, seed=10**9)
     own = own_memory()
+    start = time.perf_counter()
     index = PassageIndex.open(path)
+    opening = time.perf_counter() - start
     _, ids = index.search(queries, 10)
     own = own_memory() - own
     single = median(lambda i: index.search(queries[i : i + 1], 10), 100)
@@ -80,6 +82,7 @@ def measure(task: tuple[str, str, int, int, Path]) -> dict[str, Any]:
         "build_seconds": seconds,
         "peak_memory_mb": peak / 1e6,
         "bytes_per_passage": size / count,
+        "open_seconds": opening,
         "own_memory_opened_mb": own / 1e6,
         "ms_per_query": 1000 * single,
         "ms_per_query_in_64": 1000 * batch / 64,

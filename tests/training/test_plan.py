@@ -174,6 +174,17 @@ def test_memory(home: Path) -> None:
     assert saved == pytest.approx(states * 3 / 4 - many["gradients"] / 2)  # whole, in bfloat16
 
 
+def test_a_frozen_base_model_takes_memory(home: Path) -> None:
+    plain, frozen = (
+        TrainingPlan(
+            recipe(home, model={"base": str(home / "lm"), "b": 1, "t": 3, "frozen_passages": kind})
+        ).memory()
+        for kind in ("none", "kv")
+    )
+    more = frozen["total, replicated (DDP)"] - plain["total, replicated (DDP)"]
+    assert more == frozen["frozen base model"] == frozen["weights"]
+
+
 def test_lora_parameters_are_peft_s(home: Path) -> None:
     group = {"rank": 4, "targets": ["q_proj", "down_proj"]}
     trained = TrainingPlan(recipe(home, lora={"bottom": group, "top": group})).model.trained
@@ -182,6 +193,8 @@ def test_lora_parameters_are_peft_s(home: Path) -> None:
         LoraConfig(r=4, target_modules=group["targets"], layers_to_transform=[0, 1, 4, 5]),
     )
     assert trained == adapted.get_nb_trainable_parameters()[0]
+    held = {"bottom": {**group, "trained": False}, "top": group}
+    assert 0 < TrainingPlan(recipe(home, lora=held)).model.trained < trained
     lora = {"bottom": group, "top": group, "norms": True}
     norms = TrainingPlan(recipe(home, lora=lora)).model.trained - trained
     assert norms == 4 * 2 * 48 + 48  # two of each layer, and the last

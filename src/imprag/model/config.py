@@ -99,6 +99,19 @@ class ImpRAGConfig:
         """
         return max(passages, self.k) * self.max_passage_tokens if passages else 0
 
+    def layer_groups(self, layers: int) -> dict[str, range]:
+        """The layers of each group (paper, section 2); layer b, which is in two, as a bottom one.
+
+        Args:
+            layers: of the model.
+        """
+        after_b, after_t = self.b + 1, self.t + 1
+        return {
+            "bottom": range(after_b),
+            "reading": range(after_b, after_t),
+            "top": range(after_t, layers),
+        }
+
     def embedding_settings(self) -> dict[str, Any]:
         """The settings that a stored passage embedding depends on."""
         names = ("b", "max_passage_tokens", "passage_template", "pooling_point", "rope")

@@ -70,15 +70,11 @@ def _groups(
     lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig
 ) -> Iterator[tuple[str, LoraGroup, tuple[str, ...]]]:
     """Groups with an adapter: name, adapter, and what the names of their modules begin with."""
-    for name, first, end in (
-        ("bottom", 0, config.b + 1),
-        ("reading", config.b + 1, config.t + 1),
-        ("top", config.t + 1, len(lm.base_model.layers)),
-    ):
+    start = f"{lm.base_model_prefix}.layers."
+    for name, numbers in config.layer_groups(len(lm.base_model.layers)).items():
         adapter: LoraGroup | None = getattr(settings, name)
         if adapter is not None:
-            start = f"{lm.base_model_prefix}.layers."
-            yield name, adapter, tuple(f"{start}{layer}." for layer in range(first, end))
+            yield name, adapter, tuple(f"{start}{layer}." for layer in numbers)
 
 
 @torch.no_grad()

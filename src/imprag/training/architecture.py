@@ -137,7 +137,8 @@ class Architecture:
         config = model_config(recipe.model.base)
         with torch.device("meta"):
             lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        check_model(lm, recipe.model.to_config())
+        settings = recipe.model.to_config()
+        check_model(lm, settings)
         text = config.get_text_config()
         self.b, self.t = recipe.model.b, recipe.model.t
         self.hidden: int = text.hidden_size
@@ -152,9 +153,8 @@ class Architecture:
         self.total = _count(lm)
         self.head: int = _count(lm.get_output_embeddings())
         groups = {
-            "bottom": layers[: self.b + 1],
-            "reading": layers[self.b + 1 : self.t + 1],
-            "top": layers[self.t + 1 :],
+            name: [layers[i] for i in numbers]
+            for name, numbers in settings.layer_groups(self.layers).items()
         }
         self.groups = {name: sum(map(_count, group)) for name, group in groups.items()}
         frozen = _count(lm.get_input_embeddings()) if recipe.train.freeze_embeddings else 0
@@ -165,7 +165,7 @@ class Architecture:
             self.trained = sum(
                 _lora_parameters(group, adapter, name) + recipe.lora.norms * _vectors(normed[name])
                 for name, group in groups.items()
-                if (adapter := getattr(recipe.lora, name)) is not None
+                if (adapter := getattr(recipe.lora, name)) is not None and adapter.trained
             )
 
     @property

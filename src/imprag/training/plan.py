@@ -137,17 +137,17 @@ class TrainingPlan:
             again = tokens * model.activation_bytes(train.precision)
             activations = layer_tokens * 4 * model.hidden + again
         halves = 1 if train.precision == "bf16" else 2
-        frozen = self.recipe.model.frozen_passages != "none"
         parts = {
             "weights": 4.0 * model.total,
             "weights in bfloat16": 2.0 * model.total if train.precision == "bf16" else 0.0,
-            "frozen base model": 4.0 * model.total if frozen else 0.0,
             "gradients": 4.0 * model.trained,
             "optimizer": 8.0 * model.trained,
             "activations": activations,
             "logits": 8.0 * largest.responses * model.vocabulary / self.devices,
             "passage KV": halves * largest.prefixes * model.kv_bytes / self.devices,
         }
+        if self.recipe.model.frozen_passages != "none":
+            parts["frozen base model"] = 4.0 * model.total
         states = parts["weights"] + parts["gradients"] + parts["optimizer"]
         total = sum(parts.values())
         # FSDP2 gathers all weights at once, since the model is sharded as a whole, and has whole
