@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from imprag.building import building_folder
+from imprag.building import building_folder, numbered_files
 from imprag.corpus import load_corpus
 from imprag.memory import build_memory
 from imprag.model import load_pretrained
@@ -50,13 +50,13 @@ def run(given: argparse.Namespace, name: str, share: int, kills: tuple[int, ...]
     for kill in kills if not report.exists() else ():
         process = spawn.Process(target=build, args=arguments)
         process.start()
-        while process.is_alive() and len(list(parts.glob("0*.safetensors"))) < kill:
+        while process.is_alive() and len(numbered_files(parts)) < kill:
             time.sleep(0.2)
         if not process.is_alive():
             raise SystemExit(f"{name} ended before it had {kill} shards; choose a larger corpus")
         process.kill()
         process.join()
-        print(f"{name}: killed with {len(list(parts.glob('0*.safetensors')))} shards", flush=True)
+        print(f"{name}: killed with {len(numbered_files(parts))} shards", flush=True)
     if not report.exists():
         process = spawn.Process(target=build, args=arguments)
         process.start()

@@ -218,10 +218,7 @@ class LayerGroups(nn.Module):
             inputs = self.frozen._layer_inputs(*passages)
         recorder = _Recorder(self, attention_mask, with_attention)
         for i, (hidden_states, call) in inputs.items():
-            # Checkpointing could not run a layer again that was left half-way.
-            checkpointing = getattr(self._layer(i), "gradient_checkpointing", False)
-            last = not (checkpointing and torch.is_grad_enabled())
-            recorder.stand_in(i, last=last)(hidden_states, **call)
+            recorder.stand_in(i, last=not self._runs_again(i))(hidden_states, **call)
         return recorder.states(embeddings)
 
     def _layer_inputs(
@@ -395,6 +392,11 @@ class LayerGroups(nn.Module):
         layer: nn.Module = self._decoder.layers[index]
         return layer
 
+    def _runs_again(self, index: int) -> bool:
+        """Whether gradient checkpointing will run a layer again, which must not end half-way."""
+        checkpointing: bool = getattr(self._layer(index), "gradient_checkpointing", False)
+        return checkpointing and torch.is_grad_enabled()
+
     def _decoder_view(self, stand_ins: Mapping[int, nn.Module], depth: int) -> PreTrainedModel:
         layers = nn.ModuleList([stand_ins.get(i, self._layer(i)) for i in range(depth)])
         return _view(self._decoder, layers=layers)
@@ -433,9 +435,7 @@ class LayerGroups(nn.Module):
 
         b = self.config.b
         stand_ins = {**self._compiled, b: _Terminus(self._layer(b), take)}
-        # Checkpointing could not run a layer again that was left half-way.
-        checkpointing = getattr(self._layer(b), "gradient_checkpointing", False)
-        if b > 0 and not (checkpointing and torch.is_grad_enabled()):
+        if b > 0 and not self._runs_again(b - 1):
             stand_ins[b - 1] = _LastToken(self._layer(b - 1), index, attention_mask)
         self._run(self._decoder_view(stand_ins, b + 1), input_ids, attention_mask)
         return states[0]
