@@ -16,7 +16,6 @@ from imprag.errors import ImpRAGError
 from imprag.training.batching import Plan, PlannedBatch
 from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.recipe import BatchSettings
-from imprag.training.teacher import TeacherLabels
 
 ROWS = 40
 
@@ -330,24 +329,6 @@ def test_candidates_are_found_even_in_a_small_corpus(tmp_path: Path) -> None:
         Plan([source], given.model_copy(update={"candidates": 5}), corpus)
 
 
-def test_the_teachers_scores(corpus: Corpus) -> None:
-    examples = [question(f"{n}", [n], hard_negatives=(n + 2,)) for n in range(2)]
-    labels = TeacherLabels(
-        np.array([[0, 1, 2], [1, 0, 3]], np.int32),
-        np.array([[0.9, 0.5, 0.1], [0.8, 0.4, 0.2]], np.float32),
-    )
-    sources = [TrainingSource("taught", examples, 1.0, labels), reading(2)]
-    plan = Plan(sources, BatchSettings(examples=8, candidates=1), corpus)
-    batch = next(batch for batch in map(plan, range(9)) if {0, 1, 2} <= set(batch.examples))
-    nan = np.nan
-    expected = {0: {0: 0.9, 1: 0.5, 2: 0.1}, 1: {1: 0.8, 0: 0.4, 3: 0.2}}
-    assert batch.teacher_scores is not None
-    for index, scores in zip(batch.examples, batch.teacher_scores, strict=True):
-        known = expected.get(index, {})
-        assert scores == pytest.approx([known.get(row, nan) for row in batch.passages], nan_ok=True)
-    assert Plan([reading(2)], BatchSettings(), corpus)(0).teacher_scores is None
-
-
 # --- Shards -------------------------------------------------------------------------------------
 
 
@@ -356,14 +337,6 @@ def test_the_teachers_scores(corpus: Corpus) -> None:
 def test_shards_are_the_batch_in_parts(
     corpus: Corpus, sources: list[TrainingSource], given: BatchSettings, step: int, size: int
 ) -> None:
-    labels = [
-        TeacherLabels(
-            np.tile(np.arange(ROWS, dtype=np.int32), (len(source.examples), 1)),
-            np.tile(np.arange(ROWS, dtype=np.float32), (len(source.examples), 1)),
-        )
-        for source in sources
-    ]
-    sources = [replace(s, labels=label) for s, label in zip(sources, labels, strict=True)]
     batch = Plan(sources, given.model_copy(update={"memory": 2}), corpus)(step)
     shards = [batch.shard(rank, size) for rank in range(size)]
     columns = [row for shard in shards for row in shard.passages]
@@ -378,11 +351,6 @@ def test_shards_are_the_batch_in_parts(
                 sorted(row for c, row in enumerate(rows) if part.positive[n, c]),
                 sorted(row for c, row in enumerate(rows) if part.negative[n, c]),
                 part.remembered_negative[n].tolist(),
-                sorted(
-                    (row, score)
-                    for row, score in zip(rows, part.teacher_scores[n].tolist(), strict=True)
-                    if score == score
-                ),
             )
             for n in range(len(part.examples))
         ]

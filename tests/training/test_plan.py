@@ -123,6 +123,29 @@ def test_a_grid_reads_its_own_passages(home: Path) -> None:
     assert bottom.queries == pytest.approx(6 * 4)
 
 
+def test_a_length_curriculum_cuts_what_is_only_embedded(home: Path, tmp_path: Path) -> None:
+    text = " ".join(f"w{n}" for n in range(11))
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"id": "p", "title": "w1", "text": text}) + "\n")
+    curriculum = [{"after": 0.0, "tokens": 8}, {"after": 0.4, "tokens": 10}]
+    curriculum.append({"after": 0.9, "tokens": 16})  # more than the passage has
+    batch = {"hard_negatives": 2, "candidates": 4, "generate": 2, "passage_tokens": curriculum}
+    stages = {"bottom": {"fraction": 0.5, "generate_every": 5}, "warmup": {"fraction": 0.2}}
+    plan = TrainingPlan(recipe(home, corpus=str(corpus), batch=batch, stages=stages))
+    batch["passage_tokens"] = []
+    whole = TrainingPlan(recipe(home, corpus=str(corpus), batch=batch, stages=stages))
+    assert whole.corpus.passage_tokens == 12
+    means = {"bottom": 0.8 * 8 + 0.2 * 10, "warmup": 10, "self_distillation": (2 * 10 + 12) / 3}
+    means["bottom, generating"] = means["bottom"]
+    assert plan.stages.keys() == means.keys()
+    for name, (_, step) in plan.stages.items():
+        uncut = whole.stages[name][1]
+        assert uncut.embedded > 0
+        assert step.embedded == pytest.approx(uncut.embedded * means[name] / 12)
+        assert step.read == uncut.read
+    assert plan.hours < whole.hours
+
+
 def test_length_of_training(home: Path) -> None:
     def steps(**train: Any) -> int:
         return TrainingPlan(recipe(home, train=train), flops=1e9).steps

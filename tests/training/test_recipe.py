@@ -155,6 +155,12 @@ def test_mistakes_give_one_line(tmp_path: Path, override: str, message: str) -> 
     assert str(path) in str(caught.value) or f"--set {override}" in str(caught.value)
 
 
+def test_bm25_has_no_scores_to_learn_from(tmp_path: Path) -> None:
+    overrides = ["teacher.retriever=bm25", "stages.warmup.score_distillation={}"]
+    with pytest.raises(ImpRAGError, match="needs the scores of a bi-encoder"):
+        load_recipe(write(tmp_path, corpus="default"), overrides)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

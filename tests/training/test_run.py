@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import PeftModel
 from safetensors.torch import load_file
+from tiny_batches import RandomVectors
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag import ImpRAG
@@ -26,6 +28,7 @@ from imprag.index.stored_embeddings import StoredEmbeddings
 from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.base import load_base_model
 from imprag.model.pretrained import EMBEDDINGS
+from imprag.training import run as training_run
 from imprag.training.adapters import add_adapters, begin_with, halve_frozen
 from imprag.training.recipe import LoraGroup, LoraSettings, Recipe
 from imprag.training.run import check_fsdp, train
@@ -178,6 +181,16 @@ def test_a_checkpoint_that_cannot_be_written(world: Path, tmp_path: Path, room: 
     assert done["steps"] == 4
 
 
+def test_a_resumed_run_may_save_at_other_steps(world: Path, tmp_path: Path) -> None:
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train(recipe(world), whole)
+    shutil.copytree(whole / "checkpoint-3", again / "checkpoint-3")
+    shutil.copy(whole / "recipe.yaml", again)
+    train(recipe(world, train={"save_steps": 7}), again, resume=True)
+    assert (again / "checkpoint-7").is_dir()
+    assert not (again / "checkpoint-6").exists()
+
+
 def test_memory_is_part_of_a_checkpoint(world: Path, tmp_path: Path) -> None:
     settings = recipe(world, batch={"memory": 2, "examples": 4})
     train(settings, tmp_path / "run")
@@ -189,6 +202,20 @@ def test_workers_change_nothing(world: Path, tmp_path: Path) -> None:
     train(recipe(world), tmp_path / "alone")
     train(recipe(world, train={"data_workers": 2}), tmp_path / "workers")
     assert logged(tmp_path / "workers") == logged(tmp_path / "alone")
+
+
+def test_the_teachers_scores_are_learned_from_until_self_distillation(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = RandomVectors()
+    monkeypatch.setattr(training_run, "TextEncoder", lambda name, device: teacher)
+    train(recipe(world), tmp_path / "plain")
+    stages = {"warmup": {"fraction": 0.5, "score_distillation": {"weight": 2.0}}}
+    train(recipe(world, stages=stages), tmp_path / "taught")
+    plain, taught = (logged(tmp_path / name)[0] for name in ("plain", "taught"))
+    assert taught["generation_loss"] == plain["generation_loss"]
+    assert taught["retrieval_loss"] > plain["retrieval_loss"] + 0.1
+    assert len([text for text in teacher.asked if text.startswith("Q:")]) == 4 * 16
 
 
 def _lines(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
-from tiny_batches import WITH_SCORES, random_batch, tiny_model
+from tiny_batches import WITH_SCORES, random_batch, random_teacher, tiny_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -51,7 +51,6 @@ def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
         candidates=tuple(map(tuple, batch.candidates)),
         positive=batch.positive.numpy(),
         negative=batch.negative.numpy(),
-        teacher_scores=batch.teacher_scores.numpy(),
         columns=tuple(range(len(batch.passages))),
         remembered=(),
         remembered_negative=np.zeros((len(batch.prompts), 0), np.bool_),
@@ -59,13 +58,14 @@ def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
     return replace(
         batch,
         ids=[batch.ids[n] for n in part.examples],
+        texts=[batch.texts[n] for n in part.examples],
         prompts=[batch.prompts[n] for n in part.examples],
         responses=[batch.responses[n] for n in part.examples],
         passages=[batch.passages[n] for n in part.passages],
         candidates=part.candidates,
         positive=torch.from_numpy(part.positive),
         negative=torch.from_numpy(part.negative),
-        teacher_scores=torch.from_numpy(part.teacher_scores),
+        columns=part.columns,
         first_column=part.first_column,
     )
 
@@ -73,9 +73,13 @@ def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
 def train_step(name: str, rank: int = 0, manner: str | None = None) -> dict[str, Tensor]:
     """Losses, gradients, and the weights after a step of the optimizer."""
     batch = BATCHES[name]
+    batch = replace(batch, columns=range(len(batch.passages)))
     model: nn.Module = tiny_model(stages=WITH_SCORES)
     if manner:
         batch = shard(batch, rank, PROCESSES)
+    if not batch.self_distillation:
+        teacher_scores, _ = random_teacher()
+        batch = replace(batch, teacher_scores=teacher_scores(batch))
     if manner == "ddp":
         model = DistributedDataParallel(model, find_unused_parameters=True)
     elif manner == "fsdp2":

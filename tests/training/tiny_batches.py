@@ -1,8 +1,13 @@
 """Batches of random tokens, and the tiny model that trains on them."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 
 from conftest import tiny_lm
+from imprag.corpus import Passage
 from imprag.model import ImpRAGConfig, LayerGroups
 from imprag.training.recipe import (
     ScoreDistillation,
@@ -11,6 +16,7 @@ from imprag.training.recipe import (
     WarmupStage,
 )
 from imprag.training.step import TrainingBatch, TrainingModel
+from imprag.training.teacher_scores import TeacherScores
 
 B, T, LAYERS = 1, 3, 6
 LONGEST = 16
@@ -72,6 +78,7 @@ def random_batch(
     scores = torch.randn(count, passages, generator=generator)
     values = {
         "ids": [str(n) for n in range(count)],
+        "texts": [f"text {n}" for n in range(count)],
         "prompts": [tokens(n) for n in lengths(count)],
         "responses": [tokens(n) for n in responses],
         "passages": [tokens(n) for n in lengths(passages)],
@@ -81,3 +88,34 @@ def random_batch(
         "teacher_scores": scores.masked_fill(labels == 3, torch.nan),
     }
     return TrainingBatch(**{**values, **settings})
+
+
+class RandomVectors:
+    """A bi-encoder: random embeddings, but always the same for a text. Keeps what it was asked."""
+
+    dimension = 8
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        self.asked += texts
+        seeds = [list(text.encode()) for text in texts]
+        return np.stack([np.random.default_rng(s).standard_normal(8, np.float32) for s in seeds])
+
+    def __call__(self, passages: Sequence[Passage]) -> np.ndarray:
+        return self.queries([passage.id for passage in passages])
+
+
+class Numbers:
+    """A corpus of passages that are called by their row."""
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        return [Passage(f"passage {row}", "", "text") for row in rows]
+
+
+def random_teacher() -> tuple[TeacherScores, RandomVectors]:
+    """What scores a batch, and the encoder that it asks."""
+    encoder: Any = RandomVectors()
+    corpus: Any = Numbers()
+    return TeacherScores(encoder, corpus, torch.device("cpu")), encoder

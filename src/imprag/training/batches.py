@@ -76,9 +76,9 @@ class Batches(Dataset[TrainingBatch]):
         # A passage that is read is never cut short, since the answer may stand at its end.
         read = {passage for passages in planned.candidates for passage in passages}
         short, full = self.schedule.passage_tokens(step), self._config.max_passage_tokens
-        scores = planned.teacher_scores
         return TrainingBatch(
             ids=[example.id for example in examples],
+            texts=[example.prompt for example in examples],
             prompts=prompts,
             responses=responses,
             passages=[
@@ -88,7 +88,6 @@ class Batches(Dataset[TrainingBatch]):
             candidates=planned.candidates,
             positive=torch.from_numpy(planned.positive),
             negative=torch.from_numpy(planned.negative),
-            teacher_scores=None if scores is None else torch.from_numpy(scores),
             first_column=planned.first_column,
             columns=planned.columns,
             remembered=planned.remembered,
@@ -111,7 +110,6 @@ class Batches(Dataset[TrainingBatch]):
 def _retrieving_only(batch: PlannedBatch) -> PlannedBatch:
     """The batch without responses and without the prompts that retrieve nothing."""
     kept = np.flatnonzero(batch.positive.any(axis=1))
-    scores = batch.teacher_scores
     return replace(
         batch,
         examples=tuple(batch.examples[i] for i in kept),
@@ -120,5 +118,4 @@ def _retrieving_only(batch: PlannedBatch) -> PlannedBatch:
         positive=batch.positive[kept],
         negative=batch.negative[kept],
         remembered_negative=batch.remembered_negative[kept],
-        teacher_scores=None if scores is None else scores[kept],
     )

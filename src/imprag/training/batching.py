@@ -10,7 +10,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +20,6 @@ from imprag.tasks.matching import contains_answer
 from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.drawing import Epochs, Mixture, grid_epochs, sample, single_epochs
 from imprag.training.recipe import BatchSettings
-
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +35,6 @@ class PlannedBatch:
         positive: (Q, C) bool, which passages are right. C is P, or, in a shard, the number of
             passages of all shards in the order of their ranks.
         negative: (Q, C) bool, which are wrong; a passage may be neither.
-        teacher_scores: (Q, C) float32, NaN where the teacher's score is not known; None if it was
-            not asked at all.
         columns: corpus rows of the C columns.
         remembered: corpus rows of passages that earlier batches had and this one has not, M.
         remembered_negative: (Q, M) bool, which of them are wrong.
@@ -52,7 +47,6 @@ class PlannedBatch:
     candidates: tuple[tuple[int, ...], ...]
     positive: npt.NDArray[np.bool_]
     negative: npt.NDArray[np.bool_]
-    teacher_scores: npt.NDArray[np.float32] | None
     columns: tuple[int, ...]
     remembered: tuple[int, ...]
     remembered_negative: npt.NDArray[np.bool_]
@@ -79,9 +73,9 @@ class PlannedBatch:
         firsts = {column: n for n, column in reversed(list(enumerate(columns)))}
         copies = [firsts[column] != n for n, column in enumerate(columns)]
 
-        def part(matrix: npt.NDArray[Scalar], blank: float) -> npt.NDArray[Scalar]:
-            chosen = matrix[np.ix_(own, columns)]
-            chosen[:, copies] = blank
+        def part(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+            chosen = mask[np.ix_(own, columns)]
+            chosen[:, copies] = False
             return chosen
 
         return PlannedBatch(
@@ -89,11 +83,8 @@ class PlannedBatch:
             generated=tuple(self.generated[n] for n in own),
             passages=tuple(self.passages[n] for n in mine),
             candidates=tuple(tuple(place[c] for c in self.candidates[n]) for n in own),
-            positive=part(self.positive, False),
-            negative=part(self.negative, False),
-            teacher_scores=(
-                None if self.teacher_scores is None else part(self.teacher_scores, np.nan)
-            ),
+            positive=part(self.positive),
+            negative=part(self.negative),
             columns=tuple(self.passages[n] for n in columns),
             remembered=self.remembered,
             remembered_negative=self.remembered_negative[own],
@@ -145,7 +136,6 @@ class Plan:
         _check(sources, settings, corpus)
         self.settings = settings
         self.examples: list[TrainingExample] = []
-        self._labels: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]] | None] = []
         self._epochs: list[Epochs] = []
         self._corpus = corpus
         self._text = lru_cache(maxsize=2**14)(lambda row: corpus[row].text)
@@ -157,10 +147,6 @@ class Plan:
             key = f"{seed} {number} {source.name}"
             indices = range(len(self.examples), len(self.examples) + len(source.examples))
             self.examples += source.examples
-            if source.labels is None:
-                self._labels += [None] * len(indices)
-            else:
-                self._labels += zip(source.labels.rows, source.labels.scores, strict=True)
             if settings.kind == "grid" and _has_grid(source):
                 grids[number] = source.weight
                 maker = grid_epochs(self.examples, indices, settings.grid, random.Random(key))
@@ -236,7 +222,6 @@ class Plan:
             candidates=tuple(tuple(place[row] for row in rows) for rows in read),
             positive=positive,
             negative=negative,
-            teacher_scores=self._teacher_scores(indices, passages),
             columns=tuple(passages),
             remembered=(),
             remembered_negative=np.zeros((len(examples), 0), np.bool_),
@@ -316,18 +301,6 @@ class Plan:
     def _may_answer(self, example: TrainingExample, row: int) -> bool:
         """Whether the passage holds an answer, so that nobody knows if it is wrong."""
         return self.settings.answer_check and contains_answer(self._text(row), example.answers)
-
-    def _teacher_scores(
-        self, indices: Sequence[int], passages: Sequence[int]
-    ) -> npt.NDArray[np.float32] | None:
-        if not any(self._labels):
-            return None
-        scores = np.full((len(indices), len(passages)), np.nan, np.float32)
-        for n, index in enumerate(indices):
-            if labels := self._labels[index]:
-                score_of = dict(zip(*(array.tolist() for array in labels), strict=True))
-                scores[n] = [score_of.get(row, np.nan) for row in passages]
-        return scores
 
 
 def _has_grid(source: TrainingSource) -> bool:

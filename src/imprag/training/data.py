@@ -54,20 +54,18 @@ class TrainingSource:
         name: for messages.
         examples: none is in another split than the one asked for.
         weight: relative to the other sources.
-        labels: the teacher's ranks for the examples, in their order, where it was asked.
     """
 
     name: str
     examples: Sequence[TrainingExample]
     weight: float = 1.0
-    labels: TeacherLabels | None = None
 
 
 def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
     """Read the data of a recipe and have the teacher label it.
 
-    The teacher is asked only where its ranks are used: for pseudo-positives, for hard negatives or
-    for its scores. Synthetic examples are not made from passages about the entities that a
+    The teacher is asked only where its ranks are used: for pseudo-positives or for hard negatives.
+    Synthetic examples are not made from passages about the entities that a
     benchmark of the recipe holds out.
 
     Raises:
@@ -86,16 +84,12 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
             sources.append(TrainingSource(source.task, plain_examples(tasks), source.weight))
             continue
         labels = None
-        if (
-            source.positives == "teacher"
-            or recipe.batch.hard_negatives
-            or recipe.stages.warmup.score_distillation
-        ):
+        if source.positives == "teacher" or recipe.batch.hard_negatives:
             retriever = retriever or load_retriever(recipe.teacher.retriever, corpus)
             prompts = [tasks.task.prompt(example) for example in tasks.examples]
             labels = label_prompts(retriever, prompts, recipe.teacher.hard_negatives[1])
         examples = retrieval_examples(tasks, corpus, labels, recipe.teacher, source.positives)
-        sources.append(TrainingSource(source.task, examples, source.weight, labels))
+        sources.append(TrainingSource(source.task, examples, source.weight))
     return sources
 
 

@@ -86,19 +86,19 @@ class TrainingPlan:
         """Every stage's share of the steps and its batch; stages without a share are left out."""
         stages = self.recipe.stages
         bottom = stages.bottom.fraction if stages.bottom else 0.0
-        rest = max(0.0, 1 - bottom - stages.warmup.fraction)
-        warmup = self._batch()
+        warm = bottom + stages.warmup.fraction
+        distilling = self._batch(self._embedded_tokens(warm, 1.0), scoring=True)
         planned = {
-            "warmup": (stages.warmup.fraction, warmup),
-            "self_distillation": (rest, self._batch(scoring=True)),
+            "warmup": (stages.warmup.fraction, self._batch(self._embedded_tokens(bottom, warm))),
+            "self_distillation": (max(0.0, 1 - warm), distilling),
         }
         if stages.bottom:
-            only = self._batch(generating=False)
+            length = self._embedded_tokens(0.0, bottom)
             every = stages.bottom.generate_every
             part = bottom / every if every else 0.0
             planned = {
-                "bottom": (bottom - part, only),
-                "bottom, generating": (part, warmup),
+                "bottom": (bottom - part, self._batch(length, generating=False)),
+                "bottom, generating": (part, self._batch(length)),
                 **planned,
             }
         return {name: (share, step) for name, (share, step) in planned.items() if share > 1e-9}
@@ -124,7 +124,10 @@ class TrainingPlan:
         return self.steps * self.step_flops / (self.flops * self.devices) / 3600
 
     def memory(self) -> dict[str, float]:
-        """Bytes on one device at the end of the forward pass of the largest batch."""
+        """Bytes on one device at the end of the forward pass of the largest batch.
+
+        Where passages grow within a stage, of its mean batch.
+        """
         model, train = self.model, self.recipe.train
         largest = max(
             (step for _, step in self.stages.values()), key=lambda s: s.layer_tokens(model)
@@ -228,10 +231,25 @@ class TrainingPlan:
     def _mean_tokens(self) -> float:
         return sum(share * step.tokens for share, step in self.stages.values())
 
-    def _batch(self, *, generating: bool = True, scoring: bool = False) -> StepPlan:
+    def _embedded_tokens(self, begin: float, end: float) -> float:
+        """Mean length of passages that are only embedded, in this part of the steps."""
+        length, curriculum = self.corpus.passage_tokens, self.recipe.batch.passage_tokens
+        if not curriculum or begin >= end:
+            return length
+        ends = [*(part.after for part in curriculum[1:]), 1.0]
+        tokens = sum(
+            max(0.0, min(end, stop) - max(begin, part.after)) * min(length, part.tokens)
+            for part, stop in zip(curriculum, ends, strict=True)
+        )
+        return tokens / (end - begin)
+
+    def _batch(
+        self, embedded_tokens: float, *, generating: bool = True, scoring: bool = False
+    ) -> StepPlan:
         """The mean batch of a stage.
 
         Args:
+            embedded_tokens: of a passage that is only embedded.
             generating: whether prompts are answered; without, they only retrieve.
             scoring: whether the language model scores every candidate.
         """
@@ -256,7 +274,7 @@ class TrainingPlan:
             responses=responses,
             queries=queries,
             read=read * length,
-            embedded=(passages - read) * length,
+            embedded=(passages - read) * embedded_tokens,
             scored=scored,
             prefixes=readers * batch.candidates * length,
         )

@@ -341,15 +341,18 @@ class BottomStage(Section):
 
 
 class ScoreDistillation(Section):
-    """A further warmup loss: the teacher's scores over a batch's passages (beyond the paper).
+    """A further loss of ``bottom`` and ``warmup``: the teacher's scores (beyond the paper).
+
+    Every prompt that retrieves learns from them over all passages of the batch.
 
     Attributes:
         weight: relative to equation 3.
-        target_temperature, score_temperature: of the teacher's and the model's softmax.
+        target_temperature, score_temperature: of the teacher's and the model's softmax. Cosines
+            want a low one.
     """
 
     weight: PositiveFloat = 1.0
-    target_temperature: PositiveFloat = 1.0
+    target_temperature: PositiveFloat = 0.05
     score_temperature: PositiveFloat = 1.0
 
 
@@ -581,6 +584,11 @@ class Recipe(Section):
             raise ImpRAGError(
                 f"batch.passage_tokens goes up to {longest}, but model.max_passage_tokens is "
                 f"{self.model.max_passage_tokens}"
+            )
+        if self.stages.warmup.score_distillation and self.teacher.retriever == "bm25":
+            raise ImpRAGError(
+                "stages.warmup.score_distillation needs the scores of a bi-encoder: set "
+                "teacher.retriever to all-minilm-l6-v2, or to a folder or a name on the hub"
             )
         if self.train.data_workers and self.stages.self_distillation.refresh_steps is not None:
             raise ImpRAGError(

@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
+from imprag.index.teacher import TextEncoder
 from imprag.model import LayerGroups, load_base_model
 from imprag.model.base import weights_fingerprint
 from imprag.model.pretrained import load_pretrained, save_pretrained
@@ -25,6 +26,7 @@ from imprag.training.own_ranks import OwnRanks
 from imprag.training.recipe import Recipe, load_recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
+from imprag.training.teacher_scores import TeacherScores
 from imprag.training.trainer import METRICS, Evaluate, ImpRAGTrainer, last_checkpoint
 
 MODEL = "model"
@@ -95,7 +97,11 @@ def train(
     own_ranks = OwnRanks(model.groups, tokenizer, corpus, out / RANKS, dtype)
     part = (processes.process_index, processes.num_processes)
     batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part, own_ranks)
-    trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
+    teacher_scores = None
+    if recipe.stages.warmup.score_distillation:
+        encoder = TextEncoder(recipe.teacher.retriever, device=str(processes.device))
+        teacher_scores = TeacherScores(encoder, corpus, processes.device)
+    trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate, teacher_scores)
     if trainer.is_fsdp_enabled:
         check_fsdp(trainer.accelerator.state.fsdp_plugin, recipe)
     try:

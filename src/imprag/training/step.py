@@ -32,6 +32,7 @@ class TrainingBatch:
 
     Attributes:
         ids: of the examples, Q.
+        texts: of the prompts, Q.
         prompts: without responses, Q.
         responses: what each prompt's loss is on; [] for a prompt that only retrieves.
         passages: P.
@@ -47,6 +48,7 @@ class TrainingBatch:
     """
 
     ids: Sequence[str]
+    texts: Sequence[str]
     prompts: Sequence[Sequence[int]]
     responses: Sequence[Sequence[int]]
     passages: Sequence[Sequence[int]]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from imprag.model.base import quiet_transformers
 from imprag.training.batches import Batches
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
+from imprag.training.teacher_scores import TeacherScores
 
 METRICS = "metrics.jsonl"
 MEMORY = "memory.safetensors"
@@ -52,6 +54,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         batches: of this process.
         out: folder for checkpoints and ``metrics.jsonl``.
         evaluate: called every ``recipe.evaluation.steps`` steps.
+        teacher_scores: where ``recipe.stages.warmup.score_distillation`` asks for them.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -65,13 +68,15 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         batches: Batches,
         out: Path,
         evaluate: Evaluate | None = None,
+        teacher_scores: TeacherScores | None = None,
     ) -> None:
         self.recipe = recipe
+        self._teacher_scores = teacher_scores
         self.tokenizer = tokenizer
         self._evaluate_model = evaluate
         self._losses: list[tuple[Tensor, Tensor]] = []
         evaluation = recipe.evaluation if evaluate else None
-        callbacks: list[TrainerCallback] = [_SaveWhatWasEvaluated()]
+        callbacks: list[TrainerCallback] = [_Saving()]
         if evaluation and evaluation.patience:
             callbacks.append(EarlyStoppingCallback(evaluation.patience))
         super().__init__(
@@ -110,6 +115,8 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             ImpRAGError: it is not a finite number.
         """
         batch = inputs["batch"]
+        if self._teacher_scores is not None and not batch.self_distillation:
+            batch = replace(batch, teacher_scores=self._teacher_scores(batch))
         output = model(batch)
         if not bool(output.loss.detach().isfinite()):
             last = last_checkpoint(Path(self.args.output_dir))
@@ -239,10 +246,15 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             load_weights(model.groups.lm, Path(self.state.best_model_checkpoint))
 
 
-class _SaveWhatWasEvaluated(TrainerCallback):  # type: ignore[misc]
-    """So that the best can be gone back to, however often else checkpoints are written."""
+class _Saving(TrainerCallback):  # type: ignore[misc]
+    """When checkpoints are written, beyond what ``Trainer`` does."""
+
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        """A run that is resumed may save, log and evaluate at other steps than before."""
+        state.compute_steps(args, state.max_steps)
 
     def on_evaluate(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        """So that the best can be gone back to."""
         control.should_save = True
 
 
