@@ -65,8 +65,8 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
     """Read the data of a recipe and have the teacher label it.
 
     The teacher is asked only where its ranks are used: for pseudo-positives or for hard negatives.
-    Synthetic examples are not made from passages about the entities that a
-    benchmark of the recipe holds out.
+    Synthetic examples are not made from passages about the entities that a benchmark of the recipe
+    holds out.
 
     Raises:
         ImpRAGError: data are missing or not in their format, a gold passage is not in the corpus,
