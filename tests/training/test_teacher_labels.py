@@ -50,13 +50,11 @@ PROMPTS = ["a", "bbb", "", "cc", "ddddd", "ffff", "ggggggg", "bbb", "hhh"]
 def test_labels_are_the_retrievers_ranks(corpus: Corpus) -> None:
     retriever = Lengths(corpus)
     labels = label_prompts(retriever, PROMPTS, 4)
-    rows, scores = Lengths(corpus).rank(PROMPTS, 4)
-    assert np.array_equal(labels.rows, rows)
-    assert np.array_equal(labels.scores, scores)
-    assert (labels.rows.dtype, labels.scores.dtype) == (np.int32, np.float32)
-    assert label_prompts(retriever, [], 4).rows.shape == (0, 4)
+    assert np.array_equal(labels, Lengths(corpus).rank(PROMPTS, 4)[0])
+    assert labels.dtype == np.int32
+    assert label_prompts(retriever, [], 4).shape == (0, 4)
     # A corpus that is smaller than the depth is ranked as a whole.
-    assert sorted(label_prompts(retriever, ["a"], 50).rows[0]) == list(range(COUNT))
+    assert sorted(label_prompts(retriever, ["a"], 50)[0]) == list(range(COUNT))
 
 
 def test_ranks_are_computed_once_and_again_when_anything_changes(corpus: Corpus) -> None:
@@ -64,8 +62,7 @@ def test_ranks_are_computed_once_and_again_when_anything_changes(corpus: Corpus)
     again = Lengths(corpus)
     labels = label_prompts(again, PROMPTS, 4)
     assert again.asked == []
-    assert np.array_equal(labels.rows, first.rows)
-    assert np.array_equal(labels.scores, first.scores)
+    assert np.array_equal(labels, first)
     for retriever, prompts, depth in (
         (Lengths(corpus, "others"), PROMPTS, 4),
         (Lengths(corpus), PROMPTS[::-1], 4),
@@ -82,7 +79,7 @@ def test_an_interrupted_call_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyP
     retriever = Lengths(corpus)
     labels = label_prompts(retriever, PROMPTS, 3)
     assert retriever.asked == PROMPTS[4:]
-    assert np.array_equal(labels.rows, Lengths(corpus).rank(PROMPTS, 3)[0])
+    assert np.array_equal(labels, Lengths(corpus).rank(PROMPTS, 3)[0])
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors", None])
@@ -136,4 +133,4 @@ def check_rows(corpus: Corpus, retriever: BM25 | Teacher, queries: list[str]) ->
         corpus.passages(row) for row in rows.tolist()
     ]
     assert [[item.score for item in row] for row in found] == scores.tolist()
-    assert label_prompts(retriever, queries, 5).rows.tolist() == rows.tolist()
+    assert label_prompts(retriever, queries, 5).tolist() == rows.tolist()

@@ -1,6 +1,5 @@
 """Training examples: from tasks, from the teacher's ranks or gold passages, from the corpus."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from imprag.tasks.factbook.build import VERSION
 from imprag.training import data
 from imprag.training.data import load_sources, retrieval_examples, synthetic_examples
 from imprag.training.recipe import BatchSettings, Recipe, TaskSource, TeacherSettings
-from imprag.training.teacher import TeacherLabels, label_prompts, load_retriever
+from imprag.training.teacher import label_prompts, load_retriever
 
 COUNTRIES = ("Chad", "Mali", "Peru", "Cuba")
 SECTIONS = ("People", "Land", "State")
@@ -44,17 +43,12 @@ def example(number: int, answer: str, *gold: str, **meta: Any) -> Example:
     return Example(f"e{number}", f"question {number}?", [Answer(answer, proof)], meta)
 
 
-def labels(*rows: Sequence[int]) -> TeacherLabels:
-    ranked = np.array(rows, np.int32)
-    return TeacherLabels(ranked, -np.arange(ranked.size, dtype=np.float32).reshape(ranked.shape))
-
-
 # --- Labels -------------------------------------------------------------------------------------
 
 
 def test_pseudo_positives_and_hard_negatives_by_rank(corpus: Corpus) -> None:
     tasks = TaskExamples(load_task("nq"), [example(1, "x", "Chad/Land"), example(2, "y")], "test")
-    ranked = labels([3, 0, 7, 1, 2, 4, 9, 8, 5], range(8, -1, -1))
+    ranked = np.array([[3, 0, 7, 1, 2, 4, 9, 8, 5], range(8, -1, -1)], np.int32)
     first, second = retrieval_examples(tasks, corpus, ranked, SETTINGS)
     assert first.prompt == "Q: question 1? A:"
     assert first.response == " x"
@@ -69,7 +63,7 @@ def test_pseudo_positives_and_hard_negatives_by_rank(corpus: Corpus) -> None:
 def test_gold_passages_are_never_hard_negatives(corpus: Corpus) -> None:
     asked = [example(1, "x", "Chad/State", "Mali/Land"), example(2, "y", "Peru/People")]
     tasks = TaskExamples(load_task("nq"), asked, "test")
-    ranked = labels([3, 0, 7, 1, 2, 4, 9, 8], range(8))
+    ranked = np.array([[3, 0, 7, 1, 2, 4, 9, 8], range(8)], np.int32)
     first, second = retrieval_examples(tasks, corpus, ranked, SETTINGS, "gold")
     assert (first.positives, first.known, first.hard_negatives) == ((2, 4), (), (9, 8))
     assert (second.positives, second.hard_negatives) == ((6,), (4, 5, 7))
@@ -231,7 +225,7 @@ def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
             assert not {"Peru", "Cuba"} & set(one.prompt.replace("?", "").split())
     assert all("Peru" not in one.response and "Cuba" not in one.response for one in text.examples)
     prompts = [one.prompt for one in taught.examples]
-    rows = label_prompts(load_retriever("bm25", corpus), prompts, 8).rows
+    rows = label_prompts(load_retriever("bm25", corpus), prompts, 8)
     assert [list(one.positives) for one in taught.examples] == rows[:, :2].tolist()
     assert [list(one.hard_negatives) for one in taught.examples] == rows[:, 4:8].tolist()
     for one in gold.examples:

@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.tasks import Example, TaskExamples, load_benchmark, load_task
 from imprag.tasks.factbook.splits import SPLITS, split_by_passage
 from imprag.tasks.self_supervised import maker_of
 from imprag.training.recipe import Recipe, Synthetic, SyntheticSource, TaskSource, TeacherSettings
-from imprag.training.teacher import TeacherLabels, TextRetriever, label_prompts, load_retriever
+from imprag.training.teacher import TextRetriever, label_prompts, load_retriever
 
 # What a fact of the factbook benchmark is about: the two sides of its grids.
 _FACT = ("country", "relation")
@@ -96,7 +99,7 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
 def retrieval_examples(
     tasks: TaskExamples,
     corpus: Corpus,
-    labels: TeacherLabels | None,
+    labels: npt.NDArray[np.int32] | None,
     settings: TeacherSettings,
     positives: Literal["teacher", "gold"] = "teacher",
 ) -> list[TrainingExample]:
@@ -108,7 +111,8 @@ def retrieval_examples(
     passages with an answer, which batches leave out (see `BatchSettings.answer_check`).
 
     Args:
-        labels: of the examples' prompts; not needed for gold positives without hard negatives.
+        labels: the teacher's ranks for every prompt, rows of the corpus, (examples, depth), best
+            first; not needed for gold positives without hard negatives.
         settings: which ranks are what.
         positives: from the teacher or from the examples' provenance.
 
@@ -117,7 +121,7 @@ def retrieval_examples(
     """
     task = tasks.task
     first, last = settings.hard_negatives
-    ranked = [[] for _ in tasks.examples] if labels is None else labels.rows.tolist()
+    ranked = [[] for _ in tasks.examples] if labels is None else labels.tolist()
     right = _gold_rows(tasks, corpus) if positives == "gold" else ranked
     examples = []
     for example, ranks, rows in zip(tasks.examples, ranked, right, strict=True):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -34,19 +33,6 @@ class TextRetriever(Protocol):
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]: ...
 
 
-@dataclass(frozen=True)
-class TeacherLabels:
-    """The passages that a text retriever ranks highest for each of some prompts.
-
-    Attributes:
-        rows: of the corpus, best first, (prompts, depth) int32.
-        scores: of these passages, (prompts, depth) float32.
-    """
-
-    rows: npt.NDArray[np.int32]
-    scores: npt.NDArray[np.float32]
-
-
 def load_retriever(name: str, corpus: Corpus) -> TextRetriever:
     """``bm25``, or a bi-encoder by its name or path, over a corpus.
 
@@ -58,7 +44,7 @@ def load_retriever(name: str, corpus: Corpus) -> TextRetriever:
 
 def label_prompts(
     retriever: TextRetriever, prompts: Sequence[str], depth: int = 50
-) -> TeacherLabels:
+) -> npt.NDArray[np.int32]:
     """Rank the corpus for every prompt, the whole prompt being the query as in the paper.
 
     Ranks are kept in the cache folder in blocks of prompts, so that an interrupted call goes on
@@ -69,44 +55,43 @@ def label_prompts(
         prompts: of the training examples.
         depth: passages kept for each prompt; all of a corpus that has fewer.
 
+    Returns:
+        Rows of the corpus, best first, (prompts, depth) int32.
+
     Raises:
         ImpRAGError: a block is damaged or cannot be written.
     """
     depth = min(depth, len(retriever.corpus))
     fingerprint = retriever.fingerprint()
     rows = np.empty((len(prompts), depth), np.int32)
-    scores = np.empty((len(prompts), depth), np.float32)
     bar = tqdm(total=len(prompts), desc="teacher", unit=" prompts", delay=2, disable=None)
     with bar:
         for start in range(0, len(prompts), _BLOCK):
             block = slice(start, start + _BLOCK)
-            rows[block], scores[block] = _block(retriever, fingerprint, prompts[block], depth)
+            rows[block] = _block(retriever, fingerprint, prompts[block], depth)
             bar.update(len(prompts[block]))
-    return TeacherLabels(rows, scores)
+    return rows
 
 
 def _block(
     retriever: TextRetriever, fingerprint: str, prompts: Sequence[str], depth: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Rows and scores for one block, read from the cache or ranked and written there."""
+) -> npt.NDArray[np.int32]:
+    """The rows for one block, read from the cache or ranked and written there."""
     content = json.dumps([fingerprint, depth, *prompts])
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     path = cache_dir() / "teacher" / f"{key}.safetensors"
     if not path.is_file():
-        rows, scores = retriever.rank(prompts, depth)
+        rows, _ = retriever.rank(prompts, depth)
         with atomic_path(path) as temporary:
-            save_file({"rows": rows.astype(np.int32), "scores": scores}, temporary)
+            save_file({"rows": rows.astype(np.int32)}, temporary)
     return _read(path, (len(prompts), depth))
 
 
-def _read(
-    path: Path, shape: tuple[int, int]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.int32]:
     try:
-        tensors = load_file(path)
+        rows = load_file(path).get("rows")
     except (OSError, SafetensorError) as error:
         raise ImpRAGError(f"{path} is damaged ({error}); delete it") from error
-    rows, scores = tensors.get("rows"), tensors.get("scores")
-    if rows is None or scores is None or not rows.shape == scores.shape == shape:
+    if rows is None or rows.shape != shape:
         raise ImpRAGError(f"{path} does not hold the teacher's ranks; delete it")
-    return rows, scores
+    return rows
