@@ -14,7 +14,7 @@ from imprag.errors import ImpRAGError
 from imprag.memory import DiskStore, PassageMemory, RamStore, build_memory
 from imprag.memory.codecs import untrained_codec
 from imprag.model import ImpRAGConfig, LayerGroups
-from imprag.model.layer_groups import pad
+from imprag.model.inputs import pad
 
 PASSAGES = [
     Passage(f"p{n}", f"w{n}", " ".join(f"w{(7 * n + i) % 94}" for i in range(3 + n)))

@@ -15,7 +15,7 @@ from imprag.memory import PassageMemory, build_memory
 from imprag.memory.manifest import states_fingerprint
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
 from imprag.model.base import weights_fingerprint
-from imprag.model.layer_groups import pad
+from imprag.model.inputs import pad
 
 CPU = torch.device("cpu")
 CONFIG = ImpRAGConfig(base_model="tiny", b=1, t=3, k=3, max_passage_tokens=16)

@@ -9,7 +9,8 @@ from torch import Tensor
 from conftest import tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
-from imprag.model.layer_groups import LayerGroups, compile_config, pad
+from imprag.model.inputs import pad
+from imprag.model.layer_groups import LayerGroups, compile_config
 from imprag.model.states import PassageStates
 
 CPU = torch.device("cpu")

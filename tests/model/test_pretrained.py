@@ -12,7 +12,7 @@ from conftest import tiny_lm, tiny_tokenizer
 from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
 from imprag.model.base import weights_fingerprint
-from imprag.model.layer_groups import pad
+from imprag.model.inputs import pad
 from imprag.model.pretrained import default_config
 
 EXACT = {"dtype": "float32", "device": "cpu"}

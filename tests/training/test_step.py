@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from imprag.model import LayerGroups
 from imprag.model.encoder import batches_by_length
-from imprag.model.layer_groups import pad
+from imprag.model.inputs import pad
 from imprag.model.states import Prefix
 from imprag.training.objectives import nce_loss
 from imprag.training.recipe import StageSettings

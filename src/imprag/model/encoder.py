@@ -10,7 +10,8 @@ import torch
 
 from imprag.corpus.passage import Passage
 from imprag.model.base import weights_fingerprint
-from imprag.model.layer_groups import LayerGroups, pad
+from imprag.model.inputs import pad
+from imprag.model.layer_groups import LayerGroups
 from imprag.model.text import passage_tokens
 
 

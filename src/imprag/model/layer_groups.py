@@ -1,17 +1,13 @@
 """One language model in three layer groups: retrieve (0..b), read (b..t), write (above t).
 
-The model file is not touched. Each call builds a *view* of the model: a shallow copy that shares
-every parameter but whose list of layers is another one, where stand-ins take the place of some
-decoder layers. A shorter list runs fewer layers; a stand-in adds a state hook to its layer's
-attention (see ``attention.py``), or takes the implicit query on the way. Views cost microseconds,
-need no clean-up, and let several threads use one model.
+The model file is not touched: each call runs a *view* of the model (see ``views.py``), in which
+stand-ins take the place of some decoder layers.
 """
 
-import copy
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,8 +17,6 @@ from transformers import CompileConfig, PreTrainedModel, StaticCache
 
 from imprag.errors import ImpRAGError
 from imprag.model.attention import (
-    Attention,
-    StateHook,
     matmul_attention,
     open_attention,
     reading_attention,
@@ -30,7 +24,18 @@ from imprag.model.attention import (
     sdpa_attention,
 )
 from imprag.model.config import ImpRAGConfig, PassageEncoding
+from imprag.model.inputs import last_tokens, pad, positions
 from imprag.model.states import PassageStates, Prefix
+from imprag.model.views import (
+    Compiled,
+    Enough,
+    LastToken,
+    StandIn,
+    Terminus,
+    call_alone,
+    tokens_at,
+    view_of,
+)
 
 Retrieve = Callable[[Tensor], Prefix]
 """Maps query embeddings, (batch, h_k * d_h) float32, to what each prompt then reads."""
@@ -160,7 +165,7 @@ class LayerGroups(nn.Module):
         quick = self._fused and self.device.type == "cpu"
         attention = {"attend": matmul_attention} if quick else {}
         whole = range(self.config.b - 1)  # the last of them runs for one token of each row
-        self._compiled = {i: _Compiled(self._layer(i), **attention) for i in whole}
+        self._compiled = {i: Compiled(self._layer(i), **attention) for i in whole}
 
     # Reading: layers b..t
 
@@ -188,7 +193,7 @@ class LayerGroups(nn.Module):
 
         def embed(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
             index = last_tokens(attention_mask)
-            states = self._token_states(layer, _tokens(hidden_states, index), index, call)
+            states = self._token_states(layer, tokens_at(hidden_states, index), index, call)
             found.append(self._passage_embeddings(*states))
 
         stand_ins = {
@@ -233,10 +238,10 @@ class LayerGroups(nn.Module):
             inputs[number] = (hidden_states, call)
 
         b, t = self.config.b, self.config.t
-        stand_ins = {i: _StandIn(self._layer(i)) for i in range(b, t)}
+        stand_ins = {i: StandIn(self._layer(i)) for i in range(b, t)}
         for i, stand_in in stand_ins.items():
             stand_in.before = partial(note, i)
-        stand_ins[t] = _Terminus(self._layer(t), partial(note, t))
+        stand_ins[t] = Terminus(self._layer(t), partial(note, t))
         self._run(self._decoder_view(stand_ins, t + 1), input_ids, attention_mask, position_offset)
         return inputs
 
@@ -399,12 +404,12 @@ class LayerGroups(nn.Module):
 
     def _decoder_view(self, stand_ins: Mapping[int, nn.Module], depth: int) -> PreTrainedModel:
         layers = nn.ModuleList([stand_ins.get(i, self._layer(i)) for i in range(depth)])
-        return _view(self._decoder, layers=layers)
+        return view_of(self._decoder, layers=layers)
 
     def _lm_view(self, reading: "_Reading") -> PreTrainedModel:
         depth = len(self._decoder.layers)
         decoder = self._decoder_view(reading.stand_ins(), depth)
-        return _view(self.lm, **{self.lm.base_model_prefix: decoder})
+        return view_of(self.lm, **{self.lm.base_model_prefix: decoder})
 
     def _run(
         self,
@@ -430,13 +435,13 @@ class LayerGroups(nn.Module):
 
         def take(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
             if hidden_states.shape[1] > 1:
-                hidden_states = _tokens(hidden_states, index)
+                hidden_states = tokens_at(hidden_states, index)
             states.append(self._token_states(layer, hidden_states, index, call))
 
         b = self.config.b
-        stand_ins = {**self._compiled, b: _Terminus(self._layer(b), take)}
+        stand_ins = {**self._compiled, b: Terminus(self._layer(b), take)}
         if b > 0 and not self._runs_again(b - 1):
-            stand_ins[b - 1] = _LastToken(self._layer(b - 1), index, attention_mask)
+            stand_ins[b - 1] = LastToken(self._layer(b - 1), index, attention_mask)
         self._run(self._decoder_view(stand_ins, b + 1), input_ids, attention_mask)
         return states[0]
 
@@ -458,7 +463,7 @@ class LayerGroups(nn.Module):
         Returns:
             query (batch, heads, d_h) and key (batch, key heads, d_h).
         """
-        alone = _alone(call, index)
+        alone = call_alone(call, index)
         if self.config.rope == "before":
             cos, sin = alone["position_embeddings"]
             alone["position_embeddings"] = torch.ones_like(cos), torch.zeros_like(sin)
@@ -505,13 +510,13 @@ class _Reading:
         self.query_embeddings: Tensor | None = None
         self.prefix: Prefix | None = None
 
-    def stand_ins(self) -> dict[int, "_StandIn"]:
+    def stand_ins(self) -> dict[int, StandIn]:
         b, t = self.groups.config.b, self.groups.config.t
         stand_ins = {
             # An eager attention computes more than a softmax of products, so it stays.
-            i: _StandIn(self.groups._layer(i), attend=partial(self._read, i))
+            i: StandIn(self.groups._layer(i), attend=partial(self._read, i))
             if self.groups._fused
-            else _StandIn(self.groups._layer(i), state_hook=partial(self._attend, i))
+            else StandIn(self.groups._layer(i), state_hook=partial(self._attend, i))
             for i in range(b, t + 1)
         }
         stand_ins[b].before = self._retrieve
@@ -526,7 +531,7 @@ class _Reading:
                 (len(hidden_states),), hidden_states.shape[1] - 1, device=hidden_states.device
             )
         embeddings = self.groups._query_embeddings(
-            *self.groups._token_states(layer, _tokens(hidden_states, index), index, call)
+            *self.groups._token_states(layer, tokens_at(hidden_states, index), index, call)
         )
         # generate() repeats every prompt for its beams or samples: ask once for each prompt.
         times = len(embeddings) // self.prompts
@@ -605,10 +610,10 @@ class _Recorder:
         self.values: dict[int, Tensor] = {}
         self.attention: dict[int, Tensor] = {}
 
-    def stand_in(self, layer: int, *, last: bool) -> "_StandIn":
+    def stand_in(self, layer: int, *, last: bool) -> StandIn:
         """Takes a layer's place; the last one runs no further than its keys and values."""
         hook = partial(self._record, layer, last)
-        return _StandIn(self.groups._layer(layer), state_hook=hook)
+        return StandIn(self.groups._layer(layer), state_hook=hook)
 
     def _record(
         self,
@@ -626,7 +631,7 @@ class _Recorder:
             received = received_attention(query, key, self.attention_mask, scaling)
             self.attention[layer] = received
         if last:
-            raise _Enough
+            raise Enough
         return key, value, mask
 
     def states(self, embeddings: Tensor) -> PassageStates:
@@ -635,164 +640,11 @@ class _Recorder:
         return PassageStates(self.keys, self.values, mask, embeddings, self.attention)
 
 
-class _Enough(Exception):
-    """Raised by a state hook that has all it needs: its layer runs no further."""
-
-
-_Before = Callable[[nn.Module, Tensor, dict[str, Any]], None]
-
-
-class _StandIn(nn.Module):
-    """Takes a decoder layer's place in a view: runs it with another attention.
-
-    Args:
-        layer: the decoder layer.
-        **attention: a ``state_hook``, or ``attend`` in place of its own attention.
-    """
-
-    def __init__(self, layer: nn.Module, **attention: StateHook | Attention) -> None:
-        super().__init__()
-        self.layer = layer
-        self.attention = attention
-        self.before: _Before | None = None
-
-    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
-        if self.before is not None:
-            self.before(self.layer, hidden_states, call)
-        try:
-            return self.layer(hidden_states, **self.attention, **call)
-        except _Enough:
-            return hidden_states
-
-    def __getattr__(self, name: str) -> Any:
-        # Some models ask their layers for settings, such as the kind of their attention.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
-
-
-class _Terminus(_StandIn):
-    """The last stop of a view: takes what it needs from the layer and runs no further."""
-
-    def __init__(self, layer: nn.Module, before: _Before) -> None:
-        super().__init__(layer)
-        self.before = before
-
-    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
-        assert self.before is not None
-        self.before(self.layer, hidden_states, call)
-        return hidden_states[:, -1:]
-
-
-class _LastToken(_StandIn):
-    """Runs its layer for the last token of each row only, which sees the keys and values of all.
-
-    Nobody asks for the other tokens' output of layer b-1 where only embeddings are wanted.
-
-    Args:
-        layer: the decoder layer.
-        index: (batch,) the token of each row.
-        attention_mask: (batch, length), 1 where a token stands.
-    """
-
-    def __init__(self, layer: nn.Module, index: Tensor, attention_mask: Tensor) -> None:
-        super().__init__(layer)
-        self.index = index
-        self.attention_mask = attention_mask
-
-    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
-        states: list[tuple[Tensor, Tensor]] = []
-
-        def take(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
-            states.append((key, value))
-            raise _Enough
-
-        def see(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
-            return *states[0], seen
-
-        _StandIn(self.layer, state_hook=take)(hidden_states, **call)
-        rows = torch.arange(len(self.index), device=self.index.device)
-        mask = call.get("attention_mask")
-        if mask is None:
-            seen = self.attention_mask.bool()[:, None, None]
-        else:
-            seen = mask.expand(len(rows), -1, -1, -1)[rows, :, self.index, None]
-        token = _tokens(hidden_states, self.index)
-        return self.layer(token, state_hook=see, **_alone(call, self.index))
-
-
-class _Compiled(_StandIn):
-    """A layer in its compiled form, with frozen weights and another attention where given."""
-
-    def __init__(self, layer: nn.Module, **attention: Attention) -> None:
-        super().__init__(layer, **attention)
-        self._compiled: Any = torch.compile(layer, dynamic=True)
-
-    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
-        from torch._dynamo import config as dynamo
-        from torch._inductor import config as inductor
-
-        # Frozen weights are laid out for the matrix products once, not at every call. The limit is
-        # for all layers together, since they share their code.
-        with inductor.patch(freezing=True), dynamo.patch(recompile_limit=256):
-            return self._compiled(hidden_states, **self.attention, **call)
-
-
 def compile_config(**settings: Any) -> CompileConfig:
     """transformers' settings for a compiled pass while decoding, on a CPU, too."""
     config = CompileConfig(mode="default", **settings)
     config._compile_all_devices = True
     return config
-
-
-def _view(module: nn.Module, **children: nn.Module) -> Any:
-    """A shallow copy of ``module`` that shares all but the named children."""
-    view = copy.copy(module)
-    view.__dict__["_modules"] = {**module._modules, **children}
-    view.__dict__.pop("_compiled_call", None)  # transformers': it would run ``module``
-    return view
-
-
-def _tokens(states: Tensor, index: Tensor) -> Tensor:
-    """(batch, 1, size): of each row the one with this index."""
-    return states[torch.arange(len(index), device=index.device), index, None]
-
-
-def _alone(call: dict[str, Any], index: Tensor) -> dict[str, Any]:
-    """A layer's keyword arguments for one token of each row, without a cache or a mask."""
-    cos, sin = (x.expand(len(index), -1, -1) for x in call["position_embeddings"])
-    places = {"position_embeddings": (_tokens(cos, index), _tokens(sin, index))}
-    nothing = {"attention_mask": None, "past_key_values": None, "use_cache": False}
-    return {**call, **places, **nothing, "position_ids": torch.zeros_like(index)[:, None]}
-
-
-def last_tokens(attention_mask: Tensor) -> Tensor:
-    """(batch,) index of each row's last token, wherever the padding stands."""
-    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (attention_mask.bool() * places).amax(dim=1)
-
-
-def positions(attention_mask: Tensor, shift: Tensor | int) -> Tensor:
-    """(batch, length) positions that count each row's tokens from ``shift`` on."""
-    counted = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    return counted + (shift[:, None] if isinstance(shift, Tensor) else shift)
-
-
-def pad(
-    rows: Iterable[Sequence[int]], device: torch.device, *, left: bool = False, token: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Token ids of different lengths as ``input_ids`` and ``attention_mask``, (rows, longest)."""
-    rows = list(rows)
-    longest = max(map(len, rows))
-    gaps = [longest - len(row) for row in rows]
-    filled = [([token] * gap, list(row)) for gap, row in zip(gaps, rows, strict=True)]
-    marked = [([0] * gap, [1] * len(row)) for gap, row in zip(gaps, rows, strict=True)]
-    both = [
-        torch.tensor([gap + row if left else row + gap for gap, row in pairs], device=device)
-        for pairs in (filled, marked)
-    ]
-    return both[0], both[1]
 
 
 def check_model(lm: PreTrainedModel, config: ImpRAGConfig) -> None:

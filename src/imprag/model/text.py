@@ -9,7 +9,7 @@ from torch import Tensor
 from imprag.corpus.passage import Passage
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
-from imprag.model.layer_groups import pad
+from imprag.model.inputs import pad
 
 
 def passage_tokens(

@@ -1,0 +1,140 @@
+"""Views of a model: shallow copies that share every parameter, with stand-ins for some layers.
+
+A view costs microseconds, needs no clean-up, and lets several threads use one model. A shorter list
+of layers runs fewer layers; a `StandIn` changes its layer's attention (see ``attention.py``), or
+takes what it needs on the way.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imprag.model.attention import Attention, StateHook
+
+Before = Callable[[nn.Module, Tensor, dict[str, Any]], None]
+"""Called with a layer, the hidden states that come into it, and its keyword arguments."""
+
+
+def view_of(module: nn.Module, **children: nn.Module) -> Any:
+    """A shallow copy of ``module`` that shares all but the named children."""
+    view = copy.copy(module)
+    view.__dict__["_modules"] = {**module._modules, **children}
+    view.__dict__.pop("_compiled_call", None)  # transformers': it would run ``module``
+    return view
+
+
+class Enough(Exception):
+    """Raised by a state hook that has all it needs: its layer runs no further."""
+
+
+class StandIn(nn.Module):
+    """Takes a decoder layer's place in a view: runs it with another attention.
+
+    Args:
+        layer: the decoder layer.
+        **attention: a ``state_hook``, or ``attend`` in place of its own attention.
+    """
+
+    def __init__(self, layer: nn.Module, **attention: StateHook | Attention) -> None:
+        super().__init__()
+        self.layer = layer
+        self.attention = attention
+        self.before: Before | None = None
+
+    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        if self.before is not None:
+            self.before(self.layer, hidden_states, call)
+        try:
+            return self.layer(hidden_states, **self.attention, **call)
+        except Enough:
+            return hidden_states
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models ask their layers for settings, such as the kind of their attention.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+class Terminus(StandIn):
+    """The last stop of a view: takes what it needs from the layer and runs no further."""
+
+    def __init__(self, layer: nn.Module, before: Before) -> None:
+        super().__init__(layer)
+        self.before = before
+
+    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        assert self.before is not None
+        self.before(self.layer, hidden_states, call)
+        return hidden_states[:, -1:]
+
+
+class LastToken(StandIn):
+    """Runs its layer for the last token of each row only, which sees the keys and values of all.
+
+    Nobody asks for the other tokens' output of layer b-1 where only embeddings are wanted.
+
+    Args:
+        layer: the decoder layer.
+        index: (batch,) the token of each row.
+        attention_mask: (batch, length), 1 where a token stands.
+    """
+
+    def __init__(self, layer: nn.Module, index: Tensor, attention_mask: Tensor) -> None:
+        super().__init__(layer)
+        self.index = index
+        self.attention_mask = attention_mask
+
+    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        states: list[tuple[Tensor, Tensor]] = []
+
+        def take(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
+            states.append((key, value))
+            raise Enough
+
+        def see(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
+            return *states[0], seen
+
+        StandIn(self.layer, state_hook=take)(hidden_states, **call)
+        rows = torch.arange(len(self.index), device=self.index.device)
+        mask = call.get("attention_mask")
+        if mask is None:
+            seen = self.attention_mask.bool()[:, None, None]
+        else:
+            seen = mask.expand(len(rows), -1, -1, -1)[rows, :, self.index, None]
+        token = tokens_at(hidden_states, self.index)
+        return self.layer(token, state_hook=see, **call_alone(call, self.index))
+
+
+class Compiled(StandIn):
+    """A layer in its compiled form, with frozen weights and another attention where given."""
+
+    def __init__(self, layer: nn.Module, **attention: Attention) -> None:
+        super().__init__(layer, **attention)
+        self._compiled: Any = torch.compile(layer, dynamic=True)
+
+    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        from torch._dynamo import config as dynamo
+        from torch._inductor import config as inductor
+
+        # Frozen weights are laid out for the matrix products once, not at every call. The limit is
+        # for all layers together, since they share their code.
+        with inductor.patch(freezing=True), dynamo.patch(recompile_limit=256):
+            return self._compiled(hidden_states, **self.attention, **call)
+
+
+def tokens_at(states: Tensor, index: Tensor) -> Tensor:
+    """(batch, 1, size): of each row the one with this index."""
+    return states[torch.arange(len(index), device=index.device), index, None]
+
+
+def call_alone(call: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    """A layer's keyword arguments for one token of each row, without a cache or a mask."""
+    cos, sin = (x.expand(len(index), -1, -1) for x in call["position_embeddings"])
+    places = {"position_embeddings": (tokens_at(cos, index), tokens_at(sin, index))}
+    nothing = {"attention_mask": None, "past_key_values": None, "use_cache": False}
+    return {**call, **places, **nothing, "position_ids": torch.zeros_like(index)[:, None]}
