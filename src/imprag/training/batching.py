@@ -70,8 +70,7 @@ class PlannedBatch:
         first = sum(map(len, passages[:rank]))
         own, mine = prompts[rank], passages[rank]
         place = {passage: index for index, passage in enumerate(mine)}
-        firsts = {column: n for n, column in reversed(list(enumerate(columns)))}
-        copies = [firsts[column] != n for n, column in enumerate(columns)]
+        copies = copied_columns(columns)
 
         def part(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
             chosen = mask[np.ix_(own, columns)]
@@ -99,6 +98,12 @@ class PlannedBatch:
             if passage not in read:
                 min(parts, key=len).append(passage)
         return parts
+
+
+def copied_columns(columns: Sequence[int]) -> list[bool]:
+    """For every column whether an earlier one holds the same passage, and it must not count."""
+    firsts = {column: n for n, column in reversed(list(enumerate(columns)))}
+    return [firsts[column] != n for n, column in enumerate(columns)]
 
 
 class Plan:

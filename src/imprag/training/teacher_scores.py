@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imprag.corpus import Corpus
 from imprag.index.teacher import TextEncoder
+from imprag.training.batching import copied_columns
 from imprag.training.distributed import gather_with_gradient
 from imprag.training.objectives import relevance_scores
 from imprag.training.step import TrainingBatch
@@ -55,11 +56,7 @@ class TeacherScores:
             prompts = torch.from_numpy(self._embed(texts)).to(device)
             scores = torch.full(batch.positive.shape, torch.nan, device=device)
             scores[retrieving.to(device)] = relevance_scores(prompts, passages)
-        seen: set[int] = set()
-        for column, row in enumerate(batch.columns):
-            if row in seen:
-                scores[:, column] = torch.nan
-            seen.add(row)
+        scores[:, torch.tensor(copied_columns(batch.columns), dtype=torch.bool)] = torch.nan
         return scores
 
     def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
