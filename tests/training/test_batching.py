@@ -1,6 +1,6 @@
 """Batches: pure functions of seed and step, right masks, grids, epochs, weights, shards."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +89,7 @@ batch_settings = st.builds(
     hard_negatives=st.integers(0, 4),
     candidates=st.integers(1, 5),
     generate=st.none() | st.integers(0, 3),
+    same_passage=st.integers(0, 2),
     answer_check=st.booleans(),
 )
 
@@ -102,10 +103,11 @@ def test_batches_keep_their_promises(
     batch = plan(step)
     assert_equal(batch, Plan(sources, given, corpus, seed)(step))
     assert plan.examples == [one for source in sources for one in source.examples]
-    assert len(batch.examples) == len(batch.generated) == len(batch.candidates) == given.examples
+    size = len(batch.examples)
+    assert len(batch.generated) == len(batch.candidates) == size
     assert len(set(batch.passages)) == len(batch.passages)
-    assert batch.positive.shape == batch.negative.shape == (given.examples, len(batch.passages))
-    retrieving = 0
+    assert batch.positive.shape == batch.negative.shape == (size, len(batch.passages))
+    retrieving = beside = 0
     for n, index in enumerate(batch.examples):
         example = plan.examples[index]
         right, known = set(example.positives), set(example.known)
@@ -119,8 +121,12 @@ def test_batches_keep_their_promises(
             assert batch.generated[n]
             assert read == []
             continue
-        retrieving += batch.generated[n]
-        assert batch.positive[n].sum() >= min(given.positives, len(right))
+        if n < given.examples:
+            retrieving += batch.generated[n]
+            assert batch.positive[n].sum() >= min(given.positives, len(right))
+        else:
+            beside += 1
+            assert batch.generated[n]
         allowed = [row for row in example.hard_negatives if row not in known]
         if given.answer_check:
             answers = set(example.answers)
@@ -132,7 +138,10 @@ def test_batches_keep_their_promises(
             assert 1 <= len(right & set(read)) <= (given.candidates + 1) // 2
         else:
             assert read == []
-    with_positives = sum(bool(plan.examples[index].positives) for index in batch.examples)
+    drawn_examples = [plan.examples[index] for index in batch.examples[: given.examples]]
+    assert len(drawn_examples) == given.examples == size - beside
+    assert beside <= given.same_passage * retrieving
+    with_positives = sum(bool(example.positives) for example in drawn_examples)
     if given.generate is None:
         assert retrieving == with_positives
     else:
@@ -210,6 +219,58 @@ def test_neighbours_are_answered(corpus: Corpus) -> None:
         entities = {plan.examples[batch.examples[n]].group[0] for n in answered}
         assert len(entities) <= 2
     assert len(firsts) > 3
+
+
+def test_other_questions_about_what_is_read_are_answered_too(corpus: Corpus) -> None:
+    source = facts(12, 8, wordings=2)
+    about: dict[int, set[tuple[str, ...]]] = defaultdict(set)
+    for example in source.examples:
+        about[example.positives[0]].add(example.group)
+    shape: dict[str, Any] = {"grid": (4, 2), "generate": 3, "candidates": 3}
+    alone = grid_plan(corpus, [source, reading(5)], others=1, **shape)
+    plan = grid_plan(corpus, [source, reading(5)], others=1, same_passage=2, **shape)
+    added = Counter[int]()
+    for step in range(40):
+        first, batch = alone(step), plan(step)
+        drawn = len(first.examples)
+        assert batch.examples[:drawn] == first.examples
+        assert batch.generated[:drawn] == first.generated
+        assert batch.passages == first.passages
+        groups = [
+            plan.examples[index].group for index in batch.examples if index < len(source.examples)
+        ]
+        beside = [plan.examples[index] for index in batch.examples[drawn:]]
+        # Of each question one wording, and none that the batch asks anyway.
+        for example in beside:
+            assert groups.count(example.group) == 1
+        assert all(batch.generated[drawn:])
+        answered = [n for n in range(drawn - 1) if first.generated[n]]
+        rows = [plan.examples[batch.examples[n]].positives[0] for n in answered]
+        assert {example.positives[0] for example in beside} <= set(rows)
+        for row in set(rows):
+            free = about[row] - {plan.examples[index].group for index in first.examples}
+            found = sum(example.positives[0] == row for example in beside)
+            assert found == min(2 * rows.count(row), len(free))
+            added[found] += 1
+    assert len(added) > 1
+
+
+def test_sources_have_their_own_questions_about_a_passage(corpus: Corpus) -> None:
+    sources = [
+        TrainingSource(name, [question(f"{name} {n}", [n // 3]) for n in range(30)])
+        for name in ("a", "b")
+    ]
+    given = BatchSettings(examples=4, generate=1, same_passage=5, hard_negatives=0, candidates=1)
+    plan = Plan(sources, given, corpus)
+    for step in range(30):
+        batch = plan(step)
+        answered = [plan.examples[batch.examples[n]].id for n in range(4) if batch.generated[n]]
+        beside = [plan.examples[index] for index in batch.examples[4:]]
+        assert {example.id[0] for example in beside} <= {answered[0][0]}
+        drawn = {plan.examples[index].id for index in batch.examples[:4]}
+        (row,) = {e.positives[0] for e in plan.examples if e.id == answered[0]}
+        same = {e.id for e in plan.examples if e.positives == (row,) and e.id[0] == answered[0][0]}
+        assert {example.id for example in beside} == same - drawn
 
 
 def epoch_of(plan: Plan, cells: int, first: int = 0) -> list[PlannedBatch]:

@@ -123,6 +123,25 @@ def test_a_grid_reads_its_own_passages(home: Path) -> None:
     assert bottom.queries == pytest.approx(6 * 4)
 
 
+def test_prompts_read_each_others_passages_and_several_ask_about_one(home: Path) -> None:
+    data = [{"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"}]
+    batch: dict[str, Any] = {"kind": "grid", "grid": [3, 4], "candidates": 3, "generate": 6}
+    batch["hard_negatives"] = 0
+    stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5}}
+    alone = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
+    batch["same_passage"] = 2
+    several = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
+    for name, more in (("warmup", 3), ("bottom", 1)):
+        assert several[name][1].read == alone[name][1].read
+        assert several[name][1].prompts == pytest.approx(more * alone[name][1].prompts)
+    assert alone["warmup"][1].read == pytest.approx(6 * 5)
+    assert alone["warmup"][1].prompts == pytest.approx(6 * 5)
+    assert several["warmup"][1].prefixes == pytest.approx(18 * 3 * 5)
+    assert alone["bottom"][1].queries == pytest.approx(12 * 4)
+    assert several["bottom"][1].queries == pytest.approx((12 + 12) * 4)
+    assert several["warmup"][1].queries == alone["warmup"][1].queries == pytest.approx(6 * 4)
+
+
 def test_a_length_curriculum_cuts_what_is_only_embedded(home: Path, tmp_path: Path) -> None:
     text = " ".join(f"w{n}" for n in range(11))
     corpus = tmp_path / "corpus.jsonl"

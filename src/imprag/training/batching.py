@@ -18,7 +18,14 @@ from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.tasks.matching import contains_answer
 from imprag.training.data import TrainingExample, TrainingSource
-from imprag.training.drawing import Epochs, Mixture, grid_epochs, sample, single_epochs
+from imprag.training.drawing import (
+    Epochs,
+    Mixture,
+    SamePassage,
+    grid_epochs,
+    sample,
+    single_epochs,
+)
 from imprag.training.recipe import BatchSettings
 
 
@@ -115,7 +122,8 @@ class Plan:
     with one wording of each cell that has any; of sources with articles instead, it takes some
     questions about each of some articles. Small grids share a batch.
 
-    In every epoch of a source, each example, or each cell of its grids, comes once.
+    In every epoch of a source, each example, or each cell of its grids, comes once; those that
+    ``same_passage`` adds come beside.
 
     Args:
         sources: the mixture.
@@ -147,10 +155,12 @@ class Plan:
         self._seed = seed
         self._ranks: dict[int, list[int]] | None = None
         self._batch = lru_cache(maxsize=settings.memory + 1)(self._without_memory)
+        numbers: list[range] = []
         grids, singles = {}, {}
         for number, source in enumerate(sources):
             key = f"{seed} {number} {source.name}"
             indices = range(len(self.examples), len(self.examples) + len(source.examples))
+            numbers.append(indices)
             self.examples += source.examples
             if settings.kind == "grid" and _has_grid(source):
                 grids[number] = source.weight
@@ -161,6 +171,7 @@ class Plan:
             self._epochs.append(Epochs(maker, key))
         self._grid_mixture = Mixture(grids, f"{seed} grids")
         self._mixture = Mixture(singles, f"{seed} examples")
+        self._same_passage = SamePassage(numbers, self.examples) if settings.same_passage else None
 
     def __call__(self, step: int) -> PlannedBatch:
         """The batch of a step, counted from 0."""
@@ -199,6 +210,14 @@ class Plan:
             count = min(self.settings.generate, len(retrieving))
             first = generator.randint(0, len(retrieving) - count)
             answered = set(retrieving[first : first + count])
+        if self._same_passage is not None:
+            for n in sorted(answered):
+                row, count = right[n][0], self.settings.same_passage
+                for index in self._same_passage.draw(indices[n], row, indices, count, generator):
+                    answered.add(len(indices))
+                    indices.append(index)
+                    examples.append(self.examples[index])
+                    right.append([row])
         if self._ranks is None:
             wrong = [self._hard_negatives(one, generator) for one in examples]
         else:  # what it would read now; it learns from its own preferences among these

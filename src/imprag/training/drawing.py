@@ -4,7 +4,7 @@ import itertools
 import random
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -101,6 +101,42 @@ def grid_epochs(
         return _packed(shuffled(tiles, generator), rows * columns)
 
     return epoch
+
+
+class SamePassage:
+    """The further questions of a source that a passage answers.
+
+    Args:
+        sources: numbers of the examples of each source.
+        examples: by number.
+    """
+
+    def __init__(
+        self, sources: Iterable[Sequence[int]], examples: Sequence[TrainingExample]
+    ) -> None:
+        self._questions: dict[int, Hashable] = {}
+        self._about: dict[tuple[int, int], list[int]] = defaultdict(list)
+        self._source: dict[int, int] = {}
+        for source, numbers in enumerate(sources):
+            for number in numbers:
+                group = examples[number].group
+                # The wordings of a relation are one question; other examples are one each.
+                self._questions[number] = (source, group) if len(group) == 2 else number
+                self._source[number] = source
+                for row in examples[number].positives:
+                    self._about[source, row].append(number)
+
+    def draw(
+        self, example: int, row: int, batch: Iterable[int], count: int, generator: random.Random
+    ) -> list[int]:
+        """At most ``count`` examples about the passage that ask what the batch does not ask yet."""
+        asked = {self._questions[number] for number in batch}
+        found: list[int] = []
+        for number in shuffled(self._about[self._source[example], row], generator):
+            if len(found) < count and self._questions[number] not in asked:
+                asked.add(self._questions[number])
+                found.append(number)
+        return found
 
 
 def _packed(tiles: Iterable[Bundle], size: int) -> list[Bundle]:

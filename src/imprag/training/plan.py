@@ -246,7 +246,7 @@ class TrainingPlan:
     def _batch(
         self, embedded_tokens: float, *, generating: bool = True, scoring: bool = False
     ) -> StepPlan:
-        """The mean batch of a stage.
+        """The mean batch of a stage, as if every passage had questions enough for `same_passage`.
 
         Args:
             embedded_tokens: of a passage that is only embedded.
@@ -254,20 +254,26 @@ class TrainingPlan:
             scoring: whether the language model scores every candidate.
         """
         batch = self.recipe.batch
-        prompts = responses = queries = scored = passages = readers = 0.0
+        prompts = responses = queries = scored = passages = read = readers = 0.0
         for source in self.sources:
             drawn = batch.prompts * source.share
             length = source.prompt_tokens + source.response_tokens
             answered = drawn if generating else 0.0
             if source.retrieves:
-                answered *= self._answered_share
-                queries += (drawn - answered) * source.prompt_tokens
+                chosen = drawn * self._answered_share
+                asked = drawn + chosen * batch.same_passage
+                answered = chosen * (1 + batch.same_passage) if generating else 0.0
+                queries += (asked - answered) * source.prompt_tokens
                 readers += answered
                 scored += answered * batch.candidates * length if scoring else 0.0
-                passages += drawn * (min(source.positives, batch.positives) + batch.hard_negatives)
+                right = min(source.positives, batch.positives)
+                passages += drawn * (right + batch.hard_negatives)
+                # The right ones, up to half, and its hard negatives; the rest are other prompts'.
+                own = min(right, -(-batch.candidates // 2)) + batch.hard_negatives
+                read += chosen * min(own, batch.candidates)
             prompts += answered * length
             responses += answered * source.response_tokens
-        read = min(passages, readers * batch.candidates)
+        read = min(passages, max(read, batch.candidates), readers * batch.candidates)
         length = self.corpus.passage_tokens
         return StepPlan(
             prompts=prompts,
