@@ -114,15 +114,13 @@ class SamePassage:
     def __init__(
         self, sources: Iterable[Sequence[int]], examples: Sequence[TrainingExample]
     ) -> None:
-        self._questions: dict[int, Hashable] = {}
+        self._questions: dict[int, tuple[int, Hashable]] = {}  # source, and which of its questions
         self._about: dict[tuple[int, int], list[int]] = defaultdict(list)
-        self._source: dict[int, int] = {}
         for source, numbers in enumerate(sources):
             for number in numbers:
                 group = examples[number].group
                 # The wordings of a relation are one question; other examples are one each.
-                self._questions[number] = (source, group) if len(group) == 2 else number
-                self._source[number] = source
+                self._questions[number] = (source, group if len(group) == 2 else number)
                 for row in examples[number].positives:
                     self._about[source, row].append(number)
 
@@ -130,9 +128,10 @@ class SamePassage:
         self, example: int, row: int, batch: Iterable[int], count: int, generator: random.Random
     ) -> list[int]:
         """At most ``count`` examples about the passage that ask what the batch does not ask yet."""
+        source, _ = self._questions[example]
         asked = {self._questions[number] for number in batch}
         found: list[int] = []
-        for number in shuffled(self._about[self._source[example], row], generator):
+        for number in shuffled(self._about[source, row], generator):
             if len(found) < count and self._questions[number] not in asked:
                 asked.add(self._questions[number])
                 found.append(number)

@@ -293,8 +293,8 @@ class BatchSettings(Section):
         generate: so many of a batch's retrieving prompts are answered, neighbours in a grid, the
             others only retrieve; all of them if not given (paper).
         same_passage: for each prompt that is answered, so many more of its source about the same
-            passage are answered, too, where there are any: the passage is most of the work, and
-            the model learns to take what is asked from it (beyond the paper).
+            passage are answered, too, where there are any: the passage is most of the work (beyond
+            the paper).
         memory: the passages of so many batches before are negatives too, with the embeddings that
             they had then (beyond the paper).
         passage_tokens: a length curriculum; none is ``max_passage_tokens`` throughout (beyond the
