@@ -451,8 +451,9 @@ class LayerGroups(nn.Module):
         """Query and key states of one token of each row at layer b.
 
         Layer b itself is run on that token alone, so that its norms, projections and rotary
-        embedding are used as they are in every model family. To take the states before the
-        rotary embedding, the token is given position 0, where it turns nothing.
+        embedding are used as they are in every model family; without gradients no further than
+        that. To take the states before the rotary embedding, the token is given position 0, where
+        it turns nothing.
 
         Args:
             layer: decoder layer b.
@@ -473,9 +474,11 @@ class LayerGroups(nn.Module):
             query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         ) -> tuple[Tensor, Tensor, Tensor | None]:
             states.append((query[:, :, 0], key[:, :, 0]))
+            if not torch.is_grad_enabled():
+                raise Enough
             return key, value, mask
 
-        layer(token, state_hook=take, **alone)
+        StandIn(layer, state_hook=take)(token, **alone)
         return states[0]
 
     def _query_embeddings(self, query: Tensor, key: Tensor) -> Tensor:
