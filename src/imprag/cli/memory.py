@@ -50,7 +50,7 @@ def build(
         index: An index folder made by `imprag index` with the same model.
         model: The model that will read it: `default`, a folder, a GGUF file or a Hugging Face id.
         codec: How states are coded: `bf16`, `fp32`; `int8`, `int4`: half, a quarter of `bf16`;
-            `pq`: product quantization, an eighth.
+            `pq`: product quantization, a sixth.
         keep_tokens: The share of its tokens that each passage keeps, those that receive most
             attention in it; 0.5 halves the memory again.
         top_passages: Store only so many passages: those that `--prompts` retrieve most often.

@@ -206,7 +206,7 @@ def learn_quantizer(
         seed: of the first centroids.
 
     Raises:
-        ImpRAGError: the head size is no multiple of 4, or the passages have too few tokens.
+        ImpRAGError: the head size is no multiple of 16, or the passages have too few tokens.
     """
     plain = untrained_codec("fp32", groups.head_dim)
     coded = encode_parts(groups, tokenizer, passages, plain)
@@ -284,7 +284,7 @@ def _check_same(out: Path, found: MemoryManifest, goal: MemoryManifest) -> None:
 
 def _bytes_per_vector(codec: str, head_dim: int) -> int:
     if codec == "pq":
-        return ProductQuantizer.slices(head_dim)
+        return ProductQuantizer.bytes_for(head_dim)
     return untrained_codec(codec, head_dim).bytes_per_vector
 
 

@@ -1,9 +1,9 @@
 """How keys and values of passages are stored: as they are, as small integers, or quantized.
 
 A *block* holds the states of one or more passages, (2, layers, key heads, tokens, d_h): keys, then
-values. A codec turns a block into *parts*, tensors (2, layers, key heads, tokens, width) of a fixed
-width each, and back. Head vectors are coded one by one, so parts of passages can be put side by
-side before they are decoded.
+values. A codec turns a block into *parts*, tensors (2 or 1, layers, key heads, tokens, width) of a
+fixed width each, and back. Head vectors are coded one by one, so parts of passages can be put side
+by side before they are decoded.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,10 @@ from torch import Tensor
 from imprag.errors import ImpRAGError
 
 Parts = Mapping[str, Tensor]
-"""The coded states of passages: by name, (2, layers, key heads, tokens, width)."""
+"""The coded states of passages: by name, (2, layers, key heads, tokens, width) of keys and values,
+or (1, layers, key heads, tokens, width) of one of them."""
 
+KINDS = ("keys", "values")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _LEVELS = {"int8": 127, "int4": 7}  # the largest code
@@ -29,7 +31,7 @@ class Codec(Protocol):
 
     Attributes:
         name: that the codec is chosen by.
-        bytes_per_vector: what a coded head vector takes.
+        bytes_per_vector: what a coded head vector takes, in the mean over keys and values.
     """
 
     @property
@@ -44,9 +46,15 @@ class Codec(Protocol):
     def decode(self, parts: Parts, dtype: torch.dtype) -> Tensor:
         """The block behind the parts."""
 
-    def at(self, kind: int, layer: int) -> "Codec":
-        """The codec of blocks (1, 1, key heads, tokens, d_h): the keys (0) or values (1) of one
-        layer."""
+    def decode_layer(self, parts: Parts, kind: str, layer: int, dtype: torch.dtype) -> Tensor:
+        """The keys or values of one layer alone, (key heads, tokens, d_h).
+
+        Args:
+            parts: of all layers.
+            kind: one of ``KINDS``.
+            layer: its place among them.
+            dtype: to decode to.
+        """
 
 
 class Floats:
@@ -70,9 +78,9 @@ class Floats:
         """The states."""
         return parts["states"].to(dtype)
 
-    def at(self, kind: int, layer: int) -> Codec:
-        """The same: all are coded alike."""
-        return self
+    def decode_layer(self, parts: Parts, kind: str, layer: int, dtype: torch.dtype) -> Tensor:
+        """The states of one layer."""
+        return self.decode(_one_layer(parts, kind, layer), dtype)[0, 0]
 
 
 class ScaledIntegers:
@@ -113,9 +121,15 @@ class ScaledIntegers:
             codes = pairs.flatten(-2).to(torch.int8) - 8
         return codes.to(dtype) * parts["scales"].to(dtype)
 
-    def at(self, kind: int, layer: int) -> Codec:
-        """The same: all are coded alike."""
-        return self
+    def decode_layer(self, parts: Parts, kind: str, layer: int, dtype: torch.dtype) -> Tensor:
+        """The states of one layer."""
+        return self.decode(_one_layer(parts, kind, layer), dtype)[0, 0]
+
+
+def _one_layer(parts: Parts, kind: str, layer: int) -> Parts:
+    place = KINDS.index(kind)
+    kinds, layers = slice(place, place + 1), slice(layer, layer + 1)
+    return {name: part[kinds, layers] for name, part in parts.items()}
 
 
 def untrained_codec(name: str, head_dim: int) -> Codec:

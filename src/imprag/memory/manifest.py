@@ -11,7 +11,7 @@ from imprag.files import write_json
 from imprag.model.base import weights_fingerprint
 from imprag.model.layer_groups import LayerGroups
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "memory.json"
 
 
@@ -41,7 +41,7 @@ class MemoryManifest:
         corpus_fingerprint: of the corpus whose passages they are.
         b, t, key_heads, head_dim: the shape of the states.
         codec: one of ``CODECS``.
-        bytes_per_vector: of a coded head vector.
+        bytes_per_vector: of a coded head vector, in the mean over keys and values.
         keep_tokens: the share of its tokens that each passage keeps.
         count: of the passages.
         tokens: stored, of all passages.

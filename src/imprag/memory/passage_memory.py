@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
-from imprag.memory.codecs import Codec, Parts
+from imprag.memory.codecs import KINDS, Codec, Parts
 from imprag.memory.stores import Store, text_of
 from imprag.model.encoder import batches_by_length
 from imprag.model.inputs import pad
@@ -123,7 +123,7 @@ class CodedPrefix(Prefix):
             dtype: to decode to.
             first_layer: the number of the first of the layers.
         """
-        keys, values = (_Decoded(parts, codec, dtype, first_layer, kind) for kind in (0, 1))
+        keys, values = (_Decoded(parts, codec, dtype, first_layer, kind) for kind in KINDS)
         lengths = [next(iter(part.values())).shape[3] for part in parts]
         device = next(iter(parts[0].values())).device
         places = torch.arange(max(lengths), device=device)
@@ -145,23 +145,18 @@ class _Decoded(Mapping[int, Tensor]):
         codec: Codec,
         dtype: torch.dtype,
         first_layer: int,
-        kind: int,
+        kind: str,
     ) -> None:
         self.parts = parts
+        self.codec = codec
         self.dtype = dtype
         self.first_layer = first_layer
         self.kind = kind
-        layers = next(iter(parts[0].values())).shape[1]
-        self.codecs = [codec.at(kind, layer) for layer in range(layers)]
 
     def __getitem__(self, layer: int) -> Tensor:
         number = layer - self.first_layer
-        kinds, layers = slice(self.kind, self.kind + 1), slice(number, number + 1)
         decoded = [
-            self.codecs[number].decode(
-                {name: part[kinds, layers] for name, part in parts.items()}, self.dtype
-            )[0, 0]
-            for parts in self.parts
+            self.codec.decode_layer(parts, self.kind, number, self.dtype) for parts in self.parts
         ]
         longest = max(states.shape[1] for states in decoded)
         return torch.stack([F.pad(x, (0, 0, 0, longest - x.shape[1])) for x in decoded])
@@ -170,7 +165,7 @@ class _Decoded(Mapping[int, Tensor]):
         return iter(range(self.first_layer, self.first_layer + len(self)))
 
     def __len__(self) -> int:
-        return len(self.codecs)
+        return next(iter(self.parts[0].values())).shape[1]
 
 
 def _nothing_of(parts: Parts, *others: Parts) -> Parts:

@@ -1,5 +1,6 @@
 """Where coded passage states lie: in RAM, as many as fit, or in the files of a folder."""
 
+import math
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -130,13 +131,13 @@ class DiskStore:
         if place == len(shard["rows"]) or int(shard["rows"][place]) != row:
             return None
         start, end = shard["starts"][place : place + 2].tolist()
-        heads = (2, self.manifest.t - self.manifest.b + 1, self.manifest.key_heads)
-        vectors = heads[0] * heads[1] * heads[2]
-        return {
-            name: shard[name][start * vectors : end * vectors].view(*heads, end - start, -1)
-            for name in shard
-            if name not in ("rows", "starts")
-        }
+        heads = (self.manifest.t - self.manifest.b + 1, self.manifest.key_heads)
+        parts = {}
+        for name in shard.keys() - {"rows", "starts"}:
+            vectors = len(shard[name]) // int(shard["starts"][-1])  # of a token
+            stored = shard[name][start * vectors : end * vectors]
+            parts[name] = stored.view(vectors // math.prod(heads), *heads, end - start, -1)
+        return parts
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number not in self._shards:
