@@ -96,7 +96,7 @@ class ProductQuantizer:
                 coder.compute_codes(np.ascontiguousarray(one))
                 for coder, one in zip(self._coders(kind), vectors, strict=True)
             ]
-            shape = (1, *heads.shape[:3], -1)
+            shape = (1, *heads.shape[:3], heads.shape[3] // SLICE[kind])
             coded[kind] = torch.from_numpy(np.stack(codes)).view(shape).to(block.device)
         return coded
 
