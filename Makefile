@@ -3,7 +3,7 @@
 # make reproduce-default        trains the model that lies in the package (5 minutes on a GPU, 18
 #                               hours on two CPU cores; SQUAD=train-v1.1.json)
 # make reproduce-default-quick  ten minutes of it
-# make bench   measures time and memory beside ordinary RAG (half an hour; nothing else should run)
+# make bench   measures time and memory beside ordinary RAG (over an hour; nothing else should run)
 # make check   lint and types
 PYTHON ?= python3
 VENV := .venv

@@ -50,6 +50,7 @@ def write_plots(rows: Rows, folder: Path) -> None:
 def _write_plot(rows: Rows, value: str, label: str, path: Path, *, log: bool) -> None:
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     with matplotlib.rc_context(STYLE):
         figure = Figure((7, 4), layout="constrained")
@@ -59,11 +60,25 @@ def _write_plot(rows: Rows, value: str, label: str, path: Path, *, log: bool) ->
             points = sorted(
                 (row["k"] * row["passage_tokens"], row[value]) for row in rows if row["arm"] == arm
             )
-            color = COLORS[number % len(COLORS)]
-            axes.plot(*zip(*points, strict=True), marker="o", ms=3, lw=1, label=arm, color=color)
+            again, color = divmod(number, len(COLORS))
+            axes.plot(
+                *zip(*points, strict=True),
+                marker="o",
+                ms=3,
+                lw=1,
+                ls="--" if again else "-",
+                label=arm,
+                color=COLORS[color],
+            )
         axes.set_xscale("log")
+        lengths = sorted({row["k"] * row["passage_tokens"] for row in rows})
+        axes.set_xticks(lengths, [str(length) for length in lengths], fontsize=8)
+        axes.set_xticks([], minor=True)
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         else:
             axes.set_ylim(0)
         axes.grid(True)
