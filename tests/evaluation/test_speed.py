@@ -72,7 +72,7 @@ def test_every_arm_is_measured_for_every_setting(rows: list[dict], tmp_path: Pat
     write_plots(rows, tmp_path)
     assert len(list(tmp_path.glob("*.png"))) == 2
     first_token = (tmp_path / "first-token.svg").read_text()
-    assert all(f">{length}<" in first_token for length in sorted({row["k"] * 10 for row in rows}))
+    assert all(f">{length}<" in first_token for length in {row["k"] * 10 for row in rows})
     assert "math" not in first_token + (tmp_path / "tokens-per-second.svg").read_text()
 
 

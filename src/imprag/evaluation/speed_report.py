@@ -57,9 +57,7 @@ def _write_plot(rows: Rows, value: str, label: str, path: Path, *, log: bool) ->
         axes = figure.subplots()
         arms = list(dict.fromkeys(row["arm"] for row in rows))
         for number, arm in enumerate(arms):
-            points = sorted(
-                (row["k"] * row["passage_tokens"], row[value]) for row in rows if row["arm"] == arm
-            )
+            points = sorted((_tokens(row), row[value]) for row in rows if row["arm"] == arm)
             again, color = divmod(number, len(COLORS))
             axes.plot(
                 *zip(*points, strict=True),
@@ -71,7 +69,7 @@ def _write_plot(rows: Rows, value: str, label: str, path: Path, *, log: bool) ->
                 color=COLORS[color],
             )
         axes.set_xscale("log")
-        lengths = sorted({row["k"] * row["passage_tokens"] for row in rows})
+        lengths = sorted({_tokens(row) for row in rows})
         axes.set_xticks(lengths, [str(length) for length in lengths], fontsize=8)
         axes.set_xticks([], minor=True)
         if log:
@@ -87,3 +85,8 @@ def _write_plot(rows: Rows, value: str, label: str, path: Path, *, log: bool) ->
         axes.legend(fontsize=8)
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _tokens(row: Mapping[str, Any]) -> int:
+    """In all passages."""
+    return int(row["k"] * row["passage_tokens"])

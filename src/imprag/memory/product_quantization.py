@@ -1,6 +1,6 @@
 """Product quantization of head vectors (paper, appendix C)."""
 
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,6 @@ class ProductQuantizer:
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.centroids = {"keys": keys, "values": values}
         self.bytes_per_vector = (keys.shape[2] + values.shape[2]) // 2
-        self._coders = cache(self._coders_of)
 
     @classmethod
     def train(cls, sample: Tensor, *, seed: int = 0) -> "ProductQuantizer":
@@ -51,7 +50,7 @@ class ProductQuantizer:
         import faiss
 
         _, *which, tokens, head_dim = sample.shape
-        cls.bytes_for(head_dim)
+        cls.bytes_for(head_dim)  # refuses what cannot be cut into slices
         if tokens < CENTROIDS:
             raise ImpRAGError(
                 f"product quantization learns {CENTROIDS} centroids, but the sample has only "
@@ -94,7 +93,7 @@ class ProductQuantizer:
             vectors = heads.flatten(0, 1).numpy()
             codes = [
                 coder.compute_codes(np.ascontiguousarray(one))
-                for coder, one in zip(self._coders(kind), vectors, strict=True)
+                for coder, one in zip(self._coders[kind], vectors, strict=True)
             ]
             shape = (1, *heads.shape[:3], heads.shape[3] // SLICE[kind])
             coded[kind] = torch.from_numpy(np.stack(codes)).view(shape).to(block.device)
@@ -123,14 +122,15 @@ class ProductQuantizer:
         found = torch.nn.functional.embedding(rows, centroids.flatten(0, 3).to(dtype))
         return found.flatten(-2)
 
-    def _coders_of(self, kind: str) -> list[Any]:
-        """FAISS's quantizer of every layer and head."""
+    @cached_property
+    def _coders(self) -> dict[str, list[Any]]:
+        """FAISS's quantizer of every layer and head, by kind."""
         import faiss
 
-        coders = []
-        for centroids in self.centroids[kind].cpu().flatten(0, 1):
-            slices, _, size = centroids.shape
-            coder = faiss.ProductQuantizer(slices * size, slices, 8)
-            faiss.copy_array_to_vector(centroids.numpy().ravel(), coder.centroids)
-            coders.append(coder)
+        coders: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+        for kind, found in coders.items():
+            for centroids in self.centroids[kind].cpu().flatten(0, 1):
+                slices, _, size = centroids.shape
+                found.append(faiss.ProductQuantizer(slices * size, slices, 8))
+                faiss.copy_array_to_vector(centroids.numpy().ravel(), found[-1].centroids)
         return coders

@@ -1,6 +1,5 @@
 """Where coded passage states lie: in RAM, as many as fit, or in the files of a folder."""
 
-import math
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -134,9 +133,10 @@ class DiskStore:
         heads = (self.manifest.t - self.manifest.b + 1, self.manifest.key_heads)
         parts = {}
         for name in shard.keys() - {"rows", "starts"}:
-            vectors = len(shard[name]) // int(shard["starts"][-1])  # of a token
-            stored = shard[name][start * vectors : end * vectors]
-            parts[name] = stored.view(vectors // math.prod(heads), *heads, end - start, -1)
+            coded = shard[name]
+            vectors = len(coded) // int(shard["starts"][-1])  # of a token
+            stored = coded[start * vectors : end * vectors]
+            parts[name] = stored.view(-1, *heads, end - start, coded.shape[1])
         return parts
 
     def _shard(self, number: int) -> dict[str, Tensor]:
