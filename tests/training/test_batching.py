@@ -90,6 +90,7 @@ batch_settings = st.builds(
     candidates=st.integers(1, 5),
     generate=st.none() | st.integers(0, 3),
     same_passage=st.integers(0, 2),
+    about_candidates=st.integers(0, 2),
     answer_check=st.booleans(),
 )
 
@@ -107,6 +108,9 @@ def test_batches_keep_their_promises(
     assert len(batch.generated) == len(batch.candidates) == size
     assert len(set(batch.passages)) == len(batch.passages)
     assert batch.positive.shape == batch.negative.shape == (size, len(batch.passages))
+    alone = Plan(sources, given.model_copy(update={"about_candidates": 0}), corpus, seed)
+    own = alone(step).examples
+    assert batch.examples[: len(own)] == own
     retrieving = beside = 0
     for n, index in enumerate(batch.examples):
         example = plan.examples[index]
@@ -127,6 +131,10 @@ def test_batches_keep_their_promises(
         else:
             beside += 1
             assert batch.generated[n]
+        if n >= len(own):  # it reads what another reads
+            assert right <= set(read)
+            assert batch.candidates[n] in batch.candidates[: len(own)]
+            continue
         allowed = [row for row in example.hard_negatives if row not in known]
         if given.answer_check:
             answers = set(example.answers)
@@ -140,7 +148,8 @@ def test_batches_keep_their_promises(
             assert read == []
     drawn_examples = [plan.examples[index] for index in batch.examples[: given.examples]]
     assert len(drawn_examples) == given.examples == size - beside
-    assert beside <= given.same_passage * retrieving
+    further = (1 + given.same_passage) * (1 + given.about_candidates * given.candidates) - 1
+    assert beside <= further * retrieving
     with_positives = sum(bool(example.positives) for example in drawn_examples)
     if given.generate is None:
         assert retrieving == with_positives
@@ -462,13 +471,102 @@ def test_passages_of_earlier_batches_are_negatives(
 
 def test_candidates_from_the_models_own_ranks(corpus: Corpus) -> None:
     plan = Plan([facts(4, 4)], BatchSettings(examples=4, candidates=3, hard_negatives=2), corpus)
-    ranks = np.array([[30, *example.positives, 31, 32] for example in plan.examples])
-    batch = plan.reranked(ranks)(5)
+    numbers = plan.reading([5])
+    ranks = np.array([[30, *plan.examples[number].positives, 31, 32] for number in numbers])
+    batch = plan.reranked(numbers, ranks)(5)
     assert batch.examples == plan(5).examples
     for read in batch.candidates:
         rows = {batch.passages[column] for column in read}
         assert {30, 31} < rows  # the first ranks, beside the right passage
     assert plan(5).passages != batch.passages
+
+
+@settings(max_examples=40)
+@given(mixtures(), batch_settings, st.integers(0, 2), st.integers(0, 30), st.integers(1, 3))
+def test_ranks_are_wanted_for_those_that_read(
+    corpus: Corpus,
+    sources: list[TrainingSource],
+    given: BatchSettings,
+    memory: int,
+    first: int,
+    count: int,
+) -> None:
+    plan = Plan(sources, given.model_copy(update={"memory": memory}), corpus)
+    steps = range(first, first + count)
+    numbers = plan.reading(steps)
+    ranks = np.array([[(number + n) % ROWS for n in range(9)] for number in numbers], np.int64)
+    reranked = plan.reranked(numbers, ranks.reshape(-1, 9))
+    read = set()
+    for step in range(max(0, first - memory), first + count):
+        batch = reranked(step) if step in steps else reranked._batch(step)
+        own = [n for n, rows in enumerate(batch.candidates) if rows]
+        read |= {batch.examples[n] for n in own if batch.examples[n] in numbers}
+    assert read == set(numbers)
+
+
+def test_what_others_read_is_asked_about_too(corpus: Corpus) -> None:
+    sources = [facts(12, 8, wordings=2), reading(5)]
+    given = BatchSettings(examples=2, candidates=4, hard_negatives=0)
+    alone = Plan(sources, given, corpus)
+    plan = Plan(sources, given.model_copy(update={"about_candidates": 1}), corpus)
+    added = 0
+    for step in range(40):
+        first, batch = alone(step), plan(step)
+        drawn = len(first.examples)
+        assert batch.examples[:drawn] == first.examples
+        assert batch.candidates[:drawn] == first.candidates
+        assert batch.passages == first.passages  # they cost no passage
+        groups = [e.group for e in (plan.examples[i] for i in batch.examples) if e.positives]
+        assert len(set(groups)) == len(groups)
+        for n in range(drawn, len(batch.examples)):
+            example = plan.examples[batch.examples[n]]
+            (row,) = example.positives
+            assert batch.generated[n]
+            assert batch.candidates[n] in first.candidates
+            assert batch.passages.index(row) in batch.candidates[n]
+            assert batch.positive[n, batch.passages.index(row)]
+        added += len(batch.examples) - drawn
+        asked = {plan.examples[index].positives[0] for index in batch.examples[drawn:]}
+        about = {e.positives[0] for e in plan.examples if e.positives and e.group not in groups}
+        read = {batch.passages[c] for rows in first.candidates for c in rows}
+        assert not (read - asked) & about  # as far as there are questions
+    assert added > 40
+
+
+def test_questions_of_the_same_relation_come_first(corpus: Corpus) -> None:
+    examples = [
+        question(f"{entity} {relation} {n}", [entity], group=(f"e{entity}", f"r{relation}"))
+        for entity in range(6)
+        for relation in range(5)
+        for n in range(2)
+    ]
+    given = BatchSettings(
+        examples=1, candidates=6, hard_negatives=0, about_candidates=1, answer_check=False
+    )
+    plan = Plan([TrainingSource("facts", examples)], given, corpus)
+    for step in range(10):
+        batch = plan.reranked(plan.reading([step]), np.arange(6)[None])(step)
+        groups = [plan.examples[index].group for index in batch.examples]
+        first, *others = groups
+        assert sorted(others) == sorted(
+            [(f"e{n}", first[1]) for n in range(6) if f"e{n}" != first[0]]
+            + [group for group in others if group[0] == first[0]]
+        )
+        assert len(others) == 6
+
+
+def test_two_hops_are_asked_only_where_both_passages_are_read(corpus: Corpus) -> None:
+    examples = [question(f"{n}", [n, (n + 1) % 8], group=(f"e{n}", "r")) for n in range(8)]
+    given = BatchSettings(examples=1, candidates=4, hard_negatives=0, about_candidates=3)
+    plan = Plan([TrainingSource("two hops", examples)], given, corpus)
+    added = 0
+    for step in range(20):
+        batch = plan(step)
+        for n, index in enumerate(batch.examples):
+            read = {batch.passages[column] for column in batch.candidates[n]}
+            assert set(plan.examples[index].positives) <= read
+        added += len(batch.examples) - 1
+    assert added > 0
 
 
 # --- Bad input ----------------------------------------------------------------------------------

@@ -142,6 +142,19 @@ def test_prompts_read_each_others_passages_and_several_ask_about_one(home: Path)
     assert several["warmup"][1].queries == alone["warmup"][1].queries == pytest.approx(6 * 4)
 
 
+def test_own_ranks_are_read_and_asked_about(home: Path) -> None:
+    data = [{"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"}]
+    batch = {"examples": 2, "candidates": 4, "hard_negatives": 0, "about_candidates": 3}
+    stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5, "refresh_steps": 10}}
+    plan = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
+    warmup, bottom = plan["warmup"][1], plan["bottom"][1]
+    assert warmup.read == pytest.approx(2 * 4 * 5)
+    assert warmup.embedded == pytest.approx(2 * 5)
+    assert warmup.prompts == pytest.approx(2 * (1 + 3 * 4) * 5)
+    assert bottom.queries == pytest.approx(2 * (1 + 3 * 4) * 4)
+    assert bottom.read + bottom.embedded == pytest.approx(2 * 5)
+
+
 def test_a_length_curriculum_cuts_what_is_only_embedded(home: Path, tmp_path: Path) -> None:
     text = " ".join(f"w{n}" for n in range(11))
     corpus = tmp_path / "corpus.jsonl"

@@ -97,9 +97,17 @@ class Batches(Dataset[TrainingBatch]):
 
     def _reranked_plan(self, refresh: int) -> Plan:
         assert self._own_ranks is not None
-        prompts = [self.plan.examples[n].prompt for n in self.plan.retrieving]
+        steps = range(refresh, self.schedule.steps)
+        batches = [
+            step * self._per_step + n
+            for step in steps
+            if self.schedule.last_refresh(step) == refresh
+            for n in range(self._per_step)
+        ]
+        numbers = self.plan.reading(batches)
+        prompts = [self.plan.examples[n].prompt for n in numbers]
         depth = self.plan.settings.candidates + self.plan.settings.positives
-        return self.plan.reranked(self._own_ranks(prompts, depth, refresh))
+        return self.plan.reranked(numbers, self._own_ranks(prompts, depth, refresh))
 
     def _passage_tokens(self, row: int, limit: int) -> Sequence[int]:
         config = replace(self._config, max_passage_tokens=limit)

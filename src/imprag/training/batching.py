@@ -7,9 +7,10 @@ workers, goes on with the batches that it would have had.
 import copy
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.drawing import (
     Epochs,
     Mixture,
-    SamePassage,
+    QuestionsAbout,
     grid_epochs,
     sample,
     single_epochs,
@@ -113,6 +114,14 @@ def copied_columns(columns: Sequence[int]) -> list[bool]:
     return [firsts[column] != n for n, column in enumerate(columns)]
 
 
+class _Asked(NamedTuple):
+    """Prompts of a batch: numbers of the examples, their right passages, which are answered."""
+
+    indices: list[int]
+    right: list[list[int]]
+    answered: set[int]
+
+
 class Plan:
     """All batches of a training: ``plan(step)`` is the batch of a step.
 
@@ -123,7 +132,7 @@ class Plan:
     questions about each of some articles. Small grids share a batch.
 
     In every epoch of a source, each example, or each cell of its grids, comes once; those that
-    ``same_passage`` adds come beside.
+    ``same_passage`` and ``about_candidates`` add come beside.
 
     Args:
         sources: the mixture.
@@ -171,7 +180,7 @@ class Plan:
             self._epochs.append(Epochs(maker, key))
         self._grid_mixture = Mixture(grids, f"{seed} grids")
         self._mixture = Mixture(singles, f"{seed} examples")
-        self._same_passage = SamePassage(numbers, self.examples) if settings.same_passage else None
+        self._questions = QuestionsAbout(numbers, self.examples)
 
     def __call__(self, step: int) -> PlannedBatch:
         """The batch of a step, counted from 0."""
@@ -182,45 +191,34 @@ class Plan:
         _, negative = self._masks([self.examples[n] for n in batch.examples], remembered)
         return replace(batch, remembered=remembered, remembered_negative=negative)
 
-    @property
-    def retrieving(self) -> list[int]:
-        """Numbers of the examples that passages are retrieved for."""
-        return [number for number, one in enumerate(self.examples) if one.positives]
+    def reading(self, steps: Iterable[int]) -> list[int]:
+        """Numbers of the examples that read candidates of their own in the batches of these steps.
 
-    def reranked(self, rows: npt.NDArray[np.integer]) -> "Plan":
+        The batches that the memory keeps then are among them.
+        """
+        kept = {n for step in steps for n in range(max(0, step - self.settings.memory), step + 1)}
+        asked = (self._asked(step, self._generator(step)) for step in sorted(kept))
+        return sorted({batch.indices[n] for batch in asked for n in batch.answered})
+
+    def reranked(self, numbers: Sequence[int], rows: npt.NDArray[np.integer]) -> "Plan":
         """The same plan with candidates from the model's own index.
 
         Args:
-            rows: of the corpus, best first, for each of `retrieving`: (examples, depth).
+            numbers: of examples, such as `reading` names.
+            rows: of the corpus, best first, for each of them: (examples, depth).
         """
         plan = copy.copy(self)
-        plan._ranks = dict(zip(self.retrieving, rows.tolist(), strict=True))
+        plan._ranks = dict(zip(numbers, rows.tolist(), strict=True))
         plan._batch = lru_cache(maxsize=self.settings.memory + 1)(plan._without_memory)
         return plan
 
     def _without_memory(self, step: int) -> PlannedBatch:
-        generator = random.Random(f"{self._seed} batch {step}")
-        indices = self._drawn(step)
+        generator = self._generator(step)
+        indices, right, answered = self._asked(step, generator)
         examples = [self.examples[index] for index in indices]
-        right = [sample(one.positives, self.settings.positives, generator) for one in examples]
-        retrieving = [n for n, one in enumerate(examples) if one.positives]
-        answered = set(retrieving)
-        if self.settings.generate is not None:
-            # Neighbours in the grid: what they read of each other is hard to tell apart.
-            count = min(self.settings.generate, len(retrieving))
-            first = generator.randint(0, len(retrieving) - count)
-            answered = set(retrieving[first : first + count])
-        if self._same_passage is not None:
-            for n in sorted(answered):
-                row, count = right[n][0], self.settings.same_passage
-                for index in self._same_passage.draw(indices[n], row, indices, count, generator):
-                    answered.add(len(indices))
-                    indices.append(index)
-                    examples.append(self.examples[index])
-                    right.append([row])
         if self._ranks is None:
             wrong = [self._hard_negatives(one, generator) for one in examples]
-        else:  # what it would read now; it learns from its own preferences among these
+        else:  # what it would read now
             ranks = [self._ranks[i] if n in answered else [] for n, i in enumerate(indices)]
             wrong = [
                 [row for row in rows if row not in right[n]][: self.settings.candidates]
@@ -236,6 +234,11 @@ class Plan:
             else []
             for n, one in enumerate(examples)
         ]
+        for index, rows in self._about_candidates(indices, read, generator):
+            answered.add(len(indices))
+            indices.append(index)
+            examples.append(self.examples[index])
+            read.append(rows)
         passages = list(dict.fromkeys(itertools.chain(passages, *read)))
         place = {row: index for index, row in enumerate(passages)}
         positive, negative = self._masks(examples, passages)
@@ -250,6 +253,44 @@ class Plan:
             remembered=(),
             remembered_negative=np.zeros((len(examples), 0), np.bool_),
         )
+
+    def _generator(self, step: int) -> random.Random:
+        return random.Random(f"{self._seed} batch {step}")
+
+    def _asked(self, step: int, generator: random.Random) -> "_Asked":
+        """The prompts of a batch that bring candidates of their own."""
+        indices = self._drawn(step)
+        examples = [self.examples[index] for index in indices]
+        right = [sample(one.positives, self.settings.positives, generator) for one in examples]
+        retrieving = [n for n, one in enumerate(examples) if one.positives]
+        answered = set(retrieving)
+        if self.settings.generate is not None:
+            # Neighbours in the grid: what they read of each other is hard to tell apart.
+            count = min(self.settings.generate, len(retrieving))
+            first = generator.randint(0, len(retrieving) - count)
+            answered = set(retrieving[first : first + count])
+        if self.settings.same_passage:
+            for n in sorted(answered):
+                row, count = right[n][0], self.settings.same_passage
+                for index in self._questions.draw(indices[n], row, indices, count, generator):
+                    answered.add(len(indices))
+                    indices.append(index)
+                    right.append([row])
+        return _Asked(indices, right, answered)
+
+    def _about_candidates(
+        self, indices: Sequence[int], read: Sequence[list[int]], generator: random.Random
+    ) -> list[tuple[int, list[int]]]:
+        """Examples about passages that other prompts read, which read the same, with these rows."""
+        found: list[tuple[int, list[int]]] = []
+        if count := self.settings.about_candidates:
+            for number, rows in zip(indices, read, strict=True):
+                for row in rows:
+                    asked = [*indices, *(index for index, _ in found)]
+                    for index in self._questions.draw(number, row, asked, count, generator):
+                        if set(self.examples[index].positives) <= set(rows):
+                            found.append((index, rows))
+        return found
 
     def _drawn(self, step: int) -> list[int]:
         """The examples of a batch."""

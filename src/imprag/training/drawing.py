@@ -103,8 +103,8 @@ def grid_epochs(
     return epoch
 
 
-class SamePassage:
-    """The further questions of a source that a passage answers.
+class QuestionsAbout:
+    """What the sources ask about a passage.
 
     Args:
         sources: numbers of the examples of each source.
@@ -114,6 +114,7 @@ class SamePassage:
     def __init__(
         self, sources: Iterable[Sequence[int]], examples: Sequence[TrainingExample]
     ) -> None:
+        self._examples = examples
         self._questions: dict[int, tuple[int, Hashable]] = {}  # source, and which of its questions
         self._about: dict[tuple[int, int], list[int]] = defaultdict(list)
         for source, numbers in enumerate(sources):
@@ -127,15 +128,24 @@ class SamePassage:
     def draw(
         self, example: int, row: int, batch: Iterable[int], count: int, generator: random.Random
     ) -> list[int]:
-        """At most ``count`` examples about the passage that ask what the batch does not ask yet."""
+        """At most ``count`` examples about the passage that ask what the batch does not ask yet.
+
+        They are of the same source as the example, and those of its relation come first.
+        """
         source, _ = self._questions[example]
         asked = {self._questions[number] for number in batch}
         found: list[int] = []
-        for number in shuffled(self._about[source, row], generator):
+        for number in sorted(
+            shuffled(self._about[source, row], generator),
+            key=lambda number: self._relation(number) != self._relation(example),
+        ):
             if len(found) < count and self._questions[number] not in asked:
                 asked.add(self._questions[number])
                 found.append(number)
         return found
+
+    def _relation(self, number: int) -> tuple[str, ...]:
+        return self._examples[number].group[1:]
 
 
 def _packed(tiles: Iterable[Bundle], size: int) -> list[Bundle]:

@@ -87,9 +87,16 @@ class TrainingPlan:
         stages = self.recipe.stages
         bottom = stages.bottom.fraction if stages.bottom else 0.0
         warm = bottom + stages.warmup.fraction
-        distilling = self._batch(self._embedded_tokens(warm, 1.0), scoring=True)
+        warming = self._batch(
+            self._embedded_tokens(bottom, warm), ranked=stages.warmup.refresh_steps is not None
+        )
+        distilling = self._batch(
+            self._embedded_tokens(warm, 1.0),
+            ranked=stages.self_distillation.refresh_steps is not None,
+            scoring=True,
+        )
         planned = {
-            "warmup": (stages.warmup.fraction, self._batch(self._embedded_tokens(bottom, warm))),
+            "warmup": (stages.warmup.fraction, warming),
             "self_distillation": (max(0.0, 1 - warm), distilling),
         }
         if stages.bottom:
@@ -120,7 +127,7 @@ class TrainingPlan:
 
     @property
     def hours(self) -> float:
-        """Of training alone: without labels, evaluation and saving."""
+        """Of training alone: without labels, ranks, evaluation and saving."""
         return self.steps * self.step_flops / (self.flops * self.devices) / 3600
 
     def memory(self) -> dict[str, float]:
@@ -244,16 +251,24 @@ class TrainingPlan:
         return tokens / (end - begin)
 
     def _batch(
-        self, embedded_tokens: float, *, generating: bool = True, scoring: bool = False
+        self,
+        embedded_tokens: float,
+        *,
+        generating: bool = True,
+        ranked: bool = False,
+        scoring: bool = False,
     ) -> StepPlan:
-        """The mean batch of a stage, as if every passage had questions enough for `same_passage`.
+        """The mean batch of a stage, as if there were questions enough about every passage.
 
         Args:
             embedded_tokens: of a passage that is only embedded.
             generating: whether prompts are answered; without, they only retrieve.
+            ranked: whether candidates come from the model's own index.
             scoring: whether the language model scores every candidate.
         """
         batch = self.recipe.batch
+        hard = batch.candidates if ranked else batch.hard_negatives
+        askers = (1 + batch.same_passage) * (1 + batch.about_candidates * batch.candidates)
         prompts = responses = queries = scored = passages = read = readers = 0.0
         for source in self.sources:
             drawn = batch.prompts * source.share
@@ -261,15 +276,15 @@ class TrainingPlan:
             answered = drawn if generating else 0.0
             if source.retrieves:
                 chosen = drawn * self._answered_share
-                asked = drawn + chosen * batch.same_passage
-                answered = chosen * (1 + batch.same_passage) if generating else 0.0
+                asked = drawn + chosen * (askers - 1)
+                answered = chosen * askers if generating else 0.0
                 queries += (asked - answered) * source.prompt_tokens
                 readers += answered
                 scored += answered * batch.candidates * length if scoring else 0.0
                 right = min(source.positives, batch.positives)
-                passages += drawn * (right + batch.hard_negatives)
+                passages += drawn * right + (chosen if ranked else drawn) * hard
                 # The right ones, up to half, and its hard negatives; the rest are other prompts'.
-                own = min(right, -(-batch.candidates // 2)) + batch.hard_negatives
+                own = min(right, -(-batch.candidates // 2)) + hard
                 read += chosen * min(own, batch.candidates)
             prompts += answered * length
             responses += answered * source.response_tokens

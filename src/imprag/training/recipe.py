@@ -295,6 +295,9 @@ class BatchSettings(Section):
         same_passage: for each prompt that is answered, so many more of its source about the same
             passage are answered, too, where there are any: the passage is most of the work (beyond
             the paper).
+        about_candidates: of each passage that a prompt reads, so many questions of its source are
+            answered, too, of the same relation where there are any; they read the same passages, of
+            which each is right for one prompt and hard for the others (beyond the paper).
         memory: the passages of so many batches before are negatives too, with the embeddings that
             they had then (beyond the paper).
         passage_tokens: a length curriculum; none is ``max_passage_tokens`` throughout (beyond the
@@ -311,6 +314,7 @@ class BatchSettings(Section):
     candidates: PositiveInt = 3
     generate: NonNegativeInt | None = None
     same_passage: NonNegativeInt = 0
+    about_candidates: NonNegativeInt = 0
     memory: NonNegativeInt = 0
     passage_tokens: tuple[LengthStep, ...] = ()
 
@@ -367,10 +371,14 @@ class WarmupStage(Section):
         fraction: of the training (paper: 3 of 10 epochs). What ``bottom`` and ``warmup`` leave is
             self-distillation.
         score_distillation: if given, is added to equation 3.
+        refresh_steps: every so many steps, the model's own index ranks the corpus anew for the
+            prompts that read until then. Beside the right passages they read the first ranks,
+            which are hard negatives, too. If not given, the teacher's are (paper).
     """
 
     fraction: _Fraction = 0.3
     score_distillation: ScoreDistillation | None = None
+    refresh_steps: PositiveInt | None = None
 
 
 class SelfDistillationStage(Section):
@@ -379,9 +387,7 @@ class SelfDistillationStage(Section):
     Attributes:
         target_temperature: τ_t, of the softmax over log P_LM; the paper gives no figure.
         score_temperature: τ_r, of the softmax over the scores; the paper gives no figure.
-        refresh_steps: every so many steps, the model's own index ranks the corpus anew for all
-            prompts, and the first ranks are the candidates; if not given, they come from the
-            labels and hard negatives throughout.
+        refresh_steps: as in ``warmup``; the candidates are the right passages and the first ranks.
     """
 
     target_temperature: PositiveFloat = 1.0
@@ -401,6 +407,15 @@ class StageSettings(Section):
     warmup: WarmupStage = WarmupStage()
     self_distillation: SelfDistillationStage = SelfDistillationStage()
     retrieval_weight: PositiveFloat = 1.0
+
+    @property
+    def refreshes(self) -> list[str]:
+        """The keys by which the recipe asks for ranks of the model's own index."""
+        asked = {
+            "warmup": self.warmup.refresh_steps,
+            "self_distillation": self.self_distillation.refresh_steps,
+        }
+        return [f"stages.{name}.refresh_steps" for name, steps in asked.items() if steps]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -594,9 +609,9 @@ class Recipe(Section):
                 "stages.warmup.score_distillation needs the scores of a bi-encoder: set "
                 "teacher.retriever to all-minilm-l6-v2, or to a folder or a name on the hub"
             )
-        if self.train.data_workers and self.stages.self_distillation.refresh_steps is not None:
+        if self.train.data_workers and self.stages.refreshes:
             raise ImpRAGError(
-                "with stages.self_distillation.refresh_steps, batches need the model, which "
+                f"with {self.stages.refreshes[0]}, batches need the model, which "
                 "train.data_workers have not: set one of them to 0 or null"
             )
         return self

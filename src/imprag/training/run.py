@@ -147,16 +147,12 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
             "FSDP would shard layers one by one, but passages and prompts go through them in "
             "turns; shard the model as a whole, by fsdp_auto_wrap_policy: NO_WRAP"
         )
-    refreshes = recipe.stages.self_distillation.refresh_steps is not None
-    for key, asked in [
-        ("evaluation", recipe.evaluation is not None),
-        ("stages.self_distillation.refresh_steps", refreshes),
-    ]:
-        if asked:
-            raise ImpRAGError(
-                f"{key} needs all weights in one process, which FSDP does not give it: set it to "
-                "null, or train with DDP"
-            )
+    whole = ["evaluation"] if recipe.evaluation else recipe.stages.refreshes
+    if whole:
+        raise ImpRAGError(
+            f"{whole[0]} needs all weights in one process, which FSDP does not give it: set it to "
+            "null, or train with DDP"
+        )
 
 
 def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:

@@ -22,16 +22,21 @@ class Schedule:
 
     def stage(self, step: int) -> Stage:
         """The stage of a step, counted from 0 (paper, section 3)."""
-        if step < round(self._bottom * self.steps):
+        if step < self._warmup:
             return "bottom"
         return "warmup" if step < self._self_distillation else "self_distillation"
 
     def last_refresh(self, step: int) -> int | None:
         """The step for which the corpus was last ranked anew, if it was."""
-        every = self.recipe.stages.self_distillation.refresh_steps
-        if every is None or self.stage(step) != "self_distillation":
-            return None
-        return step - (step - self._self_distillation) % every
+        stages = self.recipe.stages
+        match self.stage(step):
+            case "bottom":
+                return None
+            case "warmup":
+                first, every = self._warmup, stages.warmup.refresh_steps
+            case "self_distillation":
+                first, every = self._self_distillation, stages.self_distillation.refresh_steps
+        return None if every is None else step - (step - first) % every
 
     def generates(self, step: int) -> bool:
         """Whether responses are generated in a step; in the bottom stage, every n-th time."""
@@ -53,6 +58,11 @@ class Schedule:
     def _bottom(self) -> float:
         bottom = self.recipe.stages.bottom
         return bottom.fraction if bottom else 0.0
+
+    @property
+    def _warmup(self) -> int:
+        """Its first step."""
+        return round(self._bottom * self.steps)
 
     @property
     def _self_distillation(self) -> int:
