@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
+from imprag.memory import RamStore
+from imprag.memory.codecs import untrained_codec
 from imprag.model import ImpRAGConfig, LayerGroups
 from imprag.rag import ImpRAG, _until
 
@@ -85,6 +88,23 @@ def test_answers_read_what_was_retrieved(folder: Path) -> None:
     without = rag.generate(PROMPTS, k=0, max_new_tokens=5, stop=())
     assert [a.passages for a in without] == [[], [], []]
     assert [a.answer for a in without] != [a.answer for a in answers]
+
+
+def test_what_scores_better_is_read_more(folder: Path) -> None:
+    plain, weighing = tiny_rag(folder), tiny_rag(folder, reading_score_weight=1e4)
+    arguments: dict[str, Any] = {"max_new_tokens": 5, "stop": ()}
+    answers = weighing.generate(PROMPTS, **arguments)
+    assert [a.answer for a in answers] != [a.answer for a in plain.generate(PROMPTS, **arguments)]
+    for answer in answers:
+        first = plain.ask(answer.prompt, passages=answer.passages[:1], **arguments)
+        assert len(answer.passages) == 3
+        assert answer.answer == first.answer
+        again = weighing.ask(answer.prompt, passages=answer.passages, **arguments)
+        assert again.answer == answer.answer
+    weighing.use_memory(RamStore(untrained_codec("fp32", 16), 10**6))
+    assert [a.answer for a in weighing.generate(PROMPTS, **arguments)] == [
+        a.answer for a in answers
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["independent", "segmented", "full"])

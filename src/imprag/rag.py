@@ -221,7 +221,8 @@ class ImpRAG:
             prompts: texts; none empty.
             k: passages to retrieve for each; 0 answers without any; the configured number if
                 not given.
-            passages: read these, for each prompt, instead of retrieving.
+            passages: read these, for each prompt, instead of retrieving; with the setting
+                ``reading_score_weight``, by their scores.
             max_new_tokens: length of the answers.
             stop: texts at which an answer ends; not part of it. White space before an answer does
                 not end it.
@@ -368,6 +369,8 @@ class _Run:
     def _encode(self) -> Prefix:
         passages = [[found.passage for found in row] for row in self.found]
         prefix = self.rag.memory.prefix(passages)
+        if weight := self.rag.config.reading_score_weight:
+            prefix = prefix.weighted([[found.score for found in row] for row in self.found], weight)
         self._lap("encode")
         return prefix
 

@@ -102,6 +102,18 @@ def test_eval_json_is_results_json(
     assert set(json.loads(line)["tasks"]["nq"]["metrics"]) == {"exact_match", "f1"}
 
 
+def test_a_large_weight_reads_the_best_passage_alone(home: Path, tmp_path: Path) -> None:
+    def answers(name: str, *flags: object) -> list[str]:
+        assert evaluate(home, tmp_path / name, "--index", home / "index", *flags) == 0
+        lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
+        return [json.loads(line)["answer"] for line in lines]
+
+    weighted = answers("weighted", "--k", 2, "--reading-score-weight", 1e4)
+    assert weighted == answers("first", "--k", 1)
+    assert weighted != answers("alike", "--k", 2, "--reading-score-weight", 0)
+    assert "reading_score_weight: 10000.0" in (tmp_path / "weighted" / "recipe.yaml").read_text()
+
+
 def test_bm25_finds_by_words(runs: list[Path]) -> None:
     results = json.loads((runs[1] / "results.json").read_text())["tasks"]
     # The words of the prompt's instructions are in no passage, and those of the question in one.
@@ -141,6 +153,7 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
         (("--no-retrieval", "--oracle-passages"), "use one of --no-retrieval, --oracle-passages"),
         (("--corpus", "factbook"), "--corpus and --query-template are not for the model's own"),
         (("--query-template", "oracle"), "are not for the model's own retrieval"),
+        (("--no-retrieval", "--reading-score-weight", "2"), "is for the model's own retrieval"),
         (("--retriever", "bm25", "--no-retrieval"), "--retriever bm25 has no use"),
         (("--no-retrieval", "--among", "3"), "--among says how many passages --oracle-passages"),
         (("--oracle-passages", "--among", "3", "--k", "3"), "use it with that, without --k"),

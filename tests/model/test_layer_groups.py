@@ -1,6 +1,8 @@
 """The model pieces against references: the plain LM, the paper's formulas, one row at a time."""
 
+import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
 from imprag.model.inputs import pad
 from imprag.model.layer_groups import LayerGroups, compile_config
-from imprag.model.states import PassageStates
+from imprag.model.states import PassageStates, Prefix
 
 CPU = torch.device("cpu")
 
@@ -425,6 +427,61 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
     actual = step()
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_passage_that_weighs_double_is_read_twice(coded: bool) -> None:
+    groups, passages = groups_of(), tokens(4, 9, 6)
+    prompts = tokens(7, 3, 5, seed=1)
+    ids, mask = pad(prompts, CPU, left=True)
+    states = groups.encode(*pad(passages, CPU))
+
+    def logits(assignment: list[list[int]], weights: list[list[float]] | None) -> Tensor:
+        prefix = states.prefix(assignment)
+        if coded:
+            blocks = [
+                torch.cat([states.blocks()[p] for p in row] or [states.blocks()[0][..., :0, :]], 3)
+                for row in assignment
+            ]
+            prefix = Prefix.from_blocks(blocks, groups.config.b, prefix.lengths)
+        if weights is not None:
+            prefix = replace(prefix, logits=[[math.log(w) for w in row] for row in weights])
+        assert prefix.mask.sum(dim=1).tolist() == [sum(row) for row in prefix.lengths]
+        out = groups(ids, mask, prefix, position_shift=48).logits
+        return out.masked_fill(~mask.bool()[..., None], 0)
+
+    assignment: list[list[int]] = [[0, 1], [], [2, 0, 1]]
+    plain = logits(assignment, None)
+    torch.testing.assert_close(logits(assignment, [[1, 1], [], [1, 1, 1]]), plain)
+    weighted = logits(assignment, [[2, 1], [], [1, 1, 3]])
+    expected = logits([[0, 0, 1], [], [2, 0, 1, 1, 1]], None)
+    torch.testing.assert_close(weighted, expected, atol=1e-5, rtol=0)
+    assert (weighted - plain).abs().amax() > 1e-3
+
+
+def test_weights_by_score_are_relative_to_the_best() -> None:
+    groups, passages = groups_of(), tokens(4, 9)
+    prefix = groups.encode(*pad(passages, CPU)).prefix([[1, 0], [0], []])
+    weighted = prefix.weighted([[3.5, 4.0], [-2.0], []], 2.0)
+    assert weighted.logits == [[-1.0, 0.0], [0.0], []]
+    assert weighted.repeat(2).logits == [[-1.0, 0.0], [-1.0, 0.0], [0.0], [0.0], [], []]
+    lowest = torch.finfo(torch.float32).min
+    assert weighted.bias is not None
+    assert weighted.bias.tolist() == [
+        [-1.0] * 9 + [0.0] * 4,
+        [0.0] * 4 + [lowest] * 9,
+        [lowest] * 13,
+    ]
+
+
+def test_where_reading_cannot_be_weighted() -> None:
+    with pytest.raises(ImpRAGError, match="passage_encoding full makes one"):
+        groups_of(passage_encoding="full", reading_score_weight=1.0)
+    with pytest.raises(ImpRAGError, match="must not be negative, but is -1"):
+        groups_of(reading_score_weight=-1)
+    with pytest.raises(ImpRAGError, match="gemma2, whose attention is its own code: set it to 0"):
+        groups_of("gemma2", reading_score_weight=1.0)
 
 
 def test_reading_without_copies_equals_reading_with_gradients(family: str) -> None:

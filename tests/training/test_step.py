@@ -59,7 +59,7 @@ def reference(groups: LayerGroups, batch: TrainingBatch, stages: StageSettings) 
                 }
                 for name in ("keys", "values")
             )
-            prefix = Prefix(keys, values, torch.ones(1, keys[B].shape[2], dtype=torch.bool))
+            prefix = Prefix(keys, values, [[keys[B].shape[2]]])
         shift = max(len(candidates), groups.config.k) * LONGEST if candidates else 0
         text = alone([*before, *response.tolist()])
         logits = groups(*text, prefix, position_shift=shift).logits[0].double()

@@ -45,8 +45,10 @@ class Source:
         from imprag.index.teacher import Teacher, TextEncoder
         from imprag.rag import ImpRAG
 
+        # The teacher's scores mean something else.
+        settings = {"reading_score_weight": 0.0} if self.teacher_retrieval else {}
         rag = ImpRAG.from_pretrained(
-            self.model, self.index, self.memory, dtype=self.dtype, device=self.device
+            self.model, self.index, self.memory, dtype=self.dtype, device=self.device, **settings
         )
         if not rag.config.trained:
             print(

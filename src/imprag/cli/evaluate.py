@@ -33,6 +33,7 @@ def evaluate(
     retrieval_only: Flag = False,
     k: int | None = None,
     in_context: Flag = False,
+    reading_score_weight: float | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
@@ -74,6 +75,8 @@ def evaluate(
         k: Passages that the model reads; its own number if not given.
         in_context: Put the passages before the prompt, as ordinary RAG does, instead of reading
             them in layers b to t.
+        reading_score_weight: With the model's own retrieval, how much more it reads from passages
+            that score better; its own setting if not given.
         limit: At most so many examples of each task.
         seed: Draws the examples of `--limit` and the passages of `--among`.
         batch_size: Prompts in one batch.
@@ -107,12 +110,19 @@ def evaluate(
             "--corpus and --query-template are not for the model's own retrieval: it searches "
             "--index by the prompt"
         )
+    if reading_score_weight is not None and not own:
+        raise ImpRAGError("--reading-score-weight is for the model's own retrieval")
     if retriever != "self" and (no_retrieval or oracle_passages):
         raise ImpRAGError(f"--retriever {retriever} has no use where nothing is retrieved")
     examples = read_tasks(tasks or (), data=data, split=split)
     rag = None
     if own or not retrieval_only:
-        rag = ImpRAG.from_pretrained(model, index, memory, dtype=dtype, device=device)
+        settings = {}
+        if not own:  # other scores mean something else
+            settings["reading_score_weight"] = 0.0
+        elif reading_score_weight is not None:
+            settings["reading_score_weight"] = reading_score_weight
+        rag = ImpRAG.from_pretrained(model, index, memory, dtype=dtype, device=device, **settings)
     if rag is not None and own:
         source = own_retrieval(rag)
     elif no_retrieval:

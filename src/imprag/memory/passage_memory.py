@@ -72,9 +72,11 @@ class PassageMemory:
         found = self._parts([one for row in passages for one in row])
         device = self.groups.device
         joined: list[Parts] = []
+        lengths: list[list[int]] = []
         for row in passages:
             # A prompt without passages gets nothing of some other one.
             parts = [found[text_of(one)] for one in row] or [_nothing_of(*found.values())]
+            lengths.append([next(iter(part.values())).shape[3] for part in parts])
             joined.append(
                 {
                     name: torch.cat([part[name].to(device) for part in parts], dim=3)
@@ -83,8 +85,9 @@ class PassageMemory:
             )
         codec, dtype = self.store.codec, self.groups.lm.dtype
         if self.keep_coded:
-            return CodedPrefix.of(joined, codec, dtype, config.b)
-        return Prefix.from_blocks([codec.decode(parts, dtype) for parts in joined], config.b)
+            return CodedPrefix.of(joined, codec, dtype, config.b, lengths)
+        blocks = [codec.decode(parts, dtype) for parts in joined]
+        return Prefix.from_blocks(blocks, config.b, lengths)
 
     def _parts(self, passages: Sequence[Passage]) -> dict[tuple[str, str], Parts]:
         """Coded states by the passages' text."""
@@ -114,7 +117,12 @@ class CodedPrefix(Prefix):
 
     @classmethod
     def of(
-        cls, parts: Sequence[Parts], codec: Codec, dtype: torch.dtype, first_layer: int
+        cls,
+        parts: Sequence[Parts],
+        codec: Codec,
+        dtype: torch.dtype,
+        first_layer: int,
+        lengths: Sequence[Sequence[int]],
     ) -> "CodedPrefix":
         """
         Args:
@@ -122,12 +130,10 @@ class CodedPrefix(Prefix):
             codec: of the parts.
             dtype: to decode to.
             first_layer: the number of the first of the layers.
+            lengths: as in `Prefix`.
         """
         keys, values = (_Decoded(parts, codec, dtype, first_layer, kind) for kind in KINDS)
-        lengths = [next(iter(part.values())).shape[3] for part in parts]
-        device = next(iter(parts[0].values())).device
-        places = torch.arange(max(lengths), device=device)
-        return cls(keys, values, places < torch.tensor(lengths, device=device)[:, None])
+        return cls(keys, values, lengths)
 
     @property
     def nbytes(self) -> int:

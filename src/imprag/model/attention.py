@@ -88,7 +88,7 @@ def reading_attention(
     *,
     passage_key: Tensor,
     passage_value: Tensor,
-    passage_mask: Tensor | None,
+    passage_bias: Tensor | None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
@@ -99,7 +99,7 @@ def reading_attention(
 
     Args:
         passage_key, passage_value: (batch, key heads, S, d_h).
-        passage_mask: (batch, S), True where a passage token stands; None if everywhere.
+        passage_bias: (batch, S) float32, added to the logits of passage tokens, or None.
         module, query, key, value, attention_mask, scaling, **kwargs: of transformers.
     """
     batch, _, queries, head_dim = query.shape
@@ -108,20 +108,15 @@ def reading_attention(
     grouped = (query * scaling).reshape(batch, key_heads, -1, head_dim)
     if attention_mask is None and queries > 1:  # the last query sees everything
         attention_mask = causal_mask(queries, key.shape[2], query.device)
-    lowest = torch.finfo(torch.float32).min
-
-    def scores(keys: Tensor, mask: Tensor | None) -> Tensor:
-        found = (grouped @ keys.transpose(2, 3)).float()
-        if mask is None:
-            return found
+    passages = (grouped @ passage_key.to(query.dtype).transpose(2, 3)).float()
+    if passage_bias is not None:
+        passages = passages + passage_bias[:, None, None]
+    own = (grouped @ key.transpose(2, 3)).float()
+    if attention_mask is not None:
         # One row for each query head of the group and each query.
-        shape = (batch, key_heads, -1, queries, keys.shape[2])
-        return found.view(shape).masked_fill(~mask[:, :, None], lowest).view(found.shape)
-
-    if passage_mask is not None:
-        passage_mask = passage_mask[:, None, None]
-    passages = scores(passage_key.to(query.dtype), passage_mask)
-    own = scores(key, attention_mask)
+        lowest = torch.finfo(own.dtype).min
+        rows = own.view(batch, key_heads, -1, queries, key.shape[2])
+        own = rows.masked_fill(~attention_mask[:, :, None], lowest).view(own.shape)
     weights = torch.cat([passages, own], dim=-1).softmax(dim=-1).to(value.dtype)
     read = passages.shape[-1]
     output = weights[..., :read] @ passage_value.to(value.dtype) + weights[..., read:] @ value

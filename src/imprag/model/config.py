@@ -1,6 +1,7 @@
 """Everything besides weights that decides what an ImpRAG model computes."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -45,6 +46,9 @@ class ImpRAGConfig:
             which the trained layers b..t make keys and values. ``none``: all by the trained model.
         score_scale: factor on E_q · E_p in training and search alike; ``None`` means
             1/sqrt(h_k * d_h), which keeps the scores of an untrained model in a softmax's range.
+        reading_score_weight: w; in answering, a prompt's attention to a passage's tokens weighs
+            exp(w · (s - s of its best passage)) times. 0 reads all alike (paper). Beyond the paper,
+            and not for passages that are encoded as one sequence (``full``).
         base_model_fingerprint: of the weights that an adapter belongs to.
         trained: whether the weights were trained to retrieve and read; plain models were not.
     """
@@ -60,6 +64,7 @@ class ImpRAGConfig:
     rope: RopePoint = "before"
     frozen_passages: FrozenPassages = "none"
     score_scale: float | None = None
+    reading_score_weight: float = 0.0
     base_model_fingerprint: str | None = None
     trained: bool = False
     format_version: int = FORMAT_VERSION
@@ -79,6 +84,15 @@ class ImpRAGConfig:
             )
         if self.score_scale is not None and not self.score_scale > 0:
             raise ImpRAGError(f"score_scale must be positive, not {self.score_scale}")
+        if not 0 <= self.reading_score_weight < math.inf:
+            raise ImpRAGError(
+                f"reading_score_weight must not be negative, but is {self.reading_score_weight}"
+            )
+        if self.reading_score_weight and self.passage_encoding == "full":
+            raise ImpRAGError(
+                "reading_score_weight weighs single passages, but passage_encoding full makes one "
+                "sequence of them: set it to 0, or encode them independently or segmented"
+            )
         for name, choices in (
             ("passage_encoding", PassageEncoding),
             ("pooling_point", PoolingPoint),

@@ -81,6 +81,11 @@ class LayerGroups(nn.Module):
         open_attention(lm)
         self.lm = lm
         self.config = config
+        if config.reading_score_weight and not self._fused:
+            raise ImpRAGError(
+                f"reading_score_weight cannot be used with {config.base_model}, whose attention is "
+                "its own code: set it to 0"
+            )
         self.frozen: LayerGroups | None
         before: LayerGroups | None = None
         if config.frozen_passages != "none":
@@ -494,7 +499,7 @@ class LayerGroups(nn.Module):
         weight = self.lm.get_input_embeddings().weight
         states = weight.new_zeros(batch, self.num_key_heads, 0, self.head_dim)
         layers = dict.fromkeys(range(self.config.b, self.config.t + 1), states)
-        return Prefix(layers, layers, torch.zeros(batch, 0, dtype=torch.bool, device=self.device))
+        return Prefix(layers, layers, [[]] * batch)
 
 
 class _Reading:
@@ -561,7 +566,8 @@ class _Reading:
     ) -> tuple[Tensor, Tensor | None]:
         assert self.prefix is not None
         prefix = self.prefix
-        if torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1):
+        costly = torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1)
+        if costly and prefix.logits is None:
             states = prefix.attend(layer, query, key, value, mask)
             return sdpa_attention(module, query, *states, **kwargs)
         return reading_attention(
@@ -572,7 +578,7 @@ class _Reading:
             mask,
             passage_key=prefix.keys[layer],
             passage_value=prefix.values[layer],
-            passage_mask=prefix.mask if prefix.padded else None,
+            passage_bias=prefix.bias,
             **kwargs,
         )
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from imprag.model.attention import causal_mask
 
@@ -21,20 +22,27 @@ class Prefix:
 
     Attributes:
         keys, values: for every reading layer, (batch, key heads, S, d_h).
-        mask: (batch, S), True where a passage token stands.
+        lengths: for every prompt, how many tokens each of its passages has there, one after
+            another; behind the last is padding.
+        logits: for every prompt, what is added to the attention logits of the tokens of each of its
+            passages; nothing if not given.
     """
 
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
-    mask: Tensor
+    lengths: Sequence[Sequence[int]]
+    logits: Sequence[Sequence[float]] | None = None
 
     @classmethod
-    def from_blocks(cls, blocks: Sequence[Tensor], first_layer: int) -> "Prefix":
+    def from_blocks(
+        cls, blocks: Sequence[Tensor], first_layer: int, lengths: Sequence[Sequence[int]]
+    ) -> "Prefix":
         """What prompts read, from one block of states for each.
 
         Args:
             blocks: of every prompt, (2, layers, key heads, S, d_h): keys, then values.
             first_layer: the number of the first of these layers.
+            lengths: as above.
         """
         longest = max(block.shape[3] for block in blocks)
         if len(blocks) == 1:
@@ -43,12 +51,10 @@ class Prefix:
             gaps = [longest - block.shape[3] for block in blocks]
             padded = [F.pad(x, (0, 0, 0, gap)) for x, gap in zip(blocks, gaps, strict=True)]
             states = torch.stack(padded, dim=2)
-        places = torch.arange(longest, device=states.device)
-        lengths = torch.tensor([block.shape[3] for block in blocks], device=states.device)
         return cls(
             {first_layer + n: keys for n, keys in enumerate(states[0])},
             {first_layer + n: values for n, values in enumerate(states[1])},
-            places < lengths[:, None],
+            lengths,
         )
 
     @property
@@ -57,14 +63,46 @@ class Prefix:
         return sum(x.nbytes for states in (self.keys, self.values) for x in states.values())
 
     @cached_property
-    def padded(self) -> bool:
-        """Whether some prompt reads fewer tokens than another."""
-        return not bool(self.mask.all())
+    def mask(self) -> Tensor:
+        """(batch, S), True where a passage token stands."""
+        lengths = torch.tensor([sum(row) for row in self.lengths])
+        longest = int(lengths.max()) if len(lengths) else 0
+        mask = torch.arange(longest) < lengths[:, None]
+        return mask.to(next(iter(self.keys.values())).device)
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """(batch, S) float32, what is added to all attention logits; None where it is nothing."""
+        if self.logits is None:
+            if bool(self.mask.all()):
+                return None
+            bias = torch.zeros(self.mask.shape, device=self.mask.device)
+        else:
+            rows = [
+                torch.tensor(logits).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+                for logits, lengths in zip(self.logits, self.lengths, strict=True)
+            ]
+            bias = pad_sequence(rows, batch_first=True).to(self.mask.device)
+        # Not minus infinity, which would make a prompt that sees nothing into NaN.
+        return bias.masked_fill(~self.mask, torch.finfo(bias.dtype).min)
+
+    def weighted(self, scores: Sequence[Sequence[float]], weight: float) -> "Prefix":
+        """The same, read by score: a passage's tokens weigh exp(weight · (s - the best s)) times.
+
+        Args:
+            scores: for every prompt, s(q, p) of each of its passages, in their order.
+            weight: 0 changes nothing; the larger, the more is read from the best passage alone.
+        """
+        logits = [[weight * (s - max(row)) for s in row] for row in scores]
+        return replace(self, logits=logits)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The state hook of one layer: puts the passages' states before the prompt's own."""
+        """The state hook of one layer: puts the passages' states before the prompt's own.
+
+        It has no room for ``logits``.
+        """
         batch, queries, own = query.shape[0], query.shape[2], key.shape[2]
         if mask is None:
             # The mask must be explicit from here on: with more keys than queries, a fused
@@ -84,7 +122,8 @@ class Prefix:
         return Prefix(
             {layer: x.repeat_interleave(times, dim=0) for layer, x in self.keys.items()},
             {layer: x.repeat_interleave(times, dim=0) for layer, x in self.values.items()},
-            self.mask.repeat_interleave(times, dim=0),
+            [row for row in self.lengths for _ in range(times)],
+            self.logits and [row for row in self.logits for _ in range(times)],
         )
 
 
@@ -156,18 +195,16 @@ class PassageStates:
                 read different numbers of passages, or none, and share passages.
         """
         width = self.mask.shape[1]
-        lengths = self.mask.sum(dim=1).tolist()
+        tokens_of = self.mask.sum(dim=1).tolist()
+        lengths = [[tokens_of[p] for p in passages] for passages in assignment]
         rows = [
-            [p * width + token for p in passages for token in range(lengths[p])]
+            [p * width + token for p in passages for token in range(tokens_of[p])]
             for passages in assignment
         ]
         longest = max(map(len, rows), default=0)
         device = self.mask.device
         index = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         index = index.view(len(rows), longest).long()
-        mask = torch.tensor(
-            [[i < len(row) for i in range(longest)] for row in rows], dtype=torch.bool
-        ).view(len(rows), longest)
 
         def gather(states: Tensor) -> Tensor:
             tokens = states.transpose(1, 2).flatten(0, 1)  # (P * L, key heads, d_h)
@@ -178,5 +215,5 @@ class PassageStates:
         return Prefix(
             {layer: gather(states) for layer, states in self.keys.items()},
             {layer: gather(states) for layer, states in self.values.items()},
-            mask.to(device),
+            lengths,
         )

@@ -101,6 +101,7 @@ class ModelSettings(Section):
         passage_encoding, passage_template, pooling_point, rope, score_scale: open in the paper
             (``independent`` is its choice for stored passages, Table 6).
         frozen_passages: paper, Table 7.
+        reading_score_weight: for answering; training reads all candidates alike.
     """
 
     base: Location = "smollm2-135m"
@@ -115,6 +116,7 @@ class ModelSettings(Section):
     rope: RopePoint = "before"
     frozen_passages: FrozenPassages = "none"
     score_scale: float | None = None
+    reading_score_weight: float = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
