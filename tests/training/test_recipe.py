@@ -41,6 +41,7 @@ def test_there_are_recipes() -> None:
         "smollm2-broad",
         "smollm2-default",
         "smollm2-factbook",
+        "smollm2-reader",
     ]
 
 
