@@ -117,11 +117,8 @@ def evaluate(
     examples = read_tasks(tasks or (), data=data, split=split)
     rag = None
     if own or not retrieval_only:
-        settings = {}
-        if not own:  # other scores mean something else
-            settings["reading_score_weight"] = 0.0
-        elif reading_score_weight is not None:
-            settings["reading_score_weight"] = reading_score_weight
+        weight = reading_score_weight if own else 0.0  # other scores mean something else
+        settings = {} if weight is None else {"reading_score_weight": weight}
         rag = ImpRAG.from_pretrained(model, index, memory, dtype=dtype, device=device, **settings)
     if rag is not None and own:
         source = own_retrieval(rag)

@@ -180,7 +180,8 @@ class Plan:
             self._epochs.append(Epochs(maker, key))
         self._grid_mixture = Mixture(grids, f"{seed} grids")
         self._mixture = Mixture(singles, f"{seed} examples")
-        self._questions = QuestionsAbout(numbers, self.examples)
+        asks_more = settings.same_passage or settings.about_candidates
+        self._questions = QuestionsAbout(numbers if asks_more else [], self.examples)
 
     def __call__(self, step: int) -> PlannedBatch:
         """The batch of a step, counted from 0."""
