@@ -172,7 +172,7 @@ def test_an_index_of_another_model_and_a_damaged_one(
 
 
 def test_as_a_process() -> None:
-    command = [sys.executable, "-m", "imprag.cli"]
+    command = [sys.executable, "-m", "imprag"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert all(name in shown.stdout for name in ("ask", "index", "search", "info"))
     failed = subprocess.run([*command, "ask", ""], capture_output=True, text=True, check=False)

@@ -421,7 +421,7 @@ def test_two_processes_train_the_same_model(world: Path, tmp_path: Path) -> None
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
-            *("-m", "imprag.cli", "train", "--config", str(tmp_path / "recipe.yaml")),
+            *("-m", "imprag", "train", "--config", str(tmp_path / "recipe.yaml")),
             *("--out", str(tmp_path / "two")),
         ],
         check=True,

@@ -40,7 +40,7 @@ def train(
     - `imprag train --config configs/smollm2-factbook.yaml --out runs/factbook --resume`
     - `imprag train --config configs/qwen3-0.6b.yaml --set model.k=5 train.steps=100 --out runs/q`
     - `imprag train --config configs/llama-3.2-3b.yaml --dry-run --devices 8`
-    - `torchrun --nproc-per-node 8 -m imprag.cli train --config configs/llama-3.2-3b.yaml --out r`
+    - `torchrun --nproc-per-node 8 -m imprag train --config configs/llama-3.2-3b.yaml --out r`
 
     Args:
         config: The recipe, a YAML file.

@@ -1,4 +1,4 @@
-"""``python -m imprag.cli``, the same as ``imprag``."""
+"""``python -m imprag``, the same as ``imprag``."""
 
 import sys
 
