@@ -35,6 +35,7 @@ from imprag.training.teacher_scores import TeacherScores
 
 METRICS = "metrics.jsonl"
 MEMORY = "memory.safetensors"
+_ADAPTER_PREFIX = "base_model.model."  # of all names in a file of peft's
 
 Evaluate = Callable[[LayerGroups, Any, int], dict[str, float]]
 """``evaluate(groups, tokenizer, step)``: figures of the model as it is now, by name."""
@@ -262,7 +263,10 @@ def load_weights(lm: Any, folder: Path) -> None:
     """Put a checkpoint's weights, or its adapter, into a model."""
     with quiet_transformers():
         if hasattr(lm, "peft_config"):
-            set_peft_model_state_dict(lm, load_peft_weights(str(folder)))
+            saved = load_peft_weights(str(folder))
+            # Of norms, peft knows the names in the model only, of adapters both kinds.
+            plain = {name.removeprefix(_ADAPTER_PREFIX): value for name, value in saved.items()}
+            set_peft_model_state_dict(lm, plain)
         else:
             saved = AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype)
             lm.load_state_dict(saved.state_dict())
