@@ -40,6 +40,7 @@ def test_there_are_recipes() -> None:
         "qwen3-0.6b",
         "smollm2-broad",
         "smollm2-default",
+        "smollm2-distilled",
         "smollm2-factbook",
         "smollm2-reader",
     ]
@@ -138,6 +139,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("batch.passage_tokens=[{after: 0.5, tokens: 64}]", "must begin with after: 0"),
         ("batch.passage_tokens=[{after: 0, tokens: 999}]", "but model.max_passage_tokens is 256"),
         ("stages.bottom.fraction=0.8", "sum to 1.1, over 1"),
+        ("model.start_share=0.5", "start_share needs model.start"),
         ("train.seed=1", "give one of steps and epochs, not none"),
         ("train={steps: 3, epochs: 4}", "not both"),
         ("lora={}", "lora adapts no layers"),

@@ -121,7 +121,7 @@ def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path
     "sections",
     [
         {"batch": {"memory": 2}, "stages": {"self_distillation": {"refresh_steps": 2}}},
-        {"lora": {"bottom": {"rank": 4}, "reading": {"rank": 2}}},
+        {"lora": {"bottom": {"rank": 4}, "reading": {"rank": 2}, "norms": True}},
     ],
     ids=["full", "lora"],
 )
@@ -234,6 +234,9 @@ def test_what_fsdp_cannot_run(world: Path) -> None:
     refreshing = recipe(world, stages={"self_distillation": {"refresh_steps": 2}})
     with pytest.raises(ImpRAGError, match="refresh_steps needs all weights"):
         check_fsdp(whole, refreshing)
+    mean = recipe(world, model={"start": "default", "start_share": 0.5})
+    with pytest.raises(ImpRAGError, match=r"start_share needs all weights"):
+        check_fsdp(whole, mean)
     evaluating = recipe(world, evaluation={"tasks": [str(world / "nq.jsonl")]})
     with pytest.raises(ImpRAGError, match="evaluation needs all weights"):
         check_fsdp(whole, evaluating)
@@ -292,6 +295,34 @@ def test_training_starts_from_another_model(world: Path, tmp_path: Path) -> None
     assert distances["all weights"] < 1e-5
     assert distances["full rank"] < 1e-3
     assert 0.01 < distances["rank 8"] < 0.9
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_mean_with_the_start(world: Path, tmp_path: Path, adapted: bool) -> None:
+    """It can be asked for when the run is over."""
+    first = train(recipe(world, train={"steps": 2, "precision": "fp32"}), tmp_path / "first")
+    lora = {part: {"rank": 48} for part in ("bottom", "reading", "top")} | {"norms": True}
+    sections = {"lora": lora} if adapted else {}
+    # A run from another model's weights, and its mean with them from the last checkpoint.
+    settings = recipe(world, model={"start": first["model"]}, **sections)
+    trained = train(settings, tmp_path / "run")["model"]
+    shutil.move(trained, tmp_path / "trained")
+    halfway = recipe(world, model={"start": first["model"], "start_share": 0.25}, **sections)
+    assert train(halfway, tmp_path / "run", resume=True)["steps"] == 8
+
+    start, end, mean = (
+        load_pretrained(folder, "float32")[0].lm.state_dict()
+        for folder in (first["model"], tmp_path / "trained", trained)
+    )
+    for name, value in start.items():
+        if adapted and "layers" not in name:
+            continue  # embeddings have no adapter, and stay the base model's
+        change = (end[name] - value).norm()
+        assert change > 1e-3
+        if adapted:
+            assert (mean[name] - value).norm() < 0.9 * change
+        else:
+            torch.testing.assert_close(mean[name], 0.75 * end[name] + 0.25 * value)
 
 
 def test_a_trained_adapter_is_exported(world: Path, tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ class ModelSettings(Section):
         start: a trained model of the same base, ``default`` or a folder, whose weights training
             begins with; with ``lora``, the adapters begin as near to them as their ranks allow. If
             not given, training begins with the base model.
+        start_share: of the weights that training begins with, in the mean of these and the trained
+            ones that is kept (Wortsman et al., 2022; beyond the paper). It keeps what ``start`` can
+            do and the recipe does not ask for.
         b, t: layer boundaries (paper, section 2; b=7, t=19 for Llama-3.2-3B, t=23 for 8B, by
             Figure 2).
         k: passages per prompt at inference (paper, section 3: 10).
@@ -106,6 +109,7 @@ class ModelSettings(Section):
 
     base: Location = "smollm2-135m"
     start: Location | None = None
+    start_share: _BelowOne = 0.0
     b: int = 7
     t: int = 20
     k: int = 3
@@ -121,6 +125,8 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.to_config()
+        if self.start_share and self.start is None:
+            raise ImpRAGError("model.start_share needs model.start, which it is the share of")
         layers = num_layers(self.base)
         if layers is not None and self.t >= layers:
             raise ImpRAGError(
@@ -130,7 +136,8 @@ class ModelSettings(Section):
 
     def to_config(self) -> ImpRAGConfig:
         """The configuration that is stored with the trained model."""
-        return ImpRAGConfig(base_model=self.base, **self.model_dump(exclude={"base", "start"}))
+        settings = self.model_dump(exclude={"base", "start", "start_share"})
+        return ImpRAGConfig(base_model=self.base, **settings)
 
 
 class TaskSource(Section):
@@ -632,7 +639,7 @@ class Recipe(Section):
         return math.ceil(self.train.epochs * examples / per_step)
 
     def fingerprint(self) -> str:
-        """Names all that decides the training: not evaluation, saving and logging."""
+        """Names all that decides the training: not evaluation, saving and logging, nor a mean."""
         content = json.dumps(self._deciding(), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -647,7 +654,12 @@ class Recipe(Section):
 
     def _deciding(self) -> dict[str, Any]:
         bystanders = {"save_steps", "keep_checkpoints", "logging_steps", "data_workers"}
-        return self.model_dump(mode="json", exclude={"evaluation": True, "train": bystanders})
+        exclude: dict[str, Any] = {
+            "evaluation": True,
+            "train": bystanders,
+            "model": {"start_share"},
+        }
+        return self.model_dump(mode="json", exclude=exclude)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -22,6 +22,7 @@ from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hol
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
+from imprag.training.mean import move_back, trained_weights
 from imprag.training.own_ranks import OwnRanks
 from imprag.training.recipe import Recipe, load_recipe
 from imprag.training.schedule import Schedule
@@ -92,6 +93,7 @@ def train(
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = TrainingModel(LayerGroups(lm, config, frozen), recipe.stages)
+    beginning = trained_weights(lm) if recipe.model.start_share else {}
 
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     own_ranks = OwnRanks(model.groups, tokenizer, corpus, out / RANKS, dtype)
@@ -113,7 +115,9 @@ def train(
     trainer.load_best()
     folder = out / MODEL
     if trainer.is_world_process_zero() and not folder.exists():
-        save_pretrained(trainer.accelerator.unwrap_model(trainer.model).groups, tokenizer, folder)
+        groups = trainer.accelerator.unwrap_model(trainer.model).groups
+        move_back(groups.lm, beginning, recipe.model.start_share)
+        save_pretrained(groups, tokenizer, folder)
     return {
         "model": str(folder),
         "steps": result.global_step,
@@ -148,6 +152,7 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
             "turns; shard the model as a whole, by fsdp_auto_wrap_policy: NO_WRAP"
         )
     whole = ["evaluation"] if recipe.evaluation else recipe.stages.refreshes
+    whole += ["model.start_share"] if recipe.model.start_share else []
     if whole:
         raise ImpRAGError(
             f"{whole[0]} needs all weights in one process, which FSDP does not give it: set it to "
