@@ -3,7 +3,7 @@
 # make reproduce-default        trains the model that lies in the package (on two CPU cores 18 hours,
 #                               of which a GPU makes 5 minutes, and one for its reader;
 #                               SQUAD=train-v1.1.json)
-# make reproduce-default-quick  ten minutes of it
+# make reproduce-default-quick  a small beginning, in 20 minutes (docs/model-card.md says what to expect)
 # make bench   measures time and memory beside ordinary RAG (over an hour; nothing else should run)
 # make check   lint and types
 PYTHON ?= python3

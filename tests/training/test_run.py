@@ -31,7 +31,7 @@ from imprag.model.pretrained import EMBEDDINGS
 from imprag.training import run as training_run
 from imprag.training.adapters import add_adapters, begin_with, halve_frozen
 from imprag.training.recipe import LoraGroup, LoraSettings, Recipe
-from imprag.training.run import check_fsdp, train
+from imprag.training.run import check_fsdp, train, training_time
 
 FACTS = 64
 
@@ -295,6 +295,16 @@ def test_training_starts_from_another_model(world: Path, tmp_path: Path) -> None
     assert distances["all weights"] < 1e-5
     assert distances["full rank"] < 1e-3
     assert 0.01 < distances["rank 8"] < 0.9
+
+
+def test_a_run_that_is_finished_twice_took_both_times(tmp_path: Path) -> None:
+    """When it is over, it is resumed for another mean, which takes no time."""
+    lines = ({"step": 7, "loss": 1.0}, {"step": 8, "train_runtime": 720})
+    again = {"step": 8, "train_runtime": 36}
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in (*lines, again))
+    )
+    assert training_time(tmp_path) == {"steps": 8, "hours": 0.21}
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -129,6 +129,8 @@ def train(
 def training_time(out: Path) -> dict[str, float]:
     """``steps`` and ``hours`` of a run that was trained to its end.
 
+    A call that was killed has not logged how long it took, and does not count.
+
     Raises:
         ImpRAGError: it was not.
     """
@@ -137,7 +139,8 @@ def training_time(out: Path) -> dict[str, float]:
     ends = [one for one in logged if "train_runtime" in one]
     if not ends:
         raise ImpRAGError(f"{out} holds no finished run; go on with it by imprag train --resume")
-    return {"steps": ends[-1]["step"], "hours": round(ends[-1]["train_runtime"] / 3600, 2)}
+    seconds = sum(one["train_runtime"] for one in ends)
+    return {"steps": ends[-1]["step"], "hours": round(seconds / 3600, 2)}
 
 
 def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
