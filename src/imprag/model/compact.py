@@ -16,6 +16,9 @@ SETTINGS = "adapter_config.json"
 _FLOAT8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FLOAT8).max
 
+ADAPTER_PREFIX = "base_model.model."
+"""What peft puts before the names of all weights in an adapter's file."""
+
 
 def write_compact_adapter(adapter: Path, out: Path) -> None:
     """Write a LoRA adapter again with its factors in 8-bit floats.
@@ -41,7 +44,7 @@ def write_compact_adapter(adapter: Path, out: Path) -> None:
             small[name] = tensor.bfloat16()
             continue
         other = name.replace(".lora_A.", ".lora_B.")
-        module = name.partition(".lora_A.")[0].removeprefix("base_model.model.")
+        module = name.partition(".lora_A.")[0].removeprefix(ADAPTER_PREFIX)
         ranks[module] = len(tensor)
         alphas[module] = settings["alpha_pattern"].get(module, settings["lora_alpha"])
         for part in (name, other):

@@ -158,8 +158,8 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
     whole += ["model.start_share"] if recipe.model.start_share else []
     if whole:
         raise ImpRAGError(
-            f"{whole[0]} needs all weights in one process, which FSDP does not give it: set it to "
-            "null, or train with DDP"
+            f"{whole[0]} needs all weights in one process, which FSDP does not give it: leave it "
+            "out, or train with DDP"
         )
 
 

@@ -28,6 +28,7 @@ from imprag.errors import ImpRAGError
 from imprag.files import read_json
 from imprag.model import LayerGroups
 from imprag.model.base import quiet_transformers
+from imprag.model.compact import ADAPTER_PREFIX
 from imprag.training.batches import Batches
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
@@ -35,7 +36,6 @@ from imprag.training.teacher_scores import TeacherScores
 
 METRICS = "metrics.jsonl"
 MEMORY = "memory.safetensors"
-_ADAPTER_PREFIX = "base_model.model."  # of all names in a file of peft's
 
 Evaluate = Callable[[LayerGroups, Any, int], dict[str, float]]
 """``evaluate(groups, tokenizer, step)``: figures of the model as it is now, by name."""
@@ -265,7 +265,7 @@ def load_weights(lm: Any, folder: Path) -> None:
         if hasattr(lm, "peft_config"):
             saved = load_peft_weights(str(folder))
             # Of norms, peft knows the names in the model only, of adapters both kinds.
-            plain = {name.removeprefix(_ADAPTER_PREFIX): value for name, value in saved.items()}
+            plain = {name.removeprefix(ADAPTER_PREFIX): value for name, value in saved.items()}
             set_peft_model_state_dict(lm, plain)
         else:
             saved = AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype)
