@@ -21,6 +21,7 @@ from imprag.tasks.factbook.facts import KnownFact, known_facts
 from imprag.tasks.factbook.linking import PROSE
 from imprag.tasks.factbook.names import Country, read_countries
 from imprag.tasks.factbook.relations import load_relations
+from imprag.tasks.factbook.renamed import rename_countries, renamed_text
 from imprag.tasks.matching import contains_answer
 
 EIGHT = {
@@ -452,3 +453,61 @@ def _split(built: Built, kind: str) -> dict[str, str]:
     return {
         name: split for split, names in built.manifest["splits"][kind].items() for name in names
     }
+
+
+def test_renamed_countries(built: Built, tmp_path: Path) -> None:
+    counts = rename_countries(built.folder, tmp_path / "renamed", copies=2)
+    questions = list(read_examples(tmp_path / "renamed/questions.jsonl"))
+    corpus = load_corpus(str(tmp_path / "renamed/passages.jsonl"))
+    train = built.manifest["splits"]["countries"]["train"]
+    names = {question.meta["country"] for question in questions}
+    assert counts == {
+        "names": len(names),
+        "passages": len(corpus),
+        "questions": len(questions),
+    }
+    assert 300 < len(names) <= 2 * len(train)
+
+    # No word of a name is one of a country's, but for those that make compounds.
+    splits = built.manifest["splits"]["countries"]
+    taken = {word for group in splits.values() for name in group for word in name.split()}
+    compound = {"Republic", "of", "North", "South", "East", "West", "New", "Upper", "Saint"}
+    compound |= {"Islands", "Island", "City", "Strip"}
+    assert not {word for name in names for word in name.split()} & taken - compound
+
+    real = {example.id: example for example in built.examples["factbook/qa", "train"]}
+    for question in questions[::97]:
+        name = question.meta["country"]
+        original = real[question.id.partition("/")[2]]
+        assert name in question.input
+        assert original.meta["country"].removeprefix("The ") not in question.input
+        assert question.answers == [
+            renamed_text(answer, original.meta["country"], name) for answer in original.answers
+        ]
+        assert question.meta["relation"] == original.meta["relation"]
+        for passage in corpus.passages(corpus.rows(question.gold_ids)):
+            assert passage.title.startswith(f"{name}, ")
+            assert contains_answer(passage.text, question.answers)
+
+
+def test_renaming_refuses_what_it_cannot_do(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(ImpRAGError, match=r"can name 15\d countries at most \d+ times, not 500"):
+        rename_countries(built.folder, tmp_path / "out", copies=500)
+    with pytest.raises(ImpRAGError, match="exists already"):
+        rename_countries(built.folder, tmp_path)
+    with pytest.raises(ImpRAGError, match="no benchmark"):
+        rename_countries(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("country", "text", "renamed"),
+    [
+        ("Chad", "What is Chad's capital?", "What is Leopold's capital?"),
+        ("The Gambia", "The rivers of the Gambia", "The rivers of Leopold"),
+        ("Netherlands", "the Netherlands' ports", "Leopold's ports"),
+        ("Guinea", "Guinean, Guinea, N. GUINEA", "Guinean, Leopold, N. GUINEA"),
+    ],
+)
+def test_a_country_in_a_sentence_is_renamed(country: str, text: str, renamed: str) -> None:
+    assert renamed_text(text, country, "Leopold") == renamed

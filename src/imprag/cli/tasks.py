@@ -1,4 +1,4 @@
-"""``imprag tasks``: list, build, import, import-squad."""
+"""``imprag tasks``: list, build, import, import-squad, rename."""
 
 import json as json_module
 import sys
@@ -134,6 +134,31 @@ def import_squad(file: str, *, out: Path, split: str = "train", json: Json = Fal
     from imprag.tasks.squad import import_squad
 
     _print_counts(import_squad(file, out, split), json)
+    print(f"wrote {out}", file=sys.stderr)
+
+
+@tasks.command
+def rename(
+    benchmark: str, *, out: Path, copies: int = 12, seed: int = 0, json: Json = False
+) -> None:
+    """Make passages and questions about the training countries under other names.
+
+    For training: of a few countries a retriever learns the names by heart.
+
+    Examples:
+
+    - `imprag tasks rename factbook-bench --out renamed`
+
+    Args:
+        benchmark: The folder of the factbook benchmark.
+        out: The folder to make, with `passages.jsonl` and `questions.jsonl`.
+        copies: New names of each country.
+        seed: Draws names and wordings.
+        json: Print the counts as one JSON object.
+    """
+    from imprag.tasks.factbook.renamed import rename_countries
+
+    _print_counts(rename_countries(benchmark, out, copies, seed), json)
     print(f"wrote {out}", file=sys.stderr)
 
 

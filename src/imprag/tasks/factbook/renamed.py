@@ -1,0 +1,191 @@
+"""The training countries under other names (beyond the paper).
+
+Of 152 countries a retriever learns the names by heart, and of other countries it tells one from
+another badly: it has never needed to. Under new names there are as many countries as there are
+words, and nothing but the name in the prompt says which passage is meant. Substituted entities
+come from Longpre et al. (2021), who use them to see whether a model reads or remembers.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from tqdm import tqdm
+
+from imprag.corpus import Passage, load_corpus
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path
+from imprag.tasks.example import Answer, Example, read_examples, write_examples
+from imprag.tasks.factbook import tasks
+from imprag.tasks.factbook.build import load_benchmark
+from imprag.tasks.factbook.splits import choose, drawn, split_by_passage
+from imprag.tasks.squad import PASSAGES, QUESTIONS
+
+# Capitalised within a sentence.
+_PROPER = re.compile(r"(?<=[a-z,;(] )[A-Z][a-zà-ÿ]{2,}\b")
+_LOWER = re.compile(r"\b[a-zà-ÿ]{3,}\b")
+_WORD = re.compile(r"[^\W\d_]+")
+_STEM = 5  # letters: no country may be called "Sudanese" where Sudan is held out
+_RARELY = 0.2  # as often as this in lower case, for each time with a capital
+_COMPOUND_EVERY = 7
+_COMPOUNDS = (
+    *("North {}", "South {}", "East {}", "West {}", "New {}", "Upper {}", "Saint {}"),
+    *("Republic of {}", "{} Islands", "{} Island", "{} City", "{} Strip"),
+)
+
+
+def rename_countries(
+    benchmark: str | Path, out: str | Path, copies: int = 12, seed: int = 0
+) -> dict[str, int]:
+    """Make a folder of the training countries' passages and questions under new names.
+
+    Every country has a new name in every copy: a proper noun of the training texts, as it is or in
+    a compound such as ``South Leopold``; never a word of the name of a country. A copy asks for
+    each of the country's facts in one of its wordings, and holds the passages that state them.
+
+    Args:
+        benchmark: folder of the factbook benchmark; its questions of ``train`` are renamed.
+        out: folder to make, with ``passages.jsonl`` (a corpus) and ``questions.jsonl`` (examples
+            of the task ``factbook/qa``).
+        copies: new names of each country.
+        seed: draws names and wordings.
+
+    Returns:
+        The numbers of ``names``, ``passages`` and ``questions``.
+
+    Raises:
+        ImpRAGError: the benchmark is none or made from another corpus, there are not enough names,
+            or the folder is taken or cannot be written.
+    """
+    benchmark, out = Path(benchmark), Path(out)
+    if out.exists():
+        raise ImpRAGError(f"{out} exists already; delete it or choose another folder")
+    manifest = load_benchmark(benchmark)
+    corpus = load_corpus("default")
+    if manifest["corpus"]["fingerprint"] != corpus.fingerprint:
+        raise ImpRAGError(f"{benchmark} was made from another version of the corpus; build it anew")
+    file = benchmark / manifest["tasks"][tasks.QA.name]["splits"]["train"]["file"]
+    asked: dict[str, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
+    for example in read_examples(file):
+        asked[example.meta["country"]][example.meta["relation"]].append(example)
+    split_of = split_by_passage(manifest)
+    training = [passage for passage in corpus if split_of(passage) == "train"]
+    passage_of = {passage.id: passage for passage in training}
+    countries = [name for names in manifest["splits"]["countries"].values() for name in names]
+    words = _words((passage.text for passage in training), countries)
+    if not 1 <= copies <= len(words) // len(asked):
+        raise ImpRAGError(
+            f"{len(words):,} words can name {len(asked)} countries at most "
+            f"{len(words) // len(asked)} times, not {copies}"
+        )
+    names = iter(_drawn_names(words[: copies * len(asked)], seed))
+    texts: dict[str, dict[str, str]] = {}
+
+    def questions() -> Iterator[Example]:
+        rows = tqdm(range(copies), "renaming", unit=" copies", disable=None)
+        for copy, country in product(rows, sorted(asked)):
+            entity = _Renamed(country, next(names), copy)
+            for relation, wordings in sorted(asked[country].items()):
+                question = choose(wordings, seed, "renamed", entity.name, relation)
+                if (renamed := entity.question(question)) is None:
+                    continue
+                for id in question.gold_ids:
+                    text = entity.passage(passage_of[id])
+                    texts.setdefault(text["id"], text)
+                yield renamed
+
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        count = write_examples(folder / QUESTIONS, questions())
+        with open(folder / PASSAGES, "w", encoding="utf-8") as stream:
+            for text in texts.values():
+                stream.write(json.dumps(text, ensure_ascii=False) + "\n")
+    return {"names": copies * len(asked), "passages": len(texts), "questions": count}
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A country under a new name, in one of the copies."""
+
+    country: str
+    name: str
+    copy: int
+
+    def question(self, example: Example) -> Example | None:
+        """The question about the country that is called so; None if it does not name it."""
+        asked = self._renamed(example.input)
+        if asked == example.input:
+            return None
+        return Example(
+            id=self._id(example.id),
+            input=asked[0].upper() + asked[1:],
+            output=[
+                Answer(
+                    self._renamed(each.answer),
+                    [{"passage_id": self._id(ref["passage_id"])} for ref in each.provenance],
+                )
+                for each in example.output
+            ],
+            meta={"country": self.name, "relation": example.meta["relation"]},
+            task=tasks.QA.name,
+        )
+
+    def passage(self, passage: Passage) -> dict[str, str]:
+        return {
+            "id": self._id(passage.id),
+            "title": passage.title.replace(self.country, self.name),
+            "text": self._renamed(passage.text),
+        }
+
+    def _id(self, id: str) -> str:
+        return f"renamed-{self.copy}/{id}"
+
+    def _renamed(self, text: str) -> str:
+        return renamed_text(text, self.country, self.name)
+
+
+def renamed_text(text: str, country: str, name: str) -> str:
+    """The text with another name for a country, which has no article and a plain genitive."""
+    old = re.escape(country.removeprefix("The "))
+    return re.sub(
+        rf"\b(?:[Tt]he )?{old}(?P<genitive>'(?!\w))?(?!\w)",
+        lambda found: name + ("'s" if found["genitive"] else ""),
+        text,
+    )
+
+
+def _words(texts: Iterable[str], countries: Iterable[str]) -> list[str]:
+    """Proper nouns, the most frequent first, without words of the countries' names."""
+    proper: Counter[str] = Counter()
+    lower: Counter[str] = Counter()
+    for text in texts:
+        proper.update(_PROPER.findall(text))
+        lower.update(_LOWER.findall(text))
+    taken = {word for country in countries for word in _WORD.findall(country)}
+    stems = tuple(word[:_STEM] for word in taken if len(word) >= _STEM)
+    return sorted(
+        (
+            word
+            for word, times in proper.items()
+            if times > 1
+            and lower[word.lower()] <= _RARELY * times
+            and word not in taken
+            and not word.startswith(stems)
+        ),
+        key=lambda word: (-proper[word], word),
+    )
+
+
+def _drawn_names(words: Sequence[str], seed: int) -> list[str]:
+    """The words in random order, some of them in a compound."""
+    names = sorted(words, key=lambda word: drawn(seed, "renamed", word))
+    return [
+        choose(_COMPOUNDS, seed, "compound", word).format(word)
+        if number % _COMPOUND_EVERY == 0
+        else word
+        for number, word in enumerate(names)
+    ]
