@@ -1,5 +1,6 @@
 """The built benchmark: what it promises about its examples, splits, gold passages and leaks."""
 
+import json
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from imprag.cli import main
 from imprag.corpus import factbook_fields, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.files import sha256, write_json
@@ -455,8 +457,12 @@ def _split(built: Built, kind: str) -> dict[str, str]:
     }
 
 
-def test_renamed_countries(built: Built, tmp_path: Path) -> None:
-    counts = rename_countries(built.folder, tmp_path / "renamed", copies=2)
+def test_renamed_countries(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(built.folder), "--out", str(tmp_path / "renamed")]
+    assert main(["tasks", "rename", *paths, "--copies", "2", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
     questions = list(read_examples(tmp_path / "renamed/questions.jsonl"))
     corpus = load_corpus(str(tmp_path / "renamed/passages.jsonl"))
     train = built.manifest["splits"]["countries"]["train"]

@@ -309,15 +309,56 @@ def test_grids_cross_entities_and_relations(corpus: Corpus) -> None:
     assert any(len(batch.passages) < len(batch.examples) for batch in batches)
 
 
+def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
+    generator = np.random.default_rng(0)
+    source = facts(24, 3)
+    drawn = generator.normal(size=(24, 4))
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    names = {f"entity {n}": vector for n, vector in enumerate(drawn)}
+    given = BatchSettings(kind="grid", grid=(4, 3), alike_rows=True, hard_negatives=0, candidates=1)
+    cells = {example.group for example in source.examples}
+
+    def likeness(plan: Plan) -> float:
+        """Mean cosine of the entities of a batch, over an epoch."""
+        batches = epoch_of(plan, len(cells))
+        asked = [[plan.examples[index].group for index in batch.examples] for batch in batches]
+        assert sorted(group for groups in asked for group in groups) == sorted(cells)
+        means = []
+        for groups in asked:
+            of_batch = np.stack([names[name] for name in sorted({name for name, _ in groups})])
+            assert len(of_batch) == 4
+            means.append((of_batch @ of_batch.T)[np.triu_indices(4, 1)].mean())
+        return float(np.mean(means))
+
+    alike = [likeness(Plan([source], given, corpus, seed, names)) for seed in range(5)]
+    random = [likeness(Plan([source], given, corpus, seed)) for seed in range(5)]
+    assert min(alike) > max(random) + 0.1
+    one, other = (Plan([source], given, corpus, seed, names)(0).examples for seed in (0, 1))
+    assert one != other  # other groups each time
+
+
 @settings(max_examples=25)
 @given(
-    st.integers(1, 9), st.integers(2, 9), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)
+    st.integers(1, 9),
+    st.integers(2, 9),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.booleans(),
 )
 def test_every_cell_comes_once_an_epoch_and_wordings_take_turns(
-    corpus: Corpus, entities: int, relations: int, wordings: int, rows: int, columns: int
+    corpus: Corpus,
+    entities: int,
+    relations: int,
+    wordings: int,
+    rows: int,
+    columns: int,
+    alike: bool,
 ) -> None:
     source = facts(entities, relations, wordings)
-    plan = grid_plan(corpus, [source], grid=(rows, columns))
+    names = {f"entity {n}": np.array([n % 3, n % 4, 1.0]) for n in range(entities)}
+    given = BatchSettings(kind="grid", grid=(rows, columns), hard_negatives=0, candidates=1)
+    plan = Plan([source], given, corpus, names=names if alike else None)
     cells = {example.group for example in source.examples}
     seen: list[int] = []
     step = 0

@@ -30,6 +30,8 @@ from imprag.model.base import load_base_model
 from imprag.model.pretrained import EMBEDDINGS
 from imprag.training import run as training_run
 from imprag.training.adapters import add_adapters, begin_with, halve_frozen
+from imprag.training.data import load_sources
+from imprag.training.names import name_vectors
 from imprag.training.recipe import LoraGroup, LoraSettings, Recipe
 from imprag.training.run import check_fsdp, train, training_time
 
@@ -115,6 +117,34 @@ def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path
     assert first == [f"p{number}" for number in range(FACTS)]
     answers = [answer.answer for answer in rag.generate(prompts, max_new_tokens=3)]
     assert answers == [question["output"][0]["answer"] for question in questions]
+
+
+def test_grids_of_alike_entities(world: Path, tmp_path: Path) -> None:
+    lines = (world / "nq.jsonl").read_text().splitlines()
+    questions = [json.loads(line) for line in lines]
+    for question in questions:
+        country, relation = question["input"].split()
+        question["meta"] = {"country": country, "relation": relation}
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(json.dumps(question) + "\n" for question in questions))
+    settings = recipe(
+        world,
+        batch={"kind": "grid", "grid": [3, 3], "alike_rows": True},
+        train={"steps": 6, "precision": "fp32", "save_steps": 6},
+    )
+    # Beside those, questions about titles without relations, which have grids of their own.
+    named = settings.data[0].model_copy(update={"tasks": str(facts)})
+    settings = settings.model_copy(update={"data": (named, settings.data[0])})
+    assert train(settings, tmp_path / "run")["steps"] == 6
+
+    lm, tokenizer = load_base_model(world / "lm", torch.float32)
+    vectors = name_vectors(load_sources(settings, load_corpus(settings.corpus)), lm, tokenizer)
+    assert sorted(vectors) == [f"w{10 + n}" for n in range(8)]
+    ids = tokenizer(sorted(vectors), add_special_tokens=False)["input_ids"]
+    weight = lm.get_input_embeddings().weight.detach()[[token for (token,) in ids]]
+    expected = torch.nn.functional.normalize(weight - weight.mean(0), dim=1)
+    found = torch.stack([torch.from_numpy(vectors[name]) for name in sorted(vectors)])
+    torch.testing.assert_close(found, expected.double(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

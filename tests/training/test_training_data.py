@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from imprag.corpus import Corpus, Passage
+from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.files import sha256, write_json
 from imprag.tasks import Answer, Example, TaskExamples, load_task, write_examples
@@ -281,3 +281,15 @@ def test_files_of_examples(corpus: Corpus, tmp_path: Path) -> None:
     poor = Corpus.build([Passage("p", "", "One.")], tmp_path / "poor")
     with pytest.raises(ImpRAGError, match="no passage of .* gives an example of"):
         load_sources(recipe({"synthetic": "sentence_generation"}), poor)
+
+
+def test_synthetic_examples_of_one_of_the_corpora(corpus: Corpus, tmp_path: Path) -> None:
+    for name, passages in (("first", PASSAGES[:3]), ("second", PASSAGES[3:])):
+        Corpus.build(passages, tmp_path / name)
+    paths = [str(tmp_path / name) for name in ("first", "second")]
+    data = ({"synthetic": "title", "corpus": paths[1]}, {"synthetic": "title"})
+    both = load_corpus(paths)
+    second, everywhere = load_sources(Recipe(corpus=paths, data=data), both)
+    # Rows are those of the whole.
+    assert {row for one in second.examples for row in one.positives} == set(range(3, 12))
+    assert {row for one in everywhere.examples for row in one.positives} == set(range(12))

@@ -22,6 +22,7 @@ from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.drawing import (
     Epochs,
     Mixture,
+    NameVectors,
     QuestionsAbout,
     grid_epochs,
     sample,
@@ -139,6 +140,7 @@ class Plan:
         settings: of batches.
         corpus: that the rows belong to.
         seed: of all that is drawn.
+        names: of the entities of grids, for ``alike_rows``.
 
     Attributes:
         examples: of all sources, in order; batches name them by their number.
@@ -154,6 +156,7 @@ class Plan:
         settings: BatchSettings,
         corpus: Corpus,
         seed: int = 0,
+        names: NameVectors | None = None,
     ) -> None:
         _check(sources, settings, corpus)
         self.settings = settings
@@ -173,7 +176,8 @@ class Plan:
             self.examples += source.examples
             if settings.kind == "grid" and _has_grid(source):
                 grids[number] = source.weight
-                maker = grid_epochs(self.examples, indices, settings.grid, random.Random(key))
+                generator = random.Random(key)
+                maker = grid_epochs(self.examples, indices, settings.grid, generator, names)
             else:
                 singles[number] = source.weight
                 maker = single_epochs(indices)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from imprag.corpus import Corpus, Passage
+from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.tasks import Example, TaskExamples, load_benchmark, load_task
 from imprag.tasks.factbook.splits import SPLITS, split_by_passage
@@ -156,6 +156,7 @@ def synthetic_examples(
     kind: Synthetic,
     corpus: Corpus,
     *,
+    part: Corpus | None = None,
     limit: int | None = None,
     seed: int = 0,
     keep: Callable[[Passage], bool] = lambda passage: True,
@@ -165,12 +166,14 @@ def synthetic_examples(
     Those that retrieve have the passage that they are made from as their positive.
 
     Args:
+        part: of the corpus, that the passages are drawn from; if not given, all of it.
         limit: at most so many.
         keep: says which passages may be used.
     """
     task = load_task(kind)
-    rows = random.Random(f"{seed} {kind}").sample(range(len(corpus)), len(corpus))
-    passages = filter(keep, (corpus[row] for row in rows))
+    part = corpus if part is None else part
+    rows = random.Random(f"{seed} {kind}").sample(range(len(part)), len(part))
+    passages = filter(keep, (part[row] for row in rows))
     if kind == "corpus_text":
         whole = (TrainingExample(f"{kind}-{one.id}", "", one.text) for one in passages)
         return list(islice(whole, limit))
@@ -186,11 +189,12 @@ def synthetic_examples(
 def _synthetic_source(
     source: SyntheticSource, corpus: Corpus, seed: int, keep: Callable[[Passage], bool]
 ) -> TrainingSource:
+    part = load_corpus(source.corpus) if source.corpus else corpus
     examples = synthetic_examples(
-        source.synthetic, corpus, limit=source.limit, seed=seed, keep=keep
+        source.synthetic, corpus, part=part, limit=source.limit, seed=seed, keep=keep
     )
     if not examples:
-        raise ImpRAGError(f"no passage of {corpus.path} gives an example of {source.synthetic}")
+        raise ImpRAGError(f"no passage of {part.path} gives an example of {source.synthetic}")
     return TrainingSource(source.synthetic, examples, source.weight)
 
 

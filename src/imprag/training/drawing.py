@@ -8,6 +8,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from imprag.training.data import TrainingExample
 
 Item = TypeVar("Item")
@@ -15,6 +18,8 @@ Item = TypeVar("Item")
 Bundle = tuple[int, ...]
 #: Makes the bundles of an epoch, in order, from the number of the epoch and its randomness.
 EpochMaker = Callable[[int, random.Random], list[Bundle]]
+#: Unit vectors by name; names that are alike have like vectors.
+NameVectors = Mapping[str, npt.NDArray[np.floating]]
 
 _DECK = 1000  # draws after which every source has had its share
 
@@ -76,10 +81,15 @@ def grid_epochs(
     indices: Sequence[int],
     shape: tuple[int, int],
     generator: random.Random,
+    names: NameVectors | None = None,
 ) -> EpochMaker:
-    """Grids of ``shape`` with every cell once an epoch, its wordings taking turns."""
+    """Grids of ``shape`` with every cell once an epoch, its wordings taking turns.
+
+    With ``names``, entities that are alike stand in one grid.
+    """
     rows, columns = shape
     facts = all(len(examples[index].group) == 2 for index in indices)
+    height, alike = (rows, names) if facts else (1, None)
     cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index in shuffled(indices, generator):
         entity, *relation = examples[index].group
@@ -88,7 +98,7 @@ def grid_epochs(
 
     def epoch(number: int, generator: random.Random) -> list[Bundle]:
         tiles = []
-        for entities in _chunks(shuffled(sorted(cells), generator), rows if facts else 1):
+        for entities in _grouped(sorted(cells), height, alike, generator):
             relations = sorted({relation for entity in entities for relation in cells[entity]})
             for chunk in _chunks(shuffled(relations, generator), columns):
                 wordings = [
@@ -157,6 +167,27 @@ def _packed(tiles: Iterable[Bundle], size: int) -> list[Bundle]:
         else:
             bundles.append(tile)
     return bundles
+
+
+def _grouped(
+    entities: Sequence[str], size: int, names: NameVectors | None, generator: random.Random
+) -> list[Sequence[str]]:
+    """Groups as of `_chunks`, at random or, with ``names``, of entities that are alike.
+
+    Those are halved, and the halves again, between two of them that are drawn each time.
+    """
+    if names is None or len(entities) <= size:
+        return _chunks(shuffled(entities, generator), size)
+    one, other = generator.sample(entities, 2)
+    direction = names[one] - names[other]
+    ranked = sorted(entities, key=lambda name: float(names[name] @ direction))
+    groups = -(-len(ranked) // size)
+    middle = len(ranked) * (groups // 2) // groups
+    return [
+        group
+        for half in (ranked[:middle], ranked[middle:])
+        for group in _grouped(half, size, names, generator)
+    ]
 
 
 def _chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

@@ -171,6 +171,7 @@ def _plan_synthetic(
         examples = source.limit or ASSUMED_EXAMPLES
         drawn: list[Example] = []
     else:
+        corpus = load_corpus(source.corpus) if source.corpus else corpus
         examples = min(len(corpus), source.limit or len(corpus))
         make = maker_of(source.synthetic)
         drawn = list(make(corpus[i] for i in _spread(len(corpus))))

@@ -223,10 +223,12 @@ class SyntheticSource(Section):
         synthetic: the paper's two tasks, and its plain corpus text (about 10 % of training), all
             without retrieval; the others retrieve the passages that they are made from (beyond the
             paper, see `imprag.tasks.self_supervised`).
+        corpus: which of the recipe's corpora the passages are of; if not given, of any.
         weight, limit: as for :class:`TaskSource`.
     """
 
     synthetic: Synthetic
+    corpus: Location | None = None
     weight: PositiveFloat = 1.0
     limit: PositiveInt | None = None
 
@@ -293,6 +295,9 @@ class BatchSettings(Section):
             for the others (beyond the paper).
         examples: prompts of a batch of kind ``examples``; the paper gives no figure.
         grid: rows and columns of a batch of kind ``grid``.
+        alike_rows: entities whose names the base model's token embeddings put side by side stand in
+            one grid, so that each is a hard negative for the others; else they are drawn at random
+            (beyond the paper).
         others: prompts of the sources that fill no grid, beside every grid; all of them are
             retrieval-free or have no place in one.
         positives: right passages of each prompt in a batch, at most (paper: 5).
@@ -316,6 +321,7 @@ class BatchSettings(Section):
     kind: Literal["examples", "grid"] = "examples"
     examples: PositiveInt = 8
     grid: tuple[PositiveInt, PositiveInt] = (6, 6)
+    alike_rows: bool = False
     others: NonNegativeInt = 0
     positives: PositiveInt = 5
     answer_check: bool = True
@@ -332,6 +338,8 @@ class BatchSettings(Section):
         points = [step.after for step in self.passage_tokens]
         if points and (points[0] != 0 or sorted(set(points)) != points):
             raise ImpRAGError("passage_tokens must begin with after: 0 and go upwards")
+        if self.alike_rows and self.kind != "grid":
+            raise ImpRAGError("alike_rows is for grids, but batch.kind is examples")
         if self.generate is not None and self.generate > self.prompts:
             raise ImpRAGError(
                 f"generate is {self.generate}, but a batch has {self.prompts} prompts"
@@ -613,6 +621,12 @@ class Recipe(Section):
                 f"batch.passage_tokens goes up to {longest}, but model.max_passage_tokens is "
                 f"{self.model.max_passage_tokens}"
             )
+        for source in self.data:
+            if isinstance(source, SyntheticSource) and source.corpus not in (None, *self.corpus):
+                raise ImpRAGError(
+                    f"{source.synthetic} is to be made from {source.corpus}, which is none of the "
+                    f"recipe's corpora: {', '.join(self.corpus)}"
+                )
         if self.stages.warmup.score_distillation and self.teacher.retriever == "bm25":
             raise ImpRAGError(
                 "stages.warmup.score_distillation needs the scores of a bi-encoder: set "

@@ -23,6 +23,7 @@ from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
 from imprag.training.mean import move_back, trained_weights
+from imprag.training.names import name_vectors
 from imprag.training.own_ranks import OwnRanks
 from imprag.training.recipe import Recipe, load_recipe
 from imprag.training.schedule import Schedule
@@ -66,12 +67,13 @@ def train(
         corpus = load_corpus(recipe.corpus)
         sources = load_sources(recipe, corpus)
         evaluate = evaluator(corpus, out / "development") if evaluator else None
-    plan = Plan(sources, recipe.batch, corpus, recipe.train.seed)
-    schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
 
     set_seed(recipe.train.seed)
     # Weights stay in float32; autocast computes in bfloat16.
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
+    names = name_vectors(sources, lm, tokenizer) if recipe.batch.alike_rows else None
+    plan = Plan(sources, recipe.batch, corpus, recipe.train.seed, names)
+    schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
     config = recipe.model.to_config()
     fingerprint = weights_fingerprint(lm, len(lm.base_model.layers))
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)

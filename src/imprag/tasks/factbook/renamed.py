@@ -93,9 +93,9 @@ def rename_countries(
                 question = choose(wordings, seed, "renamed", entity.name, relation)
                 if (renamed := entity.question(question)) is None:
                     continue
-                for id in question.gold_ids:
-                    text = entity.passage(passage_of[id])
-                    texts.setdefault(text["id"], text)
+                for old, new in zip(question.gold_ids, renamed.gold_ids, strict=True):
+                    if new not in texts:
+                        texts[new] = {"id": new, **entity.passage(passage_of[old])}
                 yield renamed
 
     with atomic_path(out) as folder:
@@ -136,7 +136,6 @@ class _Renamed:
 
     def passage(self, passage: Passage) -> dict[str, str]:
         return {
-            "id": self._id(passage.id),
             "title": passage.title.replace(self.country, self.name),
             "text": self._renamed(passage.text),
         }
