@@ -1,7 +1,6 @@
 """SQuAD as an open corpus: its paragraphs become passages, and its questions come without them."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +9,9 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path
-from imprag.tasks.example import Example, answers, write_examples
+from imprag.tasks.example import Example, answers
+from imprag.tasks.open_corpus import check_free, write_open_corpus
 from imprag.tasks.records import Record, read_records
-
-PASSAGES = "passages.jsonl"
-QUESTIONS = "questions.jsonl"
 
 
 def import_squad(source: str | Path, out: str | Path, split: str = "train") -> dict[str, int]:
@@ -38,8 +34,7 @@ def import_squad(source: str | Path, out: str | Path, split: str = "train") -> d
         ImpRAGError: the source is not in its format, or the folder is taken or cannot be written.
     """
     out = Path(out)
-    if out.exists():
-        raise ImpRAGError(f"{out} exists already; delete it or choose another folder")
+    check_free(out)
     passages: dict[str, tuple[str, str]] = {}
 
     def examples() -> Iterator[Example]:
@@ -51,18 +46,11 @@ def import_squad(source: str | Path, out: str | Path, split: str = "train") -> d
                 output = [replace(answer, provenance=[{"passage_id": id}]) for answer in found]
                 asked = question.text("question").strip()
                 yield Example(question.identifier("id"), asked, output, task="squad")
-
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        progress = tqdm(examples(), "SQuAD", unit=" questions", disable=None)
-        questions = write_examples(folder / QUESTIONS, progress)
-        if not questions:
+        if not passages:
             raise ImpRAGError(f"{source} has no question with an answer")
-        with open(folder / PASSAGES, "w", encoding="utf-8") as file:
-            for id, (title, text) in passages.items():
-                passage = {"id": id, "title": title, "text": text}
-                file.write(json.dumps(passage, ensure_ascii=False) + "\n")
-    return {"passages": len(passages), "questions": questions}
+
+    progress = tqdm(examples(), "SQuAD", unit=" questions", disable=None)
+    return write_open_corpus(out, progress, passages)
 
 
 def _questions(records: Iterable[Record]) -> Iterator[tuple[str, str, Record]]:

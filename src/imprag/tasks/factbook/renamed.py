@@ -6,7 +6,6 @@ words, and nothing but the name in the prompt says which passage is meant. Subst
 come from Longpre et al. (2021), who use them to see whether a model reads or remembers.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,12 +17,11 @@ from tqdm import tqdm
 
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path
-from imprag.tasks.example import Answer, Example, read_examples, write_examples
+from imprag.tasks.example import Answer, Example, read_examples
 from imprag.tasks.factbook import tasks
 from imprag.tasks.factbook.build import load_benchmark
 from imprag.tasks.factbook.splits import choose, drawn, split_by_passage
-from imprag.tasks.squad import PASSAGES, QUESTIONS
+from imprag.tasks.open_corpus import check_free, write_open_corpus
 
 # Capitalised within a sentence.
 _PROPER = re.compile(r"(?<=[a-z,;(] )[A-Z][a-zà-ÿ]{2,}\b")
@@ -62,8 +60,7 @@ def rename_countries(
             or the folder is taken or cannot be written.
     """
     benchmark, out = Path(benchmark), Path(out)
-    if out.exists():
-        raise ImpRAGError(f"{out} exists already; delete it or choose another folder")
+    check_free(out)
     manifest = load_benchmark(benchmark)
     corpus = load_corpus("default")
     if manifest["corpus"]["fingerprint"] != corpus.fingerprint:
@@ -83,7 +80,7 @@ def rename_countries(
             f"{len(words) // len(asked)} times, not {copies}"
         )
     names = iter(_drawn_names(words[: copies * len(asked)], seed))
-    texts: dict[str, dict[str, str]] = {}
+    passages: dict[str, tuple[str, str]] = {}
 
     def questions() -> Iterator[Example]:
         rows = tqdm(range(copies), "renaming", unit=" copies", disable=None)
@@ -94,17 +91,11 @@ def rename_countries(
                 if (renamed := entity.question(question)) is None:
                     continue
                 for old, new in zip(question.gold_ids, renamed.gold_ids, strict=True):
-                    if new not in texts:
-                        texts[new] = {"id": new, **entity.passage(passage_of[old])}
+                    if new not in passages:
+                        passages[new] = entity.passage(passage_of[old])
                 yield renamed
 
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        count = write_examples(folder / QUESTIONS, questions())
-        with open(folder / PASSAGES, "w", encoding="utf-8") as stream:
-            for text in texts.values():
-                stream.write(json.dumps(text, ensure_ascii=False) + "\n")
-    return {"names": copies * len(asked), "passages": len(texts), "questions": count}
+    return {"names": copies * len(asked), **write_open_corpus(out, questions(), passages)}
 
 
 @dataclass(frozen=True)
@@ -134,11 +125,9 @@ class _Renamed:
             task=tasks.QA.name,
         )
 
-    def passage(self, passage: Passage) -> dict[str, str]:
-        return {
-            "title": passage.title.replace(self.country, self.name),
-            "text": self._renamed(passage.text),
-        }
+    def passage(self, passage: Passage) -> tuple[str, str]:
+        """The title and text of a passage about the country that is called so."""
+        return passage.title.replace(self.country, self.name), self._renamed(passage.text)
 
     def _id(self, id: str) -> str:
         return f"renamed-{self.copy}/{id}"

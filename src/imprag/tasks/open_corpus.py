@@ -1,0 +1,47 @@
+"""A folder of passages and of questions that need them, for training and evaluation."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path
+from imprag.tasks.example import Example, write_examples
+
+PASSAGES = "passages.jsonl"
+QUESTIONS = "questions.jsonl"
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder that is there already, before any work is done for it.
+
+    Raises:
+        ImpRAGError: it is.
+    """
+    if out.exists():
+        raise ImpRAGError(f"{out} exists already; delete it or choose another folder")
+
+
+def write_open_corpus(
+    out: Path, questions: Iterable[Example], passages: Mapping[str, tuple[str, str]]
+) -> dict[str, int]:
+    """Write ``questions.jsonl`` and ``passages.jsonl`` into a new folder, both or none.
+
+    Args:
+        passages: title and text by id. They are written last, so that ``questions`` may bring them
+            as they are read.
+
+    Returns:
+        The numbers of ``passages`` and ``questions``.
+
+    Raises:
+        ImpRAGError: the folder cannot be written.
+    """
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        count = write_examples(folder / QUESTIONS, questions)
+        with open(folder / PASSAGES, "w", encoding="utf-8") as file:
+            for id, (title, text) in passages.items():
+                passage = {"id": id, "title": title, "text": text}
+                file.write(json.dumps(passage, ensure_ascii=False) + "\n")
+    return {"passages": len(passages), "questions": count}
