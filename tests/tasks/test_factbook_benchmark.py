@@ -25,6 +25,7 @@ from imprag.tasks.factbook.names import Country, read_countries
 from imprag.tasks.factbook.relations import load_relations
 from imprag.tasks.factbook.renamed import rename_countries, renamed_text
 from imprag.tasks.matching import contains_answer
+from imprag.tasks.self_supervised import lookup
 
 EIGHT = {
     *("factbook/qa", "factbook/qa_unseen", "factbook/two_hop", "factbook/trex"),
@@ -494,6 +495,26 @@ def test_renamed_countries(
         for passage in corpus.passages(corpus.rows(question.gold_ids)):
             assert passage.title.startswith(f"{name}, ")
             assert contains_answer(passage.text, question.answers)
+
+
+def test_names_come_from_other_corpora_too_short_ones_first(built: Built, tmp_path: Path) -> None:
+    texts = ["We met old Zyq and Quobblestonehenge, then Zyq and Quobblestonehenge again."]
+    lines = [json.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts)]
+    (tmp_path / "more.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    names = {}
+    for kind, tokens in {"short": len, "long": lambda word: -len(word)}.items():
+        rename_countries(
+            built.folder, tmp_path / kind, 1, names_from=[tmp_path / "more.jsonl"], tokens=tokens
+        )
+        read = read_examples(tmp_path / kind / "questions.jsonl")
+        names[kind] = " ".join({question.meta["country"] for question in read})
+    assert "Zyq" in names["short"] and "Quobble" not in names["short"]
+    assert "Quobble" in names["long"] and "Zyq" not in names["long"]
+    # Their fields can be looked up, as those of real countries.
+    corpus = load_corpus(str(tmp_path / "short/passages.jsonl"))
+    made = list(lookup(corpus))
+    assert len(made) > 100
+    assert all(example.meta["country"] in names["short"] for example in made)
 
 
 def test_renaming_refuses_what_it_cannot_do(built: Built, tmp_path: Path) -> None:

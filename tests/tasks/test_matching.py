@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imprag.tasks.matching import contains_answer
+from imprag.tasks.matching import AnswerFinder, contains_answer
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,13 @@ def test_contains_answer_equals_a_search_in_token_lists(text: list[str], answer:
     places = range(len(text) - len(answer) + 1)
     expected = bool(answer) and any(text[i : i + len(answer)] == answer for i in places)
     assert contains_answer(" ".join(text), [" ".join(answer)]) is expected
+
+
+words = st.lists(st.sampled_from(["ab", "cd", "AB", ".", "é", "1", " "])).map(" ".join)
+
+
+@settings(deadline=None)
+@given(st.lists(words, max_size=6), st.lists(words, max_size=3))
+def test_a_search_in_many_texts_equals_one_in_each(texts: list[str], answers: list[str]) -> None:
+    expected = {n for n, text in enumerate(texts) if contains_answer(text, answers)}
+    assert AnswerFinder(texts).texts_with(answers) == expected

@@ -309,6 +309,16 @@ def test_grids_cross_entities_and_relations(corpus: Corpus) -> None:
     assert any(len(batch.passages) < len(batch.examples) for batch in batches)
 
 
+def test_several_grids_make_a_batch(corpus: Corpus) -> None:
+    sources = [replace(facts(12, 3), name="a"), replace(facts(12, 4), name="b", weight=3.0)]
+    one = grid_plan(corpus, sources, grid=(4, 2))
+    three = grid_plan(corpus, sources, grid=(4, 2), grids=3)
+    for step in range(20):  # those that would have been batches of their own
+        grids = [one(3 * step + n).examples for n in range(3)]
+        assert three(step).examples == tuple(index for grid in grids for index in grid)
+    assert BatchSettings(kind="grid", grid=(4, 2), grids=3, others=5).prompts == 29
+
+
 def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
     generator = np.random.default_rng(0)
     source = facts(24, 3)

@@ -42,8 +42,8 @@ def test_there_are_recipes() -> None:
         "smollm2-default",
         "smollm2-distilled",
         "smollm2-factbook",
+        "smollm2-marks",
         "smollm2-reader",
-        "smollm2-renamed",
     ]
 
 
@@ -138,6 +138,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("teacher.hard_negatives=[50, 10]", "two ranks behind the 5 positives"),
         ("data.1.corpus=wiki10k", "from wiki10k, which is none of the recipe's corpora: default"),
         ("batch.alike_rows=true", "alike_rows is for grids, but batch.kind is examples"),
+        ("batch.grids=2", "grids is 2, but batch.kind is examples"),
         ("batch.generate=9", "generate is 9, but a batch has 8 prompts"),
         ("batch.passage_tokens=[{after: 0.5, tokens: 64}]", "must begin with after: 0"),
         ("batch.passage_tokens=[{after: 0, tokens: 999}]", "but model.max_passage_tokens is 256"),

@@ -139,7 +139,14 @@ def import_squad(file: str, *, out: Path, split: str = "train", json: Json = Fal
 
 @tasks.command
 def rename(
-    benchmark: str, *, out: Path, copies: int = 12, seed: int = 0, json: Json = False
+    benchmark: str,
+    *,
+    out: Path,
+    copies: int = 12,
+    names_from: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    model: str = "smollm2-135m",
+    seed: int = 0,
+    json: Json = False,
 ) -> None:
     """Make passages and questions about the training countries under other names.
 
@@ -148,17 +155,27 @@ def rename(
     Examples:
 
     - `imprag tasks rename factbook-bench --out renamed`
+    - `imprag tasks rename factbook-bench --copies 24 --names-from squad/passages.jsonl --out renamed`
 
     Args:
         benchmark: The folder of the factbook benchmark.
         out: The folder to make, with `passages.jsonl` and `questions.jsonl`.
         copies: New names of each country.
+        names_from: Further corpora, whose proper nouns are names, too.
+        model: Base model, or its folder: words of the fewest of its tokens are names first.
         seed: Draws names and wordings.
         json: Print the counts as one JSON object.
     """
+    from imprag.model.base import load_tokenizer
     from imprag.tasks.factbook.renamed import rename_countries
 
-    _print_counts(rename_countries(benchmark, out, copies, seed), json)
+    tokenizer = load_tokenizer(model)
+
+    def tokens(word: str) -> int:
+        return len(tokenizer.tokenize(f" {word}"))
+
+    counts = rename_countries(benchmark, out, copies, seed, names_from, tokens)
+    _print_counts(counts, json)
     print(f"wrote {out}", file=sys.stderr)
 
 

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import operator
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -183,14 +184,7 @@ class Corpus:
         Raises:
             IndexError: a row lies outside the corpus.
         """
-        batches: dict[int, pa.RecordBatch] = {}
-        found = []
-        for row in rows:
-            number, offset = divmod(range(len(self))[operator.index(row)], BATCH_ROWS)
-            if number not in batches:
-                batches[number] = self._batches.get_batch(number)
-            found.append(_passage(batches[number].slice(offset, 1).to_pylist()[0]))
-        return found
+        return [_passage(fields) for fields in self._records(rows)]
 
     def rows(self, ids: Sequence[str]) -> list[int]:
         """The rows of the passages with the given ids, in the given order.
@@ -211,10 +205,30 @@ class Corpus:
         starts = np.searchsorted(self._hashes, hashes, "left")
         ends = np.searchsorted(self._hashes, hashes, "right")
         # Different ids may share a hash, so the ids themselves are compared.
-        return [
-            next((row for row in self._rows[start:end].tolist() if self[row].id == wanted), None)
-            for wanted, start, end in zip(ids, starts, ends, strict=True)
-        ]
+        found: list[int | None] = [None] * len(ids)
+        asked = np.repeat(np.arange(len(ids)), ends - starts).tolist()
+        rows = [row for start, end in zip(starts, ends, strict=True) for row in self._rows[start:end]]
+        for number, row, record in zip(asked, rows, self._records(rows, ["id"]), strict=True):
+            if record["id"] == ids[number] and found[number] is None:
+                found[number] = int(row)
+        return found
+
+    def _records(
+        self, rows: Sequence[int], columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The columns, all if not given, of the given rows, in the given order."""
+        numbers = [range(len(self))[operator.index(row)] for row in rows]
+        places: dict[int, list[int]] = defaultdict(list)
+        for place, row in enumerate(numbers):
+            places[row // BATCH_ROWS].append(place)
+        found: list[dict[str, Any]] = [{}] * len(numbers)
+        for number, group in places.items():
+            batch = self._batches.get_batch(number)
+            batch = batch if columns is None else batch.select(columns)
+            taken = batch.take(pa.array([numbers[place] % BATCH_ROWS for place in group]))
+            for place, record in zip(group, taken.to_pylist(), strict=True):
+                found[place] = record
+        return found
 
     def _check_unique(self, passages: Iterable[Passage]) -> None:
         """Refuse ids that occur twice, naming file and line if ``passages`` knows them."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path
 from imprag.tasks.example import Example, write_examples
@@ -23,13 +24,13 @@ def check_free(out: Path) -> None:
 
 
 def write_open_corpus(
-    out: Path, questions: Iterable[Example], passages: Mapping[str, tuple[str, str]]
+    out: Path, questions: Iterable[Example], passages: Mapping[str, Passage]
 ) -> dict[str, int]:
     """Write ``questions.jsonl`` and ``passages.jsonl`` into a new folder, both or none.
 
     Args:
-        passages: title and text by id. They are written last, so that ``questions`` may bring them
-            as they are read.
+        passages: by id. They are written last, so that ``questions`` may bring them as they are
+            read.
 
     Returns:
         The numbers of ``passages`` and ``questions``.
@@ -41,7 +42,9 @@ def write_open_corpus(
         folder.mkdir()
         count = write_examples(folder / QUESTIONS, questions)
         with open(folder / PASSAGES, "w", encoding="utf-8") as file:
-            for id, (title, text) in passages.items():
-                passage = {"id": id, "title": title, "text": text}
-                file.write(json.dumps(passage, ensure_ascii=False) + "\n")
+            for each in passages.values():
+                fields = {"id": each.id, "title": each.title, "text": each.text}
+                if each.meta:
+                    fields["meta"] = dict(each.meta)
+                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
     return {"passages": len(passages), "questions": count}

@@ -40,6 +40,29 @@ _LOOKUPS = (
     "{label} ({entity}) State the value that belongs to this heading. A:",
     "Fill the table. Row: {entity}. Column: {label}. Cell:",
 )
+# A model that knows few marks takes an unknown one for something that was said.
+_SEPARATORS = (
+    *("|", "/", "->", "=>", "::", "#", ";", "--", "~", "==", "%", "@", "_", "\\", "<>"),
+    *("[OF]", "[FIELD]", "[NEXT]", "[COL]", "[REL]", "[ITEM]", "[TAB]", "[AND]", "[KEY]"),
+    *("<of>", "<tab>", "<field>", "</s>", "<|>", "(of)", "(property)", "{key}"),
+)
+_INSTRUCTIONS = (
+    *("", "A:", "Answer:", "Output:", "Value:"),
+    "Give the missing value. A:",
+    "Name the value only. A:",
+    "Write down what stands there. A:",
+    "Reply in a few words. A:",
+    "Return the entry that fits. A:",
+    "Find what belongs to these two and write it down. A:",
+    "Complete the triple. A:",
+    "State the fact that is asked for. A:",
+    "Use what you read, and say what the second is for the first. A:",
+    "What follows {separator} is asked about what precedes {separator}. A:",
+    "Behind {separator} stands an attribute, in front of {separator} whose it is: write its value. A:",
+    "{separator} parts a thing and one of its properties; give the property. A:",
+    "Read the words on both sides of {separator} as a question and answer it. A:",
+    "Tell what the words right of {separator} are for the thing left of {separator}. A:",
+)
 _KEYWORDS = (
     "{entity}: {words}",
     "{entity}, {words} What is known about this? A:",
@@ -55,12 +78,21 @@ _TITLES = (
     "{sentence} Under which heading of an encyclopedia does this belong? A:",
     "Heading for the following text: {sentence} A:",
 )
+_MARKS = (
+    *(("**", "**"), ("_", "_"), (">>", "<<"), ("[[", "]]"), ("{", "}"), ("(( ", " ))"), ("# ", " #")),
+    *(("<b>", "</b>"), ("<e>", "</e>"), ("<mark>", "</mark>"), ("<< ", " >>"), ("--> ", " <--")),
+    *(("[NAME] ", " [/NAME]"), ("[E1] ", " [/E1]"), ("[OPEN] ", " [CLOSE]"), ("[", "]")),
+    *(("[HERE] ", " [THERE]"), ("[FROM] ", " [TO]"), ("@@", "@@"), ("|", "|")),
+)
 _MENTIONS = (
-    'In the text "{before}**{name}**{after}", what is the name between asterisks? A:',
-    "{before}<b>{name}</b>{after} Describe what is in bold. A:",
-    "{before}_{name}_{after} Explain the underlined name in a few words. A:",
-    "{before}{name}{after} What is {name}? A:",
-    "{before}>>{name}<<{after} Say what the arrows point at. A:",
+    'In the text "{text}", what is the name between {begin} and {stop}? A:',
+    "{text} Describe what stands between {begin} and {stop}. A:",
+    "{text} Explain the marked name in a few words. A:",
+    "{text} What is {name}? A:",
+    "{text} Say what is marked by {begin} and {stop}. A:",
+    "{text} What kind of thing do {begin} and {stop} enclose in this text? A:",
+    "Describe what the text marks with {begin} and {stop}: {text} A:",
+    "{text} Look the marked entity up and write down the first words about it. A:",
 )
 # With the two answers that each asks for.
 _STATEMENTS = (
@@ -121,7 +153,13 @@ def lookup(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
             words = len(value.split())
             if label in known and not label.endswith("note") and 0 < words <= _LONGEST_VALUE:
                 entity, label = _entity(passage), label.replace(": ", ", ")
-                text = generator.choice(_LOOKUPS).format(entity=entity, label=label)
+                wording = generator.choice(_LOOKUPS)
+                if generator.random() < 0.5:
+                    separator = generator.choice(_SEPARATORS)
+                    instruction = generator.choice(_INSTRUCTIONS)
+                    instruction = instruction.replace("{separator}", separator)
+                    wording = f"{{entity}} {separator} {{label}} {instruction}".rstrip()
+                text = wording.replace("{entity}", entity).replace("{label}", label)
                 output = [Answer(value, [{"passage_id": passage.id}])]
                 yield Example(
                     f"lookup-{passage.id}/{label}",
@@ -177,8 +215,12 @@ def mention(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         ]
         if found:
             sentence, (start, end), name = generator.choice(found)
+            begin, stop = generator.choice(_MARKS)
             text = generator.choice(_MENTIONS).format(
-                before=sentence[:start], name=name, after=sentence[end:]
+                text=f"{sentence[:start]}{begin}{name}{stop}{sentence[end:]}",
+                name=name,
+                begin=begin.strip(),
+                stop=stop.strip(),
             )
             right = about[name][:_MENTIONED_PASSAGES]
             words = next(iter(split_sentences(right[0].text))).split()[:_LONGEST_DESCRIPTION]

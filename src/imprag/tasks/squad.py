@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from tqdm import tqdm
 
+from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.tasks.example import Example, answers
 from imprag.tasks.open_corpus import check_free, write_open_corpus
@@ -35,14 +36,14 @@ def import_squad(source: str | Path, out: str | Path, split: str = "train") -> d
     """
     out = Path(out)
     check_free(out)
-    passages: dict[str, tuple[str, str]] = {}
+    passages: dict[str, Passage] = {}
 
     def examples() -> Iterator[Example]:
         for title, text, question in _questions(read_records(source, split)):
             found = answers(answer.text("text") for answer in question.records("answers"))
             if found:
                 id = f"squad-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-                passages.setdefault(id, (title, text))
+                passages.setdefault(id, Passage(id, title, text))
                 output = [replace(answer, provenance=[{"passage_id": id}]) for answer in found]
                 asked = question.text("question").strip()
                 yield Example(question.identifier("id"), asked, output, task="squad")

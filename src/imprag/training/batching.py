@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks.matching import contains_answer
+from imprag.tasks.matching import AnswerFinder, contains_answer
 from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.drawing import (
     Epochs,
@@ -126,8 +126,8 @@ class _Asked(NamedTuple):
 class Plan:
     """All batches of a training: ``plan(step)`` is the batch of a step.
 
-    A batch of kind ``examples`` is drawn from all sources by their weights. One of kind ``grid`` is
-    a grid of one of the sources whose examples have a place in grids, drawn by their weights, with
+    A batch of kind ``examples`` is drawn from all sources by their weights. One of kind ``grid`` has
+    ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
     ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
     with one wording of each cell that has any; of sources with articles instead, it takes some
     questions about each of some articles. Small grids share a batch.
@@ -299,15 +299,14 @@ class Plan:
 
     def _drawn(self, step: int) -> list[int]:
         """The examples of a batch."""
-        indices: list[int] = []
-        count = self.settings.examples
+        counts = [(self._mixture, self.settings.examples)]
         if self.settings.kind == "grid":
-            source, position = self._grid_mixture.draw(step)
-            indices += self._epochs[source].bundle(position)
-            count = self.settings.others
-        for draw in range(step * count, (step + 1) * count):
-            source, position = self._mixture.draw(draw)
-            indices += self._epochs[source].bundle(position)
+            counts = [(self._grid_mixture, self.settings.grids), (self._mixture, self.settings.others)]
+        indices: list[int] = []
+        for mixture, count in counts:
+            for draw in range(step * count, (step + 1) * count):
+                source, position = mixture.draw(draw)
+                indices += self._epochs[source].bundle(position)
         return indices
 
     def _hard_negatives(self, example: TrainingExample, generator: random.Random) -> list[int]:
@@ -358,14 +357,17 @@ class Plan:
         """Which passages are right and which are wrong for every prompt that retrieves."""
         positive = np.zeros((len(examples), len(passages)), np.bool_)
         negative = np.zeros_like(positive)
+        place = {row: column for column, row in enumerate(passages)}
+        finder = AnswerFinder([self._text(row) for row in passages])
         for n, example in enumerate(examples):
             if example.positives:
-                right, known = set(example.positives), set(example.known)
-                positive[n] = [row in right for row in passages]
-                negative[n] = [
-                    not (row in right or row in known or self._may_answer(example, row))
-                    for row in passages
-                ]
+                right = [place[row] for row in example.positives if row in place]
+                unsure = {place[row] for row in example.known if row in place}
+                if self.settings.answer_check:
+                    unsure |= finder.texts_with(example.answers)
+                positive[n, right] = True
+                negative[n] = True
+                negative[n, [*right, *unsure]] = False
         return positive, negative
 
     def _may_answer(self, example: TrainingExample, row: int) -> bool:

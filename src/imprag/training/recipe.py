@@ -177,16 +177,24 @@ class TaskSource(Section):
             raise ImpRAGError("verify has wordings of its own; give it none")
         return self
 
-    def read(self) -> TaskExamples:
+    def read(self, known: dict[tuple[str, ...], TaskExamples] | None = None) -> TaskExamples:
         """All examples of the source, without its limit.
+
+        Args:
+            known: examples that sources have read before; what this one reads is added.
 
         Raises:
             ImpRAGError: they are missing or not in their format.
         """
-        if self.is_benchmark:
+        known = {} if known is None else known
+        place = (self.tasks, self.task, self.split)
+        if place in known:
+            found = known[place]
+        elif self.is_benchmark:
             (found,) = read_tasks([self.task], data=self.tasks, split=self.split)
         else:
             (found,) = read_tasks([f"{self.task}={self.tasks}"], split=self.split)
+        known[place] = found
         if self.verify:
             made = list(verification(found.examples))
             return replace(found, task=VERIFICATION, examples=made)
@@ -294,11 +302,12 @@ class BatchSettings(Section):
             relations, or articles and questions, so that every cell's passage is a hard negative
             for the others (beyond the paper).
         examples: prompts of a batch of kind ``examples``; the paper gives no figure.
-        grid: rows and columns of a batch of kind ``grid``.
+        grid: rows and columns of a grid.
+        grids: of a batch of kind ``grid``, each of a source that is drawn by the weights.
         alike_rows: entities whose names the base model's token embeddings put side by side stand in
             one grid, so that each is a hard negative for the others; else they are drawn at random
             (beyond the paper).
-        others: prompts of the sources that fill no grid, beside every grid; all of them are
+        others: prompts of the sources that fill no grid, beside the grids; all of them are
             retrieval-free or have no place in one.
         positives: right passages of each prompt in a batch, at most (paper: 5).
         answer_check: a passage that contains an answer is no negative (beyond the paper).
@@ -321,6 +330,7 @@ class BatchSettings(Section):
     kind: Literal["examples", "grid"] = "examples"
     examples: PositiveInt = 8
     grid: tuple[PositiveInt, PositiveInt] = (6, 6)
+    grids: PositiveInt = 1
     alike_rows: bool = False
     others: NonNegativeInt = 0
     positives: PositiveInt = 5
@@ -340,6 +350,8 @@ class BatchSettings(Section):
             raise ImpRAGError("passage_tokens must begin with after: 0 and go upwards")
         if self.alike_rows and self.kind != "grid":
             raise ImpRAGError("alike_rows is for grids, but batch.kind is examples")
+        if self.grids > 1 and self.kind != "grid":
+            raise ImpRAGError(f"grids is {self.grids}, but batch.kind is examples")
         if self.generate is not None and self.generate > self.prompts:
             raise ImpRAGError(
                 f"generate is {self.generate}, but a batch has {self.prompts} prompts"
@@ -349,8 +361,10 @@ class BatchSettings(Section):
     @property
     def prompts(self) -> int:
         """Prompts of a batch."""
+        if self.kind == "examples":
+            return self.examples
         rows, columns = self.grid
-        return self.examples if self.kind == "examples" else rows * columns + self.others
+        return self.grids * rows * columns + self.others
 
 
 class BottomStage(Section):

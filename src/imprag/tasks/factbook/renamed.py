@@ -8,9 +8,9 @@ come from Longpre et al. (2021), who use them to see whether a model reads or re
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,13 +37,18 @@ _COMPOUNDS = (
 
 
 def rename_countries(
-    benchmark: str | Path, out: str | Path, copies: int = 12, seed: int = 0
+    benchmark: str | Path,
+    out: str | Path,
+    copies: int = 12,
+    seed: int = 0,
+    names_from: Sequence[str | Path] = (),
+    tokens: Callable[[str], int] = lambda word: 1,
 ) -> dict[str, int]:
     """Make a folder of the training countries' passages and questions under new names.
 
     Every country has a new name in every copy: a proper noun of the training texts, as it is or in
-    a compound such as ``South Leopold``; never a word of the name of a country. A copy asks for
-    each of the country's facts in one of its wordings, and holds the passages that state them.
+    a compound such as ``South Leopold``; never a word of the name of a country. Those of the fewest
+    tokens come first, and of these the most frequent. A copy asks for each of the country's facts in one of its wordings, and holds the passages that state them.
 
     Args:
         benchmark: folder of the factbook benchmark; its questions of ``train`` are renamed.
@@ -51,6 +56,8 @@ def rename_countries(
             of the task ``factbook/qa``).
         copies: new names of each country.
         seed: draws names and wordings.
+        names_from: further corpora, files or names, whose proper nouns are names, too.
+        tokens: counts those of a word; a model mixes up short names most.
 
     Returns:
         The numbers of ``names``, ``passages`` and ``questions``.
@@ -73,14 +80,16 @@ def rename_countries(
     training = [passage for passage in corpus if split_of(passage) == "train"]
     passage_of = {passage.id: passage for passage in training}
     countries = [name for names in manifest["splits"]["countries"].values() for name in names]
-    words = _words((passage.text for passage in training), countries)
+    texts = chain(training, *(load_corpus(name) for name in names_from))
+    words = _words((passage.text for passage in texts), countries)
     if not 1 <= copies <= len(words) // len(asked):
         raise ImpRAGError(
             f"{len(words):,} words can name {len(asked)} countries at most "
             f"{len(words) // len(asked)} times, not {copies}"
         )
+    words.sort(key=tokens)
     names = iter(_drawn_names(words[: copies * len(asked)], seed))
-    passages: dict[str, tuple[str, str]] = {}
+    passages: dict[str, Passage] = {}
 
     def questions() -> Iterator[Example]:
         rows = tqdm(range(copies), "renaming", unit=" copies", disable=None)
@@ -125,9 +134,14 @@ class _Renamed:
             task=tasks.QA.name,
         )
 
-    def passage(self, passage: Passage) -> tuple[str, str]:
-        """The title and text of a passage about the country that is called so."""
-        return passage.title.replace(self.country, self.name), self._renamed(passage.text)
+    def passage(self, passage: Passage) -> Passage:
+        """The passage about the country that is called so."""
+        return Passage(
+            id=self._id(passage.id),
+            title=passage.title.replace(self.country, self.name),
+            text=self._renamed(passage.text),
+            meta={"country": self.name, "fields": passage.meta.get("fields", [])},
+        )
 
     def _id(self, id: str) -> str:
         return f"renamed-{self.copy}/{id}"
