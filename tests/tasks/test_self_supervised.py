@@ -77,6 +77,19 @@ def test_fields_are_looked_up_by_their_labels() -> None:
     assert not list(lookup(PASSAGES))  # whose text has no fields
 
 
+def test_marks_are_many_and_none_of_an_evaluated_task() -> None:
+    passage = Passage("f/1", "Chad", "Airports: 59", {"country": "Chad", "fields": ["Airports"]})
+    lookups = {one.input for seed in range(2000) for one in lookup([passage], seed)}
+    assert len(lookups) > 800
+    about = Passage("a", "Oslo", "People from Tarnby moved to Oslo and to Bergen after the fire.")
+    town = Passage("b", "Tarnby", "A town with mills. It has one.")
+    mentions = {one.input for seed in range(2000) for one in mention([about, town], seed)}
+    assert len(mentions) > 800
+    for text in lookups | mentions:
+        assert not re.search(r"\b(SEP|START|END)\b", text)
+        assert "Chad" in text or "Tarnby" in text
+
+
 def test_key_words_are_those_of_the_sentence() -> None:
     texts = {passage.id: passage.text for passage in PASSAGES}
     found = list(keywords(PASSAGES))

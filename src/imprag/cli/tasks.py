@@ -155,7 +155,7 @@ def rename(
     Examples:
 
     - `imprag tasks rename factbook-bench --out renamed`
-    - `imprag tasks rename factbook-bench --copies 24 --names-from squad/passages.jsonl --out renamed`
+    - `imprag tasks rename factbook-bench --names-from squad/passages.jsonl --out renamed`
 
     Args:
         benchmark: The folder of the factbook benchmark.

@@ -207,10 +207,11 @@ class Corpus:
         # Different ids may share a hash, so the ids themselves are compared.
         found: list[int | None] = [None] * len(ids)
         asked = np.repeat(np.arange(len(ids)), ends - starts).tolist()
-        rows = [row for start, end in zip(starts, ends, strict=True) for row in self._rows[start:end]]
+        ranges = zip(starts, ends, strict=True)
+        rows = [int(row) for start, end in ranges for row in self._rows[start:end]]
         for number, row, record in zip(asked, rows, self._records(rows, ["id"]), strict=True):
             if record["id"] == ids[number] and found[number] is None:
-                found[number] = int(row)
+                found[number] = row
         return found
 
     def _records(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
@@ -43,7 +44,7 @@ def write_open_corpus(
         count = write_examples(folder / QUESTIONS, questions)
         with open(folder / PASSAGES, "w", encoding="utf-8") as file:
             for each in passages.values():
-                fields = {"id": each.id, "title": each.title, "text": each.text}
+                fields: dict[str, Any] = {"id": each.id, "title": each.title, "text": each.text}
                 if each.meta:
                     fields["meta"] = dict(each.meta)
                 file.write(json.dumps(fields, ensure_ascii=False) + "\n")

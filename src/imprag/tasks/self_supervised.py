@@ -13,6 +13,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from string import ascii_uppercase
 
 from imprag.corpus.passage import Passage
 from imprag.tasks import synthetic
@@ -46,6 +47,7 @@ _SEPARATORS = (
     *("[OF]", "[FIELD]", "[NEXT]", "[COL]", "[REL]", "[ITEM]", "[TAB]", "[AND]", "[KEY]"),
     *("<of>", "<tab>", "<field>", "</s>", "<|>", "(of)", "(property)", "{key}"),
 )
+_OF_TASKS = ("SEP", "START", "END")
 _INSTRUCTIONS = (
     *("", "A:", "Answer:", "Output:", "Value:"),
     "Give the missing value. A:",
@@ -58,7 +60,7 @@ _INSTRUCTIONS = (
     "State the fact that is asked for. A:",
     "Use what you read, and say what the second is for the first. A:",
     "What follows {separator} is asked about what precedes {separator}. A:",
-    "Behind {separator} stands an attribute, in front of {separator} whose it is: write its value. A:",
+    "Behind {separator} stands an attribute, in front of {separator} whose: write its value. A:",
     "{separator} parts a thing and one of its properties; give the property. A:",
     "Read the words on both sides of {separator} as a question and answer it. A:",
     "Tell what the words right of {separator} are for the thing left of {separator}. A:",
@@ -79,10 +81,10 @@ _TITLES = (
     "Heading for the following text: {sentence} A:",
 )
 _MARKS = (
-    *(("**", "**"), ("_", "_"), (">>", "<<"), ("[[", "]]"), ("{", "}"), ("(( ", " ))"), ("# ", " #")),
+    *(("**", "**"), ("_", "_"), (">>", "<<"), ("[[", "]]"), ("{", "}"), ("(( ", " ))")),
     *(("<b>", "</b>"), ("<e>", "</e>"), ("<mark>", "</mark>"), ("<< ", " >>"), ("--> ", " <--")),
     *(("[NAME] ", " [/NAME]"), ("[E1] ", " [/E1]"), ("[OPEN] ", " [CLOSE]"), ("[", "]")),
-    *(("[HERE] ", " [THERE]"), ("[FROM] ", " [TO]"), ("@@", "@@"), ("|", "|")),
+    *(("[HERE] ", " [THERE]"), ("[FROM] ", " [TO]"), ("@@", "@@"), ("|", "|"), ("# ", " #")),
 )
 _MENTIONS = (
     'In the text "{text}", what is the name between {begin} and {stop}? A:',
@@ -155,7 +157,7 @@ def lookup(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
                 entity, label = _entity(passage), label.replace(": ", ", ")
                 wording = generator.choice(_LOOKUPS)
                 if generator.random() < 0.5:
-                    separator = generator.choice(_SEPARATORS)
+                    separator = generator.choice((generator.choice(_SEPARATORS), _mark(generator)))
                     instruction = generator.choice(_INSTRUCTIONS)
                     instruction = instruction.replace("{separator}", separator)
                     wording = f"{{entity}} {separator} {{label}} {instruction}".rstrip()
@@ -216,6 +218,8 @@ def mention(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         if found:
             sentence, (start, end), name = generator.choice(found)
             begin, stop = generator.choice(_MARKS)
+            if generator.random() < 0.5:
+                begin, stop = f"{_mark(generator)} ", f" {_mark(generator)}"
             text = generator.choice(_MENTIONS).format(
                 text=f"{sentence[:start]}{begin}{name}{stop}{sentence[end:]}",
                 name=name,
@@ -314,6 +318,15 @@ def _kind(example: Example) -> str:
         if isinstance(kind := example.meta.get(name), str):
             return kind
     return example.task
+
+
+def _mark(generator: random.Random) -> str:
+    """A few letters between brackets, none that a task of the paper has."""
+    left, right = generator.choice(("[]", "<>", "()", "{}"))
+    while True:
+        letters = "".join(generator.choices(ascii_uppercase, k=generator.randint(2, 5)))
+        if letters not in _OF_TASKS:
+            return f"{left}{letters}{right}"
 
 
 def _placed(text: str, passage: Passage) -> str:

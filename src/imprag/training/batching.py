@@ -126,8 +126,8 @@ class _Asked(NamedTuple):
 class Plan:
     """All batches of a training: ``plan(step)`` is the batch of a step.
 
-    A batch of kind ``examples`` is drawn from all sources by their weights. One of kind ``grid`` has
-    ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
+    A batch of kind ``examples`` is drawn from all sources by their weights. One of kind ``grid``
+    has ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
     ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
     with one wording of each cell that has any; of sources with articles instead, it takes some
     questions about each of some articles. Small grids share a batch.
@@ -301,7 +301,10 @@ class Plan:
         """The examples of a batch."""
         counts = [(self._mixture, self.settings.examples)]
         if self.settings.kind == "grid":
-            counts = [(self._grid_mixture, self.settings.grids), (self._mixture, self.settings.others)]
+            counts = [
+                (self._grid_mixture, self.settings.grids),
+                (self._mixture, self.settings.others),
+            ]
         indices: list[int] = []
         for mixture, count in counts:
             for draw in range(step * count, (step + 1) * count):

@@ -48,7 +48,8 @@ def rename_countries(
 
     Every country has a new name in every copy: a proper noun of the training texts, as it is or in
     a compound such as ``South Leopold``; never a word of the name of a country. Those of the fewest
-    tokens come first, and of these the most frequent. A copy asks for each of the country's facts in one of its wordings, and holds the passages that state them.
+    tokens come first, and of these the most frequent. A copy asks for each of the country's facts
+    in one of its wordings, and holds the passages that state them.
 
     Args:
         benchmark: folder of the factbook benchmark; its questions of ``train`` are renamed.
