@@ -501,22 +501,23 @@ def test_names_come_from_other_corpora_too_short_ones_first(built: Built, tmp_pa
     texts = ["We met old Zyq and Quobblestonehenge, then Zyq and Quobblestonehenge again."]
     lines = [json.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts)]
     (tmp_path / "more.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    names = {}
-    for kind, tokens in {"short": len, "long": lambda word: -len(word)}.items():
+    found = {}
+    for one in ("Zyq", "Quobblestonehenge"):
         rename_countries(
-            built.folder, tmp_path / kind, 1, names_from=[tmp_path / "more.jsonl"], tokens=tokens
+            built.folder,
+            tmp_path / one,
+            1,
+            names_from=[tmp_path / "more.jsonl"],
+            tokens=lambda word, one=one: 1 if word == one else 2,
         )
-        read = read_examples(tmp_path / kind / "questions.jsonl")
-        names[kind] = " ".join({question.meta["country"] for question in read})
-    assert "Zyq" in names["short"]
-    assert "Quobble" not in names["short"]
-    assert "Quobble" in names["long"]
-    assert "Zyq" not in names["long"]
+        read = read_examples(tmp_path / one / "questions.jsonl")
+        found[one] = {question.meta["country"] for question in read}
+        assert any(one in name for name in found[one])
+    assert not any("Quobblestonehenge" in name for name in found["Zyq"])
     # Their fields can be looked up, as those of real countries.
-    corpus = load_corpus(str(tmp_path / "short/passages.jsonl"))
-    made = list(lookup(corpus))
+    made = list(lookup(load_corpus(str(tmp_path / "Zyq/passages.jsonl"))))
     assert len(made) > 100
-    assert all(example.meta["country"] in names["short"] for example in made)
+    assert {example.meta["country"] for example in made} <= found["Zyq"]
 
 
 def test_renaming_refuses_what_it_cannot_do(built: Built, tmp_path: Path) -> None:
