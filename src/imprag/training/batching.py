@@ -361,13 +361,13 @@ class Plan:
         positive = np.zeros((len(examples), len(passages)), np.bool_)
         negative = np.zeros_like(positive)
         place = {row: column for column, row in enumerate(passages)}
-        finder = AnswerFinder([self._text(row) for row in passages])
+        searched = passages if self.settings.answer_check else []
+        finder = AnswerFinder([self._text(row) for row in searched])
         for n, example in enumerate(examples):
             if example.positives:
                 right = [place[row] for row in example.positives if row in place]
                 unsure = {place[row] for row in example.known if row in place}
-                if self.settings.answer_check:
-                    unsure |= finder.texts_with(example.answers)
+                unsure |= finder.texts_with(example.answers)
                 positive[n, right] = True
                 negative[n] = True
                 negative[n, [*right, *unsure]] = False

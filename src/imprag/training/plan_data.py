@@ -9,7 +9,7 @@ from imprag.corpus import Corpus, load_corpus
 from imprag.corpus.library import BUILT_IN_CORPORA
 from imprag.errors import ImpRAGError
 from imprag.model.base import EMBEDDED, load_tokenizer
-from imprag.tasks import Example, Task, load_task
+from imprag.tasks import Example, Task, TaskExamples, load_task
 from imprag.tasks.self_supervised import maker_of
 from imprag.training.recipe import Recipe, SyntheticSource, TaskSource
 
@@ -78,8 +78,9 @@ def plan_data(recipe: Recipe) -> tuple[CorpusPlan, list[SourcePlan]]:
     """
     count = _token_counter(recipe.model.base)
     corpus, planned = _plan_corpus(recipe, count)
+    known: dict[tuple[str, ...], TaskExamples] = {}
     sources = [
-        _plan_task(source, recipe, share, count)
+        _plan_task(source, recipe, share, count, known)
         if isinstance(source, TaskSource)
         else _plan_synthetic(source, corpus, share, count)
         for source, share in zip(recipe.data, _shares(recipe), strict=True)
@@ -137,11 +138,15 @@ def _plan_corpus(recipe: Recipe, count: Callable[[str], float]) -> tuple[Corpus 
 
 
 def _plan_task(
-    source: TaskSource, recipe: Recipe, share: float, count: Callable[[str], float]
+    source: TaskSource,
+    recipe: Recipe,
+    share: float,
+    count: Callable[[str], float],
+    known: dict[tuple[str, ...], TaskExamples],
 ) -> SourcePlan:
     if Path(source.tasks).exists():
         state = "found"
-        tasks = source.read().draw(source.limit, recipe.train.seed)
+        tasks = source.read(known).draw(source.limit, recipe.train.seed)
         examples = len(tasks.examples)
         drawn = [tasks.examples[i] for i in _spread(examples)]
         prompt, response = _lengths(tasks.task, drawn, count)

@@ -188,13 +188,12 @@ class TaskSource(Section):
         """
         known = {} if known is None else known
         place = (self.tasks, self.task, self.split)
-        if place in known:
-            found = known[place]
-        elif self.is_benchmark:
-            (found,) = read_tasks([self.task], data=self.tasks, split=self.split)
-        else:
-            (found,) = read_tasks([f"{self.task}={self.tasks}"], split=self.split)
-        known[place] = found
+        if place not in known:
+            if self.is_benchmark:
+                (known[place],) = read_tasks([self.task], data=self.tasks, split=self.split)
+            else:
+                (known[place],) = read_tasks([f"{self.task}={self.tasks}"], split=self.split)
+        found = known[place]
         if self.verify:
             made = list(verification(found.examples))
             return replace(found, task=VERIFICATION, examples=made)
