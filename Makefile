@@ -1,7 +1,7 @@
 # make demo    sets everything up and answers three prompts on the embedded default
 # make test    sets everything up and runs the whole test suite
 # make reproduce-default        trains the model that lies in the package (16 hours on two CPU cores for
-#                               the first of three recipes, says its dry run, six minutes on a GPU;
+#                               the first of four recipes, says its dry run, six minutes on a GPU;
 #                               SQUAD=train-v1.1.json)
 # make reproduce-default-quick  a small beginning, in 20 minutes (docs/model-card.md says what to expect)
 # make bench   measures time and memory beside ordinary RAG (over an hour; nothing else should run)
@@ -30,7 +30,8 @@ reproduce-default: factbook-bench squad renamed
 	$(TRAIN) --config configs/smollm2-broad.yaml --out runs/broad
 	$(TRAIN) --config configs/smollm2-default.yaml --out runs/default
 	$(TRAIN) --config configs/smollm2-marks.yaml --out runs/marks
-	$(BIN)/imprag export runs/marks --out runs/shipped
+	$(TRAIN) --config configs/smollm2-reader.yaml --out runs/reader
+	$(BIN)/imprag export runs/reader --out runs/shipped
 
 reproduce-default-quick: factbook-bench
 	$(TRAIN) --config configs/smollm2-factbook.yaml --set train.steps=220 evaluation.steps=220 \

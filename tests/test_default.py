@@ -33,6 +33,15 @@ def test_passages_have_the_embeddings_that_are_stored(rag: ImpRAG) -> None:
 
 def test_it_finds_and_answers_at_once(rag: ImpRAG) -> None:
     """The index is made of the stored embeddings: nothing is embedded."""
-    answer = rag.ask("Q: How common is tobacco use in Brazil? A:")
-    assert answer.passages[0].passage.title == "Brazil, People and Society"
-    assert answer.answer == "11.2%"
+    answer = rag.ask("Q: How long is the coastline of Brazil? A:")
+    assert answer.passages[0].passage.title == "Brazil, Geography"
+    assert answer.answer == "7,491 km"
+
+
+def test_it_finds_by_a_prompt_that_training_never_showed(rag: ImpRAG) -> None:
+    answer = rag.ask(
+        "Chad [SEP] capital Provide the answer corresponding to the relation specified after [SEP] "
+        "for the entity mentioned before [SEP]. A:"
+    )
+    assert answer.passages[0].passage.title == "Chad, Government"
+    assert answer.answer == "N'Djamena"

@@ -43,6 +43,7 @@ def test_there_are_recipes() -> None:
         "smollm2-distilled",
         "smollm2-factbook",
         "smollm2-marks",
+        "smollm2-reader",
     ]
 
 
