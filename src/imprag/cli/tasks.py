@@ -1,4 +1,4 @@
-"""``imprag tasks``: list, build, import, import-squad, rename."""
+"""``imprag tasks``: list, build, import, import-squad, rename, counterfactual."""
 
 import json as json_module
 import sys
@@ -176,6 +176,31 @@ def rename(
 
     counts = rename_countries(benchmark, out, copies, seed, names_from, tokens)
     _print_counts(counts, json)
+    print(f"wrote {out}", file=sys.stderr)
+
+
+@tasks.command
+def counterfactual(
+    questions: Path, *, corpus: str, out: Path, seed: int = 0, json: Json = False
+) -> None:
+    """Make questions and passages that state other answers than the true ones.
+
+    For training: what is learned by heart is no help, only reading is.
+
+    Examples:
+
+    - `imprag tasks counterfactual squad/questions.jsonl --corpus squad/passages.jsonl --out other`
+
+    Args:
+        questions: The file of questions, whose provenance names passages of the corpus.
+        corpus: The passages, as for `imprag index`.
+        out: The folder to make, with `passages.jsonl` and `questions.jsonl`.
+        seed: Draws other digits and names.
+        json: Print the counts as one JSON object.
+    """
+    from imprag.tasks.counterfactual import make_counterfactual
+
+    _print_counts(make_counterfactual(questions, corpus, out, seed), json)
     print(f"wrote {out}", file=sys.stderr)
 
 
