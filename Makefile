@@ -26,7 +26,7 @@ TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=42949
 glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864 $(BIN)/imprag train
 SQUAD ?= train-v1.1.json
 
-reproduce-default: factbook-bench squad renamed
+reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad
 	$(TRAIN) --config configs/smollm2-broad.yaml --out runs/broad
 	$(TRAIN) --config configs/smollm2-default.yaml --out runs/default
 	$(TRAIN) --config configs/smollm2-marks.yaml --out runs/marks
@@ -45,6 +45,9 @@ squad: $(VENV)/dev
 
 renamed: factbook-bench squad
 	$(BIN)/imprag tasks rename factbook-bench --copies 24 --names-from squad/passages.jsonl --out $@
+
+counterfactual-%: %
+	$(BIN)/imprag tasks counterfactual $*/questions.jsonl --corpus $*/passages.jsonl --out $@
 
 check: $(VENV)/dev
 	@$(BIN)/ruff check .

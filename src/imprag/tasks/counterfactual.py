@@ -134,7 +134,12 @@ def _other_tokens(
             continue
         if token[0].isdigit():
             other[token] = _other_number(token, drawing)
-        elif len(token) >= _SHORTEST_NAME and token[0].isupper() and token.lower() not in lower:
+        elif (
+            names
+            and len(token) >= _SHORTEST_NAME
+            and token[0].isupper()
+            and token.lower() not in lower
+        ):
             other[token.lower()] = drawing.choice(names)
     return other
 
