@@ -89,6 +89,14 @@ def test_answers_and_their_passage_change_alike(folder: Path) -> None:
     assert not any(word in passage.text for word in kept)
 
 
+def test_without_other_names_only_numbers_change(folder: Path) -> None:
+    (folder / "passages.jsonl").write_text(json.dumps(PASSAGES[0]), encoding="utf-8")
+    assert made(folder, "a")["questions"] == 6
+    (passage,) = load_corpus(folder / "a/passages.jsonl")
+    assert "Capital: Oldmouth. Head: President Ada LINDQVIST. " in passage.text
+    assert "1810" not in passage.text
+
+
 def test_the_seed_draws(folder: Path) -> None:
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         made(folder, out, seed)

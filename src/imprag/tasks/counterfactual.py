@@ -30,10 +30,11 @@ def make_counterfactual(
     """Make a folder of the questions and of the passages that prove them, with other answers.
 
     In a passage, every number that is in an answer gets other digits, and every name in an answer
-    becomes a proper noun of the corpus; except for those in the passage's title or in one of its
-    questions. A name is a word with a capital that is nowhere in the corpus in lower case. Answers
-    in other words stay, and those that the changed passage does not have (whatever their case) are
-    left out, as are questions that keep none and those without a passage of the corpus.
+    becomes a proper noun that the corpus has twice, if there are any; except for those in the
+    passage's title or in one of its questions. A name is a word with a capital that is nowhere in
+    the corpus in lower case. Answers in other words stay, and those that the changed passage does
+    not have (whatever their case) are left out, as are questions that keep none and those without
+    a passage of the corpus.
 
     Args:
         questions: file of examples whose provenance names passages of the corpus; the first of
@@ -147,9 +148,7 @@ def _other_tokens(
 def _other_number(number: str, drawing: random.Random) -> str:
     """A number of the same form; it begins with a zero only if the old one does."""
     return "".join(
-        str(drawing.randint(1, 9) if digit != "0" else drawing.randint(0, 9))
-        if digit.isdigit()
-        else digit
+        str(drawing.randint(0 if digit == "0" else 1, 9)) if digit.isdigit() else digit
         for digit in number
     )
 
