@@ -444,3 +444,18 @@ def test_search_leaves_the_vectors_on_disk(tmp_path):
         index = PassageIndex.open(path)
         index.search(encoder.vectors(4, seed=1), 10)
         assert own_memory() - before < size / 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_embeddings_are_given_back(built, kind):
+    index = PassageIndex.open(built[kind])
+    index.remove(["p0", "p7"])
+    index.add(["new", "p7"], vectors(2, seed=9).astype(np.float32))
+    ids = ["p10239", "p7", "p3", "new"]
+    expected = stored_vectors(COUNT)
+    added = vectors(2, seed=9)
+    wanted = np.vstack([expected[10239], added[1], expected[3], added[0]])
+    np.testing.assert_allclose(index.embeddings(ids), wanted, atol=1e-6)
+    assert index.embeddings([]).shape == (0, DIMENSION)
+    with pytest.raises(ImpRAGError, match="'p0' is not in the index"):
+        index.embeddings(["p1", "p0"])

@@ -14,7 +14,7 @@ from imprag.errors import ImpRAGError
 from imprag.files import read_json
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings, write_embeddings
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
-from imprag.model.compact import WEIGHTS, write_compact_adapter
+from imprag.model.compact import WEIGHTS, write_changed_adapter, write_compact_adapter
 from imprag.model.encoder import PassageEncoder
 
 EXACT = {"dtype": "float32", "device": "cpu"}
@@ -61,6 +61,21 @@ def test_a_compact_adapter_is_nearly_the_same(adapter: Path, tmp_path: Path) -> 
             assert error < (0.05 * change if weight.ndim > 1 else 0.01 * weight.norm()), name
         else:
             assert torch.equal(compact[name], base[name])
+
+
+@pytest.mark.parametrize("module", ["q_proj", "k_proj"])  # with an adapter, and without one
+def test_a_changed_adapter(adapter: Path, tmp_path: Path, module: str) -> None:
+    name = f"model.layers.1.self_attn.{module}"
+    before = load_pretrained(adapter, **EXACT)[0].lm.state_dict()
+    change = 0.01 * torch.randn(before[f"{name}.weight"].shape, generator=torch.manual_seed(3))
+    write_changed_adapter(adapter, tmp_path / "changed", name, change)
+    after = load_pretrained(tmp_path / "changed", **EXACT)[0].lm.state_dict()
+    for key, weight in after.items():
+        expected = before[key] + change if key == f"{name}.weight" else before[key]
+        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=0)
+    write_changed_adapter(adapter, tmp_path / "low", name, change, max_rank=2)
+    low = load_pretrained(tmp_path / "low", **EXACT)[0].lm.state_dict()[f"{name}.weight"]
+    assert torch.linalg.matrix_rank(low - before[f"{name}.weight"], tol=1e-5) == 2
 
 
 def test_what_is_no_adapter(adapter: Path, tmp_path: Path) -> None:

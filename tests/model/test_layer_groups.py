@@ -313,6 +313,29 @@ def test_embeddings_do_not_depend_on_padding(family: str, rope: str) -> None:
             )
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_queries_from_what_comes_into_layer_b(family: str, left: bool) -> None:
+    groups = groups_of(family, b=2)
+    batch = pad(tokens(9, 4, 14), CPU, left=left)
+    expected = groups.query_embeddings(*batch)
+    inputs = groups.query_inputs(*batch).detach()
+    found = groups.query_embeddings_of(inputs)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    groups.zero_grad()
+    found.square().sum().backward()
+    here = {name for name, parameter in groups.named_parameters() if parameter.grad is not None}
+    below = "lm.model.layers.0.", "lm.model.layers.1.", "lm.model.embed_tokens"
+    assert here
+    assert not any(name.startswith(below) for name in here)
+
+
+def test_queries_after_the_rotary_embedding_depend_on_their_places() -> None:
+    groups = groups_of(b=2, rope="after")
+    inputs = groups.query_inputs(*pad(tokens(9, 4), CPU))
+    with pytest.raises(ImpRAGError, match="rope: after"):
+        groups.query_embeddings_of(inputs)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_embeddings_alone_equal_those_of_a_whole_pass(family: str, checkpointing: bool) -> None:
     """Alone, layer b-1 runs for one token; gradients are the same as where it runs for all."""

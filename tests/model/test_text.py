@@ -117,6 +117,21 @@ def test_encoder_fingerprint_follows_what_decides_embeddings() -> None:
     assert len({fingerprint(), *(fingerprint(**other) for other in others)}) == 5
 
 
+def test_queries_of_layer_b_have_no_part_in_the_encoders_fingerprint() -> None:
+    groups = LayerGroups(tiny_lm("qwen3"), config())
+    encoder = PassageEncoder(groups, tiny_tokenizer())
+    before = encoder.fingerprint()
+    layers = groups.lm.base_model.layers
+    with torch.no_grad():
+        layers[1].self_attn.q_proj.weight += 1
+        layers[1].self_attn.q_norm.weight += 1
+        assert encoder.fingerprint() == before
+        for weight in (layers[1].self_attn.k_proj.weight, layers[0].self_attn.q_proj.weight):
+            weight += 1
+            assert encoder.fingerprint() != before
+            before = encoder.fingerprint()
+
+
 @needs_smollm2
 @pytest.mark.real_model
 def test_identity_with_the_plain_model_on_real_weights_and_text() -> None:

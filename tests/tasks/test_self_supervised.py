@@ -12,10 +12,12 @@ from imprag.corpus.passage import Passage
 from imprag.tasks import Answer, Example, load_task
 from imprag.tasks.self_supervised import (
     FROM_PASSAGES,
+    assertion,
     cloze,
     keywords,
     lookup,
     mention,
+    question,
     statement,
     title,
     verification,
@@ -75,6 +77,33 @@ def test_fields_are_looked_up_by_their_labels() -> None:
         assert "Economy" not in example.input
         assert example.evidence_sets(joint=False) == [{"f/1"}]
     assert not list(lookup(PASSAGES))  # whose text has no fields
+
+
+def test_questions_and_assertions_say_the_fields_in_sentences() -> None:
+    passages = [
+        Passage(
+            f"f/{n}",
+            f"Chad {n}, Economy",
+            f"Airports: no. {n} (2025)\nArea: land: {n} ha",
+            {"country": f"Chad {n}", "fields": ["Airports", "Area: land"]},
+        )
+        for n in range(60)
+    ]
+    asked = list(question(passages))
+    assert [one.answers for one in asked[:2]] == [["no. 0"], ["0 ha"]]
+    verdicts = Counter()
+    for example, said in zip(asked, assertion(passages), strict=True):
+        number = example.gold_ids[0].removeprefix("f/")
+        for one in (example, said):
+            assert re.search(rf"\bChad {number}\b", one.input)
+            assert re.search("airports|(area land|land area)", one.input, re.IGNORECASE)
+            assert one.gold_ids == [f"f/{number}"]
+        value = f"{number} ha" if "Area" in said.meta["relation"] else f"no. {number}"
+        true = bool(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", said.input))
+        verdicts[said.answers[0]] += 1
+        assert (said.answers[0] in ("True", "yes")) == true, said
+    assert verdicts["True"] + verdicts["yes"] > 40
+    assert verdicts["False"] + verdicts["no"] > 40
 
 
 def test_marks_are_many_and_none_of_an_evaluated_task() -> None:

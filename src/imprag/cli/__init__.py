@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import cyclopts
 
+from imprag.cli.adapt import adapt
 from imprag.cli.ask import ask, search
 from imprag.cli.bench import bench
 from imprag.cli.compare import compare
@@ -29,7 +30,7 @@ app = cyclopts.App(
     version=lambda: version("imprag"),
     help_format="markdown",
 )
-for command in (ask, search, index, train, export, info, compare, bench):
+for command in (ask, search, index, train, adapt, export, info, compare, bench):
     app.command(command)
 app.command(evaluate, name="eval")
 app.command(tasks)

@@ -70,12 +70,23 @@ class FaissIndex(PassageIndex):
         self._select()
 
     def remove(self, ids: Sequence[str]) -> int:
-        rows = self._rows(ids)
-        if unknown := [passage_id for passage_id in ids if passage_id not in rows]:
-            raise ImpRAGError(f"the passage {unknown[0]!r} is not in the index")
+        rows = self._known_rows(ids)
         self._removed = np.union1d(self._removed, np.fromiter(rows.values(), np.int64))
         self._select()
         return len(rows)
+
+    def embeddings(self, ids: Sequence[str]) -> FloatArray:
+        row_of = self._known_rows(ids)
+        rows = np.array([row_of[passage_id] for passage_id in ids], np.int64)
+        stored = self._vectors.ntotal
+        found = np.empty((len(rows), self._manifest.dimension), np.float32)
+        for vectors, first, here in (
+            (self._vectors, 0, rows < stored),
+            (self._added, stored, rows >= stored),
+        ):
+            if here.any():
+                found[here] = vectors.reconstruct_batch(rows[here] - first)
+        return found
 
     def search(self, queries: FloatArray, k: int) -> tuple[FloatArray, list[list[str]]]:
         queries = checked_embeddings(queries, self._manifest.dimension, "float32")
@@ -148,6 +159,13 @@ class FaissIndex(PassageIndex):
         found = np.flatnonzero(pc.is_in(self._ids, value_set=wanted).to_numpy())
         found = np.setdiff1d(found, self._removed)
         return {self._ids[row].as_py(): row for row in found.tolist()}
+
+    def _known_rows(self, ids: Sequence[str]) -> dict[str, int]:
+        """Rows of ids, all of which have to be in the index."""
+        rows = self._rows(ids)
+        if unknown := [passage_id for passage_id in ids if passage_id not in rows]:
+            raise ImpRAGError(f"the passage {unknown[0]!r} is not in the index")
+        return rows
 
     def _select(self) -> None:
         """Renew what tells FAISS which rows to pass over."""

@@ -86,6 +86,17 @@ class PassageIndex(abc.ABC):
         """
 
     @abc.abstractmethod
+    def embeddings(self, ids: Sequence[str]) -> FloatArray:
+        """The stored embeddings of passages.
+
+        Returns:
+            (len(ids), dimension).
+
+        Raises:
+            ImpRAGError: an id is not in the index.
+        """
+
+    @abc.abstractmethod
     def save(self, path: Path | str, *, corpus_fingerprint: str | None = None) -> None:
         """Write the index into a folder: a new one, or the one it was opened from.
 

@@ -122,15 +122,27 @@ def _cpu_is_faster_in_bfloat16() -> bool:
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
-def weights_fingerprint(lm: PreTrainedModel, depth: int) -> str:
+QUERIES = ("q_proj", "q_norm")
+"""Modules of a layer's attention that make queries and nothing else, where a model has them."""
+
+
+def weights_fingerprint(lm: PreTrainedModel, depth: int, *, last_queries: bool = True) -> str:
     """Fingerprint of the input embedding and the first ``depth`` layers.
 
     Equal for the same weights in float32 and bfloat16: what is hashed is bfloat16.
+
+    Args:
+        lm: the model.
+        depth: number of layers.
+        last_queries: whether what makes the queries of the last of them counts, too.
     """
+    left_out = set() if last_queries else set(QUERIES)
     digest = hashlib.sha256()
     parts: list[nn.Module] = [lm.get_input_embeddings(), *lm.base_model.layers[:depth]]
     for number, part in enumerate(parts):
         for name, tensor in sorted(part.state_dict().items()):
+            if number == depth and not left_out.isdisjoint(name.split(".")):
+                continue
             digest.update(f"{number}.{name}{tuple(tensor.shape)}".encode())
             raw = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
             digest.update(raw.numpy().data)

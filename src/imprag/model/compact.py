@@ -64,6 +64,49 @@ def write_compact_adapter(adapter: Path, out: Path) -> None:
         config.save(folder)
 
 
+def write_changed_adapter(
+    adapter: Path, out: Path, module: str, change: Tensor, max_rank: int | None = None
+) -> None:
+    """Write a LoRA adapter again, with a change of one module's weight added to it.
+
+    Args:
+        adapter: as for :func:`write_compact_adapter`.
+        out: the folder to make.
+        module: the module's name in the base model; it may have been without an adapter.
+        change: (out features, in features).
+        max_rank: keep only so much of the change, its largest singular values; all that counts in
+            float32 if not given.
+
+    Raises:
+        ImpRAGError: there is no adapter, or it is not LoRA.
+    """
+    settings = _settings(adapter)
+    weights = load_file(adapter / WEIGHTS)
+    left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
+    rank = min(int((values > 1e-6 * values[0]).sum()), max_rank or len(values))
+    root = values[:rank].sqrt()
+    down, up = root[:, None] * right[:rank], left[:, :rank] * root
+    name_a, name_b = (f"{ADAPTER_PREFIX}{module}.lora_{part}.weight" for part in "AB")
+    alpha = settings["alpha_pattern"].get(module, settings["lora_alpha"])
+    if name_a in weights:
+        before = settings["rank_pattern"].get(module, settings["r"])
+        scale = alpha / before
+        sign, size = (1 if scale > 0 else -1), abs(scale) ** 0.5
+        down = torch.cat([size * weights[name_a].double(), down])
+        up = torch.cat([sign * size * weights[name_b].double(), up], dim=1)
+    weights[name_a], weights[name_b] = down.float().contiguous(), up.float().contiguous()
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        save_file(weights, folder / WEIGHTS)
+        # With alpha equal to the rank, the factors' product is the change itself.
+        settings["rank_pattern"] = {**settings["rank_pattern"], module: len(down)}
+        settings["alpha_pattern"] = {**settings["alpha_pattern"], module: float(len(down))}
+        if not any(f".{module}".endswith(f".{name}") for name in settings["target_modules"]):
+            settings["target_modules"] = [*settings["target_modules"], module]
+        write_json(folder / SETTINGS, settings)
+        ImpRAGConfig.load(adapter).save(folder)
+
+
 def _settings(adapter: Path) -> dict[str, Any]:
     if not (adapter / SETTINGS).is_file():
         raise ImpRAGError(f"{adapter} holds no adapter; train one by a recipe with lora")

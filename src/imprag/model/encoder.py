@@ -38,9 +38,14 @@ class PassageEncoder:
         return self.groups.embedding_dim
 
     def fingerprint(self) -> str:
-        """Names everything that decides an embedding: weights of layers 0..b and settings."""
+        """Names everything that decides an embedding: weights of layers 0..b and settings.
+
+        What makes the queries of layer b has no part in it, and may be trained without any index
+        becoming another model's.
+        """
         settings = json.dumps(self.groups.config.embedding_settings(), sort_keys=True)
-        weights = weights_fingerprint(self.groups.lm, self.groups.config.b + 1)
+        depth = self.groups.config.b + 1
+        weights = weights_fingerprint(self.groups.lm, depth, last_queries=False)
         return hashlib.sha256((weights + settings).encode()).hexdigest()[:32]
 
     @torch.inference_mode()

@@ -146,6 +146,47 @@ class LayerGroups(nn.Module):
         """
         return self._query_embeddings(*self._bottom_states(input_ids, attention_mask))
 
+    def query_inputs(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What comes into layer b at the last token of every prompt.
+
+        It is all that layer b makes a query embedding of: `query_embeddings_of`.
+
+        Args:
+            input_ids, attention_mask: as for `query_embeddings`.
+
+        Returns:
+            (batch, hidden), in the model's dtype.
+        """
+        found: list[Tensor] = []
+        self._run_bottom(
+            input_ids, attention_mask, lambda layer, token, *_: found.append(token[:, 0])
+        )
+        return found[0]
+
+    def query_embeddings_of(self, inputs: Tensor) -> Tensor:
+        """E_q of prompts, from what comes into layer b.
+
+        Args:
+            inputs: (batch, hidden), as of `query_inputs`.
+
+        Returns:
+            (batch, h_k * d_h) float32, the score scale included.
+
+        Raises:
+            ImpRAGError: queries depend on their positions, too.
+        """
+        if self.config.rope != "before":
+            raise ImpRAGError("queries depend on their positions in a model with rope: after")
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def take(layer: nn.Module, token: Tensor, index: Tensor, call: dict[str, Any]) -> None:
+            found.append(self._token_states(layer, inputs[:, None], index, call))
+
+        # Any token does: it is asked only how the model calls its layers.
+        anything = torch.ones(1, 1, dtype=torch.int64, device=self.device)
+        self._run_bottom(anything, anything, take)
+        return self._query_embeddings(*found[0])
+
     def passage_embeddings(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """E_p of every passage, by running layers 0..b only (paper, section 2).
 
@@ -436,19 +477,35 @@ class LayerGroups(nn.Module):
 
     def _bottom_states(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         states: list[tuple[Tensor, Tensor]] = []
+        self._run_bottom(
+            input_ids, attention_mask, lambda *given: states.append(self._token_states(*given))
+        )
+        return states[0]
+
+    def _run_bottom(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        take: Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], None],
+    ) -> None:
+        """Run layers 0..b-1, and hand over layer b with the last token of each row that enters it.
+
+        Args:
+            input_ids, attention_mask: as for `query_embeddings`.
+            take: called once with what `_token_states` takes.
+        """
         index = last_tokens(attention_mask)
 
-        def take(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
+        def arrive(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> None:
             if hidden_states.shape[1] > 1:
                 hidden_states = tokens_at(hidden_states, index)
-            states.append(self._token_states(layer, hidden_states, index, call))
+            take(layer, hidden_states, index, call)
 
         b = self.config.b
-        stand_ins = {**self._compiled, b: Terminus(self._layer(b), take)}
+        stand_ins = {**self._compiled, b: Terminus(self._layer(b), arrive)}
         if b > 0 and not self._runs_again(b - 1):
             stand_ins[b - 1] = LastToken(self._layer(b - 1), index, attention_mask)
         self._run(self._decoder_view(stand_ins, b + 1), input_ids, attention_mask)
-        return states[0]
 
     def _token_states(
         self, layer: nn.Module, token: Tensor, index: Tensor, call: dict[str, Any]

@@ -23,6 +23,8 @@ from imprag.tasks.task import Task, register_task
 
 CLOZE = register_task(Task("cloze", "Fill in the blank: {input} A:"))
 LOOKUP = register_task(Task("lookup", "{input}"))
+QUESTION = register_task(Task("question", "{input}"))
+ASSERTION = register_task(Task("assertion", "{input}", metric="accuracy", max_new_tokens=8))
 KEYWORDS = register_task(Task("keywords", "{input}", metric="f1", max_new_tokens=64))
 TITLE = register_task(Task("title", "{input}"))
 MENTION = register_task(Task("mention", "{input}", metric="f1"))
@@ -64,6 +66,37 @@ _INSTRUCTIONS = (
     "{separator} parts a thing and one of its properties; give the property. A:",
     "Read the words on both sides of {separator} as a question and answer it. A:",
     "Tell what the words right of {separator} are for the thing left of {separator}. A:",
+)
+# The name stands within a sentence, where questions have it, and not at one end as in lookups.
+_QUESTIONS = (
+    "What is the {label} of {entity}?",
+    "What is {entity}'s {label}?",
+    "What is the {label} in {entity}?",
+    "For {entity}, what is the {label}?",
+    "Can you tell me the {label} of {entity}?",
+    "I would like to know what the {label} of {entity} is.",
+    "Which {label} is reported for {entity}?",
+    "Regarding {label}, what holds for {entity}?",
+    "How much or what is the {label} of {entity}?",
+    "When it comes to {entity}, what do we know about {label}?",
+    "Who knows the {label} of {entity}?",
+    "Look at {entity} and name its {label}.",
+    "In {entity}, what is given as {label}?",
+    "What does {entity} have as its {label}?",
+)
+_ASKED = (
+    "Q: {question} A:",
+    "Q: {question} A:",
+    "{question} A:",
+    "{question}",
+    "Question: {question}\nAnswer:",
+    "{question} Answer briefly. A:",
+)
+_ASSERTIONS = (
+    "The {label} of {entity} is {value}.",
+    "{entity}'s {label} is {value}.",
+    "In {entity}, the {label} is {value}.",
+    "{value} is the {label} of {entity}.",
 )
 _KEYWORDS = (
     "{entity}: {words}",
@@ -148,28 +181,51 @@ def cloze(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
 def lookup(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
     """Fields by their labels, of passages whose ``meta`` names the ``fields`` of their text."""
     for passage in passages:
-        known = set(passage.meta.get("fields", ()))
         generator = generator_for(seed, passage, LOOKUP)
-        for label, value in _fields(passage.text).items():
-            value = _AFTERTHOUGHT.sub("", value).strip()
-            words = len(value.split())
-            if label in known and not label.endswith("note") and 0 < words <= _LONGEST_VALUE:
-                entity, label = _entity(passage), label.replace(": ", ", ")
-                wording = generator.choice(_LOOKUPS)
-                if generator.random() < 0.5:
-                    separator = generator.choice((generator.choice(_SEPARATORS), _mark(generator)))
-                    instruction = generator.choice(_INSTRUCTIONS)
-                    instruction = instruction.replace("{separator}", separator)
-                    wording = f"{{entity}} {separator} {{label}} {instruction}".rstrip()
-                text = wording.replace("{entity}", entity).replace("{label}", label)
-                output = [Answer(value, [{"passage_id": passage.id}])]
-                yield Example(
-                    f"lookup-{passage.id}/{label}",
-                    text,
-                    output,
-                    {"country": entity, "relation": label},
-                    task="lookup",
-                )
+        entity = _entity(passage)
+        for label, value in _short_fields(passage):
+            wording = generator.choice(_LOOKUPS)
+            if generator.random() < 0.5:
+                separator = generator.choice((generator.choice(_SEPARATORS), _mark(generator)))
+                instruction = generator.choice(_INSTRUCTIONS)
+                instruction = instruction.replace("{separator}", separator)
+                wording = f"{{entity}} {separator} {{label}} {instruction}".rstrip()
+            said = label.replace(": ", ", ")
+            text = wording.replace("{entity}", entity).replace("{label}", said)
+            yield _about_field(LOOKUP, passage, label, text, value)
+
+
+def question(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """The same fields, asked for in whole sentences."""
+    for passage in passages:
+        generator = generator_for(seed, passage, QUESTION)
+        for label, value in _short_fields(passage):
+            asked = generator.choice(_QUESTIONS).format(
+                label=_said(label, generator), entity=_entity(passage)
+            )
+            text = generator.choice(_ASKED).format(question=asked)
+            yield _about_field(QUESTION, passage, label, text, value)
+
+
+def assertion(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
+    """The same fields, said in whole sentences: with their values, or with earlier passages'."""
+    pools: dict[str, list[str]] = defaultdict(list)
+    for passage in passages:
+        generator = generator_for(seed, passage, ASSERTION)
+        for label, value in _short_fields(passage):
+            wording, answer, false = generator.choice(_STATEMENTS)
+            pool = pools[label]
+            others = [other for other in pool if other != value]
+            if len(pool) < _POOL:
+                pool.append(value)
+            else:
+                pool[generator.randrange(_POOL)] = value
+            if others and generator.random() < 0.5:
+                value, answer = generator.choice(others), false
+            said = generator.choice(_ASSERTIONS).format(
+                label=_said(label, generator), entity=_entity(passage), value=value
+            )
+            yield _about_field(ASSERTION, passage, label, wording.format(text=said), answer)
 
 
 def keywords(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
@@ -295,6 +351,8 @@ def verification(examples: Iterable[Example], seed: int = 0) -> Iterator[Example
 FROM_PASSAGES: dict[str, Callable[[Iterable[Passage], int], Iterator[Example]]] = {
     "cloze": cloze,
     "lookup": lookup,
+    "question": question,
+    "assertion": assertion,
     "keywords": keywords,
     "title": title,
     "mention": mention,
@@ -311,6 +369,35 @@ def _entity(passage: Passage) -> str:
     """What a passage is about: its title, without the section that the Factbook's titles have."""
     country = passage.meta.get("country")
     return country if isinstance(country, str) else passage.title
+
+
+def _short_fields(passage: Passage) -> Iterator[tuple[str, str]]:
+    """Labels and short values of a passage's fields, without afterthoughts."""
+    known = set(passage.meta.get("fields", ()))
+    for label, value in _fields(passage.text).items():
+        value = _AFTERTHOUGHT.sub("", value).strip()
+        short = 0 < len(value.split()) <= _LONGEST_VALUE
+        if short and label in known and not label.endswith("note"):
+            yield label, value
+
+
+def _about_field(task: Task, passage: Passage, label: str, text: str, answer: str) -> Example:
+    relation = label.replace(": ", ", ")
+    return Example(
+        f"{task.name}-{passage.id}/{relation}",
+        text,
+        [Answer(answer, [{"passage_id": passage.id}])],
+        {"country": _entity(passage), "relation": relation},
+        task=task.name,
+    )
+
+
+def _said(label: str, generator: random.Random) -> str:
+    """A label as it may stand in a sentence: "Area: land" as "area land" or "land area"."""
+    if generator.random() < 0.6:
+        label = label[0].lower() + label[1:]
+    parts = label.split(": ")
+    return " ".join(reversed(parts) if generator.random() < 0.5 else parts)
 
 
 def _kind(example: Example) -> str:

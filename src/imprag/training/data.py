@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
@@ -79,7 +79,11 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
     retriever: TextRetriever | None = None
     sources: list[TrainingSource] = []
     known: dict[tuple[str, ...], TaskExamples] = {}
-    keep = _not_held_out([source for source in recipe.data if isinstance(source, TaskSource)])
+    trained: dict[str, set[str]] = defaultdict(set)
+    for source in recipe.data:
+        if isinstance(source, TaskSource) and source.is_benchmark:
+            trained[source.tasks].add(source.split)
+    keep = not_held_out(trained)
     for source in recipe.data:
         if isinstance(source, SyntheticSource):
             sources.append(_synthetic_source(source, corpus, recipe.train.seed, keep))
@@ -206,12 +210,12 @@ def _synthetic_source(
     return TrainingSource(source.synthetic, examples, source.weight)
 
 
-def _not_held_out(sources: Sequence[TaskSource]) -> Callable[[Passage], bool]:
-    """Whether a passage is about no entity of a benchmark's splits that are not trained on."""
-    trained: dict[str, set[str]] = defaultdict(set)
-    for source in sources:
-        if source.is_benchmark:
-            trained[source.tasks].add(source.split)
+def not_held_out(trained: Mapping[str, Set[str]]) -> Callable[[Passage], bool]:
+    """Whether a passage is about no entity of a benchmark's splits that are not trained on.
+
+    Args:
+        trained: the splits that are, by the benchmark's folder.
+    """
     held_out = [
         (split_by_passage(load_benchmark(folder)), set(SPLITS) - splits)
         for folder, splits in trained.items()

@@ -216,6 +216,8 @@ Synthetic = Literal[
     "corpus_text",
     "cloze",
     "lookup",
+    "question",
+    "assertion",
     "keywords",
     "title",
     "mention",

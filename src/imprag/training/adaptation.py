@@ -1,0 +1,222 @@
+"""A model is fitted to a corpus in minutes, by what makes its queries alone (beyond the paper).
+
+A passage embedding is made of layer b's key projection, a query embedding of its query projection.
+So the latter can learn while all embeddings stay as they are, and with them every index. Nothing
+but a matrix is trained, on states that are computed once, and each prompt is held against the whole
+corpus rather than against the other passages of a batch.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from imprag.corpus import Corpus
+from imprag.errors import ImpRAGError
+from imprag.index.passage_index import PassageIndex
+from imprag.model import LayerGroups
+from imprag.model.base import QUERIES, resolve_dtype
+from imprag.model.encoder import batches_by_length
+from imprag.model.inputs import pad
+from imprag.model.text import prompt_tokens
+from imprag.training.data import TrainingExample, TrainingSource
+from imprag.training.drawing import Epochs, Mixture, single_epochs
+from imprag.training.objectives import nce_loss, relevance_scores
+from imprag.training.recipe import LONGEST_TEXT
+
+_HELD_BACK = 0.05  # of each source's prompts, to measure with
+_MOST_HELD_BACK = 500
+_MOST_PASSAGES = 200_000  # that prompts are held against; a batch's scores take 4 bytes for each
+_RANK = 10
+_WARMUP_STEPS = 50
+
+
+@dataclass(frozen=True)
+class SourceRecall:
+    """What is found for the prompts of a source that were held back from training.
+
+    Attributes:
+        source: its name.
+        prompts: that were measured with.
+        before, after: shares of them that have a right passage first, and among the first ten.
+    """
+
+    source: str
+    prompts: int
+    before: tuple[float, float]
+    after: tuple[float, float]
+
+
+def adapt(
+    groups: LayerGroups,
+    tokenizer: Any,
+    corpus: Corpus,
+    index: PassageIndex,
+    sources: Sequence[TrainingSource],
+    *,
+    steps: int = 1000,
+    prompts: int = 256,
+    learning_rate: float = 0.01,
+    seed: int = 0,
+    left_out: frozenset[int] = frozenset(),
+) -> list[SourceRecall]:
+    """Train what makes the queries of layer b, in place.
+
+    The loss is that of warmup (paper, equation 3), with every other passage as a negative.
+
+    Args:
+        groups: the model, in float32.
+        tokenizer: its tokenizer.
+        corpus: the passages.
+        index: their embeddings by this model.
+        sources: prompts with their right passages; they are drawn by the weights.
+        steps: of AdamW.
+        prompts: in each of them.
+        learning_rate: at first; it falls to nothing.
+        seed: of what is held back and drawn.
+        left_out: rows of the corpus that count neither as right nor as wrong.
+
+    Returns:
+        what is found before and after, one for each source.
+
+    Raises:
+        ImpRAGError: the model has no projection for queries alone, a source has no prompt that can
+            be used, or the loss is no finite number.
+    """
+    weight = query_projection(groups)[1].weight
+    sources = [_usable(source, left_out) for source in sources]
+    examples = [example for source in sources for example in source.examples]
+    rows = _rows(examples, corpus, left_out, seed)
+    column_of = {row: column for column, row in enumerate(rows)}
+    right = [[column_of[row] for row in example.positives] for example in examples]
+    ids = [passage.id for passage in corpus.passages(rows)]
+    passages = torch.from_numpy(index.embeddings(ids)).to(groups.device)
+    inputs = _inputs(groups, tokenizer, [example.prompt for example in examples])
+
+    trained: list[range] = []
+    held_back: list[range] = []
+    start = 0
+    for source in sources:
+        size = len(source.examples)
+        count = min(_MOST_HELD_BACK, max(1, int(_HELD_BACK * size)))
+        held_back.append(range(start, start + count))
+        trained.append(range(start + count, start + size))
+        start += size
+
+    def found(numbers: range) -> tuple[float, float]:
+        return _recall(groups, inputs, passages, [right[n] for n in numbers], numbers)
+
+    before = [found(numbers) for numbers in held_back]
+    mixture = Mixture({n: one.weight for n, one in enumerate(sources)}, f"{seed} adaptation")
+    epochs = [Epochs(single_epochs(part), f"{seed} {n}") for n, part in enumerate(trained)]
+    optimizer = torch.optim.AdamW([weight], learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / _WARMUP_STEPS) * (1 - step / steps)
+    )
+    groups.requires_grad_(False)
+    weight.requires_grad_(True)
+    with tqdm(range(steps), "Adapting", unit=" steps", disable=None) as bar:
+        for step in bar:
+            batch: list[int] = []
+            for draw in range(step * prompts, (step + 1) * prompts):
+                chosen, position = mixture.draw(draw)
+                batch += epochs[chosen].bundle(position)
+            scores = relevance_scores(groups.query_embeddings_of(inputs[batch]), passages)
+            positive = torch.zeros_like(scores, dtype=torch.bool)
+            for row, number in enumerate(batch):
+                positive[row, right[number]] = True
+            loss = nce_loss(scores, positive, ~positive)
+            if not bool(loss.isfinite()):
+                raise ImpRAGError(
+                    f"the loss of step {step + 1} is {loss.item()}; lower the learning rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.2f}")
+    weight.requires_grad_(False)
+    return [
+        SourceRecall(source.name, len(numbers), first, found(numbers))
+        for source, numbers, first in zip(sources, held_back, before, strict=True)
+    ]
+
+
+def query_projection(groups: LayerGroups) -> tuple[str, torch.nn.Linear]:
+    """What makes the queries of layer b, and nothing else: the module and its name in the model.
+
+    Raises:
+        ImpRAGError: there is no such module.
+    """
+    layer = groups.lm.base_model.layers[groups.config.b]
+    for name, module in groups.lm.named_modules():
+        if name.endswith(f".{QUERIES[0]}") and any(module is one for one in layer.modules()):
+            assert isinstance(module, torch.nn.Linear)
+            return name, module
+    raise ImpRAGError(
+        f"{groups.config.base_model} makes queries and keys with one projection: the former "
+        "cannot be trained without changing the passages' embeddings"
+    )
+
+
+def _usable(source: TrainingSource, left_out: frozenset[int]) -> TrainingSource:
+    """The source without what retrieves nothing, or only what is left out."""
+    examples = [
+        replace(example, positives=tuple(row for row in example.positives if row not in left_out))
+        for example in source.examples
+    ]
+    examples = [example for example in examples if example.positives and example.prompt]
+    if len(examples) < 2:
+        raise ImpRAGError(f"the source '{source.name}' has too few prompts with a right passage")
+    return replace(source, examples=examples)
+
+
+def _rows(
+    examples: Sequence[TrainingExample], corpus: Corpus, left_out: frozenset[int], seed: int
+) -> list[int]:
+    """Corpus rows that prompts are held against; of large corpora only a part."""
+    asked = {row for example in examples for row in example.positives}
+    others = [row for row in range(len(corpus)) if row not in asked and row not in left_out]
+    room = max(0, _MOST_PASSAGES - len(asked))
+    if len(others) > room:
+        others = random.Random(f"{seed} passages").sample(others, room)
+    return sorted(asked.union(others))
+
+
+@torch.inference_mode()
+def _inputs(groups: LayerGroups, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """What layer b makes the prompts' queries of, (prompts, hidden) float32."""
+    tokens = prompt_tokens(tokenizer, prompts, LONGEST_TEXT)
+    device = groups.device
+    inputs = torch.empty(len(prompts), groups.lm.config.get_text_config().hidden_size)
+    batch_tokens = 2048 if device.type == "cpu" else 65536
+    batches = batches_by_length([len(one) for one in tokens], batch_tokens)
+    low = resolve_dtype("auto", device) is torch.bfloat16
+    with tqdm(total=len(prompts), desc="Prompts", unit=" prompts", disable=None) as bar:
+        for batch in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                found = groups.query_inputs(*pad([tokens[n] for n in batch], device))
+            inputs[batch] = found.float().cpu()
+            bar.update(len(batch))
+    return inputs.to(device)
+
+
+@torch.inference_mode()
+def _recall(
+    groups: LayerGroups,
+    inputs: Tensor,
+    passages: Tensor,
+    right: Sequence[Sequence[int]],
+    numbers: range,
+) -> tuple[float, float]:
+    queries = groups.query_embeddings_of(inputs[numbers.start : numbers.stop])
+    best = relevance_scores(queries, passages).topk(min(_RANK, len(passages))).indices.tolist()
+    pairs = [(ranks, set(rows)) for ranks, rows in zip(best, right, strict=True)]
+    first = sum(ranks[0] in rows for ranks, rows in pairs)
+    among = sum(not rows.isdisjoint(ranks) for ranks, rows in pairs)
+    return first / len(pairs), among / len(pairs)
