@@ -141,6 +141,7 @@ def adapt(
                 ]
                 for one in recalls
             ],
-        )
+        ),
+        end="",
     )
     print(f"model: {out}", file=sys.stderr)

@@ -1,0 +1,87 @@
+"""``imprag adapt`` on a tiny model, of whole weights and with an adapter."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from conftest import tiny_lm, tiny_tokenizer
+from imprag.cli import main
+from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module", params=["whole", "adapter"])
+def home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder with a model, an index and questions."""
+    path = tmp_path_factory.mktemp("home")
+    lm, base = tiny_lm(), "tiny"
+    if request.param == "adapter":
+        base = str(path / "base")
+        lm.save_pretrained(base)
+        tiny_tokenizer().save_pretrained(base)
+        lm.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    config = ImpRAGConfig(base_model=base, b=1, t=3, k=2, max_passage_tokens=16)
+    save_pretrained(LayerGroups(lm.eval(), config), tiny_tokenizer(), path / "model")
+    passages = [{"id": f"p{n}", "title": f"w{n}", "text": f"w{n + 30} w7"} for n in range(30)]
+    questions = [
+        {
+            "id": f"q{n}-{m}",
+            "input": f"w{m + 60} w{n}",
+            "output": [{"answer": "w1", "provenance": [{"passage_id": f"p{n}"}]}],
+        }
+        for n in range(30)
+        for m in range(2)
+    ]
+    for name, rows in (("corpus", passages), ("nq", questions)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = ["--out", path / "index", "--model", path / "model"]
+    assert run("index", path / "corpus.jsonl", *index) == 0
+    return path
+
+
+def adapt(home: Path, out: Path, *arguments: object) -> int:
+    given = ["--model", home / "model", "--index", home / "index", "--out", out]
+    return run("adapt", *given, *arguments)
+
+
+def test_a_model_is_made_that_searches_the_same_index(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, tasks = tmp_path / "adapted", ["--tasks", f"nq={home / 'nq.jsonl'}"]
+    assert adapt(home, out, *tasks, "--steps", 30, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["model"] == str(out)
+    ((source, prompts, before, after),) = (one.values() for one in shown["recall"])
+    assert (source, prompts, len(before), len(after)) == ("nq", 3, 2, 2)
+    weights = [load_pretrained(path, "float32", "cpu")[0].lm for path in (home / "model", out)]
+    changed = [
+        name
+        for name, weight in weights[1].state_dict().items()
+        if not torch.allclose(weight, weights[0].state_dict()[name], atol=1e-6)
+    ]
+    assert changed == ["model.layers.1.self_attn.q_proj.weight"]
+    assert (out / "adapter_config.json").exists() == (home / "base").exists()
+    assert run("search", "w60 w3", "--model", out, "--index", home / "index", "--k", 2) == 0
+    assert "   2. " in capsys.readouterr().out
+
+    assert adapt(home, out, *tasks) == 2
+    assert "exists already; choose another folder" in capsys.readouterr().err
+    again = ["adapt", "--model", out, "--index", home / "index", "--out", tmp_path / "again"]
+    assert run(*again, *tasks, "--steps", 2) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| nq ")
+
+
+def test_passages_that_give_no_prompts(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(home, tmp_path / "out") == 2
+    assert "give no prompts; bring some of your own by --tasks" in capsys.readouterr().err
+    assert adapt(home, tmp_path / "out", "--synthetic", "question") == 2
+    assert "gives an example of question" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
