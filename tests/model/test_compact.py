@@ -66,13 +66,22 @@ def test_a_compact_adapter_is_nearly_the_same(adapter: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("module", ["q_proj", "k_proj"])  # with an adapter, and without one
 def test_a_changed_adapter(adapter: Path, tmp_path: Path, module: str) -> None:
     name = f"model.layers.1.self_attn.{module}"
-    before = load_pretrained(adapter, **EXACT)[0].lm.state_dict()
+    base, before = (
+        load_pretrained(path, **EXACT)[0].lm.state_dict() for path in (tmp_path / "base", adapter)
+    )
     change = 0.01 * torch.randn(before[f"{name}.weight"].shape, generator=torch.manual_seed(3))
     write_changed_adapter(adapter, tmp_path / "changed", name, change)
     after = load_pretrained(tmp_path / "changed", **EXACT)[0].lm.state_dict()
     for key, weight in after.items():
         expected = before[key] + change if key == f"{name}.weight" else before[key]
         torch.testing.assert_close(weight, expected, atol=1e-6, rtol=0)
+    write_compact_adapter(adapter, tmp_path / "small")
+    write_changed_adapter(tmp_path / "small", tmp_path / "small changed", name, change)
+    small = load_pretrained(tmp_path / "small changed", **EXACT)[0].lm.state_dict()
+    error = small[f"{name}.weight"] - after[f"{name}.weight"]
+    assert error.norm() < 0.05 * (after[f"{name}.weight"] - base[f"{name}.weight"]).norm()
+    dtypes = {x.dtype for x in load_file(tmp_path / "small changed" / WEIGHTS).values()}
+    assert dtypes == {torch.float8_e4m3fn, torch.bfloat16}
     write_changed_adapter(adapter, tmp_path / "low", name, change, max_rank=2)
     low = load_pretrained(tmp_path / "low", **EXACT)[0].lm.state_dict()[f"{name}.weight"]
     assert torch.linalg.matrix_rank(low - before[f"{name}.weight"], tol=1e-5) == 2

@@ -69,6 +69,8 @@ def write_changed_adapter(
 ) -> None:
     """Write a LoRA adapter again, with a change of one module's weight added to it.
 
+    The module's factors are in 8 bits, too, where the others are.
+
     Args:
         adapter: as for :func:`write_compact_adapter`.
         out: the folder to make.
@@ -94,13 +96,19 @@ def write_changed_adapter(
         sign, size = (1 if scale > 0 else -1), abs(scale) ** 0.5
         down = torch.cat([size * weights[name_a].double(), down])
         up = torch.cat([sign * size * weights[name_b].double(), up], dim=1)
-    weights[name_a], weights[name_b] = down.float().contiguous(), up.float().contiguous()
+    rank = len(down)
+    alpha = float(rank)  # with which the factors' product is the change itself
+    compact = any(tensor.dtype is _FLOAT8 for tensor in weights.values())
+    for part, factor in ((name_a, down), (name_b, up)):
+        weights[part] = factor.float().contiguous()
+        if compact:
+            weights[part], scale = _eight_bits(weights[part])
+            alpha *= scale
     with atomic_path(out) as folder:
         folder.mkdir()
         save_file(weights, folder / WEIGHTS)
-        # With alpha equal to the rank, the factors' product is the change itself.
-        settings["rank_pattern"] = {**settings["rank_pattern"], module: len(down)}
-        settings["alpha_pattern"] = {**settings["alpha_pattern"], module: float(len(down))}
+        settings["rank_pattern"] = {**settings["rank_pattern"], module: rank}
+        settings["alpha_pattern"] = {**settings["alpha_pattern"], module: alpha}
         if not any(f".{module}".endswith(f".{name}") for name in settings["target_modules"]):
             settings["target_modules"] = [*settings["target_modules"], module]
         write_json(folder / SETTINGS, settings)
