@@ -160,6 +160,18 @@ def test_corpora_that_cannot_be_indexed(
     assert index("missing.jsonl")[0] == 2
 
 
+def test_several_corpora_make_one_index(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more.jsonl").write_text('{"id": "q", "text": "w3 w4"}\nno JSON\n')
+    corpora = [home / "corpus.jsonl", tmp_path / "more.jsonl"]
+    out = ["--out", tmp_path / "both", "--model", home / "model"]
+    assert run("index", *corpora, *out, "--skip-bad-lines") == 0
+    assert "both: 10 passages" in capsys.readouterr().err
+    assert run("index", *out) == 2
+    assert "say which corpus" in capsys.readouterr().err
+
+
 def test_an_index_of_another_model_and_a_damaged_one(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from imprag.errors import ImpRAGError
+
 
 def index(
-    corpus: str,
-    /,
-    *,
+    *corpora: str,
     out: Path,
     model: str = "default",
     kind: Literal["flat", "ivfpq", "hnsw"] = "flat",
@@ -27,11 +27,13 @@ def index(
 
     - `imprag index factbook --out factbook-index`
     - `imprag index passages.jsonl --out my-index --kind hnsw`
+    - `imprag index default notes/ --out both-index`
     - `imprag index psgs_w100.tsv --out wiki-index --kind ivfpq --model my-model`
 
     Args:
-        corpus: A built-in corpus (`factbook`, `wiki10k`, `default`), a corpus folder, a file
-            (JSONL, TSV, Parquet, KILT) or a folder of text files or a Hugging Face dataset.
+        corpora: A built-in corpus (`factbook`, `wiki10k`, `default`), a corpus folder, a file
+            (JSONL, TSV, Parquet, KILT) or a folder of text files or a Hugging Face dataset. Several
+            are joined.
         out: The index folder to make; holds the passages, too.
         model: The model that will search it: `default`, a folder, a GGUF file or a Hugging Face id.
         kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast.
@@ -45,7 +47,9 @@ def index(
     from imprag.index.folder import IndexFolder
     from imprag.rag import ImpRAG
 
-    passages = load_corpus(corpus, skip_bad_lines=skip_bad_lines)
+    if not corpora:
+        raise ImpRAGError("say which corpus: default, a file or a folder")
+    passages = load_corpus(corpora, skip_bad_lines=skip_bad_lines)
     skipped = passages.manifest["skipped"]
     if skipped["count"]:
         print(
