@@ -57,6 +57,7 @@ def test_a_model_is_made_that_searches_the_same_index(
     assert adapt(home, out, *tasks, "--steps", 30, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["model"] == str(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapted"]
     ((source, prompts, before, after),) = (one.values() for one in shown["recall"])
     assert (source, prompts, len(before), len(after)) == ("nq", 3, 2, 2)
     weights = [load_pretrained(path, "float32", "cpu")[0].lm for path in (home / "model", out)]

@@ -17,6 +17,7 @@ from imprag.training.objectives import (
     contrastive_prompts,
     distillation_prompts,
     generation_loss,
+    nce_against_all,
     nce_loss,
     relevance_scores,
     response_log_likelihood,
@@ -97,6 +98,22 @@ def test_nce_equals_its_loop(shape: tuple[int, int], seed: int, density: float) 
     assert nce_loss(scores, positive, negative).item() == close(
         nce_loop(scores, positive, negative)
     )
+
+
+@given(st.integers(1, 5), st.integers(2, 6), seeds)
+def test_nce_against_all_is_nce_with_all_others_as_negatives(
+    prompts: int, passages: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = 3 * torch.randn(prompts, passages, generator=generator, dtype=torch.float64)
+    positive = torch.rand(prompts, passages, generator=generator) < 0.4
+    positive[:, 0], positive[:, -1] = True, False
+    scores.requires_grad_()
+    right = [row.nonzero().flatten().tolist() for row in positive]
+    losses = nce_against_all(scores, right), nce_loss(scores, positive, ~positive)
+    assert losses[0].item() == close(nce_loop(scores.detach(), positive, ~positive))
+    gradients = [torch.autograd.grad(loss, scores)[0] for loss in losses]
+    torch.testing.assert_close(*gradients)
 
 
 @given(shapes, seeds, densities)

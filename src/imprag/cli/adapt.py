@@ -35,9 +35,10 @@ def adapt(
     """Fit a model to a corpus in minutes; its index stays as it is.
 
     Only what makes the queries of layer b is trained, on prompts that are made from the passages,
-    and on your own questions if you have any. Twenty to thirty minutes of two CPU cores do for
-    100,000 prompts. A part of the prompts is held back, and what is found for these before and
-    after is shown.
+    and on your own questions if you have any. A part of the prompts, the first of each kind, is
+    held back, and what is found for these before and after is shown. An interrupted call does not
+    begin anew with most of the work, what layers 0 to b make of the prompts, when the same command
+    is given again.
 
     For example:
 
@@ -88,6 +89,7 @@ def adapt(
     from imprag.rag import ImpRAG
     from imprag.tasks import read_tasks
 
+    kept = out.with_name(f"{out.name}.inputs")
     if out.exists():
         raise ImpRAGError(f"{out} exists already; choose another folder or remove it")
     rag = ImpRAG.from_pretrained(model, index, dtype="float32", device=device)
@@ -120,6 +122,7 @@ def adapt(
         learning_rate=learning_rate,
         seed=seed,
         left_out=left_out,
+        kept=kept,
     )
     adapter = DEFAULT_FOLDER if model == DEFAULT else Path(model)
     if (adapter / SETTINGS).is_file():
@@ -127,6 +130,7 @@ def adapt(
         write_changed_adapter(adapter, out, name, change.cpu(), max_rank)
     else:
         save_pretrained(rag.groups, rag.tokenizer, out)
+    kept.unlink()
     if json:
         print(json_module.dumps({"model": str(out), "recall": [asdict(one) for one in recalls]}))
         return

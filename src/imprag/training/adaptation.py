@@ -6,26 +6,33 @@ but a matrix is trained, on states that are computed once, and each prompt is he
 corpus rather than against the other passages of a batch.
 """
 
+import contextlib
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
+from imprag.files import atomic_path
 from imprag.index.passage_index import PassageIndex
 from imprag.model import LayerGroups
 from imprag.model.base import QUERIES, resolve_dtype
-from imprag.model.encoder import batches_by_length
+from imprag.model.encoder import PassageEncoder, batches_by_length
 from imprag.model.inputs import pad
 from imprag.model.text import prompt_tokens
 from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.drawing import Epochs, Mixture, single_epochs
-from imprag.training.objectives import nce_loss, relevance_scores
+from imprag.training.objectives import nce_against_all, relevance_scores
 from imprag.training.recipe import LONGEST_TEXT
 
 _HELD_BACK = 0.05  # of each source's prompts, to measure with
@@ -63,6 +70,7 @@ def adapt(
     learning_rate: float = 0.01,
     seed: int = 0,
     left_out: frozenset[int] = frozenset(),
+    kept: Path | None = None,
 ) -> list[SourceRecall]:
     """Train what makes the queries of layer b, in place.
 
@@ -79,6 +87,8 @@ def adapt(
         learning_rate: at first; it falls to nothing.
         seed: of what is held back and drawn.
         left_out: rows of the corpus that count neither as right nor as wrong.
+        kept: a file for what comes into layer b, most of the work. It is read if it is of the same
+            model and prompts, so that a call that was killed is gone on with, and left there.
 
     Returns:
         what is found before and after, one for each source.
@@ -95,7 +105,7 @@ def adapt(
     right = [[column_of[row] for row in example.positives] for example in examples]
     ids = [passage.id for passage in corpus.passages(rows)]
     passages = torch.from_numpy(index.embeddings(ids)).to(groups.device)
-    inputs = _inputs(groups, tokenizer, [example.prompt for example in examples])
+    inputs = _kept_inputs(groups, tokenizer, [example.prompt for example in examples], kept)
 
     trained: list[range] = []
     held_back: list[range] = []
@@ -126,10 +136,7 @@ def adapt(
                 chosen, position = mixture.draw(draw)
                 batch += epochs[chosen].bundle(position)
             scores = relevance_scores(groups.query_embeddings_of(inputs[batch]), passages)
-            positive = torch.zeros_like(scores, dtype=torch.bool)
-            for row, number in enumerate(batch):
-                positive[row, right[number]] = True
-            loss = nce_loss(scores, positive, ~positive)
+            loss = nce_against_all(scores, [right[number] for number in batch])
             if not bool(loss.isfinite()):
                 raise ImpRAGError(
                     f"the loss of step {step + 1} is {loss.item()}; lower the learning rate"
@@ -186,6 +193,23 @@ def _rows(
     if len(others) > room:
         others = random.Random(f"{seed} passages").sample(others, room)
     return sorted(asked.union(others))
+
+
+def _kept_inputs(
+    groups: LayerGroups, tokenizer: Any, prompts: Sequence[str], kept: Path | None
+) -> Tensor:
+    encoder = PassageEncoder(groups, tokenizer)
+    digest = hashlib.sha256(json.dumps([encoder.fingerprint(), *prompts]).encode()).hexdigest()
+    if kept is not None and kept.exists():
+        with contextlib.suppress(SafetensorError), safe_open(kept, "pt") as file:
+            if (file.metadata() or {}).get("of") == digest:
+                inputs: Tensor = file.get_tensor("inputs")
+                return inputs.to(groups.device)
+    inputs = _inputs(groups, tokenizer, prompts)
+    if kept is not None:
+        with atomic_path(kept) as temporary:
+            save_file({"inputs": inputs.cpu()}, temporary, {"of": digest})
+    return inputs
 
 
 @torch.inference_mode()

@@ -8,6 +8,8 @@ gradient.
 Half-precision input is computed in float32, under autocast too; float64 stays float64.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,6 +58,28 @@ def nce_loss(scores: Tensor, positive: Tensor, negative: Tensor, count: Count = 
     against = scores.masked_fill(~negative, -torch.inf).logsumexp(dim=1, keepdim=True)
     total = -F.logsigmoid((scores - against)[positive]).sum()
     return _mean(total, rows.sum(), count)
+
+
+def nce_against_all(scores: Tensor, right: Sequence[Sequence[int]]) -> Tensor:
+    """:func:`nce_loss` where every passage that is not right is a negative, without masks.
+
+    Of a whole corpus, most of the time goes into reading and writing what is as large as the
+    scores; this does it a few times less.
+
+    Args:
+        scores: (Q, P) s(q, p).
+        right: the passages to find, for each prompt; not all P.
+
+    Returns:
+        The mean over prompts of the sum over positives, ().
+    """
+    pairs = [(row, column) for row, columns in enumerate(right) for column in columns]
+    rows, columns = torch.tensor(pairs, device=scores.device).T
+    scores = _precise(scores)
+    positives = scores[rows, columns]
+    hidden = positives.new_full((), -torch.inf)
+    against = scores.index_put((rows, columns), hidden).logsumexp(dim=1)
+    return -F.logsigmoid(positives - against[rows]).sum() / len(scores)
 
 
 def generation_loss(logits: Tensor, labels: Tensor, count: Count = None) -> Tensor:
