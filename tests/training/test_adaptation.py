@@ -144,5 +144,7 @@ def test_mistakes(folder: IndexFolder) -> None:
         run(groups_of("phi3"), folder, questions())
     with pytest.raises(ImpRAGError, match="rope: after"):
         run(groups_of(rope="after"), folder, questions())
+    with pytest.raises(ImpRAGError, match="0 steps of 32 prompts"):
+        run(groups_of(), folder, questions(), steps=0)
     with pytest.raises(ImpRAGError, match="the loss of step 2 is nan; lower the learning rate"):
         run(groups_of(), folder, questions(), learning_rate=math.inf)

@@ -94,9 +94,11 @@ def adapt(
         what is found before and after, one for each source.
 
     Raises:
-        ImpRAGError: the model has no projection for queries alone, a source has no prompt that can
-            be used, or the loss is no finite number.
+        ImpRAGError: there is nothing to train or to train on (`query_projection`), or the loss is
+            no finite number.
     """
+    if steps < 1 or prompts < 1:
+        raise ImpRAGError(f"{steps} steps of {prompts} prompts are no training")
     weight = query_projection(groups)[1].weight
     sources = [_usable(source, left_out) for source in sources]
     examples = [example for source in sources for example in source.examples]
@@ -158,8 +160,12 @@ def query_projection(groups: LayerGroups) -> tuple[str, torch.nn.Linear]:
     """What makes the queries of layer b, and nothing else: the module and its name in the model.
 
     Raises:
-        ImpRAGError: there is no such module.
+        ImpRAGError: there is no such module, or queries depend on their positions, too.
     """
+    if groups.config.rope != "before":
+        raise ImpRAGError(
+            "a model with rope: after cannot be adapted: its queries depend on places"
+        )
     layer = groups.lm.base_model.layers[groups.config.b]
     for name, module in groups.lm.named_modules():
         if name.endswith(f".{QUERIES[0]}") and any(module is one for one in layer.modules()):
