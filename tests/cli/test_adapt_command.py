@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from peft import LoraConfig
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
+from imprag.cli.adapt import Kind
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
+from imprag.tasks.self_supervised import FROM_PASSAGES
 
 
 def run(*arguments: object) -> int:
@@ -76,6 +79,10 @@ def test_a_model_is_made_that_searches_the_same_index(
     again = ["adapt", "--model", out, "--index", home / "index", "--out", tmp_path / "again"]
     assert run(*again, *tasks, "--steps", 2) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("| nq ")
+
+
+def test_all_kinds_that_passages_give_can_be_asked_for() -> None:
+    assert set(get_args(Kind)) == set(FROM_PASSAGES)
 
 
 def test_passages_that_give_no_prompts(

@@ -96,7 +96,9 @@ def adapt(
     folder = rag.index
     corpus = folder.corpus
     keep = not_held_out({} if leave_out is None else {str(leave_out): {"train"}})
-    left_out = frozenset(n for n, passage in enumerate(corpus) if not keep(passage))
+    left_out: frozenset[int] = frozenset()
+    if leave_out is not None:
+        left_out = frozenset(n for n, passage in enumerate(corpus) if not keep(passage))
     sources = []
     for found in read_tasks(tasks, data=data, split=split) if tasks else ():
         found = found.draw(limit, seed)

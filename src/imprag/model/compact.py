@@ -89,10 +89,9 @@ def write_changed_adapter(
     root = values[:rank].sqrt()
     down, up = root[:, None] * right[:rank], left[:, :rank] * root
     name_a, name_b = (f"{ADAPTER_PREFIX}{module}.lora_{part}.weight" for part in "AB")
-    alpha = settings["alpha_pattern"].get(module, settings["lora_alpha"])
     if name_a in weights:
-        before = settings["rank_pattern"].get(module, settings["r"])
-        scale = alpha / before
+        scale = settings["alpha_pattern"].get(module, settings["lora_alpha"])
+        scale /= settings["rank_pattern"].get(module, settings["r"])
         sign, size = (1 if scale > 0 else -1), abs(scale) ** 0.5
         down = torch.cat([size * weights[name_a].double(), down])
         up = torch.cat([sign * size * weights[name_b].double(), up], dim=1)
@@ -107,8 +106,8 @@ def write_changed_adapter(
     with atomic_path(out) as folder:
         folder.mkdir()
         save_file(weights, folder / WEIGHTS)
-        settings["rank_pattern"] = {**settings["rank_pattern"], module: rank}
-        settings["alpha_pattern"] = {**settings["alpha_pattern"], module: alpha}
+        settings["rank_pattern"][module] = rank
+        settings["alpha_pattern"][module] = alpha
         if not any(f".{module}".endswith(f".{name}") for name in settings["target_modules"]):
             settings["target_modules"] = [*settings["target_modules"], module]
         write_json(folder / SETTINGS, settings)

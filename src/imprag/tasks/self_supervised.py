@@ -216,10 +216,7 @@ def assertion(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
             wording, answer, false = generator.choice(_STATEMENTS)
             pool = pools[label]
             others = [other for other in pool if other != value]
-            if len(pool) < _POOL:
-                pool.append(value)
-            else:
-                pool[generator.randrange(_POOL)] = value
+            _remember(value, pool, generator)
             if others and generator.random() < 0.5:
                 value, answer = generator.choice(others), false
             said = generator.choice(_ASSERTIONS).format(
@@ -304,10 +301,7 @@ def statement(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         span = sentence[start:end]
         pool = pools[span[0].isdigit()]
         others = [other for other in generator.sample(pool, min(len(pool), 8)) if other != span]
-        if len(pool) < _POOL:
-            pool.append(span)
-        else:
-            pool[generator.randrange(_POOL)] = span
+        _remember(span, pool, generator)
         wording, true, false = generator.choice(_STATEMENTS)
         answer = true
         if others and generator.random() < 0.5:
@@ -369,6 +363,14 @@ def _entity(passage: Passage) -> str:
     """What a passage is about: its title, without the section that the Factbook's titles have."""
     country = passage.meta.get("country")
     return country if isinstance(country, str) else passage.title
+
+
+def _remember(value: str, pool: list[str], generator: random.Random) -> None:
+    """Put a value into a pool; a full one loses another for it."""
+    if len(pool) < _POOL:
+        pool.append(value)
+    else:
+        pool[generator.randrange(_POOL)] = value
 
 
 def _short_fields(passage: Passage) -> Iterator[tuple[str, str]]:

@@ -107,7 +107,8 @@ def adapt(
     right = [[column_of[row] for row in example.positives] for example in examples]
     ids = [passage.id for passage in corpus.passages(rows)]
     passages = torch.from_numpy(index.embeddings(ids)).to(groups.device)
-    inputs = _kept_inputs(groups, tokenizer, [example.prompt for example in examples], kept)
+    encoder = PassageEncoder(groups, tokenizer)
+    inputs = _kept_inputs(encoder, [example.prompt for example in examples], kept)
 
     trained: list[range] = []
     held_back: list[range] = []
@@ -166,9 +167,9 @@ def query_projection(groups: LayerGroups) -> tuple[str, torch.nn.Linear]:
         raise ImpRAGError(
             "a model with rope: after cannot be adapted: its queries depend on places"
         )
-    layer = groups.lm.base_model.layers[groups.config.b]
+    start = f"{groups.lm.base_model_prefix}.layers.{groups.config.b}."
     for name, module in groups.lm.named_modules():
-        if name.endswith(f".{QUERIES[0]}") and any(module is one for one in layer.modules()):
+        if name.startswith(start) and name.endswith(f".{QUERIES[0]}"):
             assert isinstance(module, torch.nn.Linear)
             return name, module
     raise ImpRAGError(
@@ -201,17 +202,15 @@ def _rows(
     return sorted(asked.union(others))
 
 
-def _kept_inputs(
-    groups: LayerGroups, tokenizer: Any, prompts: Sequence[str], kept: Path | None
-) -> Tensor:
-    encoder = PassageEncoder(groups, tokenizer)
+def _kept_inputs(encoder: PassageEncoder, prompts: Sequence[str], kept: Path | None) -> Tensor:
+    """`_inputs`, read from the file if it has them, and else written there."""
     digest = hashlib.sha256(json.dumps([encoder.fingerprint(), *prompts]).encode()).hexdigest()
     if kept is not None and kept.exists():
         with contextlib.suppress(SafetensorError), safe_open(kept, "pt") as file:
             if (file.metadata() or {}).get("of") == digest:
                 inputs: Tensor = file.get_tensor("inputs")
-                return inputs.to(groups.device)
-    inputs = _inputs(groups, tokenizer, prompts)
+                return inputs.to(encoder.groups.device)
+    inputs = _inputs(encoder, prompts)
     if kept is not None:
         with atomic_path(kept) as temporary:
             save_file({"inputs": inputs.cpu()}, temporary, {"of": digest})
@@ -219,13 +218,12 @@ def _kept_inputs(
 
 
 @torch.inference_mode()
-def _inputs(groups: LayerGroups, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+def _inputs(encoder: PassageEncoder, prompts: Sequence[str]) -> Tensor:
     """What layer b makes the prompts' queries of, (prompts, hidden) float32."""
-    tokens = prompt_tokens(tokenizer, prompts, LONGEST_TEXT)
-    device = groups.device
+    groups, device = encoder.groups, encoder.groups.device
+    tokens = prompt_tokens(encoder.tokenizer, prompts, LONGEST_TEXT)
     inputs = torch.empty(len(prompts), groups.lm.config.get_text_config().hidden_size)
-    batch_tokens = 2048 if device.type == "cpu" else 65536
-    batches = batches_by_length([len(one) for one in tokens], batch_tokens)
+    batches = batches_by_length([len(one) for one in tokens], encoder.batch_tokens)
     low = resolve_dtype("auto", device) is torch.bfloat16
     with tqdm(total=len(prompts), desc="Prompts", unit=" prompts", disable=None) as bar:
         for batch in batches:
