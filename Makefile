@@ -32,11 +32,10 @@ reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfa
 	$(TRAIN) --config configs/smollm2-marks.yaml --out runs/marks
 	$(TRAIN) --config configs/smollm2-reader.yaml --out runs/reader
 	$(BIN)/imprag export runs/reader --out runs/shipped
-	$(BIN)/imprag index default --model runs/shipped --out runs/shipped-index
+	$(BIN)/imprag index default squad/passages.jsonl --model runs/shipped --out runs/shipped-index
 	$(BIN)/imprag adapt --model runs/shipped --index runs/shipped-index --data factbook-bench \
-		--tasks factbook/qa wiki10k/qa factbook/two_hop \
-		--synthetic question assertion lookup mention cloze statement \
-		--limit 20000 --steps 3000 --max-rank 96 --out runs/adapted
+		--tasks factbook/qa wiki10k/qa factbook/two_hop squad=squad/questions.jsonl \
+		--limit 14000 --steps 1500 --start-share 0.25 --max-rank 96 --out runs/adapted
 
 reproduce-default-quick: factbook-bench
 	$(TRAIN) --config configs/smollm2-factbook.yaml --set train.steps=220 evaluation.steps=220 \

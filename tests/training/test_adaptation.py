@@ -73,6 +73,23 @@ def test_the_same_seed_gives_the_same_model(folder: IndexFolder) -> None:
     assert not torch.equal(weight(1), weight(2))
 
 
+def test_a_share_of_the_start_lies_between(folder: IndexFolder) -> None:
+    def weight(**settings: object) -> torch.Tensor:
+        groups = groups_of()
+        run(groups, folder, questions(), steps=5, **settings)
+        return adaptation.query_projection(groups)[1].weight.detach()
+
+    start = adaptation.query_projection(groups_of())[1].weight.detach()
+    expected = 0.25 * start + 0.75 * weight()
+    torch.testing.assert_close(weight(start_share=0.25), expected)
+    assert not torch.equal(expected, start)
+
+
+def test_what_is_found_is_that_of_the_mean(folder: IndexFolder) -> None:
+    (recall,) = run(groups_of(), folder, questions(), start_share=0.9999)
+    assert recall.after == recall.before
+
+
 def test_sources_are_drawn_by_their_weights_and_measured_apart(folder: IndexFolder) -> None:
     half = TrainingSource("half", questions(passages=range(30)).examples, weight=1e-6)
     recalls = run(groups_of(), folder, half, questions("all"), steps=3)
@@ -146,5 +163,8 @@ def test_mistakes(folder: IndexFolder) -> None:
         run(groups_of(rope="after"), folder, questions())
     with pytest.raises(ImpRAGError, match="0 steps of 32 prompts"):
         run(groups_of(), folder, questions(), steps=0)
+    for share in (-0.1, 1.0, math.nan):
+        with pytest.raises(ImpRAGError, match="the start's share has to be from 0 to below 1"):
+            run(groups_of(), folder, questions(), start_share=share)
     with pytest.raises(ImpRAGError, match="the loss of step 2 is nan; lower the learning rate"):
         run(groups_of(), folder, questions(), learning_rate=math.inf)

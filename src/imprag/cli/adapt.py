@@ -27,6 +27,7 @@ def adapt(
     limit: int = 20_000,
     steps: int = 1000,
     learning_rate: float = 0.01,
+    start_share: float = 0.0,
     max_rank: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -61,6 +62,8 @@ def adapt(
         limit: At most so many prompts of each kind and task.
         steps: Steps of 256 prompts each.
         learning_rate: At first; it falls to nothing.
+        start_share: Of the queries as they were, in the mean that is kept: .25 costs this corpus
+            little, and leaves more for other passages and prompts.
         max_rank: With a model that is an adapter, the rank of what is added to it.
         seed: Draws prompts.
         device: `cpu`, `cuda`, `cuda:1` ...
@@ -122,6 +125,7 @@ def adapt(
         sources,
         steps=steps,
         learning_rate=learning_rate,
+        start_share=start_share,
         seed=seed,
         left_out=left_out,
         kept=kept,

@@ -32,6 +32,7 @@ from imprag.model.inputs import pad
 from imprag.model.text import prompt_tokens
 from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.drawing import Epochs, Mixture, single_epochs
+from imprag.training.mean import move_back, trained_weights
 from imprag.training.objectives import nce_against_all, relevance_scores
 from imprag.training.recipe import LONGEST_TEXT
 
@@ -68,6 +69,7 @@ def adapt(
     steps: int = 1000,
     prompts: int = 256,
     learning_rate: float = 0.01,
+    start_share: float = 0.0,
     seed: int = 0,
     left_out: frozenset[int] = frozenset(),
     kept: Path | None = None,
@@ -85,6 +87,8 @@ def adapt(
         steps: of AdamW.
         prompts: in each of them.
         learning_rate: at first; it falls to nothing.
+        start_share: of the weight as it was, in the mean of this and what it came to, which is kept
+            (as in a recipe).
         seed: of what is held back and drawn.
         left_out: rows of the corpus that count neither as right nor as wrong.
         kept: a file for what comes into layer b, most of the work. It is read if it is of the same
@@ -99,6 +103,8 @@ def adapt(
     """
     if steps < 1 or prompts < 1:
         raise ImpRAGError(f"{steps} steps of {prompts} prompts are no training")
+    if not 0 <= start_share < 1:
+        raise ImpRAGError(f"the start's share has to be from 0 to below 1, not {start_share}")
     weight = query_projection(groups)[1].weight
     sources = [_usable(source, left_out) for source in sources]
     examples = [example for source in sources for example in source.examples]
@@ -132,6 +138,7 @@ def adapt(
     )
     groups.requires_grad_(False)
     weight.requires_grad_(True)
+    beginning = trained_weights(groups)
     with tqdm(range(steps), "Adapting", unit=" steps", disable=None) as bar:
         for step in bar:
             batch: list[int] = []
@@ -150,6 +157,7 @@ def adapt(
             schedule.step()
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.2f}")
+    move_back(groups, beginning, start_share)
     weight.requires_grad_(False)
     return [
         SourceRecall(source.name, len(numbers), first, found(numbers))
