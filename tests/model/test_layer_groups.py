@@ -156,6 +156,32 @@ def test_independent_passages_start_at_position_zero_and_segmented_ones_run_on()
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("encoding", "starts"),
+    [("independent", [0, 0, 0, 0, 0, 0]), ("segmented", [0, 90, 94, 174, 177, 267])],
+)
+def test_passages_encoded_in_groups_of_like_length_equal_one_batch(
+    encoding: str, starts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = groups_of()
+    passages = tokens(90, 4, 80, 3, 90, 5)
+    expected = groups.encode(*pad(passages, CPU), torch.tensor(starts)).prefix([list(range(6))])
+    sizes = []
+    encode = LayerGroups.encode
+
+    def counted(self: LayerGroups, ids: Tensor, *others: Tensor) -> PassageStates:
+        sizes.append(tuple(ids.shape))
+        return encode(self, ids, *others)
+
+    monkeypatch.setattr(LayerGroups, "encode", counted)
+    found = groups.encode_passages([passages], encoding)
+    assert sorted(sizes) == [(3, 5), (3, 90)]
+    assert found.lengths == expected.lengths
+    torch.testing.assert_close(found.keys, expected.keys, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found.values, expected.values, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("encoding", ["independent", "segmented", "full"])
 def test_batch_equals_its_rows(family: str, encoding: str) -> None:
     """Prompts of different length with different passages, and one without any."""

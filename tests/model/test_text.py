@@ -12,8 +12,7 @@ from conftest import needs_smollm2, tiny_lm, tiny_tokenizer
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, LayerGroups, PassageEncoder, load_base_model
-from imprag.model.encoder import batches_by_length
-from imprag.model.inputs import pad
+from imprag.model.inputs import batches_by_length, pad
 from imprag.model.text import passage_tokens, prompt_batch, prompt_tokens
 
 

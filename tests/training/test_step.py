@@ -13,8 +13,7 @@ from tiny_batches import LAYERS, LONGEST, STAGES, WITH_SCORES, B, T, random_batc
 from torch import Tensor, nn
 
 from imprag.model import LayerGroups
-from imprag.model.encoder import batches_by_length
-from imprag.model.inputs import pad
+from imprag.model.inputs import batches_by_length, pad
 from imprag.model.states import Prefix
 from imprag.training.objectives import nce_loss
 from imprag.training.recipe import StageSettings

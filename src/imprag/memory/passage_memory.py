@@ -11,8 +11,7 @@ from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.memory.codecs import KINDS, Codec, Parts
 from imprag.memory.stores import Store, text_of
-from imprag.model.encoder import batches_by_length
-from imprag.model.inputs import pad
+from imprag.model.inputs import batches_by_length, pad
 from imprag.model.layer_groups import LayerGroups
 from imprag.model.states import Prefix
 from imprag.model.text import passage_tokens

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,3 +33,31 @@ def pad(
         for pairs in (filled, marked)
     ]
     return both[0], both[1]
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Group indices of like length, at the least cost.
+
+    A group costs its tokens, padding included, and a sixteenth of ``batch_tokens`` for itself.
+    So neither does padding take much of the work, nor are there many small groups.
+
+    Args:
+        lengths: of the rows.
+        batch_tokens: a padded group has at most so many tokens, or one row.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    cost = np.zeros(len(order) + 1)  # of the first so many rows in order
+    starts = [0]  # of the last group among them
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        first = min(end - 1, max(0, end - batch_tokens // max(longest, 1)))
+        cost_of = cost[first:end] + np.arange(end - first, 0, -1) * longest
+        least = int(cost_of.argmin())
+        cost[end] = cost_of[least] + batch_tokens / 16
+        starts.append(first + least)
+    groups = []
+    end = len(order)
+    while end:
+        groups.append(order[starts[end] : end])
+        end = starts[end]
+    return groups[::-1]

@@ -24,7 +24,7 @@ from imprag.model.attention import (
     sdpa_attention,
 )
 from imprag.model.config import ImpRAGConfig, PassageEncoding
-from imprag.model.inputs import last_tokens, pad, positions
+from imprag.model.inputs import batches_by_length, last_tokens, pad, positions
 from imprag.model.states import PassageStates, Prefix
 from imprag.model.views import (
     Compiled,
@@ -334,10 +334,16 @@ class LayerGroups(nn.Module):
                     offsets.append(0)
         if not rows:
             return self._empty_prefix(len(passages))
-        input_ids, attention_mask = pad(rows, self.device)
-        position_offset = torch.tensor(offsets, device=self.device)
-        states = self.passage_reader.encode(input_ids, attention_mask, position_offset)
-        return states.prefix(assignment)
+        batch_tokens = 2048 if self.device.type == "cpu" else 65536
+        places: dict[int, int] = {}
+        states: list[PassageStates] = []
+        for group in batches_by_length([len(row) for row in rows], batch_tokens):
+            input_ids, attention_mask = pad([rows[i] for i in group], self.device)
+            position_offset = torch.tensor([offsets[i] for i in group], device=self.device)
+            states.append(self.passage_reader.encode(input_ids, attention_mask, position_offset))
+            places |= {row: len(places) + n for n, row in enumerate(group)}
+        encoded = PassageStates.concatenate(states)
+        return encoded.prefix([[places[row] for row in passages] for passages in assignment])
 
     # One pass of the prompt through all layers
 

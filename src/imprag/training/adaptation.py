@@ -27,8 +27,8 @@ from imprag.files import atomic_path
 from imprag.index.passage_index import PassageIndex
 from imprag.model import LayerGroups
 from imprag.model.base import QUERIES, resolve_dtype
-from imprag.model.encoder import PassageEncoder, batches_by_length
-from imprag.model.inputs import pad
+from imprag.model.encoder import PassageEncoder
+from imprag.model.inputs import batches_by_length, pad
 from imprag.model.text import prompt_tokens
 from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.drawing import Epochs, Mixture, single_epochs

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imprag.model.encoder import batches_by_length
-from imprag.model.inputs import pad
+from imprag.model.inputs import batches_by_length, pad
 from imprag.model.layer_groups import LayerGroups
 from imprag.model.states import PassageStates, Prefix
 from imprag.training.distributed import gather_with_gradient, mean_over_processes
