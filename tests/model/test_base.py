@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -57,8 +58,10 @@ def test_missing_models_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF but not really")
     monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
+    reader = gguf.GGUFReader
     with pytest.raises(ImpRAGError, match="cannot read .*broken.gguf as a GGUF"):
         load_base_model(broken)
+    assert gguf.GGUFReader is reader  # stood in for while the file was parsed
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(ImpRAGError, match="neither a model folder nor a .gguf file"):

@@ -1,6 +1,8 @@
 """``imprag ask`` and ``imprag search``."""
 
+import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import sys
@@ -41,9 +43,10 @@ class Source:
     """`cpu`, `cuda`, `cuda:1` ..."""
 
     def load(self) -> "tuple[ImpRAG, Teacher | None]":
-        from imprag.corpus import load_corpus
-        from imprag.index.teacher import Teacher, TextEncoder
-        from imprag.rag import ImpRAG
+        with _uncollected():
+            from imprag.corpus import load_corpus
+            from imprag.index.teacher import Teacher, TextEncoder
+            from imprag.rag import ImpRAG
 
         # The teacher's scores mean something else.
         settings = {"reading_score_weight": 0.0} if self.teacher_retrieval else {}
@@ -60,6 +63,17 @@ class Source:
             return rag, None
         corpus = load_corpus("default") if self.index is None else rag.corpus
         return rag, Teacher(corpus, TextEncoder())
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import without looking for garbage, then or at exit: it takes 1.5 s, and there is none."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]

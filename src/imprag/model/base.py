@@ -208,7 +208,7 @@ def _convert_gguf(path: Path, key: str) -> Path:
         return folder
     logging.getLogger(__name__).info("converting %s into %s, once", path, folder)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), _parsed_once():
             lm = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
@@ -229,6 +229,21 @@ def _convert_gguf(path: Path, key: str) -> Path:
     except Exception as error:  # the reader of broken files raises errors of many kinds
         raise ImpRAGError(f"cannot read {path} as a GGUF language model: {error}") from error
     return folder
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file once and not three times, its table of names likewise."""
+    import gguf
+
+    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in own.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(gguf, name, function)
 
 
 def _explain(name_or_path: str | Path, error: Exception) -> str:
