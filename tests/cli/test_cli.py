@@ -79,6 +79,29 @@ def test_prompts_from_standard_input(
     assert "line 2 of standard input is empty" in capsys.readouterr().err
 
 
+def test_typed_prompts_are_answered_one_by_one(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = []
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def __next__(self) -> str:
+            line = super().__next__()
+            answered.append(capsys.readouterr().out)
+            return line
+
+    monkeypatch.setattr("sys.stdin", Terminal("w1\nw2\n"))
+    assert ask(home, "ask", "-") == 0
+    before_first, before_second = answered
+    assert "answer:" not in before_first
+    assert before_second.startswith("w1\n")
+    assert "answer:" in before_second
+    assert capsys.readouterr().out.startswith("w2\n")
+
+
 def test_search_and_ask_find_the_same(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for command in ("ask", "search"):

@@ -94,10 +94,11 @@ def ask(
 
     - `imprag ask "Q: what is the capital of Chad? A:"`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
+    - `imprag ask -`, to type one prompt after another: only the first waits for the model.
 
     Args:
         prompt: The text to go on from, as in "Q: what is the capital of Chad? A:"; `-` reads one
-            prompt per line from standard input.
+            prompt per line from standard input, at a terminal until Ctrl-D.
         max_new_tokens: Length of the answer in tokens.
         json: Print one JSON object per prompt and line.
     """
@@ -164,7 +165,8 @@ def _prompts(prompt: str) -> Iterator[list[str]]:
         yield [prompt]
         return
     lines = enumerate(sys.stdin, start=1)
-    while batch := list(itertools.islice(lines, BATCH)):
+    size = 1 if sys.stdin.isatty() else BATCH  # who types a prompt waits for its answer
+    while batch := list(itertools.islice(lines, size)):
         for number, line in batch:
             if not line.strip():
                 raise ImpRAGError(f"line {number} of standard input is empty; give a prompt a line")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import PeftModel
 
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, cache_dir
@@ -103,6 +102,8 @@ def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
 
 def _merged(config: ImpRAGConfig, folder: Path, device: torch.device) -> tuple[Any, Any]:
     """A base model with the adapter of a folder merged into it, in float32, and its tokenizer."""
+    from peft import PeftModel  # slow to import, and not needed once the default is in the cache
+
     base, tokenizer = _base(config, device, folder)
     # In float64, so that all machines come to the same weights and so to the same fingerprint,
     # however they add up products.
