@@ -218,8 +218,9 @@ def _convert_gguf(path: Path, key: str) -> Path:
             config = lm.config
             del config.quantization_config
             config.name_or_path = path.name
-            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            plain.load_state_dict(lm.state_dict())
+            with torch.device("meta"):  # no random weights are drawn
+                plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            plain.load_state_dict(lm.state_dict(), assign=True)
             plain.generation_config = lm.generation_config
             with atomic_path(folder) as temporary:
                 plain.save_pretrained(temporary)

@@ -109,7 +109,7 @@ def _merged(config: ImpRAGConfig, folder: Path, device: torch.device) -> tuple[A
     # however they add up products.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers renamed
-        adapted = PeftModel.from_pretrained(base, folder).double()
+        adapted = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True).double()
     return adapted.merge_and_unload().float().eval(), tokenizer
 
 
