@@ -96,9 +96,10 @@ def test_every_passage_token_reaches_every_prompt_token_in_layers_b_to_t(encodin
 @torch.no_grad()
 def test_states_encoded_apart_are_concatenated() -> None:
     groups, passages = groups_of(), tokens(4, 9, 6, 2)
-    parts = [groups.encode(*pad(rows, CPU)) for rows in (passages[:1], passages[1:3], passages[3:])]
+    apart = (passages[:1], passages[1:3], passages[3:])
+    parts = [groups.encode(*pad(rows, CPU), with_attention=True) for rows in apart]
     joined = PassageStates.concatenate(parts)
-    whole = groups.encode(*pad(passages, CPU))
+    whole = groups.encode(*pad(passages, CPU), with_attention=True)
     assert joined.mask.equal(whole.mask)
     torch.testing.assert_close(joined.embeddings, whole.embeddings)
     assignment = [[3, 0], [], [2, 1, 0]]
@@ -106,6 +107,10 @@ def test_states_encoded_apart_are_concatenated() -> None:
     assert read.mask.equal(expected.mask)
     for layer in (1, 2, 3):
         assert joined.keys[layer].shape == whole.keys[layer].shape
+        tokens_of = whole.mask[:, None]
+        torch.testing.assert_close(
+            joined.attention[layer] * tokens_of, whole.attention[layer] * tokens_of
+        )
         mask = read.mask[:, None, :, None]
         torch.testing.assert_close(read.keys[layer] * mask, expected.keys[layer] * mask)
         torch.testing.assert_close(read.values[layer] * mask, expected.values[layer] * mask)
@@ -169,9 +174,9 @@ def test_passages_encoded_in_groups_of_like_length_equal_one_batch(
     sizes = []
     encode = LayerGroups.encode
 
-    def counted(self: LayerGroups, ids: Tensor, *others: Tensor) -> PassageStates:
+    def counted(self: LayerGroups, ids: Tensor, *others: Tensor, **kw: bool) -> PassageStates:
         sizes.append(tuple(ids.shape))
-        return encode(self, ids, *others)
+        return encode(self, ids, *others, **kw)
 
     monkeypatch.setattr(LayerGroups, "encode", counted)
     found = groups.encode_passages([passages], encoding)

@@ -67,7 +67,7 @@ class Source:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Import without looking for garbage, then or at exit: it takes 1.5 s, and there is none."""
+    """Import without looking for garbage, then or at exit: it takes 1.6 s, and there is none."""
     gc.disable()
     try:
         yield

@@ -11,7 +11,6 @@ from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.memory.codecs import KINDS, Codec, Parts
 from imprag.memory.stores import Store, text_of
-from imprag.model.inputs import batches_by_length, pad
 from imprag.model.layer_groups import LayerGroups
 from imprag.model.states import Prefix
 from imprag.model.text import passage_tokens
@@ -195,11 +194,8 @@ def encode_parts(
         keep_tokens: the share of its tokens that each passage keeps.
     """
     rows = passage_tokens(tokenizer, groups.config, passages)
-    batch_tokens = 2048 if groups.device.type == "cpu" else 65536
     coded: list[Parts] = [{}] * len(rows)
-    for batch in batches_by_length([len(row) for row in rows], batch_tokens):
-        ids, mask = pad([rows[i] for i in batch], groups.device)
-        states = groups.passage_reader.encode(ids, mask, with_attention=keep_tokens < 1)
+    for batch, states in groups.encode_batches(rows, with_attention=keep_tokens < 1):
         for i, block in zip(batch, states.blocks(keep_tokens), strict=True):
             coded[i] = codec.encode(block)
     return coded

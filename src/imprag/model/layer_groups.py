@@ -7,7 +7,7 @@ stand-ins take the place of some decoder layers.
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -334,16 +334,43 @@ class LayerGroups(nn.Module):
                     offsets.append(0)
         if not rows:
             return self._empty_prefix(len(passages))
-        batch_tokens = 2048 if self.device.type == "cpu" else 65536
-        places: dict[int, int] = {}
+        order: list[int] = []
         states: list[PassageStates] = []
-        for group in batches_by_length([len(row) for row in rows], batch_tokens):
-            input_ids, attention_mask = pad([rows[i] for i in group], self.device)
-            position_offset = torch.tensor([offsets[i] for i in group], device=self.device)
-            states.append(self.passage_reader.encode(input_ids, attention_mask, position_offset))
-            places |= {row: len(places) + n for n, row in enumerate(group)}
-        encoded = PassageStates.concatenate(states)
-        return encoded.prefix([[places[row] for row in passages] for passages in assignment])
+        for batch, encoded in self.encode_batches(rows, offsets):
+            order += batch
+            states.append(encoded)
+        place_of = {row: place for place, row in enumerate(order)}
+        places = [[place_of[row] for row in read] for read in assignment]
+        return PassageStates.concatenate(states).prefix(places)
+
+    def encode_batches(
+        self,
+        rows: Sequence[Sequence[int]],
+        offsets: Sequence[int] | None = None,
+        *,
+        with_attention: bool = False,
+    ) -> Iterator[tuple[list[int], PassageStates]]:
+        """What prompts read of many passages, encoded in batches of like length.
+
+        Args:
+            rows: passages as token ids.
+            offsets: the position of each one's first token, 0 if not given.
+            with_attention: as for :meth:`encode`.
+
+        Yields:
+            the numbers of a batch's rows, and their states.
+        """
+        offsets = [0] * len(rows) if offsets is None else offsets
+        batch_tokens = 2048 if self.device.type == "cpu" else 65536
+        for batch in batches_by_length([len(row) for row in rows], batch_tokens):
+            input_ids, attention_mask = pad([rows[i] for i in batch], self.device)
+            position_offset = torch.tensor([offsets[i] for i in batch], device=self.device)
+            yield (
+                batch,
+                self.passage_reader.encode(
+                    input_ids, attention_mask, position_offset, with_attention=with_attention
+                ),
+            )
 
     # One pass of the prompt through all layers
 

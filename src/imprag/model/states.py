@@ -170,6 +170,8 @@ class PassageStates:
     @classmethod
     def concatenate(cls, parts: Sequence["PassageStates"]) -> "PassageStates":
         """The rows of all parts, padded to the longest."""
+        if len(parts) == 1:
+            return parts[0]  # nothing is copied
         longest = max(part.mask.shape[1] for part in parts)
 
         def join(states: Sequence[Tensor], dim: int) -> Tensor:
@@ -179,12 +181,15 @@ class PassageStates:
                 [F.pad(x, (*after, 0, gap)) for x, gap in zip(states, gaps, strict=True)]
             )
 
-        layers = list(parts[0].keys)
+        def join_layers(states: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+            return {layer: join([part[layer] for part in states], 2) for layer in states[0]}
+
         return cls(
-            {layer: join([part.keys[layer] for part in parts], 2) for layer in layers},
-            {layer: join([part.values[layer] for part in parts], 2) for layer in layers},
+            join_layers([part.keys for part in parts]),
+            join_layers([part.values for part in parts]),
             join([part.mask for part in parts], 1),
             torch.cat([part.embeddings for part in parts]),
+            join_layers([part.attention for part in parts]),
         )
 
     def prefix(self, assignment: list[list[int]]) -> Prefix:
