@@ -4,16 +4,18 @@ What is being made lies in ``OUT.building``, beside ``OUT``. Its ``plan.json`` h
 that all parts share; parts are written atomically; the finished folder becomes ``OUT`` in one step.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, sha256, write_json
+from imprag.files import atomic_path, read_json, sha256, write_error, write_json
 
 _Manifest = TypeVar("_Manifest")
 
@@ -104,30 +106,103 @@ def is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def claim(work: Path, plan: dict[str, Any]) -> None:
-    """Make the working folder, or go on in one with the same plan, without what a kill left.
+_IN_WORDS = {"corpus_fingerprint": "corpus", "model_fingerprint": "model"}
+
+
+def differences(wanted: dict[str, Any], there: dict[str, Any]) -> str:
+    """Names of the settings that differ, for messages; empty where none does."""
+    return ", ".join(
+        _IN_WORDS.get(key, key) for key in sorted(wanted) if there.get(key) != wanted[key]
+    )
+
+
+def claim(work: Path, plan: dict[str, Any], *, alone: bool, overwrite: bool = False) -> None:
+    """Make the working folder, or go on in one with the same plan.
 
     Args:
         work: of :func:`building_folder`.
         plan: all that decides the parts; JSON.
+        alone: the caller holds the lock of :func:`~imprag.locking.only_builder`, so temporary files
+            belong to builds that were killed, and are deleted.
+        overwrite: delete an unfinished build with another plan.
 
     Raises:
         ImpRAGError: the folder has another plan, or holds something else.
     """
     plan_file = work / "plan.json"
-    if plan_file.is_file():
-        old = read_json(plan_file)
-        if other := sorted(key for key in plan if old.get(key) != plan[key]):
+    if plan_file.is_file() and (other := differences(plan, _plan(plan_file))):
+        if not overwrite:
             raise ImpRAGError(
-                f"{work} holds an unfinished build with another {', '.join(other)}; "
-                "build with the same settings as before, or delete that folder"
+                f"{work} holds an unfinished build with another {other}; {OVERWRITE}, or build "
+                "with the same settings as before"
             )
-    elif work.exists() and any(not path.name.startswith(".tmp-plan") for path in work.iterdir()):
-        raise ImpRAGError(f"{work} is needed for building, but holds something else; move it away")
-    else:
+        remove_work(work)
+    if not plan_file.is_file():
+        if work.exists() and any(not path.name.startswith(".tmp-") for path in work.iterdir()):
+            raise ImpRAGError(
+                f"{work} is needed for building, but holds something else; move it away"
+            )
         write_json(plan_file, plan)
-    for scratch in work.rglob(".tmp-*"):
-        shutil.rmtree(scratch)
+    if alone:
+        for folder in (work, work / "shards", work / "parts"):
+            sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete temporary files that killed builds left in a folder; only under its lock."""
+    for scratch in folder.glob(".tmp-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+OVERWRITE = "give the command again with --overwrite (in Python, overwrite=True) to build it anew"
+"""The advice for a folder that holds another build."""
+
+
+def _plan(file: Path) -> dict[str, Any]:
+    try:
+        plan = read_json(file)
+    except ImpRAGError:
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def remove_work(work: Path) -> None:
+    """Delete what builds write into a working folder, and the folder unless it holds more.
+
+    The plan goes first: a kill in the middle leaves nothing that a later build would go on with.
+    """
+    (work / "plan.json").unlink(missing_ok=True)
+    for name in ("index", "shards", "parts", ".tmp-*"):
+        for path in work.glob(name):
+            shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        work.rmdir()
+
+
+def discard(folder: Path, work: Path) -> None:
+    """Move a finished folder among the temporary files of ``work`` in one step, and delete it.
+
+    A kill in the middle leaves an unfinished build, never a part of the folder under its name.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=work))
+        os.replace(folder, scratch / "old")
+    except OSError as error:
+        raise write_error(folder, error) from error
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def move_into_place(made: Path, out: Path) -> None:
+    """Give a finished folder its name.
+
+    Raises:
+        ImpRAGError: there is something else by now, or the parent cannot be written.
+    """
+    try:
+        os.replace(made, out)
+    except OSError as error:
+        raise write_error(out, error) from error
 
 
 def read_manifest(
@@ -144,7 +219,7 @@ def read_manifest(
         folder: the finished folder.
         name: of the manifest's file.
         what: the folder is, for messages: "index".
-        command: that makes one.
+        command: that makes one, such as "imprag index".
         format_version: that can be read.
         parse: makes the manifest of its content.
 
@@ -168,19 +243,23 @@ def read_manifest(
     if version != format_version:
         raise ImpRAGError(
             f"{path} has format version {version}, this ImpRAG reads {format_version}; build the "
-            f"{what} again"
+            f"{what} again with: {command} --out {folder} --overwrite"
         )
     try:
         return parse(content)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ImpRAGError(f"{path} is damaged ({error}); build the {what} again") from error
+        raise ImpRAGError(
+            f"{path} is damaged ({error}); build the {what} again with: {command} --out {folder} "
+            "--overwrite"
+        ) from error
 
 
-def check_fingerprints(what: str, *made: tuple[str, str | None, str]) -> None:
+def check_fingerprints(what: str, command: str, *made: tuple[str, str | None, str]) -> None:
     """Refuse a folder that was made of something else.
 
     Args:
         what: the folder is: "index".
+        command: that builds it again.
         made: how it would have been made ("by another model"), the fingerprint that is wanted, if
             any, and its own.
 
@@ -190,8 +269,8 @@ def check_fingerprints(what: str, *made: tuple[str, str | None, str]) -> None:
     for how, wanted, own in made:
         if wanted is not None and wanted != own:
             raise ImpRAGError(
-                f"the {what} was made {how} (fingerprint {own[:12]}, not {wanted[:12]}); build it "
-                "again or choose the one that belongs to it"
+                f"the {what} was made {how} (fingerprint {own[:12]}, not {wanted[:12]}); choose "
+                f"the one that belongs to it, or build it again with: {command}"
             )
 
 

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: the cache folder, atomic writing, checksums."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,20 @@ from imprag.errors import ImpRAGError
 def cache_dir() -> Path:
     """What ImpRAG can make again lies here: ``$IMPRAG_CACHE``, else the platform's cache."""
     configured = os.environ.get("IMPRAG_CACHE")
-    return Path(configured) if configured else Path(platformdirs.user_cache_dir("imprag"))
+    return expand_home(configured) if configured else Path(platformdirs.user_cache_dir("imprag"))
+
+
+def expand_home(path: Path | str) -> Path:
+    """The path with a leading ``~`` replaced by the home directory, as a shell would."""
+    return Path(os.path.expanduser(path))
+
+
+def short_name(name: str, limit: int = 80) -> str:
+    """The beginning of a file name, at most ``limit`` bytes long and valid UTF-8.
+
+    File systems take 255 bytes, and names of other scripts have up to four bytes per character.
+    """
+    return name.encode("utf-8", "ignore")[:limit].decode("utf-8", "ignore")
 
 
 @contextlib.contextmanager
@@ -35,27 +49,40 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+        prefix = f".tmp-{short_name(path.name)}-"
+        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     try:
         temporary = scratch / path.name
         yield temporary
         try:
             os.replace(temporary, path)
         except OSError:
-            if not path.is_dir():
+            if not (path.is_dir() and temporary.is_dir()):
                 raise
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_error(path: Path, error: OSError) -> ImpRAGError:
+_ADVICE = {
+    errno.EACCES: "choose another folder, or ask for permission to write there",
+    errno.EPERM: "choose another folder, or ask for permission to write there",
+    errno.EROFS: "choose another folder: this file system is read-only",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose another folder: a part of this path is a file",
+    errno.EEXIST: "choose another folder: a part of this path is a file",
+    errno.EISDIR: "choose another name: this is a folder",
+}
+
+
+def write_error(path: Path, error: OSError) -> ImpRAGError:
+    """The error for a file or folder that cannot be written, with what to do about it."""
+    advice = _ADVICE.get(error.errno or 0, "free some space or choose another folder")
     return ImpRAGError(
-        f"cannot write {path}: {error.strerror or error}; "
-        "free some space or choose another folder, then run the same command again"
+        f"cannot write {path}: {error.strerror or error}; {advice}, then run the same command again"
     )
 
 
@@ -88,3 +115,26 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, or of all files in a folder with their names.
+
+    Only regular files count: dead links, FIFOs and devices are never opened. A file that cannot be
+    read counts as such; whoever needs it reports the error.
+    """
+    if not path.is_dir():
+        return _file_digest(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            name = os.fsencode(file.relative_to(path))
+            digest.update(b"%d %s %s\n" % (len(name), name, _file_digest(file).encode()))
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return sha256(path) if path.is_file() else "no regular file"
+    except OSError:
+        return "unreadable"

@@ -1,5 +1,6 @@
 """ImpRAG put together: a model, an index and its corpus; ask, retrieve, generate, stream."""
 
+import shlex
 import tempfile
 import threading
 import time
@@ -62,6 +63,7 @@ class ImpRAG:
         tokenizer: its tokenizer.
         index: folder of passages and their embeddings; without one, prompts can only be answered
             with passages that the caller brings, or none.
+        name: of the model, for messages; its base model's if not given.
 
     Attributes:
         memory: gives what is read; without :meth:`use_memory`, passages are encoded when they are.
@@ -72,15 +74,21 @@ class ImpRAG:
     """
 
     def __init__(
-        self, groups: LayerGroups, tokenizer: Any, index: IndexFolder | None = None
+        self,
+        groups: LayerGroups,
+        tokenizer: Any,
+        index: IndexFolder | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
         self.groups = groups
+        self._name = name or groups.config.base_model
         self.tokenizer = tokenizer
         self.encoder = PassageEncoder(groups, tokenizer)
         self._index = index
         self._default_corpus: str | None = None
         if index is not None:
-            index.index.manifest.check(model_fingerprint=self.encoder.fingerprint())
+            index.check_model(self.encoder.fingerprint(), self._name)
         self.memory = PassageMemory(groups, tokenizer)
 
     @classmethod
@@ -109,7 +117,8 @@ class ImpRAG:
         """
         is_default = str(name_or_path) == DEFAULT
         groups, tokenizer = load_pretrained(name_or_path, dtype, device, **settings)
-        rag = cls(groups, tokenizer, None if index is None else IndexFolder.open(Path(index)))
+        folder = None if index is None else IndexFolder.open(Path(index))
+        rag = cls(groups, tokenizer, folder, name=str(name_or_path))
         if is_default:
             rag._default_corpus = DEFAULT
         if memory is not None:
@@ -148,7 +157,8 @@ class ImpRAG:
             corpus = self.corpus
             fingerprint = self.encoder.fingerprint()  # reads all weights of layers 0..b
             folder = cache_dir() / "indexes" / f"{fingerprint[:12]}-{corpus.fingerprint[:12]}"
-            self._index = IndexFolder.build(corpus, self._shipped(corpus, fingerprint), folder)
+            encoder = self._shipped(corpus, fingerprint)
+            self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True)
         return self._index
 
     def _shipped(self, corpus: Corpus, fingerprint: str) -> Encoder:
@@ -171,7 +181,14 @@ class ImpRAG:
         """
         if isinstance(memory, Path | str):
             memory = DiskStore(memory, self.corpus)
-            memory.manifest.check(model_fingerprint=states_fingerprint(self.groups))
+            source = ["--model", self._name]
+            if self._index is not None:
+                source += ["--index", str(self._index.corpus.path.parent)]
+            memory.manifest.check(
+                memory.path,
+                model_fingerprint=states_fingerprint(self.groups),
+                source=shlex.join(source),
+            )
         self.memory = PassageMemory(self.groups, self.tokenizer, memory)
 
     def retrieve(

@@ -319,7 +319,7 @@ def test_the_packages_are_never_imported() -> None:
 def test_a_built_in_corpus_changes_only_with_its_revision(name: str, fingerprint: str) -> None:
     """Caches and indexes hold these: who changes a corpus has to raise its REVISION."""
     assert (factbook.REVISION, wiki10k.REVISION) == (1, 1)
-    assert load_corpus(name).fingerprint.startswith(fingerprint)
+    assert load_corpus(name).text_fingerprint.startswith(fingerprint)
 
 
 @needs_demo

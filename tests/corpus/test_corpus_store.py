@@ -92,9 +92,15 @@ def test_an_opened_corpus_equals_the_built_one(large: Corpus) -> None:
     assert again[7] == large[7]
 
 
-def test_the_fingerprint_tells_content_and_order(tmp_path: Path) -> None:
+def test_the_fingerprint_tells_content_metadata_and_order(tmp_path: Path) -> None:
     variants = {
-        "same": [Passage("a", "Title", "Some text."), Passage("b", "", "Other text.")],
+        "same": list(TWO),
+        "metadata": [TWO[0], Passage("b", "", "Other text.", {"page": 4})],
+        "no metadata": [TWO[0], Passage("b", "", "Other text.")],
+        "metadata of the other": [
+            Passage("a", "Title", "Some text.", {"page": 3}),
+            Passage("b", "", "Other text."),
+        ],
         "order": TWO[::-1],
         "id": [TWO[0], Passage("c", "", "Other text.")],
         "title": [TWO[0], Passage("b", "O", "ther text.")],
@@ -105,8 +111,28 @@ def test_the_fingerprint_tells_content_and_order(tmp_path: Path) -> None:
         name: Corpus.build(passages, tmp_path / name).fingerprint
         for name, passages in variants.items()
     }
-    assert prints.pop("same") == base  # other metadata, same content
+    assert prints.pop("same") == base
     assert len({base, *prints.values()}) == len(variants)
+
+
+def test_the_text_fingerprint_leaves_metadata_out(tmp_path: Path) -> None:
+    bare = [Passage(one.id, one.title, one.text) for one in TWO]
+    with_metadata = Corpus.build(TWO, tmp_path / "with")
+    without = Corpus.build(bare, tmp_path / "without")
+    assert with_metadata.text_fingerprint == without.text_fingerprint
+    assert with_metadata.fingerprint != without.fingerprint
+
+
+def test_a_corpus_of_format_1_can_still_be_read(tmp_path: Path) -> None:
+    corpus = Corpus.build(TWO, tmp_path / "corpus")
+    manifest = json.loads((corpus.path / store.MANIFEST).read_text())
+    old = manifest.pop("text_fingerprint")
+    (corpus.path / store.MANIFEST).write_text(
+        json.dumps({**manifest, "version": 1, "fingerprint": old})
+    )
+    again = Corpus.open(corpus.path)
+    assert list(again) == TWO
+    assert again.fingerprint == again.text_fingerprint == old
 
 
 def test_the_fingerprint_does_not_depend_on_the_batch_size(
@@ -206,7 +232,7 @@ def test_what_is_no_corpus_is_refused(tmp_path: Path) -> None:
         Corpus.open(tmp_path)
     for manifest in ([], {"version": 99}, {"version": 1, "files": {}}):
         (tmp_path / store.MANIFEST).write_text(json.dumps(manifest))
-        with pytest.raises(ImpRAGError, match="not in corpus format 1"):
+        with pytest.raises(ImpRAGError, match="not in corpus format 2"):
             Corpus.open(tmp_path)
     (tmp_path / store.MANIFEST).write_text("{")
     with pytest.raises(ImpRAGError, match="not valid JSON"):

@@ -138,8 +138,8 @@ class TestRefusing:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"model_fingerprint": "model-two"}, "model_fingerprint"),
-            ({"corpus": StubCorpus(1000, "corpus-two")}, "corpus_fingerprint"),
+            ({"model_fingerprint": "model-two"}, "model"),
+            ({"corpus": StubCorpus(1000, "corpus-two")}, "corpus"),
             ({"count": 999}, "count"),
             ({"dtype": "float32"}, "dtype"),
             ({"kind": "hnsw"}, "kind, settings"),

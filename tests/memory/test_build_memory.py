@@ -136,8 +136,8 @@ class TestRefusing:
         [
             ({"codec": "int4"}, "codec"),
             ({"keep_tokens": 0.5}, "keep_tokens"),
-            ({"groups": tiny_groups(seed=1)}, "model_fingerprint"),
-            ({"groups": tiny_groups(t=4)}, "model_fingerprint, t"),
+            ({"groups": tiny_groups(seed=1)}, "model"),
+            ({"groups": tiny_groups(t=4)}, "model, t"),
             ({"rows": [1, 2]}, "count"),
         ],
     )

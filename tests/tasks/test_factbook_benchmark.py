@@ -94,7 +94,7 @@ def test_built_twice_it_is_the_same(built: Built) -> None:
 
 def test_manifest_describes_the_files(built: Built) -> None:
     assert built.manifest == load_benchmark(built.folder)
-    assert built.manifest["corpus"]["fingerprint"] == built.corpus.fingerprint
+    assert built.manifest["corpus"]["fingerprint"] == built.corpus.text_fingerprint
     assert set(built.manifest["tasks"]) == NINE | SYNTHETIC
     for task, group in built.manifest["tasks"].items():
         assert group["corpus"] == task.split("/")[0]

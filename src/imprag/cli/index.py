@@ -14,6 +14,7 @@ def index(
     out: Path,
     model: str = "default",
     kind: Literal["flat", "ivfpq", "hnsw"] = "flat",
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
     skip_bad_lines: Annotated[bool, Parameter(negative="")] = False,
     compile: Annotated[bool, Parameter(negative="")] = False,
     dtype: str = "auto",
@@ -27,6 +28,7 @@ def index(
 
     - `imprag index factbook --out factbook-index`
     - `imprag index passages.jsonl --out my-index --kind hnsw`
+    - `imprag index notes/ --out my-index --overwrite`, after the notes were edited
     - `imprag index default notes/ --out both-index`
     - `imprag index psgs_w100.tsv --out wiki-index --kind ivfpq --model my-model`
 
@@ -37,6 +39,8 @@ def index(
         out: The index folder to make; holds the passages, too.
         model: The model that will search it: `default`, a folder, a GGUF file or a Hugging Face id.
         kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast.
+        overwrite: Delete an index in `--out` of other passages (edited ones are others), of
+            another model or with other settings, and build anew.
         skip_bad_lines: Leave out corpus lines that cannot be read, and list them.
         compile: Compile the layers first: a minute, then about a fifth less time. Needs a
             C++ compiler on a CPU.
@@ -58,5 +62,5 @@ def index(
     rag = ImpRAG.from_pretrained(model, dtype=dtype, device=device)
     if compile:
         rag.groups.compile_bottom()
-    folder = IndexFolder.build(passages, rag.encoder, out, kind=kind)
+    folder = IndexFolder.build(passages, rag.encoder, out, kind=kind, overwrite=overwrite)
     print(f"{out}: {len(folder.corpus):,} passages, {kind} index", file=sys.stderr)

@@ -29,6 +29,7 @@ def build(
     keep_tokens: float = 1.0,
     top_passages: int | None = None,
     prompts: Path | None = None,
+    overwrite: Flag = False,
     dry_run: Flag = False,
     seed: int = 0,
     dtype: str = "auto",
@@ -55,6 +56,8 @@ def build(
             attention in it; 0.5 halves the memory again.
         top_passages: Store only so many passages: those that `--prompts` retrieve most often.
         prompts: A file with a prompt on each line, as users ask them.
+        overwrite: Delete a memory in `--out` of other passages, of another model or with other
+            settings, and build anew.
         dry_run: Say how large the memory would be, and build nothing.
         seed: Of the sample that `pq` learns from.
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
@@ -84,6 +87,7 @@ def build(
         keep_tokens=keep_tokens,
         rows=rows,
         seed=seed,
+        overwrite=overwrite,
     )
     size = store.manifest.summary()["bytes_per_passage"]
     print(f"{out}: {len(store):,} passages, {size:,} bytes each", file=sys.stderr)

@@ -1,17 +1,22 @@
 """Finding a corpus by name or path: the built-in corpora, corpus folders, readable files."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imprag.corpus import factbook, wiki10k
 from imprag.corpus.passage import Passage
 from imprag.corpus.readers import read_passages
-from imprag.corpus.store import MANIFEST, Corpus
+from imprag.corpus.store import FORMAT_VERSION, MANIFEST, Corpus
 from imprag.errors import ImpRAGError
-from imprag.files import cache_dir
+from imprag.files import atomic_path, cache_dir, content_digest, expand_home, short_name
+from imprag.locking import make_once
+
+READING_REVISION = 1
+"""To be raised when readers make other passages of the same file, so that no cache is stale."""
 
 
 class _Part(NamedTuple):
@@ -41,8 +46,8 @@ def load_corpus(
 
     Args:
         name_or_path: ``factbook``, ``wiki10k`` or ``default`` (both); a corpus folder; or a file
-            or folder that :func:`read_passages` can read. A file is read again when its size or
-            time of change differs. Several are joined, in their order.
+            or folder that :func:`read_passages` can read, which is read again when its content
+            differs. Several are joined, in their order.
         skip_bad_lines: leave lines out that cannot be read; ``manifest["skipped"]`` lists them.
 
     Raises:
@@ -53,7 +58,7 @@ def load_corpus(
         return parts[0] if len(parts) == 1 else _joined(parts)
     if name_or_path in _BUILT_IN:
         return _built_in(str(name_or_path))
-    path = Path(name_or_path)
+    path = expand_home(name_or_path)
     if (path / MANIFEST).is_file():
         return Corpus.open(path)
     if not path.exists():
@@ -61,46 +66,58 @@ def load_corpus(
             f"no corpus {str(name_or_path)!r}: it is neither a path nor one of the built-in "
             f"corpora {', '.join(_BUILT_IN)}"
         )
-    folder = _cache_folder(path.name, f"{_state(path)} {skip_bad_lines}")
-    if folder.exists():
-        return Corpus.open(folder)
-    passages = read_passages(path, skip_bad_lines=skip_bad_lines)
-    return Corpus.build(passages, folder, source=str(path.resolve()))
+    content = content_digest(path)
+    source = str(path.resolve())
+    folder = _cache_folder(path.name, [source, content, skip_bad_lines, READING_REVISION])
+
+    def make() -> None:
+        with atomic_path(folder) as temporary:
+            passages = read_passages(path, skip_bad_lines=skip_bad_lines)
+            Corpus.build(passages, temporary, source=source)
+            if content_digest(path) != content:
+                raise ImpRAGError(f"{path} was changed while it was read; give the command again")
+
+    return Corpus.open(make_once(folder, make))
 
 
 def _built_in(name: str) -> Corpus:
     parts = _BUILT_IN[name]
-    folder = _cache_folder(name, str([(part.source, part.revision) for part in parts]))
-    if folder.exists():
-        return Corpus.open(folder)
-    return Corpus.build(
-        chain.from_iterable(part.passages() for part in parts),
-        folder,
-        source="; ".join(part.source for part in parts),
-        credit="; ".join(part.credit for part in parts),
-    )
+    folder = _cache_folder(name, [(part.source, part.revision) for part in parts])
+
+    def make() -> None:
+        Corpus.build(
+            chain.from_iterable(part.passages() for part in parts),
+            folder,
+            source="; ".join(part.source for part in parts),
+            credit="; ".join(part.credit for part in parts),
+        )
+
+    return Corpus.open(make_once(folder, make))
 
 
 def _joined(parts: Sequence[Corpus]) -> Corpus:
-    folder = _cache_folder("joined", str([part.fingerprint for part in parts]))
-    if folder.exists():
-        return Corpus.open(folder)
-    credits = dict.fromkeys(part.manifest["credit"] for part in parts)
-    return Corpus.build(
-        chain.from_iterable(parts),
-        folder,
-        source="; ".join(part.manifest["source"] or str(part.path) for part in parts),
-        credit="; ".join(credit for credit in credits if credit),
-    )
+    sources = [part.manifest["source"] or str(part.path) for part in parts]
+    credits = [part.manifest["credit"] for part in parts]
+    folder = _cache_folder("joined", [[part.fingerprint for part in parts], sources, credits])
+
+    def make() -> None:
+        Corpus.build(
+            chain.from_iterable(parts),
+            folder,
+            source="; ".join(sources),
+            credit="; ".join(dict.fromkeys(credit for credit in credits if credit)),
+        )
+
+    return Corpus.open(make_once(folder, make))
 
 
-def _cache_folder(name: str, state: str) -> Path:
+def _cache_folder(name: str, decides: Sequence[Any]) -> Path:
+    """The folder of a corpus in the cache.
+
+    Args:
+        name: of the corpus; long ones are cut.
+        decides: everything that decides its content; JSON.
+    """
+    state = json.dumps([FORMAT_VERSION, *decides])
     key = hashlib.sha256(state.encode()).hexdigest()[:16]
-    return cache_dir() / "corpora" / f"{name}-{key}"
-
-
-def _state(path: Path) -> str:
-    """What changes when a file, or any file in a folder, is changed."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(str(file.resolve()), file.stat()) for file in files if file.is_file()]
-    return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+    return cache_dir() / "corpora" / f"{short_name(name)}-{key}"

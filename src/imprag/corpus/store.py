@@ -30,7 +30,8 @@ from imprag.corpus.readers import PassageReader, SkippedLines
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, read_json, sha256, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # in version 1, the fingerprint is that of ids, titles and texts alone
 BATCH_ROWS = 1024  # part of the format
 MANIFEST = "corpus.json"
 PASSAGES = "passages.arrow"
@@ -57,7 +58,8 @@ class Corpus:
     Attributes:
         path: the corpus folder.
         manifest: the content of ``corpus.json``: ``count``, ``words``, ``characters``,
-            ``fingerprint``, ``source``, ``credit``, ``skipped`` and ``files``.
+            ``fingerprint``, ``text_fingerprint``, ``source``, ``credit``, ``skipped`` and
+            ``files``.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -133,7 +135,7 @@ class Corpus:
         manifest = read_json(path / MANIFEST)
         if (
             not isinstance(manifest, dict)
-            or manifest.get("version") != FORMAT_VERSION
+            or manifest.get("version") not in READABLE_VERSIONS
             or manifest.get("files", {}).keys() != set(_FILES)
         ):
             raise ImpRAGError(
@@ -159,11 +161,16 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all ids, titles and texts in order, whatever format they came from.
+        """SHA-256 of all ids, titles, texts and metadata in order, whatever format they came from.
 
-        Metadata is left out: no embedding depends on it.
+        Indexes, memories, caches and runs that depend on a corpus are compared by it.
         """
         return str(self.manifest["fingerprint"])
+
+    @property
+    def text_fingerprint(self) -> str:
+        """SHA-256 of all ids, titles and texts in order: all that embeddings depend on."""
+        return str(self.manifest.get("text_fingerprint", self.fingerprint))
 
     def __len__(self) -> int:
         return int(self.manifest["count"])
@@ -251,7 +258,7 @@ class Corpus:
 def _write_passages(passages: Iterable[Passage], folder: Path) -> dict[str, Any]:
     """Write the Arrow file and, in row order, the hashes of the ids; return the counts."""
     count = words = characters = 0
-    content = hashlib.sha256()
+    content, metadata = hashlib.sha256(), hashlib.sha256()
     stream = iter(tqdm(passages, "corpus", unit=" passages", delay=2, disable=None))
     with (
         pa.OSFile(str(folder / PASSAGES), "wb") as sink,
@@ -267,12 +274,17 @@ def _write_passages(passages: Iterable[Passage], folder: Path) -> dict[str, Any]
                 words += len(passage.text.split())
                 characters += len(passage.text)
             count += len(batch)
-            writer.write_batch(_record_batch(batch))
+            records = _record_batch(batch)
+            for meta in records["meta"].to_pylist():
+                metadata.update(f"{len(meta)} {meta}".encode())
+            writer.write_batch(records)
+    fingerprint = hashlib.sha256(content.digest() + metadata.digest())
     return {
         "count": count,
         "words": words,
         "characters": characters,
-        "fingerprint": content.hexdigest(),
+        "fingerprint": fingerprint.hexdigest(),
+        "text_fingerprint": content.hexdigest(),
     }
 
 

@@ -12,6 +12,7 @@ from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, cache_dir
 from imprag.index.folder import RetrievedPassage, retrieved_passages
+from imprag.locking import make_once
 
 SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
 _WORD = r"(?u)\b\w+\b"
@@ -37,8 +38,7 @@ class BM25:
             raise ImpRAGError('BM25 needs bm25s; run: pip install "imprag[eval]"') from error
         self.corpus = corpus
         folder = cache_dir() / "bm25" / self.fingerprint()[:16]
-        if not folder.is_dir():
-            _build(corpus, folder)
+        make_once(folder, lambda: _build(corpus, folder))
         self._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
 
     def retrieve(self, queries: Sequence[str], k: int) -> list[list[RetrievedPassage]]:

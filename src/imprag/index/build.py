@@ -14,7 +14,6 @@ interrupted ends with the same bytes as one that was not.
 """
 
 import dataclasses
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,23 +27,29 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from imprag.building import (
+    OVERWRITE,
     building_folder,
     check_name,
     claim,
+    differences,
+    discard,
     is_free,
+    move_into_place,
     numbered_files,
     readable_size,
+    remove_work,
     versions,
     write_file,
 )
 from imprag.corpus.passage import Passage
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path
+from imprag.files import atomic_path, expand_home
 from imprag.index.faiss_index import FaissIndex, write_ids
 from imprag.index.faiss_structures import KINDS, STRUCTURES
 from imprag.index.faiss_vectors import DTYPES, map_faiss, progress_bar, write_vectors
-from imprag.index.manifest import IndexManifest
+from imprag.index.manifest import MANIFEST, IndexManifest
 from imprag.index.passage_index import FloatArray, checked_embeddings
+from imprag.locking import only_builder
 
 _BASE_MEMORY = 150_000_000  # Python with NumPy, Arrow and FAISS
 
@@ -75,6 +80,7 @@ def build_index(
     shard_size: int = 8192,
     batch_size: int = 256,
     seed: int = 0,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> FaissIndex:
     """Embed passages and index them; go on where an interrupted call stopped.
@@ -91,6 +97,8 @@ def build_index(
         shard_size: passages embedded between two saves.
         batch_size: passages given to ``encode`` at once.
         seed: for the sample that ivfpq is trained on.
+        overwrite: delete an index of other passages, of another model or with other settings,
+            finished or not, and build anew.
         progress: tell on standard error how much disk and memory it will take, and show a bar.
 
     Raises:
@@ -98,7 +106,7 @@ def build_index(
             corpus is empty or too small for the kind; an embedding is not finite; the disk is
             full. The parts that are finished are kept, except where they are of no use.
     """
-    out = Path(out)
+    out = expand_home(out)
     if kind not in KINDS or dtype not in DTYPES:
         raise ImpRAGError(
             f"an index of kind {kind!r} and dtype {dtype!r} is unknown; "
@@ -119,18 +127,26 @@ def build_index(
         files={},
         versions={},
     )
+    plan = {**dataclasses.asdict(goal), "shard": shard_size, "batch": batch_size}
     work = building_folder(out)
-    if is_free(out):
-        claim(work, {**dataclasses.asdict(goal), "shard": shard_size, "batch": batch_size})
-        if progress:
-            print(_prediction(passages, goal, shard_size, out), file=sys.stderr)
-        shards = _write_shards(
-            work / "shards", passages, encode, goal, shard_size, batch_size, progress
-        )
-        _write_index(work / "index", shards, goal, progress)
-        os.replace(work / "index", out)
-    manifest = _finished(out, goal)
-    shutil.rmtree(work, ignore_errors=True)
+    replace = overwrite and not _is_finished(out, goal)
+    if replace or is_free(out) or work.exists():
+        with only_builder(out) as alone:
+            if replace and (out / MANIFEST).is_file() and not _is_finished(out, goal):
+                discard(out, work)
+            if is_free(out):
+                claim(work, plan, alone=alone, overwrite=overwrite)
+                if progress:
+                    print(_prediction(passages, goal, shard_size, out), file=sys.stderr)
+                shards = _write_shards(
+                    work / "shards", passages, encode, goal, shard_size, batch_size, progress
+                )
+                _write_index(work / "index", shards, goal, progress)
+                move_into_place(work / "index", out)
+            manifest = _finished(out, goal)
+            remove_work(work)
+    else:
+        manifest = _finished(out, goal)
     return FaissIndex(out, manifest)
 
 
@@ -138,15 +154,23 @@ def _finished(out: Path, goal: IndexManifest) -> IndexManifest:
     """The manifest of the index in ``out``, if it is the one that is wanted."""
     found = IndexManifest.read(out)
     wanted, there = dataclasses.asdict(goal), dataclasses.asdict(found)
-    other = [
-        key for key in wanted if key not in ("files", "versions") and wanted[key] != there[key]
-    ]
+    for made in ("files", "versions"):
+        del wanted[made]
+    other = differences(wanted, there)
     if other or "removed" in found.files:
         raise ImpRAGError(
-            f"{out} holds an index already, with another {', '.join(other) or 'set of passages'}; "
-            "choose another folder or delete it"
+            f"{out} holds an index already, with another {other or 'set of passages'}; "
+            f"{OVERWRITE}, or choose another folder"
         )
     return found
+
+
+def _is_finished(out: Path, goal: IndexManifest) -> bool:
+    try:
+        _finished(out, goal)
+    except ImpRAGError:
+        return False
+    return True
 
 
 def _prediction(passages: Passages, goal: IndexManifest, shard_size: int, out: Path) -> str:

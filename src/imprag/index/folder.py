@@ -1,6 +1,7 @@
 """Passages and their embeddings, side by side in one folder that can be moved as a whole."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from imprag.building import OVERWRITE, building_folder, discard, remove_work, sweep
 from imprag.corpus import Corpus, Passage
+from imprag.corpus.store import MANIFEST
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path
+from imprag.files import atomic_path, expand_home
 from imprag.index.build import build_index
+from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
 from imprag.index.passage_index import PassageIndex
+from imprag.locking import only_builder
 
 CORPUS = "corpus"
 INDEX = "index"
@@ -49,9 +54,10 @@ class IndexFolder:
     """
 
     def __init__(self, corpus: Corpus, index: PassageIndex) -> None:
-        index.manifest.check(corpus_fingerprint=corpus.fingerprint)
         self.corpus = corpus
         self.index = index
+        command = self._rebuild("MODEL")
+        index.manifest.check(corpus_fingerprint=corpus.fingerprint, command=command)
 
     @classmethod
     def open(cls, path: Path) -> "IndexFolder":
@@ -60,7 +66,12 @@ class IndexFolder:
         Raises:
             ImpRAGError: there is none, it is damaged, or index and corpus do not belong together.
         """
-        path = Path(path)
+        path = expand_home(path)
+        if not (path / INDEX).is_dir() and building_folder(path / INDEX).is_dir():
+            raise ImpRAGError(
+                f"the index {path} is not finished; give the imprag index command that builds it "
+                "again, and it goes on where it stopped"
+            )
         if not (path / INDEX).is_dir() or not (path / CORPUS).is_dir():
             raise ImpRAGError(
                 f"{path} is no index folder; make one with: imprag index CORPUS --out {path}"
@@ -69,7 +80,13 @@ class IndexFolder:
 
     @classmethod
     def build(
-        cls, corpus: Corpus, encoder: Encoder, path: Path, **build_settings: Any
+        cls,
+        corpus: Corpus,
+        encoder: Encoder,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        **build_settings: Any,
     ) -> "IndexFolder":
         """Embed a corpus into a new folder, or go on where an interrupted call stopped.
 
@@ -77,22 +94,32 @@ class IndexFolder:
             corpus: its files are linked into the folder, or copied to another disk.
             encoder: embeds the passages.
             path: the folder.
+            overwrite: delete an index of another corpus or model, or with other settings, finished
+                or not, and build anew.
             **build_settings: for :func:`imprag.index.build_index`: kind, dtype, shard size ...
+
+        Raises:
+            ImpRAGError: the folder holds an index of another corpus (an edited one is another), or
+                one that :func:`imprag.index.build_index` refuses.
         """
-        path = Path(path)
-        if not (path / CORPUS).exists():
-            with atomic_path(path / CORPUS) as temporary:
-                shutil.copytree(corpus.path, temporary, copy_function=_link_or_copy)
+        path = expand_home(path)
+        own = _own_corpus(path, corpus)
+        if own is None:
+            with only_builder(path) as alone:
+                if alone:
+                    sweep(path)
+                own = _own_corpus(path, corpus) or _take_corpus(path, corpus, overwrite)
         index = build_index(
-            Corpus.open(path / CORPUS),
+            own,
             encoder,
             path / INDEX,
             model_fingerprint=encoder.fingerprint(),
             dimension=encoder.dimension,
+            overwrite=overwrite,
             # Encoders sort by length, and among a thousand passages little padding is left.
             **{"batch_size": 1024, **build_settings},
         )
-        return cls(Corpus.open(path / CORPUS), index)
+        return cls(own, index)
 
     @classmethod
     @contextmanager
@@ -108,6 +135,24 @@ class IndexFolder:
             yield cls.build(corpus, encoder, path)
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+    def check_model(self, fingerprint: str, model: str) -> None:
+        """Refuse an index made by another model.
+
+        Args:
+            fingerprint: of the model.
+            model: its name or path, for the message.
+
+        Raises:
+            ImpRAGError: another model's embeddings are stored.
+        """
+        self.index.manifest.check(model_fingerprint=fingerprint, command=self._rebuild(model))
+
+    def _rebuild(self, model: str) -> str:
+        """The command that embeds the folder's own passages again."""
+        own, path = str(self.corpus.path), str(self.corpus.path.parent)
+        command = ["imprag", "index", own, "--model", model, "--out", path, "--overwrite"]
+        return shlex.join(command)
 
     def search(self, queries: npt.NDArray[np.float32], k: int) -> list[list[RetrievedPassage]]:
         """The k best passages for every query embedding, best first.
@@ -141,6 +186,40 @@ def retrieved_passages(
     return [
         [RetrievedPassage(next(passages), score) for score in found] for found in scores.tolist()
     ]
+
+
+def _own_corpus(path: Path, corpus: Corpus) -> Corpus | None:
+    """The passages of an index folder, if they are those of ``corpus``."""
+    try:
+        own = Corpus.open(path / CORPUS)
+    except ImpRAGError:
+        return None
+    return own if own.fingerprint == corpus.fingerprint else None
+
+
+def _take_corpus(path: Path, corpus: Corpus, overwrite: bool) -> Corpus:
+    """Link or copy a corpus into an index folder, in the place of another if that is wanted.
+
+    The other's index goes first: after a kill the folder holds no index, rather than an old one.
+    """
+    if (path / CORPUS).exists():
+        if not (path / CORPUS / MANIFEST).is_file():
+            raise ImpRAGError(f"{path / CORPUS} is in the way and no corpus; choose another folder")
+        if not overwrite:
+            Corpus.open(path / CORPUS)  # says if it is damaged
+            raise ImpRAGError(
+                f"{path} holds an index of another corpus, or of an earlier state of this one; "
+                f"{OVERWRITE}, or choose another folder"
+            )
+        with only_builder(path / INDEX):
+            work = building_folder(path / INDEX)
+            if (path / INDEX / INDEX_MANIFEST).is_file():
+                discard(path / INDEX, work)
+            discard(path / CORPUS, work)
+            remove_work(work)
+    with atomic_path(path / CORPUS) as temporary:
+        shutil.copytree(corpus.path, temporary, copy_function=_link_or_copy)
+    return Corpus.open(path / CORPUS)
 
 
 def _link_or_copy(source: str, target: str) -> None:

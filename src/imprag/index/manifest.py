@@ -68,15 +68,24 @@ class IndexManifest:
         write_json(folder / MANIFEST, asdict(self))
 
     def check(
-        self, *, model_fingerprint: str | None = None, corpus_fingerprint: str | None = None
+        self,
+        *,
+        model_fingerprint: str | None = None,
+        corpus_fingerprint: str | None = None,
+        command: str = "imprag index CORPUS --model MODEL --out INDEX --overwrite",
     ) -> None:
         """Refuse an index made by another model or from another corpus.
+
+        Args:
+            model_fingerprint, corpus_fingerprint: those wanted.
+            command: that builds it again, for the message.
 
         Raises:
             ImpRAGError: a fingerprint that is given differs from the manifest's.
         """
         check_fingerprints(
             "index",
+            command,
             ("by another model", model_fingerprint, self.model_fingerprint),
             ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
         )

@@ -35,7 +35,7 @@ def write_embeddings(corpus: Corpus, encoder: Encoder, path: Path) -> None:
             bar.update(len(rows))
     scales = np.maximum(np.abs(embeddings).max(axis=0), 1e-12) / _LEVELS
     codes = np.rint(embeddings / scales).astype(np.int8)
-    fingerprints = {"model": encoder.fingerprint(), "corpus": corpus.fingerprint}
+    fingerprints = {"model": encoder.fingerprint(), "corpus": corpus.text_fingerprint}
     save_file({"codes": codes, "scales": scales.astype(np.float32)}, path, fingerprints)
 
 
@@ -68,7 +68,7 @@ class StoredEmbeddings:
             ) from error
         for what, own, wanted in (
             ("model", of_model, model_fingerprint),
-            ("corpus", of_corpus, corpus.fingerprint),
+            ("corpus", of_corpus, corpus.text_fingerprint),
         ):
             if own != wanted:
                 raise OtherEmbeddingsError(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.files import cache_dir, sha256
+from imprag.files import cache_dir, content_digest, short_name
 from imprag.index.folder import IndexFolder, RetrievedPassage
 from imprag.model.base import quiet_transformers, resolve_device, resolve_dtype
 
@@ -54,9 +54,7 @@ class TextEncoder:
             ) from error
         self._normalizes = type(self._model[-1]).__name__ == "Normalize"
         self.name = name_or_path
-        weights = sorted(folder.glob("**/*.safetensors")) if folder.is_dir() else []
-        content = "".join(sha256(file) for file in weights) or str(folder)
-        self._fingerprint = hashlib.sha256(content.encode()).hexdigest()[:32]
+        self._fingerprint = _fingerprint(self._model, folder)
 
     @property
     def dimension(self) -> int:
@@ -64,7 +62,7 @@ class TextEncoder:
         return int(self._model.get_embedding_dimension())
 
     def fingerprint(self) -> str:
-        """Names the weights."""
+        """Names the model's files: weights, settings and tokenizer."""
         return self._fingerprint
 
     def __call__(self, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
@@ -93,8 +91,10 @@ class Teacher:
     def __init__(self, corpus: Corpus, encoder: TextEncoder) -> None:
         self.corpus = corpus
         self.encoder = encoder
-        key = f"{Path(encoder.name).name}-{encoder.fingerprint()[:8]}-{corpus.fingerprint[:12]}"
-        self._folder = IndexFolder.build(corpus, encoder, cache_dir() / "indexes" / key)
+        name = short_name(Path(encoder.name).name)
+        key = f"{name}-{encoder.fingerprint()[:8]}-{corpus.fingerprint[:12]}"
+        folder = cache_dir() / "indexes" / key
+        self._folder = IndexFolder.build(corpus, encoder, folder, overwrite=True)
 
     def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
         """The k passages nearest to every prompt's text, best first."""
@@ -110,6 +110,15 @@ class Teacher:
         """Names what the ranks depend on besides the prompts."""
         content = f"{self.encoder.fingerprint()} {self.corpus.fingerprint}"
         return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _fingerprint(model: Any, folder: Path) -> str:
+    """Names a text encoder by the content of its folder, or by its id and commit on the hub."""
+    if folder.is_dir():
+        content = content_digest(folder)
+    else:
+        content = f"{folder} {getattr(model[0].auto_model.config, '_commit_hash', None)}"
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _folder(name_or_path: str) -> Path:

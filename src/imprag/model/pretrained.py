@@ -12,7 +12,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, cache_dir
+from imprag.files import atomic_path, cache_dir, expand_home
+from imprag.locking import make_once
 from imprag.model.base import (
     EMBEDDED,
     load_base_model,
@@ -90,7 +91,7 @@ def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
     Raises:
         ImpRAGError: the folder exists and is not empty, or cannot be written.
     """
-    folder = Path(folder)
+    folder = expand_home(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ImpRAGError(f"{folder} exists already; choose another folder or remove it")
     with atomic_path(folder) as temporary, quiet_transformers():
@@ -119,11 +120,13 @@ def _default() -> Path:
     for name in (ADAPTER_CONFIG_NAME, WEIGHTS, CONFIG_NAME):
         key.update((DEFAULT_FOLDER / name).read_bytes())
     folder = cache_dir() / "models" / f"{DEFAULT}-{key.hexdigest()[:12]}"
-    if not folder.is_dir():
+
+    def make() -> None:
         config = ImpRAGConfig.load(DEFAULT_FOLDER)
         lm, tokenizer = _merged(config, DEFAULT_FOLDER, torch.device("cpu"))
         save_pretrained(LayerGroups(lm, config), tokenizer, folder)
-    return folder
+
+    return make_once(folder, make)
 
 
 def _base(config: ImpRAGConfig, device: torch.device, name: Path | str) -> tuple[Any, Any]:
@@ -140,7 +143,7 @@ def _base(config: ImpRAGConfig, device: torch.device, name: Path | str) -> tuple
 
 def _imprag_folder(name_or_path: str | Path) -> Path | None:
     """The folder with ``imprag.json`` behind a path or a hub repository, if there is one."""
-    path = Path(name_or_path)
+    path = expand_home(name_or_path)
     if path.exists():
         return path if (path / CONFIG_NAME).exists() else None
     if str(name_or_path) == EMBEDDED:

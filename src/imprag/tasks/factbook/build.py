@@ -198,7 +198,7 @@ class _Material:
             "name": "factbook",
             "version": VERSION,
             "seed": self.seed,
-            "corpus": {"name": "default", "fingerprint": self.corpus.fingerprint},
+            "corpus": {"name": "default", "fingerprint": self.corpus.text_fingerprint},
             "tasks": files,
             "facts": Counter(self.country_split[fact.country.name] for fact in self.facts),
             "splits": {

@@ -71,7 +71,7 @@ def rename_countries(
     check_free(out)
     manifest = load_benchmark(benchmark)
     corpus = load_corpus("default")
-    if manifest["corpus"]["fingerprint"] != corpus.fingerprint:
+    if manifest["corpus"]["fingerprint"] != corpus.text_fingerprint:
         raise ImpRAGError(f"{benchmark} was made from another version of the corpus; build it anew")
     file = benchmark / manifest["tasks"][tasks.QA.name]["splits"]["train"]["file"]
     asked: dict[str, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
