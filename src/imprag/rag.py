@@ -180,15 +180,13 @@ class ImpRAG:
                 model's passages are not encoded independently.
         """
         if isinstance(memory, Path | str):
-            memory = DiskStore(memory, self.corpus)
             source = ["--model", self._name]
             if self._index is not None:
                 source += ["--index", str(self._index.corpus.path.parent)]
-            memory.manifest.check(
-                memory.path,
-                model_fingerprint=states_fingerprint(self.groups),
-                source=shlex.join(source),
-            )
+            options = shlex.join(source)
+            memory = DiskStore(memory, self.corpus, options)
+            fingerprint = states_fingerprint(self.groups)
+            memory.manifest.check(memory.path, model_fingerprint=fingerprint, source=options)
         self.memory = PassageMemory(self.groups, self.tokenizer, memory)
 
     def retrieve(

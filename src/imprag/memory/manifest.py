@@ -13,6 +13,8 @@ from imprag.model.layer_groups import LayerGroups
 
 FORMAT_VERSION = 2
 MANIFEST = "memory.json"
+SOURCE = "--model MODEL --index INDEX"
+"""Stands for the options of ``imprag memory build`` in messages, where nobody knows them."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class MemoryManifest:
         *,
         model_fingerprint: str | None = None,
         corpus_fingerprint: str | None = None,
-        source: str = "--model MODEL --index INDEX",
+        source: str = SOURCE,
     ) -> None:
         """Refuse a memory made by another model or from another corpus.
 

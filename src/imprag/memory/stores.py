@@ -16,7 +16,7 @@ from imprag.building import damaged
 from imprag.corpus import Corpus, Passage
 from imprag.files import expand_home
 from imprag.memory.codecs import Codec, Parts, untrained_codec
-from imprag.memory.manifest import MemoryManifest
+from imprag.memory.manifest import SOURCE, MemoryManifest
 from imprag.memory.product_quantization import ProductQuantizer
 
 
@@ -91,17 +91,19 @@ class DiskStore:
     Args:
         path: the folder.
         corpus: that its passages belong to.
+        source: the options of ``imprag memory build`` that name model and index, for messages.
 
     Raises:
         ImpRAGError: there is no finished memory, a file is missing or has another size, or it
             belongs to another corpus.
     """
 
-    def __init__(self, path: Path | str, corpus: Corpus) -> None:
+    def __init__(self, path: Path | str, corpus: Corpus, source: str = SOURCE) -> None:
         self.path = expand_home(path)
         self.corpus = corpus
         self.manifest = MemoryManifest.read(self.path)
-        self.manifest.check(self.path, corpus_fingerprint=corpus.fingerprint)
+        fingerprint = corpus.fingerprint
+        self.manifest.check(self.path, corpus_fingerprint=fingerprint, source=source)
         self.codec = load_codec(self.path, self.manifest)
         self.keep_tokens = self.manifest.keep_tokens
         self._first_rows = [shard.first_row for shard in self.manifest.shards]
