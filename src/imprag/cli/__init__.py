@@ -16,6 +16,7 @@ from imprag.cli.bench import bench
 from imprag.cli.compare import compare
 from imprag.cli.evaluate import evaluate
 from imprag.cli.export import export
+from imprag.cli.home import expand_home
 from imprag.cli.index import index
 from imprag.cli.info import info
 from imprag.cli.memory import memory
@@ -29,6 +30,7 @@ app = cyclopts.App(
     "and answers with its upper layers.",
     version=lambda: version("imprag"),
     help_format="markdown",
+    config=expand_home,
 )
 for command in (ask, search, index, train, adapt, export, info, compare, bench):
     app.command(command)

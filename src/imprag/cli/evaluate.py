@@ -93,6 +93,7 @@ def evaluate(
         teacher_retrieval,
     )
     from imprag.evaluation.report import REPORT
+    from imprag.evaluation.run_folder import resumed_dtype
     from imprag.evaluation.runner import evaluate as run_evaluation
     from imprag.evaluation.tables import results_table
     from imprag.rag import ImpRAG
@@ -119,6 +120,7 @@ def evaluate(
     if own or not retrieval_only:
         weight = reading_score_weight if own else 0.0  # other scores mean something else
         settings = {} if weight is None else {"reading_score_weight": weight}
+        dtype = resumed_dtype(out, dtype)
         rag = ImpRAG.from_pretrained(model, index, memory, dtype=dtype, device=device, **settings)
     if rag is not None and own:
         source = own_retrieval(rag)

@@ -176,6 +176,22 @@ class RunFolder:
         return results
 
 
+def resumed_dtype(path: Path, dtype: str) -> str:
+    """The dtype to load the model of a run in: ``auto`` means that of the first call.
+
+    What ``auto`` measures may differ from call to call on a busy machine, and a run in two dtypes
+    is refused.
+
+    Args:
+        path: the run folder; it may be missing.
+        dtype: as given by the user.
+    """
+    if dtype != "auto" or not (path / RECIPE).is_file():
+        return dtype
+    model = RunFolder.open(path).recipe.get("settings", {}).get("model", {})
+    return str(model.get("dtype", dtype))
+
+
 def _differences(
     there: Mapping[str, Any], here: Mapping[str, Any], parent: str = ""
 ) -> Iterator[str]:

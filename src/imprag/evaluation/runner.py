@@ -23,6 +23,8 @@ from imprag.evaluation.scoring import (
     score_retrieval,
     summarize,
 )
+from imprag.files import expand_home
+from imprag.locking import only_builder
 from imprag.tasks import TaskExamples
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def evaluate(
             prompt is too long, or the arguments do not fit together.
     """
     require_packages()
+    out = expand_home(out)
     for argument, value in (("k", k), ("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ImpRAGError(f"{argument} must be at least 1, not {value}")
@@ -111,24 +114,25 @@ def evaluate(
     environment: dict[str, Any] = {"batch_size": batch_size}
     if rag is not None:
         environment["device"] = str(rag.groups.device)
-    run = RunFolder.start(out, settings, environment)
-    batches = [
-        group[start : start + batch_size]
-        for group in questions
-        for start in range(0, len(group), batch_size)
-    ]
-    finished = run.resume(batches)
-    with tqdm(
-        desc="evaluating",
-        unit=" examples",
-        total=sum(map(len, batches)),
-        initial=sum(map(len, batches[:finished])),
-        disable=None,
-    ) as bar:
-        for batch in batches[finished:]:
-            run.append(system.predict(batch, pages))
-            bar.update(len(batch))
-    return _conclude(run, source)
+    with only_builder(out):
+        run = RunFolder.start(out, settings, environment)
+        batches = [
+            group[start : start + batch_size]
+            for group in questions
+            for start in range(0, len(group), batch_size)
+        ]
+        finished = run.resume(batches)
+        with tqdm(
+            desc="evaluating",
+            unit=" examples",
+            total=sum(map(len, batches)),
+            initial=sum(map(len, batches[:finished])),
+            disable=None,
+        ) as bar:
+            for batch in batches[finished:]:
+                run.append(system.predict(batch, pages))
+                bar.update(len(batch))
+        return _conclude(run, source)
 
 
 class _System:

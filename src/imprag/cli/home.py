@@ -1,0 +1,26 @@
+"""``~`` in options: a shell leaves it in place after a quotation mark and in ``--out=~/x``."""
+
+import os
+from typing import Any
+
+import cyclopts
+
+
+def expand_home(
+    app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection
+) -> None:
+    """Replace a leading ``~`` of every value, and that after ``NAME=``, by the home directory.
+
+    A hook for the setting ``config`` of :class:`cyclopts.App`. Prompts stay as they are.
+    """
+    for argument in arguments:
+        if argument.field_info.name != "prompt":
+            argument.tokens[:] = [_expanded(token) for token in argument.tokens]
+
+
+def _expanded(token: Any) -> Any:
+    name, equals, value = token.value.rpartition("=")
+    expanded = os.path.expanduser(value if "~" in value else token.value)
+    if equals and "~" in value:
+        expanded = f"{name}={expanded}"
+    return token.evolve(value=expanded)
