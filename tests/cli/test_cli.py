@@ -201,7 +201,8 @@ def test_an_index_of_another_model_and_a_damaged_one(
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, max_passage_tokens=16)
     save_pretrained(LayerGroups(tiny_lm(seed=5), config), tiny_tokenizer(), tmp_path / "other")
     assert run("ask", "w1", "--model", tmp_path / "other", "--index", home / "index") == 2
-    assert "model" in capsys.readouterr().err
+    command = f"imprag index {home}/index/corpus --model {tmp_path}/other --out {home}/index"
+    assert f"build it again with: {command} --overwrite" in capsys.readouterr().err
     assert run("ask", "w1", "--model", home / "model", "--index", tmp_path) == 2
     assert "is no index folder" in capsys.readouterr().err
 

@@ -199,6 +199,21 @@ def test_eval_refuses_another_run(
     assert error.startswith(f"imprag: error: {runs[0]} holds another run: reading.k is 2 there")
 
 
+def test_a_resumed_run_keeps_the_dtype_that_auto_measured_first(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--tasks", home / "examples.jsonl", "--model", home / "model", "--index")
+    command = ("eval", *files, home / "index", "--out", tmp_path / "run", "--limit", 1)
+    for faster_in_bfloat16 in (False, True):
+        monkeypatch.setattr(
+            "imprag.model.base._cpu_is_faster_in_bfloat16", lambda faster=faster_in_bfloat16: faster
+        )
+        assert run(*command, "--device", "cpu") == 0
+    assert run(*command, "--device", "cpu", "--dtype", "bfloat16") == 2
+    error = capsys.readouterr().err
+    assert "model.dtype is float32 there and bfloat16 here" in error
+
+
 def test_compare(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ("--markdown", tmp_path / "table.md", "--html", tmp_path / "table.html")
     assert run("compare", *runs, *files) == 0

@@ -146,6 +146,26 @@ class TestRefusing:
         with pytest.raises(ImpRAGError, match=f"holds a memory already, with another .*{named}"):
             build(corpus, tmp_path / "memory", **change)
 
+    def test_as_many_other_passages(self, corpus, tmp_path) -> None:
+        build(corpus, tmp_path / "memory", rows=[1, 2])
+        with pytest.raises(ImpRAGError, match=r"another set of passages; .*--overwrite"):
+            build(corpus, tmp_path / "memory", rows=[1, 3])
+        store = build(corpus, tmp_path / "memory", rows=[1, 3], overwrite=True)
+        found = store.get([corpus[row] for row in (1, 2, 3)])
+        assert [one is not None for one in found] == [True, False, True]
+
+    def test_an_edited_corpus_is_refused_and_rebuilt_with_overwrite(self, corpus, tmp_path) -> None:
+        with pytest.raises(Interrupted):
+            build(corpus, tmp_path / "unfinished", interrupted_after(3))
+        build(corpus, tmp_path / "finished")
+        edited = Corpus.build([*corpus][::-1], tmp_path / "edited")
+        for name in ("finished", "unfinished"):
+            with pytest.raises(ImpRAGError, match=r"with another corpus.*; .*--overwrite"):
+                build(edited, tmp_path / name)
+            store = build(edited, tmp_path / name, overwrite=True)
+            assert store.manifest.corpus_fingerprint == edited.fingerprint
+            assert not building_folder(tmp_path / name).exists()
+
     def test_a_damaged_part(self, corpus, tmp_path) -> None:
         with pytest.raises(Interrupted):
             build(corpus, tmp_path / "memory", interrupted_after(3))
