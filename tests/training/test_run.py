@@ -371,7 +371,7 @@ def test_a_trained_adapter_is_exported(world: Path, tmp_path: Path) -> None:
     corpus, out = world / "corpus.jsonl", tmp_path / "small"
     arguments = [str(tmp_path / "run"), "--out", str(out), "--corpus", str(corpus)]
     assert main(["export", *arguments, "--dtype", "float32"]) == 0
-    made = json.loads((out / "made.json").read_text())
+    made = json.loads((out / "provenance.json").read_text())
     assert made["steps"] == 8
     assert (out / "recipe.yaml").read_text() == (tmp_path / "run" / "recipe.yaml").read_text()
     small, large = (ImpRAG.from_pretrained(path, dtype="float32") for path in (out, done["model"]))

@@ -41,7 +41,7 @@ def export(run: Path, /, *, out: Path, corpus: str = "default", dtype: str = "au
     recipe = (run / RECIPE).read_text(encoding="utf-8")
     (out / RECIPE).write_text(recipe.replace(f"{Path.cwd()}{os.sep}", ""), encoding="utf-8")
     write_json(
-        out / "made.json",
+        out / "provenance.json",
         {
             "command": f"imprag export {run} --out {out} --corpus {corpus}",
             **training_time(run),
