@@ -21,7 +21,7 @@ class ProductQuantizer:
 
     Keys and values of every layer and head have centroids of their own. Slices of keys are smaller,
     since a prompt's attention suffers from what keys lose and hardly from what values lose
-    (docs/performance.md). There is no learned rotation as in the paper's OPQ: what is large in one
+    (dev/LOG.md). There is no learned rotation as in the paper's OPQ: what is large in one
     dimension of a key is so in all tokens, and slices of the vectors as they are keep that apart
     (docs/decisions.md).
 
