@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
@@ -24,6 +24,7 @@ from imprag.memory.passage_memory import PassageMemory
 from imprag.memory.stores import DiskStore, Store
 from imprag.model.config import ImpRAGConfig
 from imprag.model.encoder import PassageEncoder
+from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
 from imprag.model.layer_groups import LayerGroups
 from imprag.model.pretrained import (
     DEFAULT,
@@ -196,14 +197,21 @@ class ImpRAG:
 
         Args:
             prompts: as they would be answered; none empty.
-            k: passages for each; the configured number if not given.
+            k: passages for each; if not given, the configured number, or all passages of an index
+                that has fewer.
+
+        Raises:
+            ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
+                no index.
         """
+        prompts = check_prompts(prompts)
+        k = self.passages_to_read(k)
         found: dict[int, list[RetrievedPassage]] = {}
         for batch in _packed(prompts):
             ids, mask = self._prompt_batch([prompts[n] for n in batch], room=0)
             with torch.inference_mode():
                 queries = self.groups.query_embeddings(ids, mask)
-            rows = self.index.search(queries.cpu().numpy(), self._k(k))
+            rows = self.index.search(queries.cpu().numpy(), k)
             found.update(zip(batch, rows, strict=True))
         return [found[n] for n in range(len(prompts))]
 
@@ -216,6 +224,8 @@ class ImpRAG:
         **generate_arguments: Any,
     ) -> Answer:
         """Answer one prompt; see :meth:`generate`."""
+        if not isinstance(prompt, str):
+            raise ImpRAGError("ask takes one prompt as a text; for several use generate")
         given = None if passages is None else [passages]
         return self.generate([prompt], k, passages=given, **generate_arguments)[0]
 
@@ -226,7 +236,7 @@ class ImpRAG:
         *,
         passages: Sequence[Sequence[RetrievedPassage]] | None = None,
         max_new_tokens: int = 32,
-        stop: Sequence[str] = ("\n",),
+        stop: Sequence[str] | str = ("\n",),
         batch_size: int = 8,
         **generate_arguments: Any,
     ) -> list[Answer]:
@@ -234,8 +244,8 @@ class ImpRAG:
 
         Args:
             prompts: texts; none empty.
-            k: passages to retrieve for each; 0 answers without any; the configured number if
-                not given.
+            k: passages to retrieve for each; 0 answers without any; if not given, the configured
+                number, or all passages of an index that has fewer.
             passages: read these, for each prompt, instead of retrieving; with the setting
                 ``reading_score_weight``, by their scores.
             max_new_tokens: length of the answers.
@@ -243,24 +253,26 @@ class ImpRAG:
                 not end it.
             batch_size: prompts in one batch; prompts of like length share one.
             **generate_arguments: for Hugging Face ``generate`` (``do_sample``, ``num_beams`` ...);
-                greedy by default.
+                greedy by default. Those that work with retrieval inside the prompt's pass are
+                listed in :mod:`imprag.model.generate_arguments`; others are refused.
 
         Returns:
             one answer for each prompt, in order.
 
         Raises:
-            ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
-                no index.
+            ImpRAGError: a prompt is empty or too long, k is larger than the index, there is no
+                index, or an argument does not work with retrieval.
         """
-        if generate_arguments.get("num_return_sequences", 1) != 1:
-            raise ImpRAGError("num_return_sequences: there is one answer for each prompt")
+        prompts = check_prompts(prompts)
+        arguments, stop = _checked(generate_arguments, max_new_tokens), _stops(stop)
+        max_new_tokens = arguments.pop("max_new_tokens")
         if passages is not None and len(passages) != len(prompts):
             raise ImpRAGError(f"{len(prompts)} prompts, but passages for {len(passages)}")
         answers: dict[int, Answer] = {}
         for batch in _packed(prompts, batch_size):
             given = None if passages is None else [passages[n] for n in batch]
             run = _Run(self, [prompts[n] for n in batch], k, given, max_new_tokens)
-            made = run.answers(run.generate(stop, generate_arguments), stop)
+            made = run.answers(run.generate(stop, arguments), stop)
             answers.update(zip(batch, made, strict=True))
         return [answers[n] for n in range(len(prompts))]
 
@@ -271,26 +283,40 @@ class ImpRAG:
         *,
         passages: Sequence[RetrievedPassage] | None = None,
         max_new_tokens: int = 32,
-        stop: Sequence[str] = ("\n",),
+        stop: Sequence[str] | str = ("\n",),
         **generate_arguments: Any,
     ) -> Iterator[str]:
-        """Answer one prompt piece by piece; arguments as for :meth:`generate`."""
+        """Answer one prompt piece by piece; arguments as for :meth:`generate`.
+
+        Generation runs in a thread of its own. It ends with the next token when the iterator is
+        closed, also by leaving a loop over it, or when the answer has ended.
+        """
+        if not isinstance(prompt, str):
+            raise ImpRAGError("stream takes one prompt as a text")
+        arguments, stop = _checked(generate_arguments, max_new_tokens), _stops(stop)
+        max_new_tokens = arguments.pop("max_new_tokens")
         given = None if passages is None else [passages]
-        run = _Run(self, [prompt], k, given, max_new_tokens)
+        return self._stream(_Run(self, [prompt], k, given, max_new_tokens), stop, arguments)
+
+    def _stream(self, run: "_Run", stop: Sequence[str], arguments: dict[str, Any]) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        left = threading.Event()
         failure: list[BaseException] = []
 
         def work() -> None:
             try:
-                run.generate(stop, {"streamer": streamer, **generate_arguments})
+                run.generate(stop, {**arguments, "streamer": streamer}, left)
             except BaseException as error:
                 failure.append(error)
                 streamer.end()
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        yield from _until(streamer, stop)
-        thread.join()
+        try:
+            yield from _until(streamer, stop)
+        finally:
+            left.set()
+            thread.join()
         if failure:
             raise failure[0]
 
@@ -312,10 +338,9 @@ class ImpRAG:
             commit = api.upload_folder(repo_id=repository, folder_path=folder)
         return str(commit.commit_url)
 
-    def _k(self, k: int | None) -> int:
-        if k is not None and k < 0:
-            raise ImpRAGError(f"k must not be negative, but is {k}")
-        return self.config.k if k is None else k
+    def passages_to_read(self, k: int | None = None) -> int:
+        """How many passages a prompt retrieves; see :meth:`ImpRAGConfig.passages_to_read`."""
+        return 0 if k == 0 else self.config.passages_to_read(k, len(self.index.index))
 
     def _prompt_batch(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
         limit = self.groups.lm.config.get_text_config().max_position_embeddings - room
@@ -335,31 +360,45 @@ class _Run:
     ) -> None:
         self.rag = rag
         self.prompts = prompts
-        self.k = rag._k(k)
+        # Known before the prompt runs, and before its room is counted.
+        self.k = rag.passages_to_read(k) if passages is None else 0
         self.max_new_tokens = max_new_tokens
         self.found = [[] for _ in prompts] if passages is None else [list(p) for p in passages]
         self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
-        self.retrieves = passages is None and self.k > 0
-        if self.retrieves and self.k > len(rag.index.index):
-            # Known before the prompt runs, and before its room is counted.
-            raise ImpRAGError(f"k is {self.k}, but the index has {len(rag.index.index)} passages")
+        self.retrieves = self.k > 0
         counts = [self.k if self.retrieves else len(row) for row in self.found]
         shifts = [rag.config.position_shift(count) for count in counts]
         self.input_ids, self.mask = rag._prompt_batch(prompts, max(shifts) + max_new_tokens)
         self.shift = torch.tensor(shifts, device=rag.groups.device)
 
     @torch.inference_mode()
-    def generate(self, stop: Sequence[str], arguments: dict[str, Any]) -> Tensor:
-        """New tokens, (prompts, length)."""
+    def generate(
+        self,
+        stop: Sequence[str],
+        arguments: dict[str, Any],
+        left: threading.Event | None = None,
+    ) -> Tensor:
+        """New tokens, (prompts, length).
+
+        Args:
+            stop: texts at which an answer ends.
+            arguments: for ``generate``, checked.
+            left: ends generation with the next token when it is set.
+        """
         self._start = self._last = time.perf_counter()
         passages = self._retrieve if self.retrieves else self._encode()
-        ends = [_StopAt(stop, self.rag.tokenizer, self.input_ids.shape[1])] if stop else []
+        arguments = dict(arguments)
+        ends: list[Any] = [*(arguments.pop("stopping_criteria", None) or ())]
+        if stop:
+            ends.append(_StopAt(stop, self.rag.tokenizer, self.input_ids.shape[1]))
+        if left is not None:
+            ends.append(_StopWhen(left))
         output: Tensor = self.rag.groups.generate(
             self.input_ids,
             self.mask,
             passages,
             position_shift=self.shift,
-            stopping_criteria=ends,
+            stopping_criteria=StoppingCriteriaList(ends),
             **{"do_sample": False, "max_new_tokens": self.max_new_tokens, **arguments},
         )
         self._lap("generate")
@@ -407,6 +446,57 @@ class _StopAt:
         texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
         ended = [any(stop in text.lstrip() for stop in self.stop) for text in texts]
         return torch.tensor(ended, device=input_ids.device)
+
+
+class _StopWhen:
+    """A stopping criterion: ends all rows when an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def check_prompts(prompts: Sequence[str]) -> Sequence[str]:
+    """Prompts as a list.
+
+    Raises:
+        ImpRAGError: they are one text, or one of them is none.
+    """
+    if isinstance(prompts, str | bytes):
+        raise ImpRAGError("prompts must be a list of texts; put the one prompt into a list: [...]")
+    prompts = list(prompts)
+    for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str):
+            raise ImpRAGError(f"prompt {number} is no text, but {type(prompt).__name__}")
+    return prompts
+
+
+def _checked(arguments: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+    """Arguments for ``generate`` that give one answer to each prompt."""
+    arguments = {**arguments, "max_new_tokens": max_new_tokens}
+    arguments = check_arguments(arguments, {*CHOICES, *CALLBACKS})
+    criteria = arguments.get("stopping_criteria")
+    if criteria is not None and not isinstance(criteria, list | tuple):
+        arguments["stopping_criteria"] = [criteria]
+    config = arguments.pop("generation_config", None)
+    if config is not None:
+        chosen = {name: value for name, value in config.to_diff_dict().items() if name in CHOICES}
+        # Only the length has a default of its own here, which the configuration replaces.
+        arguments = {
+            **chosen,
+            **arguments,
+            **{n: x for n, x in chosen.items() if n == "max_new_tokens"},
+        }
+    return arguments
+
+
+def _stops(stop: Sequence[str] | str) -> Sequence[str]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in stops):
+        raise ImpRAGError("stop must be texts that are not empty")
+    return stops
 
 
 def _packed(prompts: Sequence[str], size: int = 8) -> Iterator[list[int]]:

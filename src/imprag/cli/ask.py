@@ -106,7 +106,7 @@ def ask(
     prompts = _prompts(prompt)
     rag, teacher = source.load()
     for batch in prompts:
-        passages = teacher.retrieve(batch, _k(source, rag)) if teacher else None
+        passages = teacher.retrieve(batch, _k(source, rag, teacher)) if teacher else None
         for answer in rag.generate(
             batch, source.k, passages=passages, max_new_tokens=max_new_tokens
         ):
@@ -143,7 +143,7 @@ def search(prompt: Prompt, /, *, source: Source | None = None, json: Json = Fals
     rag, teacher = source.load()
     for batch in prompts:
         start = time.perf_counter()
-        found = (teacher or rag).retrieve(batch, _k(source, rag))
+        found = (teacher or rag).retrieve(batch, _k(source, rag, teacher))
         timings = {"total": time.perf_counter() - start}
         for text, passages in zip(batch, found, strict=True):
             if json:
@@ -153,8 +153,9 @@ def search(prompt: Prompt, /, *, source: Source | None = None, json: Json = Fals
                 print(flush=True)
 
 
-def _k(source: Source, rag: "ImpRAG") -> int:
-    return rag.config.k if source.k is None else source.k
+def _k(source: Source, rag: "ImpRAG", teacher: "Teacher | None") -> int:
+    corpus = rag.corpus if teacher is None else teacher.corpus
+    return rag.config.passages_to_read(source.k, len(corpus))
 
 
 def _prompts(prompt: str) -> Iterator[list[str]]:

@@ -93,7 +93,7 @@ def evaluate(
     if rag is None or source.corpus is None:
         k = 0  # nobody reads, or there is nothing to read
     elif k is None:
-        k = rag.config.k
+        k = rag.config.passages_to_read(None, len(source.corpus))
     system = _System(rag, source, k, in_context)
     # Drawn before examples without gold passages are left out, so that runs can be compared.
     tasks = [item.draw(limit, seed) for item in tasks]

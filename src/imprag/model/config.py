@@ -105,6 +105,27 @@ class ImpRAGConfig:
                     f"not {getattr(self, name)!r}"
                 )
 
+    def passages_to_read(self, k: int | None, available: int) -> int:
+        """How many passages each prompt retrieves.
+
+        Args:
+            k: as a caller asked for; None takes the configured number, or all passages of a
+                corpus that has fewer.
+            available: passages of the corpus.
+
+        Raises:
+            ImpRAGError: k is negative or larger than the corpus.
+        """
+        if k is None:
+            return min(self.k, available)
+        if k < 0:
+            raise ImpRAGError(f"k must not be negative, but is {k}")
+        if k > available:
+            raise ImpRAGError(
+                f"k is {k}, but the index has {available} passages; lower it (--k {available})"
+            )
+        return k
+
     def position_shift(self, passages: int) -> int:
         """Where the positions of a prompt start that reads so many passages (paper, section 2).
 

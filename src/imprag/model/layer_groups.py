@@ -24,6 +24,13 @@ from imprag.model.attention import (
     sdpa_attention,
 )
 from imprag.model.config import ImpRAGConfig, PassageEncoding
+from imprag.model.generate_arguments import (
+    CALLBACKS,
+    CHOICES,
+    OUTPUTS,
+    check_arguments,
+    own_generation_config,
+)
 from imprag.model.inputs import batches_by_length, last_tokens, pad, positions
 from imprag.model.states import PassageStates, Prefix
 from imprag.model.views import (
@@ -420,7 +427,7 @@ class LayerGroups(nn.Module):
         position_shift: Tensor | int,
         **generate_arguments: Any,
     ) -> Any:
-        """Hugging Face ``generate`` (greedy, sampling, beams, streamer, stop strings ...).
+        """Hugging Face ``generate`` (greedy, sampling, beams, streamer ...).
 
         The prompts run through the model once. At layer b their query embeddings go to
         ``passages``, if it is a function, and the same hidden states go on, reading what it
@@ -431,13 +438,19 @@ class LayerGroups(nn.Module):
             attention_mask: (batch, length), 1 where a token stands.
             passages: as for :meth:`forward`.
             position_shift: as for :meth:`forward`.
-            **generate_arguments: for ``transformers``' ``generate``.
+            **generate_arguments: for ``transformers``' ``generate``; see
+                :mod:`imprag.model.generate_arguments` for those that work.
 
         Returns:
             what ``generate`` returns; by default (batch, length + new tokens) int64.
+
+        Raises:
+            ImpRAGError: the padding is on the right, or an argument does not work with retrieval.
         """
         if not bool(attention_mask[:, -1].all()):
             raise ImpRAGError("generate needs prompts padded on the left")
+        known = {*CHOICES, *CALLBACKS, *OUTPUTS}
+        generate_arguments = check_arguments(generate_arguments, known)
         generate_arguments = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -488,7 +501,9 @@ class LayerGroups(nn.Module):
     def _lm_view(self, reading: "_Reading") -> PreTrainedModel:
         depth = len(self._decoder.layers)
         decoder = self._decoder_view(reading.stand_ins(), depth)
-        return view_of(self.lm, **{self.lm.base_model_prefix: decoder})
+        view = view_of(self.lm, **{self.lm.base_model_prefix: decoder})
+        view.generation_config = own_generation_config(self.lm)
+        return view
 
     def _run(
         self,

@@ -1,0 +1,111 @@
+"""Which arguments of Hugging Face ``generate`` work with retrieval inside the prompt's pass.
+
+The query embedding is taken where the prompt ends, in one pass of the whole prompt. Whatever splits
+that pass, runs the prompt a second time, guesses tokens ahead or brings other inputs would take it
+elsewhere. So arguments are listed that are known to work, and all others are refused: new releases
+of transformers add new ones.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from imprag.errors import ImpRAGError
+
+_TOKEN_IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}
+CHOICES = {
+    *_TOKEN_IDS,
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff", "renormalize_logits", "remove_invalid_values"),
+    *("num_beams", "length_penalty", "early_stopping"),
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"),
+    *("exponential_decay_length_penalty", "min_new_tokens", "max_new_tokens", "max_time"),
+}
+"""Arguments that choose among the next tokens or say when to end; a `GenerationConfig` has them."""
+CALLBACKS = {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"}
+"""Arguments that are functions of the tokens so far."""
+OUTPUTS = {
+    *("streamer", "num_return_sequences", "return_dict_in_generate"),
+    *("output_scores", "output_logits"),
+}
+"""Arguments that decide what comes back."""
+STATIC_CACHE = {"cache_implementation": "static"}
+"""The one value of this argument that works, beside None."""
+
+_INSTEAD = {
+    "max_length": "use max_new_tokens",
+    "min_length": "use min_new_tokens",
+    "stop_strings": "use stop",
+    "num_return_sequences": "there is one answer for each prompt; ask for several by several calls",
+    "return_dict_in_generate": "the answers come with their passages and timings",
+    "streamer": "use stream",
+}
+
+
+def check_arguments(arguments: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Arguments that ``generate`` can be called with, without those that say what holds anyway.
+
+    Args:
+        arguments: as a caller gave them.
+        known: the names that are allowed.
+
+    Raises:
+        ImpRAGError: one would give other passages or tokens, several results, or is unknown.
+    """
+    checked = dict(arguments)
+    if checked.pop("use_cache", True) not in (True, None):
+        raise ImpRAGError(
+            "use_cache=False: every new token would run the prompt again; leave it out"
+        )
+    config = checked.get("generation_config")
+    if config is not None:
+        if not isinstance(config, GenerationConfig):
+            raise ImpRAGError("generation_config must be a GenerationConfig of transformers")
+        given = _differences(config)
+        if "use_cache" in given:
+            check_arguments({"use_cache": given.pop("use_cache")}, known)
+        _refuse_unknown(given, known, "generation_config: ")
+    elif "generation_config" in checked:
+        del checked["generation_config"]
+    _refuse_unknown(checked, {*known, "generation_config"}, "")
+    length = checked.get("max_new_tokens")
+    if length is not None and length < 1:
+        raise ImpRAGError(
+            f"max_new_tokens must be at least 1, not {length}; retrieve finds passages without "
+            "an answer"
+        )
+    return checked
+
+
+def own_generation_config(lm: PreTrainedModel) -> GenerationConfig:
+    """The model's generation settings without those that do not work with retrieval.
+
+    ``generation_config.json`` comes with a model's files and may ask for anything; transformers
+    fills every argument that a call leaves open from it.
+    """
+    own = lm.generation_config or GenerationConfig()
+    chosen = {name: value for name, value in own.to_dict().items() if name in CHOICES}
+    return GenerationConfig(**{name: x for name, x in chosen.items() if x is not None})
+
+
+def _differences(config: GenerationConfig) -> dict[str, Any]:
+    """What a configuration sets, where that is not transformers' default."""
+    differences: dict[str, Any] = config.to_diff_dict()
+    differences.pop("transformers_version", None)
+    return {name: value for name, value in differences.items() if not name.startswith("_")}
+
+
+def _refuse_unknown(arguments: Mapping[str, Any], known: Collection[str], place: str) -> None:
+    for name, value in arguments.items():
+        if name in known or value is None or STATIC_CACHE.get(name) == value:
+            continue
+        if name in _INSTEAD:
+            raise ImpRAGError(f"{place}{name}: {_INSTEAD[name]}")
+        nearest = difflib.get_close_matches(name, known, 1, 0.8)
+        advice = f"did you mean {nearest[0]}?" if nearest else "leave it out"
+        raise ImpRAGError(
+            f"{place}{name} does not work with retrieval inside the prompt's one pass; {advice}"
+        )
