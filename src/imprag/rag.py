@@ -24,6 +24,7 @@ from imprag.memory.passage_memory import PassageMemory
 from imprag.memory.stores import DiskStore, Store
 from imprag.model.config import ImpRAGConfig
 from imprag.model.encoder import PassageEncoder
+from imprag.model.fitted import fitted_index, fitted_to_default
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
 from imprag.model.layer_groups import LayerGroups
 from imprag.model.pretrained import (
@@ -68,6 +69,8 @@ class ImpRAG:
 
     Attributes:
         memory: gives what is read; without :meth:`use_memory`, passages are encoded when they are.
+        fitted_index: the index folder that ``imprag adapt`` fitted the model to, if it did; it is
+            opened where no other is given.
 
     Example:
         >>> rag = ImpRAG.from_pretrained("default")  # doctest: +SKIP
@@ -88,6 +91,7 @@ class ImpRAG:
         self.encoder = PassageEncoder(groups, tokenizer)
         self._index = index
         self._default_corpus: str | None = None
+        self.fitted_index: Path | None = None
         if index is not None:
             index.check_model(self.encoder.fingerprint(), self._name)
         self.memory = PassageMemory(groups, tokenizer)
@@ -107,8 +111,9 @@ class ImpRAG:
 
         Args:
             name_or_path: ``"default"``, or what :func:`imprag.model.load_pretrained` takes.
-            index: an index folder. The default model without one uses the built-in corpus
-                ``default``, whose embeddings come with it.
+            index: an index folder. If not given, a model uses the index that ``imprag adapt``
+                fitted it to, and the default model the built-in corpus ``default``, whose
+                embeddings come with it.
             memory: a folder made by ``imprag memory build`` with the same model and index.
             dtype, device: as for :func:`imprag.model.load_base_model`.
             **settings: in place of those stored in the model's ``ImpRAGConfig``.
@@ -116,10 +121,15 @@ class ImpRAG:
         Raises:
             ImpRAGError: no such model, index or memory, or they do not belong together.
         """
-        is_default = str(name_or_path) == DEFAULT
+        folder = Path(name_or_path)
+        is_default = str(name_or_path) == DEFAULT or fitted_to_default(folder)
         groups, tokenizer = load_pretrained(name_or_path, dtype, device, **settings)
-        folder = None if index is None else IndexFolder.open(Path(index))
-        rag = cls(groups, tokenizer, folder, name=str(name_or_path))
+        fitted = fitted_index(folder)
+        if index is None and fitted is not None and fitted.is_dir():
+            index = fitted
+        opened = None if index is None else IndexFolder.open(Path(index))
+        rag = cls(groups, tokenizer, opened, name=str(name_or_path))
+        rag.fitted_index = fitted
         if is_default:
             rag._default_corpus = DEFAULT
         if memory is not None:
@@ -140,6 +150,11 @@ class ImpRAG:
         """
         if self._index is not None:
             return self._index.corpus
+        if self.fitted_index is not None:
+            raise ImpRAGError(
+                f"no index to retrieve from: the model was fitted to {self.fitted_index}, which is "
+                "not there any more; pass the folder where it is now with --index DIR"
+            )
         if self._default_corpus is None:
             raise ImpRAGError(
                 "no index to retrieve from; make one with: imprag index CORPUS --model "

@@ -73,6 +73,15 @@ def test_a_model_is_made_that_searches_the_same_index(
     assert (out / "adapter_config.json").exists() == (home / "base").exists()
     assert run("search", "w60 w3", "--model", out, "--index", home / "index", "--k", 2) == 0
     assert "   2. " in capsys.readouterr().out
+    # Without --index, the model knows which one it was fitted to.
+    assert run("ask", "w60 w3", "--model", out, "--k", 2) == 0
+    shown = capsys.readouterr()
+    assert "   2. " in shown.out
+    assert f"retrieving from {home / 'index'}, which {out} was fitted to" in shown.err
+    (home / "index").rename(home / "moved")
+    assert run("search", "w60 w3", "--model", out) == 2
+    assert f"was fitted to {home / 'index'}, which is not there any more" in capsys.readouterr().err
+    (home / "moved").rename(home / "index")
 
     assert adapt(home, out, *tasks) == 2
     assert "exists already; choose another folder" in capsys.readouterr().err

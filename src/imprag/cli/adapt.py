@@ -88,6 +88,7 @@ def adapt(
 
     from imprag.evaluation.tables import markdown_table
     from imprag.model.compact import SETTINGS, write_changed_adapter
+    from imprag.model.fitted import write_fitted_index
     from imprag.model.pretrained import DEFAULT, DEFAULT_FOLDER, save_pretrained
     from imprag.rag import ImpRAG
     from imprag.tasks import read_tasks
@@ -136,6 +137,8 @@ def adapt(
         write_changed_adapter(adapter, out, name, change.cpu(), max_rank)
     else:
         save_pretrained(rag.groups, rag.tokenizer, out)
+    # Without an index, it was the one that the model brings: its own, or the built-in corpus'.
+    write_fitted_index(out, index or rag.fitted_index)
     kept.unlink()
     if json:
         print(json_module.dumps({"model": str(out), "recall": [asdict(one) for one in recalls]}))

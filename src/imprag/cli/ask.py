@@ -30,7 +30,8 @@ class Source:
     model: str = "default"
     """The model: `default`, a folder, a GGUF file or a Hugging Face id."""
     index: Path | None = None
-    """An index folder made by `imprag index` with the same model."""
+    """An index folder made by `imprag index` with the same model; if not given, the one that the
+    model was fitted to by `imprag adapt`, or the built-in corpus of the default model."""
     memory: Path | None = None
     """A folder made by `imprag memory build` with the same model and index."""
     k: int | None = None
@@ -53,6 +54,12 @@ class Source:
         rag = ImpRAG.from_pretrained(
             self.model, self.index, self.memory, dtype=self.dtype, device=self.device, **settings
         )
+        if self.index is None and rag.fitted_index is not None:
+            print(
+                f"note: retrieving from {rag.fitted_index}, which {self.model} was fitted to; "
+                "--index chooses another",
+                file=sys.stderr,
+            )
         if not rag.config.trained:
             print(
                 f"note: {rag.config.base_model} has not been trained to retrieve or read: its own "
@@ -61,7 +68,7 @@ class Source:
             )
         if not self.teacher_retrieval:
             return rag, None
-        corpus = load_corpus("default") if self.index is None else rag.corpus
+        corpus = rag.corpus if self.index or rag.fitted_index else load_corpus("default")
         return rag, Teacher(corpus, TextEncoder())
 
 
