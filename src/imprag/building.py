@@ -6,6 +6,7 @@ that all parts share; parts are written atomically; the finished folder becomes 
 
 import importlib.metadata
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -176,11 +177,12 @@ def read_manifest(
         raise ImpRAGError(f"{path} is damaged ({error}); build the {what} again") from error
 
 
-def check_fingerprints(what: str, *made: tuple[str, str | None, str]) -> None:
+def check_fingerprints(what: str, command: str, *made: tuple[str, str | None, str]) -> None:
     """Refuse a folder that was made of something else.
 
     Args:
         what: the folder is: "index".
+        command: that makes one.
         made: how it would have been made ("by another model"), the fingerprint that is wanted, if
             any, and its own.
 
@@ -189,10 +191,20 @@ def check_fingerprints(what: str, *made: tuple[str, str | None, str]) -> None:
     """
     for how, wanted, own in made:
         if wanted is not None and wanted != own:
+            if is_of_earlier_version(own, wanted):
+                raise ImpRAGError(
+                    f"the {what} was made by an earlier version of ImpRAG, which did not note the "
+                    f"model's configuration and tokenizer; build it again: {command}"
+                )
             raise ImpRAGError(
                 f"the {what} was made {how} (fingerprint {own[:12]}, not {wanted[:12]}); build it "
-                "again or choose the one that belongs to it"
+                f"again ({command}) or choose the one that belongs to it"
             )
+
+
+def is_of_earlier_version(own: str, wanted: str) -> bool:
+    """Whether a model's fingerprint is of the time when it covered rounded weights only."""
+    return wanted.startswith("v2-") and re.fullmatch("[0-9a-f]{32}", own) is not None
 
 
 def damaged(path: Path, reason: str) -> ImpRAGError:

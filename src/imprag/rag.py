@@ -171,7 +171,7 @@ class ImpRAG:
         """
         if isinstance(memory, Path | str):
             memory = DiskStore(memory, self.corpus)
-            memory.manifest.check(model_fingerprint=states_fingerprint(self.groups))
+            memory.manifest.check(model_fingerprint=states_fingerprint(self.groups, self.tokenizer))
         self.memory = PassageMemory(self.groups, self.tokenizer, memory)
 
     def retrieve(

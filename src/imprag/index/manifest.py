@@ -77,6 +77,7 @@ class IndexManifest:
         """
         check_fingerprints(
             "index",
+            "imprag index CORPUS --model MODEL --out DIR",
             ("by another model", model_fingerprint, self.model_fingerprint),
             ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
         )

@@ -16,7 +16,7 @@ from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.index.teacher import TextEncoder
 from imprag.model import LayerGroups, load_base_model
-from imprag.model.base import weights_fingerprint
+from imprag.model.fingerprint import model_fingerprint
 from imprag.model.pretrained import load_pretrained, save_pretrained
 from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.batches import Batches
@@ -75,7 +75,7 @@ def train(
     plan = Plan(sources, recipe.batch, corpus, recipe.train.seed, names)
     schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
     config = recipe.model.to_config()
-    fingerprint = weights_fingerprint(lm, len(lm.base_model.layers))
+    fingerprint = model_fingerprint(lm, tokenizer)
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)
     frozen = None
     if config.frozen_passages != "none":

@@ -27,8 +27,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from imprag.errors import ImpRAGError
 from imprag.files import read_json
 from imprag.model import LayerGroups
+from imprag.model.adapter import PREFIX
 from imprag.model.base import quiet_transformers
-from imprag.model.compact import ADAPTER_PREFIX
 from imprag.training.batches import Batches
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
@@ -265,7 +265,7 @@ def load_weights(lm: Any, folder: Path) -> None:
         if hasattr(lm, "peft_config"):
             saved = load_peft_weights(str(folder))
             # Of norms, peft knows the names in the model only, of adapters both kinds.
-            plain = {name.removeprefix(ADAPTER_PREFIX): value for name, value in saved.items()}
+            plain = {name.removeprefix(PREFIX): value for name, value in saved.items()}
             set_peft_model_state_dict(lm, plain)
         else:
             saved = AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype)
