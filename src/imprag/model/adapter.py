@@ -195,12 +195,15 @@ class Adapter:
             for name, module in modules.items()
             if isinstance(module, nn.Linear | nn.Embedding) and self._targets(name, lm, module)
         }
-        lacking = [
-            f"{PREFIX}{name}.{part}"
-            for name in sorted(wanted)
-            for part, key in (("lora_A", "A"), ("lora_B", "B"))
-            if key not in self._low_rank.get(name, {})
-        ]
+        lacking = []
+        for name in sorted(wanted):
+            embeds = isinstance(modules[name], nn.Embedding)
+            file_name = "lora_embedding_{}" if embeds else "lora_{}.weight"
+            lacking += [
+                f"{PREFIX}{name}.{file_name.format(part)}"
+                for part in "AB"
+                if part not in self._low_rank.get(name, {})
+            ]
         if self.uses_dora:
             lacking += [
                 f"{PREFIX}{name}.lora_magnitude_vector"
@@ -248,9 +251,11 @@ class Adapter:
     def _check_tied(self, lm: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         """Refuse an adapter that unties input embedding and output layer, or changes both."""
         own = {id(parameter): name for name, parameter in lm.named_parameters()}
+        # An embedding with factors is saved with them as it was, which unties nothing.
+        untied = {name for name in self._whole if name.rpartition(".")[0] not in self._low_rank}
         for name, parameter in parameters.items():
             first = own[id(parameter)]
-            if name != first and (self.changes(name) or first in self._whole):
+            if name != first and (self.changes(name) or first in untied):
                 raise ImpRAGError(
                     f"the adapter in {self.folder} changes {first} or {name}, which are one weight "
                     "in its base model; merge it with peft and save the model without tied weights"

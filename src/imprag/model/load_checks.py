@@ -63,8 +63,11 @@ def check_tokenizer(tokenizer: Any, lm: PreTrainedModel, name_or_path: str | Pat
         ImpRAGError: so.
     """
     embedded = lm.get_input_embeddings().num_embeddings
+    # Special tokens that a tokenizer's class adds by itself come in no text.
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    tokens = max(len(tokenizer), 1 + max(added, default=-1))
+    used = [number for number, token in added.items() if not token.special]
+    used += [number for number in (tokenizer.bos_token_id, tokenizer.eos_token_id) if number]
+    tokens = max(tokenizer.vocab_size, 1 + max(used, default=-1))
     if tokens > embedded:
         raise ImpRAGError(
             f"the tokenizer of {name_or_path} has {tokens:,} tokens, but the model embeds "

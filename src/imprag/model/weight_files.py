@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -116,8 +115,3 @@ def _broken(path: Path, error: Exception) -> ImpRAGError:
         f"{path} is no safetensors file, or was cut ({str(error).splitlines()[0]}); "
         "fetch or copy it again"
     )
-
-
-def as_floats(tensor: Tensor) -> bool:
-    """Whether a tensor holds floating-point numbers."""
-    return tensor.dtype.is_floating_point and tensor.dtype is not torch.bool

@@ -29,7 +29,13 @@ from imprag.training.recipe import Recipe, load_recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
 from imprag.training.teacher_scores import TeacherScores
-from imprag.training.trainer import METRICS, Evaluate, ImpRAGTrainer, last_checkpoint
+from imprag.training.trainer import (
+    METRICS,
+    Evaluate,
+    ImpRAGTrainer,
+    check_checkpoint,
+    last_checkpoint,
+)
 
 MODEL = "model"
 RANKS = "own-ranks"
@@ -184,6 +190,8 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
     out.mkdir(parents=True, exist_ok=True)
     known.write_text(recipe.to_yaml(), encoding="utf-8")
     checkpoint = last_checkpoint(out)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     _cut_metrics(out / METRICS, 0 if checkpoint is None else int(checkpoint.name.split("-")[-1]))
     return str(checkpoint) if checkpoint else None
 
