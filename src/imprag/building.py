@@ -7,6 +7,7 @@ that all parts share; parts are written atomically; the finished folder becomes 
 import contextlib
 import importlib.metadata
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -268,10 +269,20 @@ def check_fingerprints(what: str, command: str, *made: tuple[str, str | None, st
     """
     for how, wanted, own in made:
         if wanted is not None and wanted != own:
+            if is_of_earlier_version(own, wanted):
+                raise ImpRAGError(
+                    f"the {what} was made by an earlier version of ImpRAG, which did not note the "
+                    f"model's configuration and tokenizer; build it again: {command}"
+                )
             raise ImpRAGError(
                 f"the {what} was made {how} (fingerprint {own[:12]}, not {wanted[:12]}); choose "
                 f"the one that belongs to it, or build it again with: {command}"
             )
+
+
+def is_of_earlier_version(own: str, wanted: str) -> bool:
+    """Whether a model's fingerprint is of the time when it covered rounded weights only."""
+    return wanted.startswith("v2-") and re.fullmatch("[0-9a-f]{32}", own) is not None
 
 
 def damaged(path: Path, reason: str) -> ImpRAGError:

@@ -101,12 +101,16 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ImpRAGError: the file is missing or is no JSON.
+        ImpRAGError: the file is missing, cannot be read, or is no JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ImpRAGError(f"{path} does not exist") from error
+    except OSError as error:
+        raise ImpRAGError(f"cannot read {path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise ImpRAGError(f"{path} is not valid JSON: it is nested too deeply") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ImpRAGError(f"{path} is not valid JSON: {error}") from error
 

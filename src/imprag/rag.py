@@ -201,7 +201,7 @@ class ImpRAG:
                 source += ["--index", str(self._index.corpus.path.parent)]
             options = shlex.join(source)
             memory = DiskStore(memory, self.corpus, options)
-            fingerprint = states_fingerprint(self.groups)
+            fingerprint = states_fingerprint(self.groups, self.tokenizer)
             memory.manifest.check(memory.path, model_fingerprint=fingerprint, source=options)
         self.memory = PassageMemory(self.groups, self.tokenizer, memory)
 

@@ -14,7 +14,7 @@ from imprag.errors import ImpRAGError
 from imprag.memory import PassageMemory, build_memory
 from imprag.memory.manifest import states_fingerprint
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
-from imprag.model.base import weights_fingerprint
+from imprag.model.fingerprint import model_fingerprint
 from imprag.model.inputs import pad
 
 CPU = torch.device("cpu")
@@ -112,8 +112,9 @@ def test_one_memory_serves_all_models_of_a_base(tmp_path: Path) -> None:
     store = build_memory(
         corpus, base(), tiny_tokenizer(), tmp_path / "memory", codec="fp32", progress=False
     )
-    assert states_fingerprint(groups_of("kv")) == store.manifest.model_fingerprint
-    assert states_fingerprint(groups_of("hidden_states")) != store.manifest.model_fingerprint
+    assert states_fingerprint(groups_of("kv"), tiny_tokenizer()) == store.manifest.model_fingerprint
+    hidden_states = states_fingerprint(groups_of("hidden_states"), tiny_tokenizer())
+    assert hidden_states != store.manifest.model_fingerprint
     groups = groups_of("kv")
     stored = PassageMemory(groups, tiny_tokenizer(), store)
     live = PassageMemory(groups, tiny_tokenizer())
@@ -133,7 +134,7 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     config = dataclasses.replace(
         CONFIG,
         base_model=str(tmp_path / "base"),
-        base_model_fingerprint=weights_fingerprint(lm, 6),
+        base_model_fingerprint=model_fingerprint(lm, tiny_tokenizer()),
         frozen_passages=kind,
     )
     groups = LayerGroups(tiny_lm(seed=1), config, lm)
@@ -148,7 +149,7 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     assert again.frozen is not None
 
     tiny_lm(seed=7).save_pretrained(tmp_path / "base")
-    with pytest.raises(ImpRAGError, match="was trained on other weights"):
+    with pytest.raises(ImpRAGError, match="was trained on another"):
         load_pretrained(tmp_path / "model", "float32", "cpu")
 
 

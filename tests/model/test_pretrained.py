@@ -11,7 +11,7 @@ from peft import LoraConfig
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
-from imprag.model.base import weights_fingerprint
+from imprag.model.fingerprint import model_fingerprint, rounded_weights_fingerprint
 from imprag.model.inputs import pad
 from imprag.model.pretrained import default_config
 
@@ -42,7 +42,7 @@ def test_adapter_is_small_and_knows_its_base(tmp_path: Path) -> None:
     lm = tiny_lm()
     lm.save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
-    fingerprint = weights_fingerprint(lm, 6)
+    fingerprint = model_fingerprint(lm, tiny_tokenizer())
     config = ImpRAGConfig(base_model=str(base), b=2, t=4, base_model_fingerprint=fingerprint)
     before = embed(LayerGroups(lm, config))
     lm.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "k_proj", "up_proj"]))
@@ -62,7 +62,25 @@ def test_adapter_is_small_and_knows_its_base(tmp_path: Path) -> None:
     assert not any("lora" in name for name, _ in loaded.named_parameters())
 
     tiny_lm(seed=7).save_pretrained(base)
-    with pytest.raises(ImpRAGError, match="was trained on other weights"):
+    with pytest.raises(ImpRAGError, match="was trained on another .*base"):
+        load_pretrained(tmp_path / "adapter", **EXACT)
+
+
+def test_an_adapter_of_an_earlier_version_is_compared_as_it_was_then(tmp_path: Path) -> None:
+    lm = tiny_lm()
+    lm.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    config = ImpRAGConfig(
+        base_model=str(tmp_path / "base"),
+        b=2,
+        t=4,
+        base_model_fingerprint=rounded_weights_fingerprint(lm),
+    )
+    lm.add_adapter(LoraConfig(r=4, target_modules=["q_proj"]))
+    save_pretrained(LayerGroups(lm.eval(), config), tiny_tokenizer(), tmp_path / "adapter")
+    load_pretrained(tmp_path / "adapter", **EXACT)
+    tiny_lm(seed=7).save_pretrained(tmp_path / "base")
+    with pytest.raises(ImpRAGError, match="was trained on another"):
         load_pretrained(tmp_path / "adapter", **EXACT)
 
 

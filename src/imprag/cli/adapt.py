@@ -87,7 +87,8 @@ def adapt(
     from typing import get_args
 
     from imprag.evaluation.tables import markdown_table
-    from imprag.model.compact import SETTINGS, write_changed_adapter
+    from imprag.model.adapter import SETTINGS
+    from imprag.model.compact import can_be_changed, write_changed_adapter
     from imprag.model.fitted import write_fitted_index
     from imprag.model.pretrained import DEFAULT, DEFAULT_FOLDER, save_pretrained
     from imprag.rag import ImpRAG
@@ -132,9 +133,9 @@ def adapt(
         kept=kept,
     )
     adapter = DEFAULT_FOLDER if model == DEFAULT else Path(model)
-    if (adapter / SETTINGS).is_file():
+    if (adapter / SETTINGS).is_file() and can_be_changed(adapter):
         change = projection.weight.detach() - before
-        write_changed_adapter(adapter, out, name, change.cpu(), max_rank)
+        write_changed_adapter(adapter, out, name, change.cpu(), max_rank, rag.config)
     else:
         save_pretrained(rag.groups, rag.tokenizer, out)
     # Without an index, it was the one that the model brings: its own, or the built-in corpus'.

@@ -187,14 +187,14 @@ class _System:
             }
         if self.rag is None:
             return {"passages": passages}
-        from imprag.model.base import weights_fingerprint
+        from imprag.model.fingerprint import model_fingerprint
 
         lm, config = self.rag.groups.lm, dataclasses.asdict(self.rag.config)
         for place in ("base_model", "base_model_fingerprint", "format_version", "k"):
             del config[place]
         model = {
             "source": name or self.rag.config.base_model,
-            "weights": weights_fingerprint(lm, len(lm.base_model.layers)),
+            "weights": model_fingerprint(lm, self.rag.tokenizer),
             "dtype": str(lm.dtype).removeprefix("torch."),
             **config,
         }

@@ -131,7 +131,7 @@ def build_memory(
     size = _bytes_per_vector(codec, groups.head_dim)
     config = groups.config
     goal = MemoryManifest(
-        model_fingerprint=states_fingerprint(groups),
+        model_fingerprint=states_fingerprint(groups, tokenizer),
         corpus_fingerprint=corpus.fingerprint,
         b=config.b,
         t=config.t,

@@ -1,14 +1,12 @@
 """``memory.json``: what a memory folder holds, who made it, and the checksums of its files."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from imprag.building import StoredFile, check_fingerprints, read_manifest
 from imprag.files import write_json
-from imprag.model.base import weights_fingerprint
+from imprag.model.fingerprint import model_fingerprint
 from imprag.model.layer_groups import LayerGroups
 
 FORMAT_VERSION = 2
@@ -153,15 +151,19 @@ class MemoryManifest:
             file.verify(folder)
 
 
-def states_fingerprint(groups: LayerGroups) -> str:
-    """Names everything that decides a passage's states: weights of layers 0..t and settings.
+def states_fingerprint(groups: LayerGroups, tokenizer: Any) -> str:
+    """Names everything that decides a passage's states: model, tokenizer and settings.
 
-    With frozen keys and values it is that of the base model.
+    Of the model the weights of layers 0..t and the configuration. With frozen keys and values it
+    is that of the base model.
+
+    Args:
+        groups: the model.
+        tokenizer: its tokenizer.
     """
     groups = groups.passage_reader
     config = groups.config
-    settings = json.dumps({**config.embedding_settings(), "t": config.t}, sort_keys=True)
-    weights = weights_fingerprint(groups.lm, config.t + 1)
+    settings: dict[str, Any] = {**config.embedding_settings(), "t": config.t}
     if groups.frozen is not None:
-        weights += weights_fingerprint(groups.frozen.lm, config.t + 1)
-    return hashlib.sha256((weights + settings).encode()).hexdigest()[:32]
+        settings["frozen"] = model_fingerprint(groups.frozen.lm, tokenizer, config.t + 1)
+    return model_fingerprint(groups.lm, tokenizer, config.t + 1, settings=settings)

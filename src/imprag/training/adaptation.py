@@ -26,8 +26,9 @@ from imprag.errors import ImpRAGError
 from imprag.files import atomic_path
 from imprag.index.passage_index import PassageIndex
 from imprag.model import LayerGroups
-from imprag.model.base import QUERIES, resolve_dtype
+from imprag.model.base import resolve_dtype
 from imprag.model.encoder import PassageEncoder
+from imprag.model.fingerprint import QUERIES
 from imprag.model.inputs import batches_by_length, pad
 from imprag.model.text import prompt_tokens
 from imprag.training.data import TrainingExample, TrainingSource

@@ -16,7 +16,7 @@ from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.index.teacher import TextEncoder
 from imprag.model import LayerGroups, load_base_model
-from imprag.model.base import weights_fingerprint
+from imprag.model.fingerprint import model_fingerprint
 from imprag.model.pretrained import load_pretrained, save_pretrained
 from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.batches import Batches
@@ -29,7 +29,13 @@ from imprag.training.recipe import Recipe, load_recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
 from imprag.training.teacher_scores import TeacherScores
-from imprag.training.trainer import METRICS, Evaluate, ImpRAGTrainer, last_checkpoint
+from imprag.training.trainer import (
+    METRICS,
+    Evaluate,
+    ImpRAGTrainer,
+    check_checkpoint,
+    last_checkpoint,
+)
 
 MODEL = "model"
 RANKS = "own-ranks"
@@ -75,7 +81,7 @@ def train(
     plan = Plan(sources, recipe.batch, corpus, recipe.train.seed, names)
     schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
     config = recipe.model.to_config()
-    fingerprint = weights_fingerprint(lm, len(lm.base_model.layers))
+    fingerprint = model_fingerprint(lm, tokenizer)
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)
     frozen = None
     if config.frozen_passages != "none":
@@ -184,6 +190,8 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
     out.mkdir(parents=True, exist_ok=True)
     known.write_text(recipe.to_yaml(), encoding="utf-8")
     checkpoint = last_checkpoint(out)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     _cut_metrics(out / METRICS, 0 if checkpoint is None else int(checkpoint.name.split("-")[-1]))
     return str(checkpoint) if checkpoint else None
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from peft import load_peft_weights, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoModelForCausalLM,
     EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
@@ -27,8 +27,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from imprag.errors import ImpRAGError
 from imprag.files import read_json
 from imprag.model import LayerGroups
-from imprag.model.base import quiet_transformers
-from imprag.model.compact import ADAPTER_PREFIX
+from imprag.model.adapter import PREFIX, WEIGHTS
+from imprag.model.base import load_base_model, quiet_transformers
+from imprag.model.weight_files import check_safetensors, named, read_tensors
 from imprag.training.batches import Batches
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
@@ -260,16 +261,50 @@ class _Saving(TrainerCallback):  # type: ignore[misc]
 
 
 def load_weights(lm: Any, folder: Path) -> None:
-    """Put a checkpoint's weights, or its adapter, into a model."""
-    with quiet_transformers():
-        if hasattr(lm, "peft_config"):
-            saved = load_peft_weights(str(folder))
-            # Of norms, peft knows the names in the model only, of adapters both kinds.
-            plain = {name.removeprefix(ADAPTER_PREFIX): value for name, value in saved.items()}
-            set_peft_model_state_dict(lm, plain)
+    """Put a checkpoint's weights, or its adapter, into a model.
+
+    Raises:
+        ImpRAGError: the checkpoint is damaged, or has not the model's weights.
+    """
+    if hasattr(lm, "peft_config"):
+        saved = read_tensors(folder / WEIGHTS)
+        # Of norms, peft knows the names in the model only, of adapters both kinds.
+        plain = {name.removeprefix(PREFIX): value for name, value in saved.items()}
+        wanted = {
+            name.removeprefix(PREFIX) for name in get_peft_model_state_dict(lm)
+        }  # with or without the prefix, as peft has it
+        if lacking := sorted(wanted - plain.keys()):
+            raise ImpRAGError(f"{folder / WEIGHTS} lacks {named(lacking)}")
+        set_peft_model_state_dict(lm, plain)
+    else:
+        saved, _ = load_base_model(folder, lm.dtype, lm.device)
+        lm.load_state_dict(saved.state_dict())
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Look into the files of a checkpoint, without reading all of them.
+
+    Raises:
+        ImpRAGError: one is damaged.
+    """
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.pt"), *folder.glob("*.pth")):
+        if path.suffix == ".safetensors":
+            is_whole = _is_safetensors(path)
         else:
-            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype)
-            lm.load_state_dict(saved.state_dict())
+            is_whole = zipfile.is_zipfile(path)  # as torch.save writes it, its directory last
+        if not is_whole:
+            raise ImpRAGError(
+                f"{path} is damaged; delete {folder}, and --resume goes on from the checkpoint "
+                "before it, or begins again if there is none"
+            )
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        check_safetensors(path)
+    except ImpRAGError:
+        return False
+    return True
 
 
 def last_checkpoint(out: Path) -> Path | None:
