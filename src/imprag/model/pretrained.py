@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, cache_dir
+from imprag.model.adapters import has_adapter, save_adapter
 from imprag.model.base import (
     EMBEDDED,
     load_base_model,
@@ -83,9 +84,9 @@ def load_pretrained(
 def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
     """Write settings and weights into a new folder, atomically.
 
-    Where the model carries a LoRA adapter (``lm.add_adapter``), only the adapter is written; the
-    settings name its base model, and its fingerprint if they hold one. Otherwise the full weights
-    and the tokenizer.
+    Where the model carries a LoRA adapter (:func:`imprag.model.adapters.add_adapter`), only the
+    adapter is written; the settings name its base model, and its fingerprint if they hold one.
+    Otherwise the full weights and the tokenizer.
 
     Raises:
         ImpRAGError: the folder exists and is not empty, or cannot be written.
@@ -94,10 +95,13 @@ def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ImpRAGError(f"{folder} exists already; choose another folder or remove it")
     with atomic_path(folder) as temporary, quiet_transformers():
-        groups.lm.save_pretrained(temporary)
-        groups.config.save(temporary)
-        if not (temporary / ADAPTER_CONFIG_NAME).exists():
+        if has_adapter(groups.lm):
+            temporary.mkdir()
+            save_adapter(groups.lm, temporary)
+        else:
+            groups.lm.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        groups.config.save(temporary)
 
 
 def _merged(config: ImpRAGConfig, folder: Path, device: torch.device) -> tuple[Any, Any]:

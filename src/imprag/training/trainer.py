@@ -27,6 +27,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from imprag.errors import ImpRAGError
 from imprag.files import read_json
 from imprag.model import LayerGroups
+from imprag.model.adapters import has_adapter, save_adapter
 from imprag.model.base import quiet_transformers
 from imprag.model.compact import ADAPTER_PREFIX
 from imprag.training.batches import Batches
@@ -218,7 +219,10 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             state_dict = {name.removeprefix(start): x for name, x in state_dict.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
-            groups.lm.save_pretrained(folder, state_dict=state_dict)
+            if has_adapter(groups.lm):
+                save_adapter(groups.lm, folder, state_dict)
+            else:
+                groups.lm.save_pretrained(folder, state_dict=state_dict)
         groups.config.save(folder)
         self.tokenizer.save_pretrained(folder)
         self._save_memory(folder)
@@ -262,7 +266,7 @@ class _Saving(TrainerCallback):  # type: ignore[misc]
 def load_weights(lm: Any, folder: Path) -> None:
     """Put a checkpoint's weights, or its adapter, into a model."""
     with quiet_transformers():
-        if hasattr(lm, "peft_config"):
+        if has_adapter(lm):
             saved = load_peft_weights(str(folder))
             # Of norms, peft knows the names in the model only, of adapters both kinds.
             plain = {name.removeprefix(ADAPTER_PREFIX): value for name, value in saved.items()}
