@@ -303,7 +303,7 @@ class ImpRAG:
         return self.config.k if k is None else k
 
     def _prompt_batch(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
-        limit = self.groups.lm.config.get_text_config().max_position_embeddings - room
+        limit = self.groups.positions_limit - room
         return prompt_batch(self.tokenizer, prompts, max(limit, 0), self.groups.device)
 
 

@@ -25,9 +25,10 @@ from imprag.model.attention import (
 )
 from imprag.model.config import ImpRAGConfig, PassageEncoding
 from imprag.model.inputs import batches_by_length, last_tokens, pad, positions
+from imprag.model.rotary import held_rotary, positions_limit
 from imprag.model.self_check import check_unknown
 from imprag.model.states import PassageStates, Prefix
-from imprag.model.support import check_model, plain_model
+from imprag.model.support import check_instance, check_model, plain_model
 from imprag.model.views import (
     Compiled,
     Enough,
@@ -90,6 +91,7 @@ class LayerGroups(nn.Module):
         super().__init__()
         lm = plain_model(lm)
         check_model(lm, config)
+        check_instance(lm, config.base_model)
         if not checked:
             check_unknown(lm, config.base_model)
         open_attention(lm)
@@ -107,6 +109,7 @@ class LayerGroups(nn.Module):
                 raise ImpRAGError("frozen_passages needs the model as it was before training")
             before = LayerGroups(frozen, dataclasses.replace(config, frozen_passages="none"))
         self.__dict__["frozen"] = before  # not registered as a module
+        self._rotary: dict[str, nn.Module] = held_rotary(lm)  # part of views only
         self._compiled: dict[int, nn.Module] = {}
         self._decoding: _Decoding | None = None
         text_config = lm.config.get_text_config()
@@ -127,6 +130,11 @@ class LayerGroups(nn.Module):
     def score_scale(self) -> float:
         """Factor on E_q · E_p; query embeddings hold it already, so inner products are scores."""
         return self.config.score_scale or self.embedding_dim**-0.5
+
+    @property
+    def positions_limit(self) -> int:
+        """So many positions a prompt can have, those of its passages and its answer included."""
+        return positions_limit(self.lm)
 
     @property
     def device(self) -> torch.device:
@@ -472,7 +480,15 @@ class LayerGroups(nn.Module):
         answers: a new token takes a quarter less time (CPU, SmolLM2-135M), but the first answer
         waits for the compiler, up to a minute, and so does the first with another number of
         prompts. Calls from several threads wait for each other.
+
+        Raises:
+            ImpRAGError: the model's rotary frequencies depend on the length of a text.
         """
+        if self._rotary:
+            raise ImpRAGError(
+                f"{self.config.base_model} has rotary frequencies that depend on the length of a "
+                "text, which no compiled pass can watch over: leave out compile_decoding"
+            )
         self._decoding = _Decoding(self)
 
     # Views of the model
@@ -498,7 +514,7 @@ class LayerGroups(nn.Module):
 
     def _decoder_view(self, stand_ins: Mapping[int, nn.Module], depth: int) -> PreTrainedModel:
         layers = nn.ModuleList([stand_ins.get(i, self._layer(i)) for i in range(depth)])
-        return view_of(self._decoder, layers=layers)
+        return view_of(self._decoder, layers=layers, **self._rotary)
 
     def _lm_view(self, reading: "_Reading") -> PreTrainedModel:
         depth = len(self._decoder.layers)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
 
 from imprag.errors import ImpRAGError
 from imprag.model.attention import open_attention
@@ -37,14 +36,15 @@ def check_unknown(lm: PreTrainedModel, name: str) -> None:
         name: what to call it in errors.
 
     Raises:
-        ImpRAGError: groups compute something else than the whole model, or nothing.
+        ImpRAGError: groups compute something else than the whole model, or fail.
     """
     versions = untested_versions()
     if lm.config.model_type in TESTED_FAMILIES and not versions:
         return
     eager = lm.config._attn_implementation in ("eager", "imprag_eager")
     settings = json.dumps(lm.config.to_dict(), default=str, sort_keys=True)
-    reason = _reason(type(lm), type(lm.config), settings, eager)
+    classes: tuple[Any, Any] = type(lm), type(lm.config)
+    reason = _reason(*classes, settings, eager)
     if reason is None:
         return
     known = lm.config.model_type in TESTED_FAMILIES
@@ -61,8 +61,8 @@ class _Difference(Exception):
 
 @functools.cache
 def _reason(
-    lm_class: type[PreTrainedModel],
-    config_class: type[PreTrainedConfig],
+    lm_class: Any,
+    config_class: Any,
     settings: str,
     eager: bool,
 ) -> str | None:
@@ -162,7 +162,8 @@ def _batches_as_rows(
     def run(rows: list[int]) -> Tensor:
         prefix = groups.encode_passages([passages[: n + 1] for n in rows])
         ids, mask = pad([prompts[n] for n in rows], _CPU, left=True)
-        return groups(ids, mask, prefix, position_shift=32).logits[:, -1]
+        logits: Tensor = groups(ids, mask, prefix, position_shift=32).logits
+        return logits[:, -1]
 
     alone = torch.cat([run([n]) for n in range(len(prompts))])
     _same("it answers otherwise in a batch than alone", run([0, 1]), alone)
@@ -193,6 +194,8 @@ def _decodes_as_uncached(
 
 def _embeds_as_whole(groups: "LayerGroups", rows: list[list[int]]) -> None:
     whole = groups.encode(*pad(rows, _CPU)).embeddings
+    if whole.shape[1] != groups.embedding_dim:
+        raise _Difference("its keys are of another size than its configuration says")
     _same("passages have two embeddings", groups.passage_embeddings(*pad(rows, _CPU)), whole)
     ids, mask = pad(rows, _CPU, left=True)
     prefix = groups.encode_passages([[]] * len(rows))

@@ -50,7 +50,7 @@ _SIZES: dict[str, int] = {
 }
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 _WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
-_LEFT_OUT = ("architectures", "dtype", "model_type", "transformers_version", "_name_or_path")
+_LEFT_OUT = ("architectures", "dtype", "model_type", "quantization_config", "transformers_version")
 
 
 def small_model(
@@ -135,5 +135,5 @@ def _rope(parameters: Any, values: dict[str, Any]) -> Any:
         if isinstance(parameters.get(name), list):
             parameters[name] = parameters[name][:size]
     if isinstance(parameters.get("original_max_position_embeddings"), int):
-        parameters["original_max_position_embeddings"] = _LONGEST
+        parameters["original_max_position_embeddings"] = _LONGEST // 2
     return parameters

@@ -23,8 +23,30 @@ def check_model(lm: PreTrainedModel, config: ImpRAGConfig) -> None:
         ImpRAGError: says what is in the way and what to change.
     """
     _check_family(lm, config.base_model)
-    _check_instance(lm, config.base_model)
     _check_settings(lm, config)
+
+
+def check_instance(lm: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose parts were replaced, compiled or moved, so that no view of it can run.
+
+    Raises:
+        ImpRAGError: says which, and how to load the model instead.
+    """
+    devices = {parameter.device for parameter in lm.parameters()}
+    if len(devices) > 1 or any(device.type == "meta" for device in devices):
+        raise ImpRAGError(
+            f"the weights of {name} are spread over {', '.join(sorted(map(str, devices)))}: load "
+            "it without device_map, on one device"
+        )
+    for module in (lm, lm.base_model):
+        check_forward(module)
+    for layer in lm.base_model.layers:
+        for part in layer.modules():
+            if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
+                raise ImpRAGError(
+                    f"layers of {name} were compiled one by one, so passages cannot be read "
+                    "through them: load it anew and use compile_bottom and compile_decoding"
+                )
 
 
 def check_forward(module: nn.Module) -> None:
@@ -71,24 +93,6 @@ def _check_family(lm: PreTrainedModel, name: str) -> None:
             f"{name} does not use transformers' attention interface, through which ImpRAG reads "
             "passages; choose another model family"
         )
-
-
-def _check_instance(lm: PreTrainedModel, name: str) -> None:
-    devices = {parameter.device for parameter in lm.parameters()}
-    if len(devices) > 1 or any(device.type == "meta" for device in devices):
-        raise ImpRAGError(
-            f"the weights of {name} are spread over {', '.join(sorted(map(str, devices)))}: load "
-            "it without device_map, on one device"
-        )
-    for module in (lm, lm.base_model):
-        check_forward(module)
-    for layer in lm.base_model.layers:
-        for part in layer.modules():
-            if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
-                raise ImpRAGError(
-                    f"layers of {name} were compiled one by one, so passages cannot be read "
-                    "through them: load it anew and use compile_bottom and compile_decoding"
-                )
 
 
 def _check_settings(lm: PreTrainedModel, config: ImpRAGConfig) -> None:

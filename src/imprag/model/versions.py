@@ -1,7 +1,7 @@
 """What the tests were last run with: versions of the libraries that compute, and model families.
 
-``pyproject.toml`` allows no version above or below those of the two pinned sets
-(``constraints-lowest.txt``, ``constraints-newest.txt``); docs/versions.md has the whole list.
+``pyproject.toml`` allows what lies between ``constraints-lowest.txt`` and
+``constraints-newest.txt``; docs/versions.md says what was run.
 """
 
 import functools
@@ -17,7 +17,6 @@ TESTED_FAMILIES = frozenset(
         "cohere",
         "gemma2",
         "gemma3_text",
-        "gpt_neox",
         "granite",
         "llama",
         "mistral",
@@ -28,7 +27,7 @@ TESTED_FAMILIES = frozenset(
         "smollm3",
     }
 )
-"""``model_type`` of the families that every test of the model runs with."""
+"""``model_type`` of the families with which all tests of the model run (``tests/conftest.py``)."""
 
 
 @functools.cache

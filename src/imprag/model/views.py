@@ -143,8 +143,7 @@ def cache_argument(lm: PreTrainedModel) -> str:
 
 def attention_of(layer: nn.Module) -> nn.Module:
     """The attention of a decoder layer: ``self_attn``, or ``attention`` (GPT-NeoX)."""
-    found: nn.Module = getattr(layer, "self_attn", None) or layer.attention
-    return found
+    return layer.get_submodule("self_attn" if hasattr(layer, "self_attn") else "attention")
 
 
 def tokens_at(states: Tensor, index: Tensor) -> Tensor:
