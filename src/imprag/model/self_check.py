@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imprag.errors import ImpRAGError
-from imprag.model.attention import open_attention
+from imprag.model.attention import needs_eager, open_attention
 from imprag.model.config import ImpRAGConfig
 from imprag.model.inputs import pad
 from imprag.model.small import VOCABULARY, small_model
@@ -41,10 +41,9 @@ def check_unknown(lm: PreTrainedModel, name: str) -> None:
     versions = untested_versions()
     if lm.config.model_type in TESTED_FAMILIES and not versions:
         return
-    eager = lm.config._attn_implementation in ("eager", "imprag_eager")
     settings = json.dumps(lm.config.to_dict(), default=str, sort_keys=True)
     classes: tuple[Any, Any] = type(lm), type(lm.config)
-    reason = _reason(*classes, settings, eager)
+    reason = _reason(*classes, settings, needs_eager(lm))
     if reason is None:
         return
     known = lm.config.model_type in TESTED_FAMILIES
