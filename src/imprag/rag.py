@@ -358,7 +358,7 @@ class ImpRAG:
         return 0 if k == 0 else self.config.passages_to_read(k, len(self.index.index))
 
     def _prompt_batch(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
-        limit = self.groups.lm.config.get_text_config().max_position_embeddings - room
+        limit = self.groups.positions_limit - room
         return prompt_batch(self.tokenizer, prompts, max(limit, 0), self.groups.device)
 
 

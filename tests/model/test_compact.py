@@ -16,6 +16,7 @@ from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbedding
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
 from imprag.model.compact import WEIGHTS, write_changed_adapter, write_compact_adapter
 from imprag.model.encoder import PassageEncoder
+from imprag.model.peft_adapters import add_adapter
 
 EXACT = {"dtype": "float32", "device": "cpu"}
 
@@ -28,9 +29,8 @@ def adapter(tmp_path: Path) -> Path:
     lm = tiny_lm()
     norms = [f"model.layers.{n}.input_layernorm" for n in range(6)]
     settings = {"alpha_pattern": {"model.layers.1.self_attn.q_proj": 1.0}, "lora_alpha": 16}
-    lm.add_adapter(
-        LoraConfig(r=4, target_modules=["q_proj", "down_proj"], modules_to_save=norms, **settings)
-    )
+    targets = ["q_proj", "down_proj"]
+    add_adapter(lm, LoraConfig(r=4, target_modules=targets, modules_to_save=norms, **settings))
     torch.manual_seed(1)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:  # far below what 8-bit floats can tell apart

@@ -529,6 +529,19 @@ def test_weights_by_score_are_relative_to_the_best() -> None:
     ]
 
 
+@torch.no_grad()
+def test_soft_caps_count_whatever_attention_the_model_was_loaded_with() -> None:
+    """transformers before 5.23 loads Gemma 2 with one that drops them."""
+    ids, mask = pad(tokens(7), CPU)
+    expected = groups_of("gemma2").lm(ids, attention_mask=mask).logits
+    lm = tiny_lm("gemma2")
+    lm.config._attn_implementation = "sdpa"
+    groups = LayerGroups(lm, groups_of("gemma2").config)
+    nothing = groups.encode_passages([[]])
+    torch.testing.assert_close(groups(ids, mask, nothing, position_shift=0).logits, expected)
+    assert lm.config._attn_implementation == "imprag_eager"
+
+
 def test_where_reading_cannot_be_weighted() -> None:
     with pytest.raises(ImpRAGError, match="passage_encoding full makes one"):
         groups_of(passage_encoding="full", reading_score_weight=1.0)

@@ -13,6 +13,7 @@ from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
 from imprag.model.fingerprint import model_fingerprint, rounded_weights_fingerprint
 from imprag.model.inputs import pad
+from imprag.model.peft_adapters import add_adapter
 from imprag.model.pretrained import default_config
 
 EXACT = {"dtype": "float32", "device": "cpu"}
@@ -45,7 +46,7 @@ def test_adapter_is_small_and_knows_its_base(tmp_path: Path) -> None:
     fingerprint = model_fingerprint(lm, tiny_tokenizer())
     config = ImpRAGConfig(base_model=str(base), b=2, t=4, base_model_fingerprint=fingerprint)
     before = embed(LayerGroups(lm, config))
-    lm.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "k_proj", "up_proj"]))
+    add_adapter(lm, LoraConfig(r=4, target_modules=["q_proj", "k_proj", "up_proj"]))
     torch.manual_seed(1)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:

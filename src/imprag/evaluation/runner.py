@@ -160,7 +160,7 @@ class _System:
             return
         from imprag.model.text import prompt_tokens
 
-        positions = self.rag.groups.lm.config.get_text_config().max_position_embeddings
+        positions = self.rag.groups.positions_limit
         passages = self.rag.config.position_shift(self.k)
         for task, example, prompt in (question for group in questions for question in group):
             try:

@@ -30,12 +30,21 @@ def open_attention(lm: PreTrainedModel) -> None:
     kernels), or to the model's own eager code where that is what the model was loaded with
     (Gemma 2, whose soft-capped scores no fused kernel computes).
     """
-    former = lm.config._attn_implementation
-    if former not in ("imprag_sdpa", "imprag_eager"):
-        lm.set_attn_implementation("imprag_eager" if former == "eager" else "imprag_sdpa")
+    wanted = "imprag_eager" if needs_eager(lm) else "imprag_sdpa"
+    if lm.config._attn_implementation != wanted:
+        lm.set_attn_implementation(wanted)
     # Among PyTorch's kernels, cuDNN's plans anew for every shape, five milliseconds each time, and
     # passages have many lengths.
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def needs_eager(lm: PreTrainedModel) -> bool:
+    """Whether only the model's own code computes its attention.
+
+    transformers before 5.23 loads Gemma 2 with the scaled dot product, which drops its soft caps.
+    """
+    capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None)
+    return capped is not None or lm.config._attn_implementation in ("eager", "imprag_eager")
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -32,13 +32,18 @@ from imprag.model.generate_arguments import (
     own_generation_config,
 )
 from imprag.model.inputs import batches_by_length, last_tokens, pad, positions
+from imprag.model.rotary import held_rotary, positions_limit
+from imprag.model.self_check import check_unknown
 from imprag.model.states import PassageStates, Prefix
+from imprag.model.support import check_instance, check_model, plain_model
 from imprag.model.views import (
     Compiled,
     Enough,
     LastToken,
     StandIn,
     Terminus,
+    attention_of,
+    cache_argument,
     call_alone,
     tokens_at,
     view_of,
@@ -73,18 +78,29 @@ class LayerGroups(nn.Module):
         config: layer boundaries and the rest.
         frozen: the model before training, for ``config.frozen_passages``. It is no part of this
             module: neither trained, saved nor moved with it.
+        checked: the family is known to compute the same in layer groups; without, unknown ones are
+            tried on a small model (:mod:`imprag.model.self_check`).
 
     Raises:
         ImpRAGError: the model cannot be cut this way (no rotary positions, too few layers, a
-            sliding window shorter than the passages, an attention that cannot be extended), or
-            there is no ``frozen`` model where one is needed.
+            sliding window shorter than the passages, an attention that cannot be extended, a
+            ``forward`` that was replaced), or there is no ``frozen`` model where one is needed.
     """
 
     def __init__(
-        self, lm: PreTrainedModel, config: ImpRAGConfig, frozen: PreTrainedModel | None = None
+        self,
+        lm: PreTrainedModel,
+        config: ImpRAGConfig,
+        frozen: PreTrainedModel | None = None,
+        *,
+        checked: bool = False,
     ) -> None:
         super().__init__()
+        lm = plain_model(lm)
         check_model(lm, config)
+        check_instance(lm, config.base_model)
+        if not checked:
+            check_unknown(lm, config.base_model)
         open_attention(lm)
         self.lm = lm
         self.config = config
@@ -100,6 +116,7 @@ class LayerGroups(nn.Module):
                 raise ImpRAGError("frozen_passages needs the model as it was before training")
             before = LayerGroups(frozen, dataclasses.replace(config, frozen_passages="none"))
         self.__dict__["frozen"] = before  # not registered as a module
+        self._rotary: dict[str, nn.Module] = held_rotary(lm)  # part of views only
         self._compiled: dict[int, nn.Module] = {}
         self._decoding: _Decoding | None = None
         text_config = lm.config.get_text_config()
@@ -122,6 +139,11 @@ class LayerGroups(nn.Module):
         return self.config.score_scale or self.embedding_dim**-0.5
 
     @property
+    def positions_limit(self) -> int:
+        """So many positions a prompt can have, those of its passages and its answer included."""
+        return positions_limit(self.lm)
+
+    @property
     def device(self) -> torch.device:
         """Where inputs have to be."""
         device: torch.device = self.lm.device
@@ -137,7 +159,8 @@ class LayerGroups(nn.Module):
     def with_settings(self, **settings: Any) -> "LayerGroups":
         """The same model with other settings of its ``ImpRAGConfig``; weights are shared."""
         frozen = None if self.frozen is None else self.frozen.lm
-        return LayerGroups(self.lm, dataclasses.replace(self.config, **settings), frozen)
+        config = dataclasses.replace(self.config, **settings)
+        return LayerGroups(self.lm, config, frozen, checked=True)
 
     # Retrieval: layers 0..b
 
@@ -470,7 +493,15 @@ class LayerGroups(nn.Module):
         answers: a new token takes a quarter less time (CPU, SmolLM2-135M), but the first answer
         waits for the compiler, up to a minute, and so does the first with another number of
         prompts. Calls from several threads wait for each other.
+
+        Raises:
+            ImpRAGError: the model's rotary frequencies depend on the length of a text.
         """
+        if self._rotary:
+            raise ImpRAGError(
+                f"{self.config.base_model} has rotary frequencies that depend on the length of a "
+                "text, which no compiled pass can watch over: leave out compile_decoding"
+            )
         self._decoding = _Decoding(self)
 
     # Views of the model
@@ -496,7 +527,7 @@ class LayerGroups(nn.Module):
 
     def _decoder_view(self, stand_ins: Mapping[int, nn.Module], depth: int) -> PreTrainedModel:
         layers = nn.ModuleList([stand_ins.get(i, self._layer(i)) for i in range(depth)])
-        return view_of(self._decoder, layers=layers)
+        return view_of(self._decoder, layers=layers, **self._rotary)
 
     def _lm_view(self, reading: "_Reading") -> PreTrainedModel:
         depth = len(self._decoder.layers)
@@ -695,6 +726,7 @@ class _Decoding:
         self.reading = _Reading(groups)
         self.view = groups._lm_view(self.reading)
         self.compiling = compile_config(fullgraph=True)
+        self.cache_name = cache_argument(groups.lm)
         self.lock = threading.Lock()
 
     def generate(self, passages: Prefix | Retrieve, arguments: dict[str, Any]) -> Any:
@@ -709,7 +741,7 @@ class _Decoding:
         with self.lock, dynamo.patch(recompile_limit=64):
             self.reading.begin(passages, prompts)
             return self.view.generate(
-                **{"past_key_values": cache, "compile_config": self.compiling, **arguments}
+                **{self.cache_name: cache, "compile_config": self.compiling, **arguments}
             )
 
 
@@ -740,7 +772,7 @@ class _Recorder:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         self.keys[layer], self.values[layer] = key, value
         if self.with_attention:
-            module = self.groups._layer(layer).self_attn
+            module = attention_of(self.groups._layer(layer))
             scaling = getattr(module, "scaling", self.groups.head_dim**-0.5)
             received = received_attention(query, key, self.attention_mask, scaling)
             self.attention[layer] = received
@@ -759,38 +791,3 @@ def compile_config(**settings: Any) -> CompileConfig:
     config = CompileConfig(mode="default", **settings)
     config._compile_all_devices = True
     return config
-
-
-def check_model(lm: PreTrainedModel, config: ImpRAGConfig) -> None:
-    """Refuse a model that cannot be cut into layer groups as ``config`` says.
-
-    Raises:
-        ImpRAGError: says what is in the way and what to change.
-    """
-    name = config.base_model
-    text_config = lm.config.get_text_config()
-    if not getattr(text_config, "rope_parameters", None):
-        raise ImpRAGError(
-            f"{name} ({lm.config.model_type}) has no rotary position embedding (RoPE), which "
-            "ImpRAG's reading needs; choose a model such as Llama, Qwen, Mistral or SmolLM"
-        )
-    layers = getattr(lm.base_model, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not lm._supports_attention_backend:
-        raise ImpRAGError(
-            f"{name} ({lm.config.model_type}) does not use transformers' attention interface, "
-            "through which ImpRAG reads passages; choose another model family"
-        )
-    if config.t >= len(layers):
-        raise ImpRAGError(
-            f"t={config.t}, but {name} has {len(layers)} layers: t can be {len(layers) - 1} at most"
-        )
-    window = getattr(text_config, "sliding_window", None)
-    kinds = getattr(text_config, "layer_types", None)
-    sliding = kinds is None or "sliding_attention" in kinds[: config.t + 1]
-    needed = config.max_passage_tokens * (config.k if config.passage_encoding == "full" else 1)
-    if window is not None and sliding and window < needed:
-        raise ImpRAGError(
-            f"{name} attends within a sliding window of {window} tokens, but a sequence of "
-            f"passages has up to {needed}; lower max_passage_tokens"
-            + (" or k" if config.passage_encoding == "full" else "")
-        )

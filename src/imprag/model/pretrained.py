@@ -31,6 +31,7 @@ from imprag.model.fingerprint import (
     rounded_weights_fingerprint,
 )
 from imprag.model.layer_groups import LayerGroups
+from imprag.model.peft_adapters import has_adapter, save_adapter
 
 DEFAULT = "default"
 """The trained model that lies in this package: SmolLM2-135M with an adapter."""
@@ -96,9 +97,9 @@ def load_pretrained(
 def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
     """Write settings and weights into a new folder, atomically.
 
-    Where the model carries a LoRA adapter (``lm.add_adapter``), only the adapter is written; the
-    settings name its base model, and its fingerprint if they hold one. Otherwise the full weights
-    and the tokenizer.
+    Where the model carries a LoRA adapter (:func:`imprag.model.peft_adapters.add_adapter`), only the
+    adapter is written; the settings name its base model, and its fingerprint if they hold one.
+    Otherwise the full weights and the tokenizer.
 
     Raises:
         ImpRAGError: the folder exists and is not empty, or cannot be written.
@@ -107,10 +108,13 @@ def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ImpRAGError(f"{folder} exists already; choose another folder or remove it")
     with atomic_path(folder) as temporary, quiet_transformers():
-        groups.lm.save_pretrained(temporary)
-        groups.config.save(temporary)
-        if not (temporary / SETTINGS).exists():
+        if has_adapter(groups.lm):
+            temporary.mkdir()
+            save_adapter(groups.lm, temporary)
+        else:
+            groups.lm.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        groups.config.save(temporary)
 
 
 def _merged(config: ImpRAGConfig | None, folder: Path, device: torch.device) -> BaseModel:

@@ -6,20 +6,28 @@ takes what it needs on the way.
 """
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
 
 from imprag.model.attention import Attention, StateHook
+from imprag.model.support import check_forward
 
 Before = Callable[[nn.Module, Tensor, dict[str, Any]], None]
 """Called with a layer, the hidden states that come into it, and its keyword arguments."""
 
 
 def view_of(module: nn.Module, **children: nn.Module) -> Any:
-    """A shallow copy of ``module`` that shares all but the named children."""
+    """A shallow copy of ``module`` that shares all but the named children.
+
+    Raises:
+        ImpRAGError: the module's ``forward`` was replaced.
+    """
+    check_forward(module)
     view = copy.copy(module)
     view.__dict__["_modules"] = {**module._modules, **children}
     view.__dict__.pop("_compiled_call", None)  # transformers': it would run ``module``
@@ -127,6 +135,17 @@ class Compiled(StandIn):
             return self._compiled(hidden_states, **self.attention, **call)
 
 
+def cache_argument(lm: PreTrainedModel) -> str:
+    """What ``lm`` calls its key and value cache: ``cache``, ``past_key_values`` before 5.24."""
+    known = inspect.signature(lm.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The attention of a decoder layer: ``self_attn``, or ``attention`` (GPT-NeoX)."""
+    return layer.get_submodule("self_attn" if hasattr(layer, "self_attn") else "attention")
+
+
 def tokens_at(states: Tensor, index: Tensor) -> Tensor:
     """(batch, 1, size): of each row the one with this index."""
     return states[torch.arange(len(index), device=index.device), index, None]
@@ -136,5 +155,7 @@ def call_alone(call: dict[str, Any], index: Tensor) -> dict[str, Any]:
     """A layer's keyword arguments for one token of each row, without a cache or a mask."""
     cos, sin = (x.expand(len(index), -1, -1) for x in call["position_embeddings"])
     places = {"position_embeddings": (tokens_at(cos, index), tokens_at(sin, index))}
-    nothing = {"attention_mask": None, "past_key_values": None, "use_cache": False}
+    nothing = {"attention_mask": None, "use_cache": False}
+    # The cache is known by its type: its argument is called past_key_values or cache.
+    nothing |= {name: None for name, value in call.items() if isinstance(value, Cache)}
     return {**call, **places, **nothing, "position_ids": torch.zeros_like(index)[:, None]}

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
+from imprag.model.peft_adapters import add_adapter
 from imprag.training.architecture import is_norm
 from imprag.training.recipe import LoraGroup, LoraSettings
 
@@ -46,14 +47,15 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
                 )
             ranks |= dict.fromkeys(found, adapter.rank)
             alphas |= dict.fromkeys(found, adapter.alpha)
-    lm.add_adapter(
+    add_adapter(
+        lm,
         LoraConfig(
             target_modules=list(ranks),
             rank_pattern=ranks,
             alpha_pattern=alphas,
             lora_dropout=settings.dropout,
             modules_to_save=norms or None,
-        )
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from imprag.errors import ImpRAGError
 from imprag.files import read_json
 from imprag.model.base import quiet_transformers
-from imprag.model.layer_groups import check_model
+from imprag.model.support import check_model
 
 if TYPE_CHECKING:
     from imprag.training.recipe import LoraGroup, Recipe

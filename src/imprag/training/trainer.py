@@ -29,6 +29,7 @@ from imprag.files import read_json
 from imprag.model import LayerGroups
 from imprag.model.adapter import PREFIX, WEIGHTS
 from imprag.model.base import load_base_model, quiet_transformers
+from imprag.model.peft_adapters import has_adapter, save_adapter
 from imprag.model.weight_files import check_safetensors, named, read_tensors
 from imprag.training.batches import Batches
 from imprag.training.recipe import Recipe
@@ -219,7 +220,10 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             state_dict = {name.removeprefix(start): x for name, x in state_dict.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
-            groups.lm.save_pretrained(folder, state_dict=state_dict)
+            if has_adapter(groups.lm):
+                save_adapter(groups.lm, folder, state_dict)
+            else:
+                groups.lm.save_pretrained(folder, state_dict=state_dict)
         groups.config.save(folder)
         self.tokenizer.save_pretrained(folder)
         self._save_memory(folder)
@@ -266,7 +270,7 @@ def load_weights(lm: Any, folder: Path) -> None:
     Raises:
         ImpRAGError: the checkpoint is damaged, or has not the model's weights.
     """
-    if hasattr(lm, "peft_config"):
+    if has_adapter(lm):
         saved = read_tensors(folder / WEIGHTS)
         # Of norms, peft knows the names in the model only, of adapters both kinds.
         plain = {name.removeprefix(PREFIX): value for name, value in saved.items()}

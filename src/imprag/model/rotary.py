@@ -1,0 +1,84 @@
+"""Rotary frequencies that depend on a sequence's length (LongRoPE, dynamic NTK), held still.
+
+transformers chooses them by the largest position of a call and writes them into the model. A
+prompt's answer would then depend on the others in its batch and on what other threads ask, and
+prompts would read keys of passages that were turned otherwise. Here they are always those of short
+sequences, and positions for which a model would change them are refused.
+"""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from imprag.errors import ImpRAGError
+
+_NAME = "rotary_emb"
+
+
+def positions_limit(lm: PreTrainedModel) -> int:
+    """So many positions a prompt can have, those of its passages included."""
+    config = lm.config.get_text_config()
+    limits = [int(config.max_position_embeddings)]
+    for settings in _settings(lm):
+        if settings.get("rope_type") == "longrope":
+            limits.append(int(settings["original_max_position_embeddings"]))
+    return min(limits)
+
+
+def held_rotary(lm: PreTrainedModel) -> dict[str, nn.Module]:
+    """What takes the place of the decoder's rotary embedding: nothing where it never changes.
+
+    Raises:
+        ImpRAGError: there is no place for it.
+    """
+    kinds = {str(settings.get("rope_type")) for settings in _settings(lm)}
+    if not any(kind == "longrope" or "dynamic" in kind for kind in kinds):
+        return {}
+    rotary = getattr(lm.base_model, _NAME, None)
+    if rotary is None:
+        raise ImpRAGError(
+            f"the rotary frequencies of this {lm.config.model_type} model depend on the length of "
+            "a text, and its decoder has no rotary_emb where they could be held; choose another"
+        )
+    return {_NAME: HeldRotary(rotary, positions_limit(lm))}
+
+
+class HeldRotary(nn.Module):
+    """A rotary embedding of its own, with the frequencies of short sequences.
+
+    Args:
+        rotary: the model's.
+        limit: positions from here on are refused.
+    """
+
+    def __init__(self, rotary: nn.Module, limit: int) -> None:
+        super().__init__()
+        own = copy.copy(rotary)
+        own.__dict__["_buffers"] = dict(rotary._buffers)
+        for name in rotary._buffers:
+            if name.endswith("original_inv_freq"):
+                kept = getattr(rotary, name).clone()
+                setattr(own, name.replace("original_inv_freq", "inv_freq"), kept)
+        for name in [name for name in vars(own) if name.endswith("max_seq_len_cached")]:
+            setattr(own, name, own.original_max_seq_len)
+        self.rotary = own
+        self.limit = limit
+
+    def forward(self, x: Tensor, position_ids: Tensor, *more: Any, **others: Any) -> Any:
+        last = int(position_ids.max())
+        if last >= self.limit:
+            raise ImpRAGError(
+                f"position {last} is reached, but from {self.limit} on this model turns keys by "
+                "other frequencies, which stored passages do not have: lower k, "
+                "max_passage_tokens or max_new_tokens, or shorten the prompt"
+            )
+        return self.rotary(x, position_ids, *more, **others)
+
+
+def _settings(lm: PreTrainedModel) -> list[dict[str, Any]]:
+    """RoPE's settings, of each kind of layer."""
+    parameters = lm.config.get_text_config().rope_parameters
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return nested or [parameters]
