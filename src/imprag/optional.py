@@ -1,6 +1,7 @@
 """Packages that only some commands need: asked for before the work begins."""
 
 import sys
+from functools import cache
 from importlib.util import find_spec
 
 from imprag.errors import ImpRAGError
@@ -23,11 +24,10 @@ def require(what: str, extra: str, *packages: str) -> None:
         ImpRAGError: one is not installed; the message says how to install it.
     """
     if lacking := missing(*packages):
-        names = " and ".join(name.replace("_", "-") for name in lacking)
-        verb = "need" if what.endswith("s") else "needs"
-        raise ImpRAGError(f"{what} {verb} {names}; run: {install(extra)}")
+        raise ImpRAGError(f"{what} needs {_listed(lacking)}; run: {install(extra)}")
 
 
+@cache  # once for each process
 def note_without(what: str, extra: str, *packages: str) -> None:
     """Say on standard error, before the work begins, what will be left out of it.
 
@@ -37,13 +37,21 @@ def note_without(what: str, extra: str, *packages: str) -> None:
         packages: by their import names.
     """
     if lacking := missing(*packages):
-        names = " and ".join(name.replace("_", "-") for name in lacking)
-        print(f"note: no {what}, for want of {names}; to have them: {install(extra)}", file=sys.stderr)
+        names, verb = _listed(lacking), "is" if len(lacking) == 1 else "are"
+        print(
+            f"note: there will be no {what}, because {names} {verb} not installed; "
+            f"for these: {install(extra)}",
+            file=sys.stderr,
+        )
 
 
 def install(extra: str) -> str:
     """The command that installs an extra."""
     return f'pip install "imprag[{extra}]"'
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(name.replace("_", "-") for name in names)
 
 
 def _is_installed(name: str) -> bool:

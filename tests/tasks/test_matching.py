@@ -61,7 +61,23 @@ def test_contains_answer_equals_a_search_in_token_lists(text: list[str], answer:
     assert contains_answer(" ".join(text), [" ".join(answer)]) is expected
 
 
-units = ["ab", "cd", "AB", ".", "é", "1", " ", "A", "a", "the", "巴黎", "巴", "กรุง", "파리", "파리는"]
+units = [
+    "ab",
+    "cd",
+    "AB",
+    ".",
+    "é",
+    "1",
+    " ",
+    "A",
+    "a",
+    "the",
+    "巴黎",
+    "巴",
+    "กรุง",
+    "파리",
+    "파리는",
+]
 words = st.lists(st.sampled_from(units)).map(" ".join)
 
 

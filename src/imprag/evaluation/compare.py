@@ -12,6 +12,7 @@ from imprag.evaluation.scoring import summary
 from imprag.evaluation.statistics import PairedTest, paired_bootstrap
 from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
 from imprag.files import atomic_path
+from imprag.optional import missing
 
 
 def test_cells(test: PairedTest) -> tuple[str, str]:
@@ -81,17 +82,18 @@ class Comparison:
         return {"runs": self.runs, "rows": rows, "notes": self.notes}
 
     def write_html(self, path: Path | str) -> None:
-        """Write the table and a plot of every metric as one self-contained page.
+        """Write the table and, with matplotlib, a plot of every metric as one self-contained page.
 
         Raises:
-            ImpRAGError: a package for reports is missing, or the file cannot be written.
+            ImpRAGError: jinja2 is missing, or the file cannot be written.
         """
         from imprag.evaluation.plots import bars
         from imprag.evaluation.report import render, require_packages
 
         require_packages()
         plots = {}
-        for metric in dict.fromkeys(row.metric for row in self.rows):
+        shown = [] if missing("matplotlib") else [row.metric for row in self.rows]
+        for metric in dict.fromkeys(shown):
             groups = {
                 row.task: dict(zip(self.runs, row.estimates, strict=True))
                 for row in self.rows

@@ -18,6 +18,15 @@ SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
 _TERMS = "words, characters and pairs"  # what `search_terms` makes; part of the cache key
 
 
+def require_bm25() -> None:
+    """Ask for the package before the work begins.
+
+    Raises:
+        ImpRAGError: bm25s is missing.
+    """
+    require("BM25", "eval", "bm25s")
+
+
 class BM25:
     """Lexical search with ``bm25s``, over title and text of the passages.
 
@@ -33,7 +42,7 @@ class BM25:
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        require("BM25", "eval", "bm25s")
+        require_bm25()
         import bm25s
 
         self.corpus = corpus

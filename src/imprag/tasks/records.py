@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import importlib
 import itertools
 import json
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
 from imprag.errors import ImpRAGError
+from imprag.optional import require
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
 # JSON can name halves of a character, which no UTF-8 file can hold.
@@ -208,12 +208,9 @@ def _from_parquet(path: Path) -> Iterator[Record]:
 
 
 def _from_datasets(source: str, split: str, *, on_disk: bool) -> Iterator[Record]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImpRAGError(
-            f"reading {source} needs the package datasets: pip install 'imprag[eval]'"
-        ) from error
+    require(f"reading {source}", "eval", "datasets")
+    import datasets
+
     try:
         if on_disk:
             found = datasets.load_from_disk(source)

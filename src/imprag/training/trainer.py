@@ -30,6 +30,7 @@ from imprag.model import LayerGroups
 from imprag.model.base import quiet_transformers
 from imprag.model.compact import ADAPTER_PREFIX
 from imprag.training.batches import Batches
+from imprag.training.packages import curve_writers
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
 from imprag.training.teacher_scores import TeacherScores
@@ -318,7 +319,7 @@ def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) 
         save_total_limit=train.keep_checkpoints,
         logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,
-        report_to=["tensorboard"],
+        report_to=curve_writers(),
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=False,
