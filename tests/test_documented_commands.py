@@ -27,6 +27,7 @@ from documented import ROOT, Block, blocks, calls, help_examples, inline_command
 from imprag.cli import app, main
 from imprag.corpus import Corpus, load_corpus
 from imprag.index.folder import RetrievedPassage
+from imprag.rag import ImpRAG
 
 SHELL = [block for block in blocks() if is_shell(block)]
 PYTHON = [block for block in blocks() if block.language == "python"]
@@ -74,7 +75,7 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "adapt": with_options("--steps", "2", "--limit", "20"),
     "train": with_options("--dry-run"),  # the recipe, its overrides and its data are read
     "bench": with_options("--runs", "1"),
-    "eval": with_options("--limit", "2", "--batch-size", "2"),
+    "eval": with_options("--limit", "1"),
     "memory build": with_options(),
     "tasks list": with_options(),
     "tasks build": with_options(),
@@ -185,6 +186,7 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "imprag.model.pretrained._default": lambda: template / "my-model",
         "imprag.model.pretrained.DEFAULT_FOLDER": template / "my-model",
+        "imprag.model.base._cpu_is_faster_in_bfloat16": lambda: False,
         "imprag.model.base._embedded": lambda: template / "lm",
         "imprag.corpus.library._built_in": lambda name: Corpus.open(corpus),
         "imprag.tasks.build_factbook": lambda out, seed=0: documented.write_benchmark(Path(out)),
@@ -198,6 +200,12 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "torch.compile": lambda call, **settings: call,
     }.items():
         monkeypatch.setattr(name, value)
+    generate = ImpRAG.generate
+
+    def briefly(rag: ImpRAG, *arguments: Any, **settings: Any) -> Any:
+        return generate(rag, *arguments, **{**settings, "max_new_tokens": 2})
+
+    monkeypatch.setattr(ImpRAG, "generate", briefly)
     for module in ("imprag.evaluation.speed", "imprag.evaluation.passage_sources"):
         monkeypatch.setattr(f"{module}.Teacher", FirstPassages)
         monkeypatch.setattr(f"{module}.TextEncoder", NoEncoder)

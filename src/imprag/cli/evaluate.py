@@ -168,4 +168,7 @@ def _corpus(corpus: str | None, index: Path | None, data: Path | None) -> "Corpu
         return load_corpus(corpus)
     if index is not None:
         return IndexFolder.open(index).corpus
-    return load_corpus("default" if data is None else load_benchmark(data)["corpus"]["name"])
+    named = {"name": "default"} if data is None else load_benchmark(data).get("corpus")
+    if not isinstance(named, dict) or not isinstance(named.get("name"), str):
+        raise ImpRAGError(f"{data} does not say what its corpus is; name one with --corpus")
+    return load_corpus(named["name"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imprag.errors import ImpRAGError
-from imprag.evaluation.run_folder import RunFolder
+from imprag.evaluation.run_folder import PREDICTIONS, RunFolder
 from imprag.evaluation.scoring import summary
 from imprag.evaluation.statistics import PairedTest, paired_bootstrap
 from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
@@ -166,10 +166,26 @@ def _read(path: Path) -> dict[str, dict[str, _Scored]]:
     run = RunFolder.open(path)
     run.results()  # refuses a run that is not finished
     tasks: dict[str, dict[str, _Scored]] = defaultdict(dict)
-    for prediction in run.predictions():
+    for number, prediction in enumerate(run.predictions(), 1):
+        if not _is_scored(prediction):
+            raise ImpRAGError(
+                f"{path / PREDICTIONS}, line {number} is damaged; delete {path} and evaluate again"
+            )
         scored = _Scored(prediction["answers"], prediction["metrics"])
         tasks[prediction["task"]][prediction["id"]] = scored
     return tasks
+
+
+def _is_scored(prediction: Mapping[str, Any]) -> bool:
+    """Whether a prediction has what is compared, as the runner writes it."""
+    metrics = prediction["metrics"]
+    return (
+        isinstance(prediction["task"], str)
+        and isinstance(prediction["id"], str)
+        and isinstance(prediction.get("answers"), list)
+        and isinstance(metrics, dict)
+        and all(isinstance(value, int | float) and 0 <= value <= 1 for value in metrics.values())
+    )
 
 
 def _common(
