@@ -10,10 +10,11 @@ from peft import LoraConfig
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
-from imprag.cli.adapt import Kind
+from imprag.cli.adapt import Kind, _notes
 from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
 from imprag.model.peft_adapters import add_adapter
 from imprag.tasks.self_supervised import FROM_PASSAGES
+from imprag.training.adaptation import SourceRecall
 
 
 def run(*arguments: object) -> int:
@@ -49,6 +50,16 @@ def home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     return path
 
 
+def test_notes_say_which_figures_mean_little() -> None:
+    def recall(source: str, prompts: int) -> SourceRecall:
+        return SourceRecall(source, prompts, (0.0, 0.0), (1.0, 1.0))
+
+    (few, made) = _notes([recall("title", 3), recall("lookup", 50)], asked=False)
+    assert few == "fewer than 50 prompts were held back of title (3): these figures mean little"
+    assert "questions that people ask, given by --tasks, tell more" in made
+    assert _notes([recall("nq", 500)], asked=True) == []
+
+
 def adapt(home: Path, out: Path, *arguments: object) -> int:
     given = ["--model", home / "model", "--index", home / "index", "--out", out]
     return run("adapt", *given, *arguments)
@@ -61,6 +72,9 @@ def test_a_model_is_made_that_searches_the_same_index(
     assert adapt(home, out, *tasks, "--steps", 30, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["model"] == str(out)
+    assert shown["notes"] == [
+        "fewer than 50 prompts were held back of nq (3): these figures mean little"
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["adapted"]
     ((source, prompts, before, after),) = (one.values() for one in shown["recall"])
     assert (source, prompts, len(before), len(after)) == ("nq", 3, 2, 2)

@@ -358,5 +358,5 @@ def test_a_dataset_without_the_library_says_what_to_install(
 ) -> None:
     path = write_dataset(tmp_path / "dataset")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImpRAGError, match="pip install datasets"):
+    with pytest.raises(ImpRAGError, match=r'needs datasets; run: pip install "imprag\[eval\]"'):
         list(read_passages(path))

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import statistics
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,89 @@ def test_f1_is_one_for_equal_words_and_symmetric(prediction: str, answers: list[
     score = f1(prediction, answers)
     assert 0 <= score <= 1
     assert score == max(f1(answer, [prediction]) for answer in answers)
-    if exact_match(prediction, answers) and normalize_answer(prediction):
+    if exact_match(prediction, answers):
         assert score == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "em", "word_f1"),
+    [
+        ("A", "A", 1, 1),
+        ("A.", "a", 1, 1),
+        ("vitamin A", "A", 0, 2 * 1 / (2 + 1)),
+        ("", "A", 0, 0),
+        ("the", "a", 0, 0),
+        ("?", "The The", 0, 0),
+        ("the the", "The The", 1, 1),
+        ("+", "+", 1, 1),
+        ("-", "+", 0, 0),
+        ("...", "A", 0, 0),
+        ("B", "A", 0, 0),
+    ],
+)
+def test_answers_of_nothing_but_articles_and_signs_are_compared_by_them(
+    prediction: str, answer: str, em: float, word_f1: float
+) -> None:
+    assert exact_match(prediction, [answer]) == em
+    assert exact_match(answer, [prediction]) == em
+    assert f1(prediction, [answer]) == pytest.approx(word_f1, abs=1e-12)
+
+
+def test_an_answer_of_an_article_does_not_make_others_right() -> None:
+    assert exact_match("a", ["B", "the"]) == 0
+    assert exact_match("The Beatles", ["A", "Beatles"]) == 1
+
+
+@settings(deadline=None)
+@given(st.text(max_size=20), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_unicode_forms_of_an_answer_are_equal(text: str, form: Any) -> None:
+    other = unicodedata.normalize(form, text)
+    assert exact_match(other, [text]) == 1
+    assert f1(other, [text]) == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer"),
+    [
+        ("Beyonce\u0301", "Beyonc\u00e9"),
+        ("１９７８年", "1978年"),
+        ("ＮＡＳＡ", "nasa"),
+        ("ﬁle", "file"),
+        ("ﾊﾟﾘ", "パリ"),
+        ("bey\u00adon\u200bcé", "beyoncé"),
+        ("a\u0331", "A\u0331"),
+    ],
+)
+def test_compatible_characters_are_equal(prediction: str, answer: str) -> None:
+    assert exact_match(prediction, [answer]) == f1(prediction, [answer]) == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "em", "word_f1"),
+    [
+        ("巴黎市", "巴黎", 0, 2 * 2 / (3 + 2)),
+        ("「巴黎」。", "巴黎", 1, 1),
+        ("巴 黎", "巴黎", 1, 1),
+        ("“北京”", "北京", 1, 1),
+        ("东京塔", "巴黎", 0, 0),
+        ("エッフェル塔", "エッフェル", 0, 2 * 5 / (6 + 5)),
+        ("กรุงเทพ", "กรุง", 0, 2 * 3 / (6 + 3)),  # ก รุ ง เ ท พ
+        ("ວຽງຈັນ", "ວຽງຈັນ.", 1, 1),
+        ("ភ្នំពេញ។", "ភ្នំពេញ", 1, 1),
+        ("ရန်ကုန်", "ကုန်", 0, 2 * 2 / (4 + 2)),
+        ("नई दिल्ली।", "नई दिल्ली", 1, 1),
+        ("दिल्ली", "नई दिल्ली", 0, 2 * 1 / (1 + 2)),
+        ("서울 시", "서울", 0, 2 * 1 / (2 + 1)),
+        ("iPhone手机", "iPhone 手机", 1, 1),
+        ("القاهرة؟", "القاهرة", 1, 1),
+        ("«Война и мир»", "Война и мир", 1, 1),
+    ],
+)
+def test_scripts_without_spaces_are_compared_by_characters(
+    prediction: str, answer: str, em: float, word_f1: float
+) -> None:
+    assert exact_match(prediction, [answer]) == em
+    assert f1(prediction, [answer]) == pytest.approx(word_f1, abs=1e-12)
 
 
 # --- Retrieval by answer string -----------------------------------------------------------------
@@ -96,6 +178,7 @@ def test_f1_is_one_for_equal_words_and_symmetric(prediction: str, answers: list[
 
 def test_answer_recall_looks_at_the_top_k() -> None:
     texts = ["red", "green", "blue sky"]
+    assert answer_recall(["法国的首都是巴黎。"], ["巴黎"], 1) == 1
     assert [answer_recall(texts, ["blue", "black"], k) for k in (1, 2, 3, 10)] == [0, 0, 1, 1]
     with pytest.raises(ImpRAGError, match="answer list is empty"):
         answer_recall(texts, [], 1)

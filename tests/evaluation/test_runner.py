@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,8 +14,9 @@ from tiny_evaluation import COUNT, PASSAGES, example, make_corpus, make_rag, mak
 from tiny_evaluation import read_predictions as read
 
 from imprag import evaluate
-from imprag.corpus import Corpus
+from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
+from imprag.evaluation.compare import compare
 from imprag.evaluation.passage_sources import (
     PassageSource,
     Question,
@@ -23,10 +25,12 @@ from imprag.evaluation.passage_sources import (
     no_passages,
     own_retrieval,
 )
+from imprag.evaluation.report import write_report
 from imprag.evaluation.run_folder import RunFolder
-from imprag.index.folder import RetrievedPassage
+from imprag.index.folder import IndexFolder, RetrievedPassage
+from imprag.optional import note_without
 from imprag.rag import ImpRAG
-from imprag.tasks import Task, TaskExamples, load_task
+from imprag.tasks import Answer, Example, Task, TaskExamples, load_task
 
 TEXTS = {passage.id: passage.text for passage in PASSAGES}
 PAGES = {passage.id: passage.title for passage in PASSAGES}
@@ -497,9 +501,84 @@ def test_nobody_reads_where_only_retrieval_is_measured(
 def test_missing_packages_are_named_first(
     rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imprag.evaluation.report.find_spec", lambda name: None)
-    with pytest.raises(ImpRAGError, match=r'need jinja2 and matplotlib; run: pip install "imprag'):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImpRAGError, match=r'needs jinja2; run: pip install "imprag\[eval\]"'):
         evaluate(rag, tasks, tmp_path / "run")
+
+
+def test_a_report_without_matplotlib_has_tables_but_no_plots(
+    rag: ImpRAG,
+    tasks: list[TaskExamples],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    note_without.cache_clear()
+    for name in ("one", "other"):
+        evaluate(rag, tasks[:1], tmp_path / name)
+    assert capsys.readouterr().err.count("note: there will be no plots in the report") == 1
+    write_report(RunFolder.open(tmp_path / "one"), rag.index.corpus)
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert "<svg" not in page
+    assert "<figure" not in page
+    assert "recall@10" in page
+    compare([tmp_path / "one", tmp_path / "other"]).write_html(tmp_path / "both.html")
+    assert "<svg" not in (tmp_path / "both.html").read_text()
+
+
+def test_an_answer_behind_the_cut_is_not_found(rag: ImpRAG, tmp_path: Path) -> None:
+    """The tiny model reads 16 tokens: the title's two, and fourteen words of the text."""
+    words = [f"w{n}" for n in range(10, 40)]
+    long = Passage("long", "page 1", " ".join(words))
+    corpus = Corpus.build([long, Passage("short", "page 2", "w1 w2")], tmp_path / "corpus")
+    index = IndexFolder.build(corpus, rag.encoder, tmp_path / "index", progress=False)
+    own = ImpRAG(rag.groups, rag.tokenizer, index)
+    nq = load_task("nq")
+    questions = [
+        Example("seen", "w3", [Answer("w23")]),
+        Example("cut", "w3", [Answer("w24")]),
+    ]
+    tasks = [TaskExamples(nq, questions, "questions")]
+    for name, model, source in (
+        ("own", own, None),
+        ("own, nothing read", None, own_retrieval(own)),
+        ("read", own, replace(bm25_retrieval(corpus), name="other")),
+    ):
+        evaluate(model, tasks, tmp_path / name, source=source, k=None if model is None else 2)
+        seen, cut = read(tmp_path / name)
+        assert seen["metrics"]["answer_recall@5"] == 1, name
+        assert cut["metrics"]["answer_recall@5"] == 0, name
+        assert cut["hit_ranks"] == {"answer": None}
+        entry = next(found for found in cut["passages"] if found["id"] == "long")
+        visible = long.text[: entry["visible"]].split()
+        assert visible == words[:14]
+        assert all("visible" not in found for found in cut["passages"] if found["id"] == "short")
+    write_report(RunFolder.open(tmp_path / "own"), corpus)
+    assert "not seen by the model" in (tmp_path / "own" / "report.html").read_text()
+    # Where no model is asked, nothing is cut.
+    evaluate(None, tasks, tmp_path / "bm25", source=bm25_retrieval(corpus))
+    assert [one["metrics"]["answer_recall@5"] for one in read(tmp_path / "bm25")] == [
+        1,
+        1,
+    ]
+
+
+def test_pages_of_passages_without_titles_are_their_own(tmp_path: Path) -> None:
+    corpus = Corpus.build(
+        [
+            Passage("right", "", "the capital of Mali is Bamako"),
+            Passage("wrong", "", "Oslo lies in Norway"),
+        ],
+        tmp_path / "corpus",
+    )
+    asked = Example("q", "Oslo?", [Answer("Bamako", [{"passage_id": "right"}])])
+    tasks = [TaskExamples(load_task("nq"), [asked], "questions")]
+    results = evaluate(None, tasks, tmp_path / "run", source=bm25_retrieval(corpus, "oracle"))
+    assert results["tasks"]["nq"]["metrics"]["r_precision"]["mean"] == 0
+    (line,) = (tmp_path / "run" / "kilt" / "nq.jsonl").read_text().splitlines()
+    pages = [one["wikipedia_id"] for one in json.loads(line)["output"][0]["provenance"]]
+    assert pages == ["wrong", "right"]
 
 
 def test_damaged_predictions_are_named(finished: Path, tmp_path: Path) -> None:

@@ -56,6 +56,26 @@ def test_a_title_is_not_searched_for_answers() -> None:
 def test_pages() -> None:
     assert page_of(Passage("p", "Chad", "text", {"wikipedia_id": 5488})) == "5488"
     assert page_of(Passage("p", "Chad", "text", {"code": "cd"})) == "Chad"
+    assert page_of(Passage("p", "Chad", "text", {"wikipedia_id": 0})) == "0"
+    assert page_of(Passage("p", "Chad", "text", {"wikipedia_id": " "})) == "Chad"
+    assert page_of(Passage("p", " ", "text", {"wikipedia_id": None})) == "p"
+
+
+def test_passages_without_titles_are_different_pages() -> None:
+    example = Example("q", "?", [Answer("Bamako", [{"passage_id": "p1"}])])
+    right, wrong = Passage("p1", "", "Bamako is in Mali."), Passage("p2", "", "Oslo.")
+    pages = {"p1": page_of(right)}
+    for ranking, precision in (([wrong, right], 0), ([right, wrong], 1)):
+        found = [RetrievedPassage(passage, 1.0) for passage in ranking]
+        scores = score_retrieval(load_task("nq"), example, found, pages)
+        assert scores["r_precision"] == precision
+
+
+def test_references_that_name_nothing_are_no_page_of_that_name() -> None:
+    references = [{"passage_id": "p0"}, {"note": "unknown"}]
+    example = Example("q", "?", [Answer("x", references)])
+    found = [RetrievedPassage(Passage("p9", "None", "text"), 1.0)]
+    assert score_retrieval(load_task("nq"), example, found, {"p0": "Chad"})["r_precision"] == 0
 
 
 def test_references_that_are_not_linked_count_as_missed_pages() -> None:

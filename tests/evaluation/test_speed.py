@@ -34,22 +34,64 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture
 def rows(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    rows, failures = measure(corpus, tmp_path, monkeypatch)
+    assert failures == []
+    return rows
+
+
+def measure(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **settings: object
+) -> tuple[list[dict], list[dict]]:
     monkeypatch.setattr(speed, "Teacher", FirstPassages)
     monkeypatch.setattr(speed, "TextEncoder", lambda **settings: None)
     monkeypatch.setattr(torch, "compile", lambda call, **settings: call)  # takes minutes
-    groups = LayerGroups(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3))
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, reading_score_weight=2.0)
+    groups = LayerGroups(tiny_lm(), config)
+    given: dict = {"k": (1, 10), "codecs": ("fp32", "int8"), "compiled": True}
     return speed.benchmark(
         groups,
         tiny_tokenizer(),
         corpus,
         tmp_path,
-        k=(1, 10),
         passage_tokens=(10,),
-        codecs=("fp32", "int8"),
         runs=2,
         passages=12,
-        compiled=True,
+        **{**given, **settings},
     )
+
+
+def test_an_arm_that_fails_is_left_out_and_the_others_are_kept(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, *arguments: object) -> None:
+        raise ImpRAGError("cannot\nbe made")
+
+    def run_out(self: object, prompt: str, stamps: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(speed._Setting, "_full_arm", refuse)
+    monkeypatch.setattr(speed.InContextArm, "__call__", run_out)
+    settings = {"k": (1,), "codecs": ("fp32", "no codec"), "compiled": False}
+    rows, failures = measure(corpus, tmp_path, monkeypatch, **settings)
+    assert [row["arm"] for row in rows] == [speed.NONE, speed.LIVE, speed.stored("fp32")]
+    assert {failure["arm"]: failure["error"] for failure in failures} == {
+        speed.FULL: "cannot be made",
+        speed.RAG: "out of memory",
+        speed.stored("no codec"): next(f["error"] for f in failures if "codec" in f["arm"]),
+    }
+    assert all(failure["k"] == 1 and failure["passage_tokens"] == 10 for failure in failures)
+    assert speed.ratios(rows) == {}
+
+
+def test_a_benchmark_of_nothing_but_failures_is_refused(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(arm: object, prompt: str) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(speed, "_once", fail)
+    with pytest.raises(ImpRAGError, match="no arm could be measured: no luck"):
+        measure(corpus, tmp_path, monkeypatch, k=(1,), codecs=(), compiled=False)
 
 
 def test_every_arm_is_measured_for_every_setting(rows: list[dict], tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from conftest import TEXTS
-from imprag.corpus import Corpus
+from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.bm25 import BM25
 
@@ -49,6 +50,51 @@ def test_bm25_takes_any_query(corpus: Corpus) -> None:
     assert rows[3][0].passage.id == "p2"
     with pytest.raises(ImpRAGError, match="k is 5, but the corpus has only 4 passages"):
         bm25.retrieve(["who"], 5)
+
+
+@pytest.mark.parametrize(
+    ("query", "right"),
+    [
+        ("法国的首都在哪里？", 0),
+        ("茶", 1),
+        ("日本の首都はどこですか", 2),
+        ("เมืองหลวงของไทยคืออะไร", 3),
+        ("한국의 수도", 4),
+        ("भारत की राजधानी", 5),
+        ("ກຸງວຽງຈັນ", 6),
+        ("ភ្នំពេញ", 7),
+        ("မြန်မာ", 8),
+        ("Beyonce\u0301", 9),
+    ],
+)
+def test_bm25_finds_text_without_spaces(
+    query: str, right: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
+    texts = [
+        "巴黎是法国的首都，也是最大的城市。",
+        "中国人每天都喝茶。",
+        "東京は日本の首都である。",
+        "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+        "서울은 대한민국의 수도이며 한국에서 가장 큰 도시이다.",
+        "नई दिल्ली भारत की राजधानी है।",
+        "ວຽງຈັນແມ່ນນະຄອນຫຼວງຂອງລາວ",
+        "ភ្នំពេញជារាជធានីរបស់កម្ពុជា",
+        "နေပြည်တော်သည် မြန်မာနိုင်ငံ၏ မြို့တော်ဖြစ်သည်",
+        "Beyoncé is a singer.",
+    ]
+    passages = [Passage(f"p{n}", "", text) for n, text in enumerate(texts)]
+    bm25 = BM25(Corpus.build(passages, tmp_path / "corpus"))
+    ((best, second),) = bm25.retrieve([query], 2)
+    assert best.passage.id == f"p{right}"
+    assert best.score > second.score
+
+
+def test_bm25_takes_a_corpus_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
+    corpus = Corpus.build([Passage("1", "", "?!"), Passage("2", "", "...")], tmp_path / "corpus")
+    ((one, other),) = BM25(corpus).retrieve(["who?"], 2)
+    assert {one.passage.id, other.passage.id} == {"1", "2"}
 
 
 def test_bm25_is_built_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

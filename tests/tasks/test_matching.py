@@ -21,6 +21,28 @@ from imprag.tasks.matching import AnswerFinder, contains_answer
         ("a résumé", "re", False),
         ("New and York", "New York", False),
         ("anything", "  ", False),
+        ("anything", "\u200b", False),
+        ("法国的首都是巴黎。", "巴黎", True),
+        ("法国的首都是巴黎。", "巴 黎", True),
+        ("法国的首都是巴黎。", "京", False),
+        ("フランスの首都はパリです。", "パリ", True),
+        ("フランスの首都はﾊﾟﾘです。", "パリ", True),
+        ("เมืองหลวงคือกรุงเทพมหานคร", "กรุงเทพมหานคร", True),
+        ("เมืองหลวงคือกรุงเทพมหานคร", "กรง", False),  # a vowel sign belongs to its consonant
+        ("ນະຄອນຫຼວງວຽງຈັນ", "ວຽງຈັນ", True),
+        ("រាជធានីគឺភ្នំពេញ។", "ភ្នំពេញ", True),
+        ("မြို့တော်မှာနေပြည်တော်ဖြစ်သည်", "နေပြည်တော်", True),
+        ("भारत की राजधानी नई दिल्ली है।", "नई दिल्ली", True),
+        ("हिन्दी भाषा", "हिन्द", False),
+        ("프랑스의 수도는 파리이다.", "파리", True),
+        ("대파리", "파리", False),
+        ("im Jahr １９７８", "1978", True),
+        ("in 1978年", "1978", True),
+        ("vitamin A helps", "A", True),
+        ("a vitamin helps", "A", False),
+        ("listen to The The tonight", "The The", True),
+        ("the the", "The The", False),
+        ("it ends with +", "+", True),
     ],
 )
 def test_contains_answer_matches_whole_words(text: str, answer: str, found: bool) -> None:
@@ -39,7 +61,24 @@ def test_contains_answer_equals_a_search_in_token_lists(text: list[str], answer:
     assert contains_answer(" ".join(text), [" ".join(answer)]) is expected
 
 
-words = st.lists(st.sampled_from(["ab", "cd", "AB", ".", "é", "1", " "])).map(" ".join)
+units = [
+    "ab",
+    "cd",
+    "AB",
+    ".",
+    "é",
+    "1",
+    " ",
+    "A",
+    "a",
+    "the",
+    "巴黎",
+    "巴",
+    "กรุง",
+    "파리",
+    "파리는",
+]
+words = st.lists(st.sampled_from(units)).map(" ".join)
 
 
 @settings(deadline=None)

@@ -50,6 +50,16 @@ def test_tasks_of_a_benchmark(benchmark: Path) -> None:
     assert dev.fingerprint() != found[1].fingerprint()
 
 
+def test_tasks_without_the_split_are_left_out_where_nobody_named_them(
+    benchmark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_tasks(data=benchmark, split="dev")
+    assert [item.task.name for item in found] == ["nq"]
+    assert capsys.readouterr().err == "note: fever left out, for want of a split 'dev'\n"
+    with pytest.raises(ImpRAGError, match="task 'nq' has no split 'train', but test, dev"):
+        read_tasks(data=benchmark, split="train")
+
+
 def test_files_whose_examples_name_their_tasks(tmp_path: Path) -> None:
     lines = [
         {"id": "1", "task": "nq", "input": "who", "output": [{"answer": "x"}]},

@@ -3,11 +3,19 @@
 import json as json_module
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from imprag.errors import ImpRAGError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imprag.training.adaptation import SourceRecall
+
+MEANINGFUL = 50
+"""Prompts of a kind, below which its figures are within chance of each other."""
 
 Kind = Literal[
     "question", "assertion", "lookup", "keywords", "title", "mention", "cloze", "statement"
@@ -41,6 +49,9 @@ def adapt(
     begin anew with most of the work, what layers 0 to b make of the prompts, when the same command
     is given again.
 
+    Figures of fewer than 50 prompts mean little, and prompts made from passages are easier than
+    people's questions: bring some by `--tasks`.
+
     For example:
 
     - `imprag adapt --out adapted` fits the default model to its own corpus.
@@ -69,20 +80,9 @@ def adapt(
         device: `cpu`, `cuda`, `cuda:1` ...
         json: Print the results as one JSON object.
     """
-    try:
-        from imprag.training.adaptation import adapt as run_adaptation
-        from imprag.training.adaptation import query_projection
-        from imprag.training.data import (
-            TrainingSource,
-            not_held_out,
-            retrieval_examples,
-            synthetic_examples,
-        )
-        from imprag.training.recipe import TeacherSettings
-    except ImportError as error:
-        raise ImpRAGError(
-            f'training needs {error.name}; run: pip install "imprag[train]"'
-        ) from error
+    from imprag.optional import require
+
+    require("training", "train", "pydantic", "accelerate")
     from dataclasses import asdict
     from typing import get_args
 
@@ -93,6 +93,15 @@ def adapt(
     from imprag.model.pretrained import DEFAULT, DEFAULT_FOLDER, save_pretrained
     from imprag.rag import ImpRAG
     from imprag.tasks import read_tasks
+    from imprag.training.adaptation import adapt as run_adaptation
+    from imprag.training.adaptation import query_projection
+    from imprag.training.data import (
+        TrainingSource,
+        not_held_out,
+        retrieval_examples,
+        synthetic_examples,
+    )
+    from imprag.training.recipe import TeacherSettings
 
     kept = out.with_name(f"{out.name}.inputs")
     if out.exists():
@@ -141,12 +150,14 @@ def adapt(
     # Without an index, it was the one that the model brings: its own, or the built-in corpus'.
     write_fitted_index(out, index or rag.fitted_index)
     kept.unlink()
+    notes = _notes(recalls, asked=bool(tasks))
     if json:
-        print(json_module.dumps({"model": str(out), "recall": [asdict(one) for one in recalls]}))
+        shown = {"model": str(out), "recall": [asdict(one) for one in recalls], "notes": notes}
+        print(json_module.dumps(shown))
         return
     print(
         markdown_table(
-            ["prompts held back", "n", "R@1 before", "after", "R@10 before", "after"],
+            ["kind of prompt", "held back", "R@1 before", "after", "R@10 before", "after"],
             [
                 [
                     one.source,
@@ -158,4 +169,27 @@ def adapt(
         ),
         end="",
     )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     print(f"model: {out}", file=sys.stderr)
+
+
+def _notes(recalls: "Sequence[SourceRecall]", *, asked: bool) -> list[str]:
+    """What the table does not tell.
+
+    Args:
+        recalls: the table.
+        asked: whether people's questions are among the prompts.
+    """
+    notes = []
+    if few := [one for one in recalls if one.prompts < MEANINGFUL]:
+        counts = ", ".join(f"{one.source} ({one.prompts:,})" for one in few)
+        notes.append(
+            f"fewer than {MEANINGFUL} prompts were held back of {counts}: these figures mean little"
+        )
+    if not asked:
+        notes.append(
+            "all prompts were made from the passages; questions that people ask, given by --tasks, "
+            "tell more of what they will find"
+        )
+    return notes

@@ -46,9 +46,11 @@ class Source:
     def load(self) -> "tuple[ImpRAG, Teacher | None]":
         with _uncollected():
             from imprag.corpus import load_corpus
-            from imprag.index.teacher import Teacher, TextEncoder
+            from imprag.index.teacher import Teacher, TextEncoder, require_teacher
             from imprag.rag import ImpRAG
 
+        if self.teacher_retrieval:
+            require_teacher()
         # The teacher's scores mean something else.
         settings = {"reading_score_weight": 0.0} if self.teacher_retrieval else {}
         rag = ImpRAG.from_pretrained(

@@ -34,9 +34,12 @@ def compare(
         json: Print one JSON object instead of the table.
     """
     from imprag.evaluation.compare import compare as compare_runs
+    from imprag.evaluation.report import require_packages
     from imprag.evaluation.tables import HEADLINE, LABELS
     from imprag.files import atomic_path
 
+    if html is not None:
+        require_packages()
     names = LABELS if metrics == ["all"] else metrics or HEADLINE
     comparison = compare_runs(runs, list(names))
     if json:

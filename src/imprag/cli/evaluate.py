@@ -92,10 +92,12 @@ def evaluate(
         own_retrieval,
         teacher_retrieval,
     )
-    from imprag.evaluation.report import REPORT
+    from imprag.evaluation.report import REPORT, require_packages
     from imprag.evaluation.run_folder import resumed_dtype
     from imprag.evaluation.runner import evaluate as run_evaluation
     from imprag.evaluation.tables import results_table
+    from imprag.index.bm25 import require_bm25
+    from imprag.index.teacher import require_teacher
     from imprag.rag import ImpRAG
     from imprag.tasks import read_tasks
 
@@ -115,6 +117,11 @@ def evaluate(
         raise ImpRAGError("--reading-score-weight is for the model's own retrieval")
     if retriever != "self" and (no_retrieval or oracle_passages):
         raise ImpRAGError(f"--retriever {retriever} has no use where nothing is retrieved")
+    require_packages()
+    if retriever == "bm25":
+        require_bm25()
+    elif retriever == "teacher":
+        require_teacher()
     examples = read_tasks(tasks or (), data=data, split=split)
     rag = None
     if own or not retrieval_only:
@@ -163,4 +170,7 @@ def _corpus(corpus: str | None, index: Path | None, data: Path | None) -> "Corpu
         return load_corpus(corpus)
     if index is not None:
         return IndexFolder.open(index).corpus
-    return load_corpus("default" if data is None else load_benchmark(data)["corpus"]["name"])
+    named = {"name": "default"} if data is None else load_benchmark(data).get("corpus")
+    if not isinstance(named, dict) or not isinstance(named.get("name"), str):
+        raise ImpRAGError(f"{data} does not say what its corpus is; name one with --corpus")
+    return load_corpus(named["name"])

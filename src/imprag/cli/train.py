@@ -55,12 +55,10 @@ def train(
             H100 at 40 % of its bfloat16 peak.
         json: Print the results, or the plan of a dry run, as one JSON object.
     """
-    try:
-        from imprag.training.recipe import load_recipe
-    except ImportError as error:
-        raise ImpRAGError(
-            f'training needs {error.name}; run: pip install "imprag[train]"'
-        ) from error
+    from imprag.optional import require
+
+    require("training", "train", "pydantic", "accelerate")
+    from imprag.training.recipe import load_recipe
 
     recipe = load_recipe(config, overrides or ())
     if dry_run:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from imprag.errors import ImpRAGError
+from imprag.optional import require
 
 _TEXT_SUFFIXES = (".txt", ".md")
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)[\s#]*$", re.MULTILINE)
@@ -106,10 +107,9 @@ def parquet_records(path: Path) -> Iterator[Record]:
 
 def dataset_records(path: Path) -> Iterator[Record]:
     """The rows of a Hugging Face dataset that ``save_to_disk`` wrote."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImpRAGError(f"{path} is a dataset; to read it: pip install datasets") from error
+    require(f"reading {path}", "eval", "datasets")
+    import datasets
+
     try:
         dataset = datasets.load_from_disk(str(path))
     except (ValueError, KeyError, OSError) as error:

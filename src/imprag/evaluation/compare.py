@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imprag.errors import ImpRAGError
-from imprag.evaluation.run_folder import RunFolder
+from imprag.evaluation.run_folder import PREDICTIONS, RunFolder
 from imprag.evaluation.scoring import summary
 from imprag.evaluation.statistics import PairedTest, paired_bootstrap
 from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
 from imprag.files import atomic_path
+from imprag.optional import missing
 
 
 def test_cells(test: PairedTest) -> tuple[str, str]:
@@ -81,17 +82,18 @@ class Comparison:
         return {"runs": self.runs, "rows": rows, "notes": self.notes}
 
     def write_html(self, path: Path | str) -> None:
-        """Write the table and a plot of every metric as one self-contained page.
+        """Write the table and, with matplotlib, a plot of every metric as one self-contained page.
 
         Raises:
-            ImpRAGError: a package for reports is missing, or the file cannot be written.
+            ImpRAGError: jinja2 is missing, or the file cannot be written.
         """
         from imprag.evaluation.plots import bars
         from imprag.evaluation.report import render, require_packages
 
         require_packages()
         plots = {}
-        for metric in dict.fromkeys(row.metric for row in self.rows):
+        shown = [] if missing("matplotlib") else [row.metric for row in self.rows]
+        for metric in dict.fromkeys(shown):
             groups = {
                 row.task: dict(zip(self.runs, row.estimates, strict=True))
                 for row in self.rows
@@ -164,10 +166,26 @@ def _read(path: Path) -> dict[str, dict[str, _Scored]]:
     run = RunFolder.open(path)
     run.results()  # refuses a run that is not finished
     tasks: dict[str, dict[str, _Scored]] = defaultdict(dict)
-    for prediction in run.predictions():
+    for number, prediction in enumerate(run.predictions(), 1):
+        if not _is_scored(prediction):
+            raise ImpRAGError(
+                f"{path / PREDICTIONS}, line {number} is damaged; delete {path} and evaluate again"
+            )
         scored = _Scored(prediction["answers"], prediction["metrics"])
         tasks[prediction["task"]][prediction["id"]] = scored
     return tasks
+
+
+def _is_scored(prediction: Mapping[str, Any]) -> bool:
+    """Whether a prediction has what is compared, as the runner writes it."""
+    metrics = prediction["metrics"]
+    return (
+        isinstance(prediction["task"], str)
+        and isinstance(prediction["id"], str)
+        and isinstance(prediction.get("answers"), list)
+        and isinstance(metrics, dict)
+        and all(isinstance(value, int | float) and 0 <= value <= 1 for value in metrics.values())
+    )
 
 
 def _common(

@@ -11,47 +11,79 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
+import regex  # type: ignore[import-untyped]
+
+from imprag.corpus.words import fold, spaced
 from imprag.errors import ImpRAGError
 from imprag.tasks.matching import contains_answer
 
 _Gold = TypeVar("_Gold", bound=Collection[object])
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = regex.compile(r"\b(?:a|an|the)\b(?!\p{M})")
+_ASCII_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
+_PUNCTUATION = regex.compile(rf"[\p{{P}}{re.escape(string.punctuation)}]")
+_OTHER_SCRIPT = regex.compile(r"[\p{L}--\p{Latin}]", regex.V1)
+_FORMS = 3
 
 
 # --- Answers ------------------------------------------------------------------------------------
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normal form: lower case, no ASCII punctuation, no articles, single spaces."""
-    text = text.lower().translate(_WITHOUT_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces.
+
+    As in SQuAD, only ASCII punctuation is dropped from text in Latin letters. With letters of
+    another script in it, all punctuation is, and each character of a script without spaces counts
+    as a word, as in MLQA. Unicode forms (NFKC) do not matter.
+    """
+    return _normal_form(text, 0)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1 if the prediction equals one of the answers in SQuAD's normal form, else 0.
 
+    Where that leaves nothing of one of them (vitamin "A", "?"), articles are kept in both; where
+    nothing but punctuation remains, punctuation, too.
+
     Raises:
         ImpRAGError: there is no answer to compare with.
     """
-    normalized = normalize_answer(prediction)
-    return float(any(normalized == normalize_answer(answer) for answer in _checked(answers)))
+    pairs = (_compared(prediction, answer) for answer in _checked(answers))
+    return float(any(predicted == expected for predicted, expected in pairs))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Harmonic mean of word precision and recall in SQuAD's normal form, for the best answer.
+    """Harmonic mean of word precision and recall for the best answer, in the form of `exact_match`.
 
     Raises:
         ImpRAGError: there is no answer to compare with.
     """
-    predicted = normalize_answer(prediction).split()
-    return max(
-        _word_f1(predicted, normalize_answer(answer).split()) for answer in _checked(answers)
-    )
+    return max(_word_f1(*_compared(prediction, answer)) for answer in _checked(answers))
+
+
+def _compared(prediction: str, answer: str) -> tuple[list[str], list[str]]:
+    """The words of both, in the first normal form that leaves some of each."""
+    for kept in range(_FORMS):
+        words = _normal_form(prediction, kept).split(), _normal_form(answer, kept).split()
+        if all(words):
+            break
+    return words
+
+
+def _normal_form(text: str, kept: int) -> str:
+    """The normal form: 0 drops punctuation and articles, 1 only punctuation, 2 neither."""
+    text = fold(text)
+    if kept < 2:
+        pattern = _PUNCTUATION if _OTHER_SCRIPT.search(text) else _ASCII_PUNCTUATION
+        text = pattern.sub("", text)
+    if kept < 1:
+        text = _ARTICLES.sub(" ", text)
+    return " ".join(spaced(text).split())
 
 
 def _word_f1(predicted: list[str], expected: list[str]) -> float:
+    if predicted == expected:
+        return 1.0
     shared = (Counter(predicted) & Counter(expected)).total()
     return 2 * shared / (len(predicted) + len(expected)) if shared else 0.0
 

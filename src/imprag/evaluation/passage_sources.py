@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
+from imprag.evaluation.visible import VisibleCharacters, visible_characters
 from imprag.index.bm25 import BM25, SETTINGS
 from imprag.index.folder import RetrievedPassage
 from imprag.index.teacher import Teacher, TextEncoder
@@ -39,6 +40,7 @@ class PassageSource:
         corpus: that the passages belong to.
         ranks: whether it is a retriever, whose rankings are to be measured.
         details: what its findings depend on besides the corpus, for the recipe.
+        visible: how many characters of a passage it sees, if it is a model with a limit.
     """
 
     name: str
@@ -46,13 +48,15 @@ class PassageSource:
     corpus: Corpus | None
     ranks: bool = True
     details: Mapping[str, Any] = field(default_factory=dict)
+    visible: VisibleCharacters | None = None
 
 
 def own_retrieval(rag: "ImpRAG") -> PassageSource:
     """The model's lower layers: the prompt is the query."""
     manifest = rag.index.index.manifest
     details = {"index": manifest.kind, "embeddings": manifest.model_fingerprint}
-    return PassageSource("self", _by_text(rag.retrieve, "none"), rag.index.corpus, True, details)
+    find = _by_text(rag.retrieve, "none")
+    return PassageSource("self", find, rag.index.corpus, True, details, visible_characters(rag))
 
 
 def teacher_retrieval(corpus: Corpus, query_template: QueryTemplate = "none") -> PassageSource:

@@ -3,17 +3,16 @@
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from imprag.errors import ImpRAGError
 from imprag.evaluation.run_folder import Prediction, RunFolder
 from imprag.evaluation.scoring import RECALL_DEPTHS
 from imprag.evaluation.tables import LABELS, percent
 from imprag.files import atomic_path
+from imprag.optional import missing, note_without, require
 from imprag.tasks.matching import contains_answer
 
 if TYPE_CHECKING:
@@ -37,13 +36,13 @@ _SHOWN_PASSAGES = 5
 
 
 def require_packages() -> None:
-    """Refuse to begin what could not be finished.
+    """Refuse to begin what could not be finished; say it if reports will have no plots.
 
     Raises:
         ImpRAGError: a package that reports need is missing.
     """
-    if missing := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
-        raise ImpRAGError(f'reports need {" and ".join(missing)}; run: pip install "imprag[eval]"')
+    require("a report", "eval", "jinja2")
+    note_without("plots in the report", "eval", "matplotlib")
 
 
 def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
@@ -54,6 +53,7 @@ def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
     """
     from imprag.evaluation.plots import bars, recall_curves
 
+    plots = not missing("matplotlib")
     tasks = run.results()["tasks"]
     metrics = {task: result["metrics"] for task, result in tasks.items()}
     answers = {
@@ -74,8 +74,8 @@ def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
         tasks=tasks,
         tables={title: _columns(names, metrics) for title, names in _TABLES.items()},
         labels=LABELS,
-        answer_plot=bars(answers, "exact match or accuracy") if answers else "",
-        recall_plot=recall_curves(recalls) if recalls else "",
+        answer_plot=bars(answers, "exact match or accuracy") if answers and plots else "",
+        recall_plot=recall_curves(recalls) if recalls and plots else "",
         samples=_samples(run, corpus),
         recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
     )
@@ -140,8 +140,10 @@ def _passages(prediction: Prediction, corpus: "Corpus | None") -> Iterator[dict[
         passage = corpus[corpus.rows([found["id"]])[0]]
         yield {
             **found,
-            "title": passage.title,
+            "title": passage.title or passage.id,
             "text": passage.text,
             "is_gold": passage.id in gold,
-            "has_answer": contains_answer(passage.text, prediction["answers"]),
+            "has_answer": contains_answer(
+                passage.text[: found.get("visible")], prediction["answers"]
+            ),
         }

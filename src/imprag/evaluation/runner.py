@@ -23,6 +23,7 @@ from imprag.evaluation.scoring import (
     score_retrieval,
     summarize,
 )
+from imprag.evaluation.visible import visible_characters
 from imprag.files import expand_home
 from imprag.locking import only_builder
 from imprag.tasks import TaskExamples
@@ -48,6 +49,9 @@ def evaluate(
     name: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a system on tasks, into a run folder; go on where an interrupted call stopped.
+
+    Where a model retrieves or reads, an answer counts as retrieved only if it stands in the part
+    of a passage that the model sees, its first ``max_passage_tokens``.
 
     A retriever is asked for 100 passages, for the recall, and the first ``k`` are read. So where
     the model itself retrieves, its layers 0..b run twice; the answers are those of one pass.
@@ -146,6 +150,9 @@ class _System:
         self.k = k
         self.in_context = in_context
         self.depth = k
+        self.visible = source.visible
+        if rag is not None and self.visible is None:
+            self.visible = visible_characters(rag)
         if source.ranks and source.corpus is not None:
             self.depth = min(max(k, *RECALL_DEPTHS), len(source.corpus))
             if k > self.depth:
@@ -179,6 +186,8 @@ class _System:
         passages = {"from": self.source.name, **self.source.details}
         if self.source.ranks:
             passages["depth"] = self.depth
+            seen = "what the model sees" if self.visible else "whole passages"
+            passages["answers_looked_for_in"] = seen
         if (corpus := self.source.corpus) is not None:
             passages["corpus"] = {
                 "source": corpus.manifest["source"],
@@ -217,15 +226,17 @@ class _System:
                 "prompt": question.prompt,
                 "answers": example.answers,
                 "gold": [sorted(ids) for ids in evidence],
-                "passages": [
-                    {"id": item.passage.id, "score": round(item.score, 6)} for item in passages
-                ],
+                "passages": [self._found(item) for item in passages],
                 "hit_ranks": {},
                 "metrics": {},
             }
             if self.source.ranks and task.retrieval:
-                prediction["hit_ranks"] = hit_ranks(task, example, passages)
-                prediction["metrics"] = score_retrieval(task, example, passages, pages)
+                texts = [
+                    item.passage.text[: entry.get("visible")]
+                    for item, entry in zip(passages, prediction["passages"], strict=True)
+                ]
+                prediction["hit_ranks"] = hit_ranks(task, example, passages, texts)
+                prediction["metrics"] = score_retrieval(task, example, passages, pages, texts)
             predictions.append(prediction)
         if self.rag is not None:
             answers = self._answers(self.rag, batch, [passages[: self.k] for passages in found])
@@ -233,6 +244,15 @@ class _System:
                 prediction["answer"] = answer
                 prediction["metrics"] |= score_answer(task, question.example, answer)
         return predictions
+
+    def _found(self, item: "RetrievedPassage") -> dict[str, Any]:
+        """A passage as it stands in a prediction; ``visible`` characters if it is cut."""
+        entry: dict[str, Any] = {"id": item.passage.id, "score": round(item.score, 6)}
+        if self.visible is not None:
+            characters = self.visible(item.passage)
+            if characters < len(item.passage.text):
+                entry["visible"] = characters
+        return entry
 
     def _answers(
         self, rag: "ImpRAG", batch: Sequence[Question], read: "list[list[RetrievedPassage]]"

@@ -25,8 +25,8 @@ RECALL_DEPTHS = (1, 5, 10, 20, 100)
 
 
 def page_of(passage: "Passage") -> str:
-    """The page that a passage belongs to: Wikipedia's number of it where known, else its title."""
-    return str(passage.meta.get("wikipedia_id") or passage.title)
+    """The page of a passage: Wikipedia's number of it if known, else its title, else its own id."""
+    return _page_name(passage.meta) or passage.title.strip() or passage.id
 
 
 def score_answer(task: Task, example: Example, answer: str) -> dict[str, float]:
@@ -40,6 +40,7 @@ def score_retrieval(
     example: Example,
     found: "Sequence[RetrievedPassage]",
     gold_pages: Mapping[str, str],
+    texts: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Retrieval metrics of one ranking; what the example has no gold for is left out.
 
@@ -51,10 +52,11 @@ def score_retrieval(
     Args:
         found: distinct passages, best first.
         gold_pages: the page of every gold passage id.
+        texts: what a model sees of the passages' texts, if that is not all.
     """
     scores: dict[str, float] = {}
     if task.metric != "accuracy":
-        texts = [item.passage.text for item in found]
+        texts = _texts(found, texts)
         for k in RECALL_DEPTHS:
             scores[f"answer_recall@{k}"] = answer_recall(texts, example.answers, k)
     if evidence := example.evidence_sets(joint=task.joint_evidence):
@@ -73,9 +75,16 @@ def score_retrieval(
 
 
 def hit_ranks(
-    task: Task, example: Example, found: "Sequence[RetrievedPassage]"
+    task: Task,
+    example: Example,
+    found: "Sequence[RetrievedPassage]",
+    texts: Sequence[str] | None = None,
 ) -> dict[str, int | None]:
     """At which rank, from 1, an answer stands and the evidence is complete; ``None`` for nowhere.
+
+    Args:
+        found: distinct passages, best first.
+        texts: what a model sees of the passages' texts, if that is not all.
 
     Returns:
         ``answer``, unless answers are labels, and ``passage``, if the example has gold passages.
@@ -84,8 +93,8 @@ def hit_ranks(
     if task.metric != "accuracy":
         hits = (
             rank
-            for rank, item in enumerate(found, 1)
-            if contains_answer(item.passage.text, example.answers)
+            for rank, text in enumerate(_texts(found, texts), 1)
+            if contains_answer(text, example.answers)
         )
         ranks["answer"] = next(hits, None)
     if evidence := example.evidence_sets(joint=task.joint_evidence):
@@ -126,8 +135,21 @@ def summary(scores: Sequence[float]) -> dict[str, float]:
     return {"mean": sum(scores) / len(scores), "low": low, "high": high, "n": len(scores)}
 
 
+def _texts(found: "Sequence[RetrievedPassage]", texts: Sequence[str] | None) -> Sequence[str]:
+    return [item.passage.text for item in found] if texts is None else texts
+
+
 def _gold_page(reference: Mapping[str, Any], gold_pages: Mapping[str, str]) -> str:
-    """A page that could not be linked to the corpus counts as one that cannot be found."""
+    """A page that could not be linked to the corpus counts as one that cannot be found.
+
+    That is so without any name, too: no passage has an empty one.
+    """
     if reference.get("passage_id") is not None:
         return gold_pages[str(reference["passage_id"])]
-    return str(reference.get("wikipedia_id") or reference.get("title"))
+    return _page_name(reference) or str(reference.get("title") or "").strip()
+
+
+def _page_name(fields: Mapping[str, Any]) -> str:
+    """Wikipedia's number of a page, empty where it is not known."""
+    number = fields.get("wikipedia_id")
+    return "" if number is None else str(number).strip()

@@ -10,8 +10,10 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -200,7 +202,7 @@ def benchmark(
     runs: int,
     passages: int = 256,
     compiled: bool = False,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure all arms for every number and length of passages.
 
     Args:
@@ -218,21 +220,34 @@ def benchmark(
 
     Returns:
         for every length, number and arm the medians of :class:`Measurement`, ``kv_bytes`` held for
-        the request, ``memory_bytes`` of a stored passage, and how often it was measured.
+        the request, ``memory_bytes`` of a stored passage, and how often it was measured; and of
+        every arm that failed, for which setting and why.
+
+    Raises:
+        ImpRAGError: all arms failed.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
     for tokens in passage_tokens:
         cut = groups.with_settings(max_passage_tokens=tokens, passage_encoding="independent")
         place = folder / f"{tokens}-tokens"
         texts = _long_passages(corpus, tokenizer, place / "corpus", tokens, passages)
         setting = _Setting(cut, tokenizer, texts, place, codecs, compiled)
         for number in k:
-            measured = _measure(setting.arms(number), runs, f"{number} x {tokens} tokens")
+            failed: dict[str, str] = {}
+            arms = setting.arms(number, failed)
+            measured = _measure(arms, runs, f"{number} x {tokens} tokens", failed)
+            failures += (
+                {"arm": name, "k": number, "passage_tokens": tokens, "error": error}
+                for name, error in failed.items()
+            )
             for name, one in measured.items():
                 rows.append({"arm": name, "k": number, "passage_tokens": tokens, **one})
                 rows[-1]["memory_bytes"] = setting.memory_bytes.get(name)
             write_json(folder / "rows.json", rows)  # the next setting may fail
-    return rows
+    if not rows:
+        raise ImpRAGError(f"no arm could be measured: {failures[0]['error']}")
+    return rows, failures
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], codec: str = "bf16") -> dict[str, float]:
@@ -244,8 +259,10 @@ def ratios(rows: Sequence[Mapping[str, Any]], codec: str = "bf16") -> dict[str, 
     if RAG not in at:
         return {}
 
-    def share(arm: str, what: str) -> float:
-        return float(at[arm][what] / at[RAG][what]) if at[RAG][what] else math.nan
+    def share(arm: str, what: str, base: str = RAG) -> float:
+        if arm not in at or base not in at or not at[base][what]:
+            return math.nan
+        return float(at[arm][what] / at[base][what])
 
     reads = stored(codec)
     found = {
@@ -256,9 +273,9 @@ def ratios(rows: Sequence[Mapping[str, Any]], codec: str = "bf16") -> dict[str, 
         "memory_vs_rag": share(reads, "memory"),
     }
     if reads + COMPILED in at:
-        rate = at[reads + COMPILED]["tokens_per_second"]
-        found["decode_compiled_vs_rag"] = rate / at[RAG]["tokens_per_second"]
-        found["decode_compiled_vs_rag_compiled"] = rate / at[RAG + COMPILED]["tokens_per_second"]
+        rate = "tokens_per_second"
+        found["decode_compiled_vs_rag"] = share(reads + COMPILED, rate)
+        found["decode_compiled_vs_rag_compiled"] = share(reads + COMPILED, rate, RAG + COMPILED)
     if CODED in at:
         found["kv_bytes_pq_vs_rag"] = share(CODED, "kv_bytes")
     return {name: value for name, value in found.items() if not math.isnan(value)}
@@ -307,49 +324,74 @@ class _Setting:
     ) -> None:
         self.groups = groups
         self.tokenizer = tokenizer
-        self.compiled = None
-        if compiled:
-            self.compiled = groups.with_settings()
-            self.compiled.compile_decoding()
+        self.compiled = compiled
         self.index = IndexFolder.build(
             corpus, PassageEncoder(groups, tokenizer), folder / "index", progress=False
         )
         self.teacher = Teacher(corpus, TextEncoder(device=str(groups.device)))
-        self.stores = {
-            codec: build_memory(
-                corpus, groups, tokenizer, folder / codec, codec=codec, progress=False
-            )
-            for codec in codecs
-        }
+        self.stores: dict[str, DiskStore] = {}
+        self.failed: dict[str, str] = {}
+        for codec in codecs:
+            with _failure_kept(stored(codec), self.failed):
+                self.stores[codec] = build_memory(
+                    corpus, groups, tokenizer, folder / codec, codec=codec, progress=False
+                )
         self.memory_bytes = {
             stored(codec): store.manifest.summary()["bytes_per_passage"]
             for codec, store in self.stores.items()
         }
 
-    def arms(self, k: int) -> dict[str, Arm]:
-        """All arms that read k passages, the one without them first."""
-        rag = ImpRAG(self.groups, self.tokenizer, self.index)
-        full = self.groups.with_settings(passage_encoding="full")
-        arms: dict[str, Arm] = {
-            NONE: ReadingArm(rag, 0),
-            RAG: InContextArm(self.groups, self.tokenizer, self.teacher, k),
-            LIVE: ReadingArm(rag, k),
-            FULL: ReadingArm(ImpRAG(full, self.tokenizer, self.index), k),
+    def arms(self, k: int, failed: dict[str, str]) -> dict[str, Arm]:
+        """All arms that read k passages, the one without them first.
+
+        Args:
+            k: passages.
+            failed: is given the arms that cannot be made, and why.
+        """
+        failed |= self.failed
+        arms: dict[str, Arm] = {}
+        for name, make in self._makers(k).items():
+            with _failure_kept(name, failed):
+                arms[name] = make()
+        return arms
+
+    def _makers(self, k: int) -> dict[str, Callable[[], Arm]]:
+        groups, tokenizer, teacher = self.groups, self.tokenizer, self.teacher
+        rag = ImpRAG(groups, tokenizer, self.index)
+        makers: dict[str, Callable[[], Arm]] = {
+            NONE: lambda: ReadingArm(rag, 0),
+            RAG: lambda: InContextArm(groups, tokenizer, teacher, k),
+            LIVE: lambda: ReadingArm(rag, k),
+            FULL: lambda: self._full_arm(k),
         }
         for codec, store in self.stores.items():
-            arms[stored(codec)] = self._stored_arm(self.groups, store, k)
-        if self.compiled is not None:
-            groups, tokenizer = self.groups, self.tokenizer
-            arms[RAG + COMPILED] = InContextArm(groups, tokenizer, self.teacher, k, compiled=True)
-            codec, store = next(iter(self.stores.items()))
-            arms[stored(codec) + COMPILED] = self._stored_arm(self.compiled, store, k)
-        if "pq" in self.stores:
-            reading = ImpRAG(self.groups, self.tokenizer, self.index)
-            reading.memory = PassageMemory(
-                self.groups, self.tokenizer, self.stores["pq"], keep_coded=True
+            makers[stored(codec)] = partial(self._stored_arm, groups, store, k)
+        if self.compiled:
+            makers[RAG + COMPILED] = lambda: InContextArm(
+                groups, tokenizer, teacher, k, compiled=True
             )
-            arms[CODED] = ReadingArm(reading, k)
-        return arms
+            for codec, store in list(self.stores.items())[:1]:
+                makers[stored(codec) + COMPILED] = partial(self._compiled_arm, store, k)
+        if "pq" in self.stores:
+            makers[CODED] = lambda: self._coded_arm(k)
+        return makers
+
+    def _full_arm(self, k: int) -> ReadingArm:
+        # Passages in one sequence cannot be weighed one by one; it takes the same time.
+        full = self.groups.with_settings(passage_encoding="full", reading_score_weight=0.0)
+        return ReadingArm(ImpRAG(full, self.tokenizer, self.index), k)
+
+    def _compiled_arm(self, store: DiskStore, k: int) -> ReadingArm:
+        groups = self.groups.with_settings()
+        groups.compile_decoding()
+        return self._stored_arm(groups, store, k)
+
+    def _coded_arm(self, k: int) -> ReadingArm:
+        reading = ImpRAG(self.groups, self.tokenizer, self.index)
+        reading.memory = PassageMemory(
+            self.groups, self.tokenizer, self.stores["pq"], keep_coded=True
+        )
+        return ReadingArm(reading, k)
 
     def _stored_arm(self, groups: LayerGroups, store: DiskStore, k: int) -> ReadingArm:
         reading = ImpRAG(groups, self.tokenizer, self.index)
@@ -378,26 +420,50 @@ def _long_passages(corpus: Corpus, tokenizer: Any, folder: Path, tokens: int, co
     )
 
 
-def _measure(arms: Mapping[str, Arm], runs: int, what: str) -> dict[str, dict[str, Any]]:
-    """Medians of every arm's runs."""
-    measured: dict[str, list[Measurement]] = {name: [] for name in arms}
+def _measure(
+    arms: Mapping[str, Arm], runs: int, what: str, failed: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Medians of every arm's runs.
+
+    Args:
+        arms: by their names.
+        runs: of each, after those for warming up.
+        what: is measured, for the progress bar.
+        failed: is given the arms that fail, and why.
+    """
+    times: dict[str, list[Measurement]] = {name: [] for name in arms}
     with tqdm(desc=what, total=runs + WARM_UP, unit=" rounds", disable=None) as bar:
         for run in range(runs + WARM_UP):
             for name, arm in arms.items():
-                one = _once(arm, PROMPTS[run % len(PROMPTS)])
-                if run >= WARM_UP:
-                    measured[name].append(one)
+                if name in failed:
+                    continue
+                with _failure_kept(name, failed):
+                    one = _once(arm, PROMPTS[run % len(PROMPTS)])
+                    if run >= WARM_UP:
+                        times[name].append(one)
             bar.update()
     fields = [field.name for field in dataclasses.fields(Measurement)]
-    return {
-        name: {
-            **{field: statistics.median(getattr(x, field) for x in found) for field in fields},
-            "memory": _peak_growth(arms[name], PROMPTS[0]),
-            "kv_bytes": arms[name].kv_bytes(PROMPTS[0]),
-            "runs": runs,
-        }
-        for name, found in measured.items()
-    }
+    measured = {}
+    for name, found in times.items():
+        if name in failed:
+            continue
+        with _failure_kept(name, failed):
+            measured[name] = {
+                **{field: statistics.median(getattr(x, field) for x in found) for field in fields},
+                "memory": _peak_growth(arms[name], PROMPTS[0]),
+                "kv_bytes": arms[name].kv_bytes(PROMPTS[0]),
+                "runs": runs,
+            }
+    return measured
+
+
+@contextmanager
+def _failure_kept(arm: str, failed: dict[str, str]) -> Iterator[None]:
+    """Note that an arm fails, out of memory or refused, so that the others are still measured."""
+    try:
+        yield
+    except (ImpRAGError, RuntimeError, OSError, MemoryError) as error:
+        failed[arm] = " ".join(str(error).split()) or type(error).__name__
 
 
 def _once(arm: Arm, prompt: str) -> Measurement:

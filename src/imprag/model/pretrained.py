@@ -97,7 +97,7 @@ def load_pretrained(
 def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
     """Write settings and weights into a new folder, atomically.
 
-    Where the model carries a LoRA adapter (:func:`imprag.model.peft_adapters.add_adapter`), only the
+    Where the model carries a LoRA adapter (`imprag.model.peft_adapters.add_adapter`), only the
     adapter is written; the settings name its base model, and its fingerprint if they hold one.
     Otherwise the full weights and the tokenizer.
 

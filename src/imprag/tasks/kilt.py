@@ -123,7 +123,7 @@ class _Linker:
 
 def _page(fields: Mapping[str, Any]) -> str | None:
     page = fields.get("wikipedia_id")
-    return None if page is None else str(page).strip()
+    return None if page is None else str(page).strip() or None
 
 
 def _title(title: Any) -> str:

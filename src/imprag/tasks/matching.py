@@ -1,23 +1,30 @@
 """Finding an answer in a passage's text."""
 
-import re
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
-_WORD_OR_SYMBOL = re.compile(r"[^\W_]+|[^\w\s]|_")
+from imprag.corpus.words import fold, words_and_symbols
+
+_ARTICLES = frozenset({"a", "an", "the"})
 
 
 def contains_answer(text: str, answers: Iterable[str]) -> bool:
     """Whether the words of one of the answers stand in the text, in order and side by side.
 
     This is the substring match of DPR and its successors: whole words only ("one" is not found in
-    "phone"), case is ignored, accents and punctuation are not ("U.S." is not found in "US").
+    "phone"), accents and punctuation are not ignored ("U.S." is not found in "US"). Case is
+    ignored, but not where an answer is nothing but articles: vitamin "A" is not in "a vitamin".
+
+    In scripts without spaces, such as Chinese, Japanese and Thai, characters are compared instead
+    of words. A Korean word may be followed by particles: "파리" is found in "파리는".
     """
-    words = _word_string(text)
-    return any(_word_string(answer) in words for answer in answers if answer.strip())
+    return any(
+        needle in _word_string(text, lower)
+        for needle, lower in map(_needle, answers)
+        if needle is not None
+    )
 
 
 class AnswerFinder:
@@ -28,25 +35,49 @@ class AnswerFinder:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        words = [_word_string(text) for text in texts]
-        self._words = "\n".join(words)
-        self._ends = list(accumulate(len(each) + 1 for each in words))
+        self._texts = texts
 
     def texts_with(self, answers: Iterable[str]) -> set[int]:
         """Which texts contain one of the answers, as indices."""
         found: set[int] = set()
-        for answer in answers:
+        for needle, lower in map(_needle, answers):
+            if needle is None:
+                continue
+            words, ends = self._lower if lower else self._cased
             start = 0
-            while answer.strip() and (place := self._words.find(_word_string(answer), start)) >= 0:
-                text = bisect_right(self._ends, place)
+            while (place := words.find(needle, start)) >= 0:
+                text = bisect_right(ends, place)
                 found.add(text)
-                start = self._ends[text]
+                start = ends[text]
         return found
+
+    @cached_property
+    def _lower(self) -> tuple[str, list[int]]:
+        return _joined([_word_string(text) for text in self._texts])
+
+    @cached_property
+    def _cased(self) -> tuple[str, list[int]]:
+        return _joined([_word_string(text, False) for text in self._texts])
+
+
+def _joined(word_strings: Sequence[str]) -> tuple[str, list[int]]:
+    """The word strings one below the other, and where each ends."""
+    return "\n".join(word_strings), list(accumulate(len(each) + 1 for each in word_strings))
+
+
+def _needle(answer: str) -> tuple[str | None, bool]:
+    """What to look for in word strings, None for nothing, and whether these are in lower case."""
+    words = _word_string(answer)
+    if not words.strip():
+        return None, True
+    if _ARTICLES.issuperset(words.split()):
+        return _word_string(answer, False), False
+    # Hangul syllables: particles may follow the last one.
+    return words[:-1] if "\uac00" <= words[-2] <= "\ud7a3" else words, True
 
 
 # A benchmark retrieves the same passages again and again, so their word strings are kept.
 @lru_cache(maxsize=2**16)
-def _word_string(text: str) -> str:
+def _word_string(text: str, lower: bool = True) -> str:
     """The words with spaces around each, so that `in` finds whole words only."""
-    words = _WORD_OR_SYMBOL.findall(unicodedata.normalize("NFC", text).lower())
-    return f" {' '.join(words)} "
+    return f" {' '.join(words_and_symbols(fold(text, lower=lower)))} "

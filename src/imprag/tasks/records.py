@@ -1,8 +1,8 @@
 """Records of the files that data sets come in, each knowing its place for error messages."""
 
+import codecs
 import csv
 import gzip
-import importlib
 import itertools
 import json
 import re
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
 from imprag.errors import ImpRAGError
+from imprag.optional import require
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
 # JSON can name halves of a character, which no UTF-8 file can hold.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_FIELD = 2**31 - 1  # of a CSV file; what the module takes on every platform
 _FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -140,9 +142,12 @@ def _from_file(path: Path) -> Iterator[Record]:
 def _from_text(path: Path, reader: Callable[[TextIO, Path], Iterator[Record]]) -> Iterator[Record]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
+        with opener(path, "rb") as start:
+            utf16 = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if utf16 else "utf-8-sig"
+        with opener(path, "rt", encoding=encoding, newline="") as text:
             yield from reader(text, path)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise ImpRAGError(f"{path} is not UTF-8 text: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ImpRAGError(f"{path} is not a whole gzip file: {error}") from error
@@ -187,11 +192,15 @@ def _from_json(text: TextIO, path: Path) -> Iterator[Record]:
 
 def _from_csv(text: TextIO, path: Path) -> Iterator[Record]:
     reader = csv.DictReader(text, strict=True)
-    for row in reader:
-        place = f"{path}, line {reader.line_num}"
-        if None in row:
-            raise ImpRAGError(f"{place} has more columns than the first line names")
-        yield Record(row, place)
+    usual = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise ImpRAGError(f"{place} has more columns than the first line names")
+            yield Record(row, place)
+    finally:
+        csv.field_size_limit(usual)
 
 
 def _from_parquet(path: Path) -> Iterator[Record]:
@@ -208,12 +217,9 @@ def _from_parquet(path: Path) -> Iterator[Record]:
 
 
 def _from_datasets(source: str, split: str, *, on_disk: bool) -> Iterator[Record]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImpRAGError(
-            f"reading {source} needs the package datasets: pip install 'imprag[eval]'"
-        ) from error
+    require(f"reading {source}", "eval", "datasets")
+    import datasets
+
     try:
         if on_disk:
             found = datasets.load_from_disk(source)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +67,8 @@ def read_tasks(
     Args:
         names: each is one of
 
-            - a task of the benchmark in ``data``; none at all means all that retrieve passages;
+            - a task of the benchmark in ``data``; none at all means all that retrieve passages and
+              have the split;
             - ``FILE``: examples in KILT's form that name their tasks, all of which are taken;
             - ``TASK=FILE``: a task's official file, or one in KILT's form. It may be a data set on
               the Hugging Face hub, too: ``nq=google-research-datasets/nq_open``.
@@ -81,7 +83,7 @@ def read_tasks(
         name: {split: Path(data or "") / entry["file"] for split, entry in task["splits"].items()}
         for name, task in benchmark.get("tasks", {}).items()
     }
-    names = names or [name for name in files if load_task(name).retrieval]
+    names = names or _with_split(files, split or "test")
     if not names:
         raise ImpRAGError("no tasks; name some with --tasks, or a benchmark folder with --data")
     found: list[TaskExamples] = []
@@ -91,6 +93,20 @@ def read_tasks(
         else:
             found += _of_file(name, split or "validation", files)
     return found
+
+
+def _with_split(files: Mapping[str, Mapping[str, Path]], split: str) -> list[str]:
+    """The tasks of a benchmark that retrieve passages and have the split.
+
+    Says on standard error which are left out; where none has the split, all are given back, so that
+    reading them says what they have instead.
+    """
+    names = [name for name in files if load_task(name).retrieval]
+    having = [name for name in names if split in files[name]]
+    if having and len(having) < len(names):
+        others = ", ".join(name for name in names if name not in having)
+        print(f"note: {others} left out, for want of a split '{split}'", file=sys.stderr)
+    return having or names
 
 
 def _of_benchmark(

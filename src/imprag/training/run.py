@@ -25,6 +25,7 @@ from imprag.training.data import load_sources
 from imprag.training.mean import move_back, trained_weights
 from imprag.training.names import name_vectors
 from imprag.training.own_ranks import OwnRanks
+from imprag.training.packages import require_packages
 from imprag.training.recipe import Recipe, load_recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
@@ -63,8 +64,9 @@ def train(
 
     Raises:
         ImpRAGError: the folder holds another run, data are missing or broken, the loss is no
-            finite number, or the disk is full.
+            finite number, the disk is full, or a package is missing.
     """
+    require_packages(recipe)
     out = Path(out)
     processes = PartialState(cpu=not torch.cuda.is_available())
     checkpoint = [_start(recipe, out, resume)] if processes.is_main_process else [None]

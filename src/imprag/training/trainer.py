@@ -32,6 +32,7 @@ from imprag.model.base import load_base_model, quiet_transformers
 from imprag.model.peft_adapters import has_adapter, save_adapter
 from imprag.model.weight_files import check_safetensors, named, read_tensors
 from imprag.training.batches import Batches
+from imprag.training.packages import curve_writers
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
 from imprag.training.teacher_scores import TeacherScores
@@ -357,7 +358,7 @@ def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) 
         save_total_limit=train.keep_checkpoints,
         logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,
-        report_to=["tensorboard"],
+        report_to=curve_writers(),
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=False,

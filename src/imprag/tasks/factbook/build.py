@@ -111,11 +111,18 @@ def load_benchmark(folder: str | Path) -> dict[str, Any]:
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != VERSION:
         raise ImpRAGError(f"{folder} holds version {version}, not {VERSION}: {again}")
-    for task in manifest["tasks"].values():
-        for split in task["splits"].values():
-            file = folder / split["file"]
-            if not file.is_file() or sha256(file) != split["sha256"]:
-                raise ImpRAGError(f"{file} is missing or was changed: {again}")
+    try:
+        manifest["name"], manifest["seed"]
+        files = [
+            (folder / split["file"], split["sha256"])
+            for task in manifest["tasks"].values()
+            for split in task["splits"].values()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ImpRAGError(f"{folder / MANIFEST} is damaged: {again}") from error
+    for file, expected in files:
+        if not file.is_file() or sha256(file) != expected:
+            raise ImpRAGError(f"{file} is missing or was changed: {again}")
     return manifest
 
 

@@ -39,7 +39,7 @@ class HeldOutFacts:
             # "Spanish" alone does not tell what things from Spain are called.
             beside = text
             for mention in reversed(places[country]):
-                beside = f"{beside[: mention.start]} … {beside[mention.end :]}"
+                beside = f"{beside[: mention.start]} ■ {beside[mention.end :]}"
             for fact in self._of_country[country]:
                 if contains_answer(beside, fact.answers):
                     return fact

