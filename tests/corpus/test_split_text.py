@@ -31,7 +31,9 @@ def test_pieces_hold_all_characters_in_order(document: str, limit: int) -> None:
     assert all(piece.strip() and len(piece.split()) <= limit for piece in pieces)
 
 
-@pytest.mark.parametrize("sentence", ["巴黎是法国的首都，也是最大的城市。", "パリはフランスの首都です。"])
+@pytest.mark.parametrize(
+    "sentence", ["巴黎是法国的首都，也是最大的城市。", "パリはフランスの首都です。"]
+)
 def test_scripts_without_spaces_are_split_at_sentences(sentence: str) -> None:
     pieces = split_text(sentence * 150)
     assert "".join(pieces) == sentence * 150
@@ -54,7 +56,9 @@ def test_text_without_spaces_is_split_into_bounded_pieces(document: str, longest
 
 
 @pytest.mark.parametrize("text_of", ["a{}b", "。{}。", "a\n{}b"], ids=repr)
-@pytest.mark.parametrize("filler", [" ", "\n", ".", '"', "。", "a", "\t\n", '."', "\u0300"], ids=repr)
+@pytest.mark.parametrize(
+    "filler", [" ", "\n", ".", '"', "。", "a", "\t\n", '."', "\u0300"], ids=repr
+)
 def test_splitting_takes_linear_time(text_of: str, filler: str) -> None:
     document = text_of.format(filler * (1_000_000 // len(filler)))
     start = time.process_time()
