@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import yaml
@@ -15,6 +16,8 @@ _FRONT_MATTER_LINE = re.compile(r"$|\s|#|[-\]}]|[^:=\n]{1,80}[:=]")
 _TITLE_LINE = re.compile(r"[\"']?title[\"']? *[:=] *(\S.{0,1000})", re.IGNORECASE)
 _HEADING_CHARACTERS = 300  # more than that in an HTML heading means that it was never closed
 _INLINE_CHARACTERS = 4000  # the parser's time grows with the square of a paragraph's length
+_BRACKETS = 200  # more than that in a part are no links; they stay as they are
+_PLAIN = re.compile(r"[^\\`*_\[\]<>&!~]*")
 _TABLE_OF_CONTENTS = ("[toc]", "[[toc]]", "[[_toc_]]", "{:toc}")
 
 
@@ -76,7 +79,7 @@ class _Reader:
 
     def read(self, text: str) -> Outline:
         tokens = self._parser.parse(text, self._environment)
-        for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        for token, following in zip_longest(tokens, tokens[1:]):
             self._token(token, following)
         self._close_html_heading()
         return self.outline
@@ -142,6 +145,8 @@ class _Reader:
 
     def _inline(self, content: str) -> tuple[str, bool]:
         """The text of a paragraph, and whether it is nothing but links into the document."""
+        if _PLAIN.fullmatch(content) and "  \n" not in content:
+            return content.replace("\n", " ").strip(), not content.strip()
         text: list[str] = []
         target, only_links = "", True
         for token in self._inline_tokens(content):
@@ -165,6 +170,9 @@ class _Reader:
     def _inline_tokens(self, content: str) -> Iterator[Token]:
         for part in _parts(content):
             tokens: list[Token] = []
+            if part.count("[") > _BRACKETS:
+                yield Token("text", "", 0, content=part)
+                continue
             self._parser.inline.parse(part, self._parser, self._environment, tokens)
             yield from tokens
 
@@ -205,8 +213,10 @@ class _Reader:
 
 def _parts(content: str) -> Iterator[str]:
     """A paragraph in parts that the inline parser takes, cut at white space where there is any."""
-    while len(content) > _INLINE_CHARACTERS:
-        cut = max(content.rfind(space, 0, _INLINE_CHARACTERS) for space in " \n") + 1
-        yield content[: cut or _INLINE_CHARACTERS]
-        content = content[cut or _INLINE_CHARACTERS :]
-    yield content
+    start = 0
+    while start < len(content):
+        end = start + _INLINE_CHARACTERS
+        if end < len(content):
+            end = max(content.rfind(space, start, end) for space in " \n") + 1 or end
+        yield content[start:end]
+        start = end

@@ -124,8 +124,9 @@ class PassageReader:
     def _located(self, skipped: SkippedLines) -> Iterator[tuple[str, Passage]]:
         try:
             records = self._records(skipped)
-            has_good = False
-            for number, record in enumerate(records, 1):
+            has_good, number = False, 0
+            for record in records:
+                number += not isinstance(record.fields, Document)
                 try:
                     passages = self._passages(record, number)
                 except BadRecord as problem:
