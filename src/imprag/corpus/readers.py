@@ -80,6 +80,18 @@ class SkippedLines:
         if len(self.first) < _LISTED_LINES:
             self.first.append(problem)
 
+    def summary(self) -> list[str]:
+        """Lines that tell a user what was left out."""
+        lines = []
+        if self.count:
+            lines.append("\n  ".join([f"skipped {self.count} bad lines:", *self.first]))
+        if self.empty:
+            lines.append(f"left out {self.empty} documents without text")
+        if self.unread:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.unread.items())
+            lines.append(f"did not read {kinds}")
+        return lines
+
     def join(self, other: "SkippedLines") -> None:
         """Add what was left out of another part of the corpus."""
         self.count += other.count

@@ -33,7 +33,7 @@ _DEEPEST = 8  # directives inside directives; what lies deeper is kept as it is
 _INLINE = (
     (re.compile(r"\|[A-Za-z][^|`\n]{0,60}\|_{0,2}"), ""),  # substitutions, mostly badges
     (re.compile(r"(?<!`)``([^`\n]{1,300})``"), r"\1"),
-    (re.compile(r":[\w:+.-]{1,60}:`([^`<]{1,300})(?:<[^`>]{0,300}>)?`"), r"\1"),
+    (re.compile(r":[\w:+.-]{1,60}:`([^`<]{1,300}?)\s{0,3}(?:<[^`>]{0,300}>)?`"), r"\1"),
     (re.compile(r"`([^`<]{1,300}?)\s{0,3}<[^`>]{1,500}>`_{0,2}"), r"\1"),
     (re.compile(r"`([^`]{1,300})`_{0,2}"), r"\1"),
     (re.compile(r"(?<![\w*])\*\*([^*\n]{1,300})\*\*(?![\w*])"), r"\1"),

@@ -140,7 +140,9 @@ def _quoted(lines: _Lines, header: list[str]) -> Iterator[_Row]:
     is bad, and the lines behind it are read for themselves.
     """
     for first in lines:
-        if not first.strip("\r\n"):
+        if '"' not in first:
+            if first.strip("\r\n"):
+                yield _Row(lines.number, _cells(first))
             continue
         number, read = lines.number, [first]
 

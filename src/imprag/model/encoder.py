@@ -12,7 +12,7 @@ from imprag.corpus.passage import Passage
 from imprag.model.base import weights_fingerprint
 from imprag.model.inputs import batches_by_length, pad
 from imprag.model.layer_groups import LayerGroups
-from imprag.model.text import passage_tokens
+from imprag.model.text import cut_tokens, passage_tokens
 
 
 class PassageEncoder:
@@ -47,6 +47,15 @@ class PassageEncoder:
         depth = self.groups.config.b + 1
         weights = weights_fingerprint(self.groups.lm, depth, last_queries=False)
         return hashlib.sha256((weights + settings).encode()).hexdigest()[:32]
+
+    @property
+    def max_passage_tokens(self) -> int:
+        """What is longer is cut."""
+        return self.groups.config.max_passage_tokens
+
+    def cut_tokens(self, passages: Sequence[Passage]) -> list[int]:
+        """How many tokens at the end of each passage are neither embedded nor read."""
+        return cut_tokens(self.tokenizer, self.groups.config, passages)
 
     @torch.inference_mode()
     def __call__(self, passages: Sequence[Passage]) -> np.ndarray:
