@@ -86,10 +86,10 @@ class SkippedLines:
         if self.count:
             lines.append("\n  ".join([f"skipped {self.count} bad lines:", *self.first]))
         if self.empty:
-            lines.append(f"left out {self.empty} documents without text")
+            lines.append(f"documents without text, left out: {self.empty}")
         if self.unread:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.unread.items())
-            lines.append(f"did not read {kinds}")
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in self.unread.items())
+            lines.append(f"not read: {kinds}")
         return lines
 
     def join(self, other: "SkippedLines") -> None:

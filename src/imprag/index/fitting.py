@@ -55,9 +55,9 @@ class CutText:
 
     def __str__(self) -> str:
         return (
-            f"{self.passages:,} passages are longer than {self.max_passage_tokens} tokens: "
-            f"{self.tokens:,} tokens at their ends are neither searched nor read; split them into "
-            "shorter passages to keep them"
+            f"passages longer than {self.max_passage_tokens} tokens: {self.passages:,}; the "
+            f"{self.tokens:,} tokens at their ends are neither searched nor read (split such "
+            "passages to keep them)"
         )
 
 
