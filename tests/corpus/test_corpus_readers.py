@@ -447,6 +447,28 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             Corpus.build(read_passages(path, skip_bad_lines=True), tmp_path / "corpus")
 
 
+def test_every_damaged_table_is_refused_in_one_line(tmp_path: Path) -> None:
+    table = pa.table({"text": ["word"] * 3})
+    with (
+        pa.OSFile(str(tmp_path / "c.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as w,
+    ):
+        w.write_table(table)
+    pq.write_table(table, tmp_path / "c.parquet")
+    for name in ("c.arrow", "c.parquet"):
+        whole = (tmp_path / name).read_bytes()
+        for position in range(4, len(whole), 7):
+            (tmp_path / name).write_bytes(
+                whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :]
+            )
+            try:
+                passages = list(read_passages(tmp_path / name, skip_bad_lines=True))
+            except ImpRAGError as error:
+                assert name in str(error) and "\n" not in str(error)  # noqa: PT017, PT018
+            else:
+                assert len(passages) <= 3
+
+
 def test_a_dataset_without_the_library_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,12 @@ def test_a_long_name_fits_into_the_cache(tmp_path: Path, cache: Path) -> None:
     assert load_corpus(path)[0].text == "hi there"
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "no/such", "a\0b"])
+def test_names_of_nothing_are_refused(cache: Path, name: str) -> None:
+    with pytest.raises(ImpRAGError):
+        load_corpus(name)
+
+
 def test_ids_that_are_made_differ_from_given_ones(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     rows = [{"id": "2", "text": "a"}, {"text": "b"}, {"id": "m.jsonl#2", "text": "c"}]

@@ -1,6 +1,7 @@
 """Finding a corpus by name or path: the built-in corpora, corpus folders, readable files."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -59,7 +60,7 @@ def load_corpus(
     if name_or_path in _BUILT_IN:
         return _built_in(str(name_or_path))
     path = Path(name_or_path)
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):
         return Corpus.open(path)
     passages = _reader(path, skip_bad_lines)
     folder = _cache_folder(path.name, f"{_state(path)} {skip_bad_lines}")
@@ -69,7 +70,7 @@ def load_corpus(
 
 
 def _reader(path: Path, skip_bad_lines: bool) -> PassageReader:
-    if not path.exists():
+    if not os.path.exists(path):  # False, too, where a name is too long
         raise ImpRAGError(
             f"no corpus {str(path)!r}: it is neither a path nor one of the built-in "
             f"corpora {', '.join(_BUILT_IN)}"
@@ -92,7 +93,7 @@ def _built_in(name: str) -> Corpus:
 
 def _joined(names: Sequence[str], skip_bad_lines: bool) -> Corpus:
     """Several corpora in one. Made ids get the name of their file or folder as a prefix."""
-    whole = {name for name in names if name in _BUILT_IN or (Path(name) / MANIFEST).is_file()}
+    whole = {name for name in names if name in _BUILT_IN or os.path.isfile(Path(name) / MANIFEST)}
     read = {name: Path(name) for name in names if name not in whole}
     prefixes = dict(zip(read, distinct_names(read.values()), strict=True))
     if twice := next((name for name in names if names.count(name) > 1), None):

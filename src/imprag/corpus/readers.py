@@ -134,26 +134,23 @@ class PassageReader:
         return next(itertools.islice(self._located(SkippedLines()), row, None))[0]
 
     def _located(self, skipped: SkippedLines) -> Iterator[tuple[str, Passage]]:
-        try:
-            records = self._records(skipped)
-            has_good, number = False, 0
-            for record in records:
-                number += not isinstance(record.fields, Document)
-                try:
-                    passages = self._passages(record, number)
-                except BadRecord as problem:
-                    if not self._skip_bad_lines:
-                        has_good = has_good or self._any_good(records)
-                        advice = " (--skip-bad-lines leaves such lines out)" if has_good else ""
-                        raise ImpRAGError(f"{record.place}: {problem}{advice}") from problem
-                    skipped.add(f"{record.place}: {problem}")
-                    continue
-                has_good = True
-                skipped.empty += not passages and isinstance(record.fields, Document)
-                for passage in passages:
-                    yield record.place, passage
-        except READ_ERRORS as error:
-            raise ImpRAGError(f"cannot read {self.path}: {error}") from error
+        records = self._records(skipped)
+        has_good, number = False, 0
+        for record in records:
+            number += not isinstance(record.fields, Document)
+            try:
+                passages = self._passages(record, number)
+            except BadRecord as problem:
+                if not self._skip_bad_lines:
+                    has_good = has_good or self._any_good(records)
+                    advice = " (--skip-bad-lines leaves such lines out)" if has_good else ""
+                    raise ImpRAGError(f"{record.place}: {problem}{advice}") from problem
+                skipped.add(f"{record.place}: {problem}")
+                continue
+            has_good = True
+            skipped.empty += not passages and isinstance(record.fields, Document)
+            for passage in passages:
+                yield record.place, passage
 
     def _records(self, skipped: SkippedLines) -> Iterator[Record]:
         if self.path.is_dir() and self._format != "datasets":
@@ -195,8 +192,8 @@ class PassageReader:
                         return True
                 except BadRecord:
                     continue
-        except (ImpRAGError, *READ_ERRORS):
-            pass
+        except ImpRAGError:
+            pass  # what can be read next does not matter any more
         return False
 
 
@@ -339,12 +336,19 @@ def _folder_format(folder: Path) -> str | None:
 
 
 def _file_records(file: Path, folder: Path, format: str | None) -> Iterator[Record]:
+    """The records of a file or dataset.
+
+    Raises:
+        ImpRAGError: it cannot be opened, or is damaged.
+    """
     name = format or _file_format(file)
-    if name == "datasets":
-        return dataset_records(file)
-    if name == "text":
-        return iter([documents.document_record(file, folder)])
-    return _FILE_FORMATS[name](file)
+    try:
+        if name == "text":
+            yield documents.document_record(file, folder)
+        else:
+            yield from (dataset_records if name == "datasets" else _FILE_FORMATS[name])(file)
+    except READ_ERRORS as error:
+        raise ImpRAGError(f"cannot read {file}: {' '.join(str(error).split())}") from error
 
 
 def _document_passages(document: Document, prefix: str, max_words: int | None) -> Iterator[Passage]:

@@ -34,8 +34,8 @@ def arrow_records(path: Path) -> Iterator[Record]:
                 source.seek(0)
                 batches = file = pa.ipc.open_stream(source)
             columns = _columns(file.schema)
-            yield from _rows(path, (batch.select(columns) for batch in batches))
-    except pa.ArrowException as error:
+            yield from _rows(path, (_validated(batch.select(columns)) for batch in batches))
+    except (pa.ArrowException, SystemError) as error:
         raise ImpRAGError(f"{path} is no whole Arrow file: {_line(error)}") from error
 
 
@@ -68,6 +68,12 @@ def _columns(schema: pa.Schema) -> list[str]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ImpRAGError(f"two columns are called {twice[0]!r}; give every column its own name")
     return names
+
+
+def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch whose offsets lie within its data; reading others may crash."""
+    batch.validate(full=True)
+    return batch
 
 
 def _rows(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Record]:
