@@ -252,6 +252,7 @@ BAD_JSON_LINES = [
     (b'{"text": "a\xff"}', '"text" is not valid UTF-8'),
     (b'{"text": "a\\ud800"}', '"text" is not valid UTF-8'),
     (b'{"wikipedia_title": "T", "text": "a"}', "no KILT page"),
+    (b'{"wikipedia_title": "T", "wikipedia_id": "\xff", "text": ["a"]}', '"id" is not valid'),
     (b'{"wikipedia_title": "T", "wikipedia_id": "1", "text": [3]}', '"text" is 3'),
 ]
 

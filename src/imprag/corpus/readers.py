@@ -472,7 +472,7 @@ def _kilt_page(fields: Mapping[str, Any], max_words: int) -> Iterator[Passage]:
     passage comes from, so that KILT's provenance can be matched.
     """
     title = _string("wikipedia_title", fields["wikipedia_title"])
-    page = _first(fields, "wikipedia_id", "_id")
+    page = _id(_first(fields, "wikipedia_id", "_id"))
     paragraphs = fields.get("text")
     if page is None or not isinstance(paragraphs, list):
         raise BadRecord('no KILT page; expected "wikipedia_id" and a list of paragraphs in "text"')
@@ -492,7 +492,7 @@ def _kilt_page(fields: Mapping[str, Any], max_words: int) -> Iterator[Passage]:
             title=title,
             text=page_text[start:end].replace("\n\n", "\n"),
             meta={
-                "wikipedia_id": str(page),
+                "wikipedia_id": page,
                 "start_paragraph_id": numbers[bisect_right(starts, start) - 1],
                 "end_paragraph_id": numbers[bisect_right(starts, end - 1) - 1],
             },
