@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +121,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def content_digest(path: Path) -> str:
+def content_digest(path: Path, files: Iterable[Path] | None = None) -> str:
     """Hexadecimal SHA-256 of a file's bytes, or of all files in a folder with their names.
 
     Only regular files count: dead links, FIFOs and devices are never opened. A file that cannot be
     read counts as such; whoever needs it reports the error.
+
+    Args:
+        path: a file or a folder.
+        files: those of the folder that count, instead of all.
     """
     if not path.is_dir():
         return _file_digest(path)
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
+    for file in sorted(path.rglob("*") if files is None else files):
         if file.is_file():
-            name = os.fsencode(file.relative_to(path))
+            name = os.fsencode(os.path.relpath(file, path))
             digest.update(b"%d %s %s\n" % (len(name), name, _file_digest(file).encode()))
     return digest.hexdigest()
 

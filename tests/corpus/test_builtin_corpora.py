@@ -390,7 +390,7 @@ def test_several_corpora_are_joined(tmp_path: Path, cache: Path) -> None:
     assert corpus.manifest["source"] == "; ".join(map(str, files))
     assert load_corpus(files).path == corpus.path
     assert load_corpus(files[:1]).path == load_corpus(files[0]).path
-    with pytest.raises(ImpRAGError, match="one-1"):
+    with pytest.raises(ImpRAGError, match="one.tsv is given twice"):
         load_corpus([files[0], files[0]])
 
 

@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import time
 
 import pytest
 from hypothesis import example, given
@@ -18,9 +19,51 @@ texts = st.lists(st.tuples(words, gaps)).map(lambda pairs: "".join(w + g for w, 
 
 @given(texts, st.integers(1, 8))
 def test_pieces_hold_all_words_in_order_and_at_most_the_limit(document: str, limit: int) -> None:
-    pieces = split_text(document, limit)
+    pieces = split_text(document, limit, whole_words=True)
     assert [word for piece in pieces for word in piece.split()] == document.split()
     assert all(1 <= len(piece.split()) <= limit for piece in pieces)
+
+
+@given(st.text() | texts, st.integers(1, 8))
+def test_pieces_hold_all_characters_in_order(document: str, limit: int) -> None:
+    pieces = split_text(document, limit)
+    assert "".join("".join(pieces).split()) == "".join(document.split())
+    assert all(piece.strip() and len(piece.split()) <= limit for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "sentence", ["巴黎是法国的首都，也是最大的城市。", "パリはフランスの首都です。"]
+)
+def test_scripts_without_spaces_are_split_at_sentences(sentence: str) -> None:
+    pieces = split_text(sentence * 150)
+    assert "".join(pieces) == sentence * 150
+    assert all(piece.endswith("。") and len(piece) <= 100 for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("document", "longest"),
+    [
+        ("data:image/png;base64," + "iVBORw0KGgo" * 900, 420),
+        ("ปารีสเป็นเมืองหลวงของประเทศฝรั่งเศส" * 40, 100),
+        ("😀" * 900, 120),
+        ("http://example.org/a/very/long/path?x=1 " * 90, 500),
+    ],
+)
+def test_text_without_spaces_is_split_into_bounded_pieces(document: str, longest: int) -> None:
+    pieces = split_text(document)
+    assert "".join("".join(pieces).split()) == "".join(document.split())
+    assert max(map(len, pieces)) <= longest
+
+
+@pytest.mark.parametrize("text_of", ["a{}b", "。{}。", "a\n{}b"], ids=repr)
+@pytest.mark.parametrize(
+    "filler", [" ", "\n", ".", '"', "。", "a", "\t\n", '."', "\u0300"], ids=repr
+)
+def test_splitting_takes_linear_time(text_of: str, filler: str) -> None:
+    document = text_of.format(filler * (1_000_000 // len(filler)))
+    start = time.process_time()
+    split_text(document)
+    assert time.process_time() - start < 10
 
 
 @given(texts, st.integers(1, 8))

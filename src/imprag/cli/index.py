@@ -34,8 +34,8 @@ def index(
 
     Args:
         corpora: A built-in corpus (`factbook`, `wiki10k`, `default`), a corpus folder, a file
-            (JSONL, TSV, Parquet, KILT) or a folder of text files or a Hugging Face dataset. Several
-            are joined.
+            (JSONL, TSV, Parquet, Arrow, KILT, text, Markdown, reStructuredText), a folder of such
+            files or a Hugging Face dataset. Several are joined.
         out: The index folder to make; holds the passages, too.
         model: The model that will search it: `default`, a folder, a GGUF file or a Hugging Face id.
         kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast.
@@ -48,19 +48,22 @@ def index(
         device: `cpu`, `cuda`, `cuda:1` ...
     """
     from imprag.corpus import load_corpus
+    from imprag.corpus.readers import SkippedLines
+    from imprag.index.fitting import fit_documents
     from imprag.index.folder import IndexFolder
     from imprag.rag import ImpRAG
 
     if not corpora:
         raise ImpRAGError("say which corpus: default, a file or a folder")
     passages = load_corpus(corpora, skip_bad_lines=skip_bad_lines)
-    skipped = passages.manifest["skipped"]
-    if skipped["count"]:
-        print(
-            f"skipped {skipped['count']} bad lines:", *skipped["first"], sep="\n  ", file=sys.stderr
-        )
+    for line in SkippedLines(**passages.manifest["skipped"]).summary():
+        print(line, file=sys.stderr)
     rag = ImpRAG.from_pretrained(model, dtype=dtype, device=device)
     if compile:
         rag.groups.compile_bottom()
+    passages, cut = fit_documents(passages, rag.encoder)
     folder = IndexFolder.build(passages, rag.encoder, out, kind=kind, overwrite=overwrite)
+    cut.write(out)
+    if cut.passages:
+        print(cut, file=sys.stderr)
     print(f"{out}: {len(folder.corpus):,} passages, {kind} index", file=sys.stderr)

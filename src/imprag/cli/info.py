@@ -69,6 +69,7 @@ def _installation() -> dict[str, Any]:
 def _folder(path: Path, verify: bool) -> dict[str, Any]:
     from imprag.corpus import Corpus
     from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
+    from imprag.index.fitting import read_cut
     from imprag.index.folder import INDEX, IndexFolder
     from imprag.memory.manifest import MANIFEST as MEMORY_MANIFEST
     from imprag.memory.manifest import MemoryManifest
@@ -82,6 +83,8 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
             folder.corpus.verify()
             folder.index.verify()
         facts = {"kind": "index", "index": dataclasses.asdict(folder.index.manifest)}
+        if cut := read_cut(path):
+            facts["cut"] = cut
         return common | facts | {"corpus": folder.corpus.manifest}
     if (path / MEMORY_MANIFEST).is_file():
         memory = MemoryManifest.read(path)

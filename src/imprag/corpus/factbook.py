@@ -193,5 +193,5 @@ def _pieces(facts: Iterable[Fact], max_words: int) -> Iterator[Fact]:
     """The facts, with those too long for a passage cut in several that repeat the label."""
     for fact in facts:
         label_words = _words([fact._replace(text="")])
-        for text in split_text(fact.text, max_words - label_words):
+        for text in split_text(fact.text, max_words - label_words, whole_words=True):
             yield fact._replace(text=text)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,14 +10,12 @@ from typing import Any, NamedTuple
 
 from imprag.corpus import factbook, wiki10k
 from imprag.corpus.passage import Passage
-from imprag.corpus.readers import read_passages
+from imprag.corpus.readers import REVISION as READING_REVISION
+from imprag.corpus.readers import JoinedReader, PassageReader, read_passages, source_files
 from imprag.corpus.store import FORMAT_VERSION, MANIFEST, Corpus
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path, cache_dir, content_digest, expand_home, short_name
 from imprag.locking import make_once
-
-READING_REVISION = 1
-"""To be raised when readers make other passages of the same file, so that no cache is stale."""
 
 
 class _Part(NamedTuple):
@@ -47,37 +46,51 @@ def load_corpus(
     Args:
         name_or_path: ``factbook``, ``wiki10k`` or ``default`` (both); a corpus folder; or a file
             or folder that :func:`read_passages` can read, which is read again when its content
-            differs. Several are joined, in their order.
+            differs. Several are joined, in their order; ids that ImpRAG makes then begin with the
+            name of their file or folder.
         skip_bad_lines: leave lines out that cannot be read; ``manifest["skipped"]`` lists them.
 
     Raises:
         ImpRAGError: there is no such corpus, its package is missing, or it cannot be read.
     """
     if not isinstance(name_or_path, str | Path):
-        parts = [load_corpus(part, skip_bad_lines=skip_bad_lines) for part in name_or_path]
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        if len(name_or_path) == 1:
+            return load_corpus(name_or_path[0], skip_bad_lines=skip_bad_lines)
+        return _joined([str(part) for part in name_or_path], skip_bad_lines)
     if name_or_path in _BUILT_IN:
         return _built_in(str(name_or_path))
     path = expand_home(name_or_path)
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):
         return Corpus.open(path)
-    if not path.exists():
-        raise ImpRAGError(
-            f"no corpus {str(name_or_path)!r}: it is neither a path nor one of the built-in "
-            f"corpora {', '.join(_BUILT_IN)}"
-        )
-    content = content_digest(path)
+    passages = _reader(path, skip_bad_lines)
+    content = _content(path)
     source = str(path.resolve())
     folder = _cache_folder(path.name, [source, content, skip_bad_lines, READING_REVISION])
 
     def make() -> None:
         with atomic_path(folder) as temporary:
-            passages = read_passages(path, skip_bad_lines=skip_bad_lines)
             Corpus.build(passages, temporary, source=source)
-            if content_digest(path) != content:
-                raise ImpRAGError(f"{path} was changed while it was read; give the command again")
+            _check_unchanged(path, content)
 
     return Corpus.open(make_once(folder, make))
+
+
+def _content(path: Path) -> str:
+    return content_digest(path, source_files(path))
+
+
+def _check_unchanged(path: Path, content: str) -> None:
+    if _content(path) != content:
+        raise ImpRAGError(f"{path} was changed while it was read; give the command again")
+
+
+def _reader(path: Path, skip_bad_lines: bool) -> PassageReader:
+    if not os.path.exists(path):  # False, too, where a name is too long
+        raise ImpRAGError(
+            f"no corpus {str(path)!r}: it is neither a path nor one of the built-in "
+            f"corpora {', '.join(_BUILT_IN)}"
+        )
+    return read_passages(path, skip_bad_lines=skip_bad_lines)
 
 
 def _built_in(name: str) -> Corpus:
@@ -95,20 +108,70 @@ def _built_in(name: str) -> Corpus:
     return Corpus.open(make_once(folder, make))
 
 
-def _joined(parts: Sequence[Corpus]) -> Corpus:
-    sources = [part.manifest["source"] or str(part.path) for part in parts]
-    credits = [part.manifest["credit"] for part in parts]
-    folder = _cache_folder("joined", [[part.fingerprint for part in parts], sources, credits])
+def _joined(names: Sequence[str], skip_bad_lines: bool) -> Corpus:
+    """Several corpora in one. Made ids get the name of their file or folder as a prefix."""
+    whole = {
+        name for name in names if name in _BUILT_IN or os.path.isfile(expand_home(name) / MANIFEST)
+    }
+    read = {name: expand_home(name) for name in names if name not in whole}
+    prefixes = dict(zip(read, distinct_names(read.values()), strict=True))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ImpRAGError(f"the corpus {twice} is given twice")
+    parts: list[Corpus | PassageReader] = [
+        load_corpus(name)
+        if name in whole
+        else _reader(read[name], skip_bad_lines).with_prefix(f"{prefixes[name]}/")
+        for name in names
+    ]
+    contents = {name: _content(path) for name, path in read.items()}
+    states = [
+        part.fingerprint if isinstance(part, Corpus) else [contents[name], prefixes[name]]
+        for name, part in zip(names, parts, strict=True)
+    ]
+    built = [part for part in parts if isinstance(part, Corpus)]
+    credits = [corpus.manifest["credit"] for corpus in built]
+    sources = [
+        (part.manifest["source"] or str(part.path))
+        if isinstance(part, Corpus)
+        else str(part.path.resolve())
+        for part in parts
+    ]
+    decides = [states, sources, credits, skip_bad_lines, READING_REVISION]
+    folder = _cache_folder("joined", decides)
 
     def make() -> None:
-        Corpus.build(
-            chain.from_iterable(parts),
-            folder,
-            source="; ".join(sources),
-            credit="; ".join(dict.fromkeys(credit for credit in credits if credit)),
-        )
+        with atomic_path(folder) as temporary:
+            Corpus.build(
+                JoinedReader(parts),
+                temporary,
+                source="; ".join(sources),
+                credit="; ".join(dict.fromkeys(credit for credit in credits if credit)),
+            )
+            for name, path in read.items():
+                _check_unchanged(path, contents[name])
 
     return Corpus.open(make_once(folder, make))
+
+
+def distinct_names(paths: Iterable[Path]) -> list[str]:
+    """The shortest ends of paths, of equally many parts each, by which no two are the same.
+
+    >>> distinct_names([Path("a/README.md"), Path("b/README.md")])
+    ['a/README.md', 'b/README.md']
+
+    Raises:
+        ImpRAGError: two paths lead to the same file or folder.
+    """
+    resolved = [path.resolve() for path in paths]
+    if twice := next((path for path in resolved if resolved.count(path) > 1), None):
+        raise ImpRAGError(f"the corpus {twice} is given twice")
+    for length in range(1, max((len(path.parts) for path in resolved), default=0) + 1):
+        names = [Path(*path.parts[-length:]).as_posix() for path in resolved]
+        if len(set(names)) == len(names):
+            break
+    else:
+        names = []
+    return names
 
 
 def _cache_folder(name: str, decides: Sequence[Any]) -> Path:

@@ -1,51 +1,78 @@
 """Reading passages from the formats that corpora come in, as a stream."""
 
+import datetime
+import decimal
 import itertools
 import json
-import zlib
+import math
+import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imprag.corpus import formats
-from imprag.corpus.formats import BadRecord, Record
+from imprag.corpus import documents
+from imprag.corpus.decoding import READ_ERRORS, name_without_compression
+from imprag.corpus.folders import FolderFiles, folder_files, is_special
+from imprag.corpus.json_records import json_records
 from imprag.corpus.passage import Passage
+from imprag.corpus.records import BadRecord, Document, Record
+from imprag.corpus.tables import arrow_records, dataset_records, parquet_records
 from imprag.corpus.text import split_spans
+from imprag.corpus.tsv import tsv_records
 from imprag.errors import ImpRAGError
+
+#: To be raised when the same files give other passages; cached corpora are then read again.
+REVISION = 2
 
 _DOCUMENT_WORDS = 100
 _LISTED_LINES = 100
+_LOOKED_AHEAD = 1000
 _OWN_FIELDS = {"id", "_id", "title", "text", "contents", "meta"}
+_VISIBLE = re.compile(
+    r"[^\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]"
+)
 
-
-_FORMATS: dict[str, Callable[[Path], Iterator[Record]]] = {
-    "jsonl": formats.jsonl_records,
-    "kilt": formats.jsonl_records,  # its records are pages, told by their "wikipedia_title"
-    "tsv": formats.tsv_records,
-    "parquet": formats.parquet_records,
-    "datasets": formats.dataset_records,
-    "text": formats.text_records,
+_FILE_FORMATS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    "jsonl": json_records,
+    "kilt": json_records,  # its records are pages, told by their "wikipedia_title"
+    "tsv": tsv_records,
+    "parquet": parquet_records,
+    "arrow": arrow_records,
 }
+_FORMATS = (*_FILE_FORMATS, "datasets", "text")
 _SUFFIXES = {
     ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
     ".json": "jsonl",
     ".tsv": "tsv",
-    ".tsv.gz": "tsv",
     ".parquet": "parquet",
-    ".txt": "text",
-    ".md": "text",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    **dict.fromkeys(documents.SUFFIXES, "text"),
 }
+_COMPRESSED_FORMATS = ("jsonl", "tsv", "text")
+#: In folders they are not read: they are the files of datasets and of built corpora.
+_ONLY_BY_NAME = ("arrow",)
 
 
 @dataclass
 class SkippedLines:
-    """Lines that were left out: how many, and what was wrong with the first hundred."""
+    """What was left out.
+
+    Attributes:
+        count: of lines (or rows, or files) that cannot be read.
+        first: what was wrong with the first hundred of them.
+        empty: documents without text.
+        unread: other files in a folder, by their kind.
+    """
 
     count: int = 0
     first: list[str] = field(default_factory=list)
+    empty: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
 
     def add(self, problem: str) -> None:
         """Count a line; ``problem`` names its place."""
@@ -53,27 +80,50 @@ class SkippedLines:
         if len(self.first) < _LISTED_LINES:
             self.first.append(problem)
 
+    def summary(self) -> list[str]:
+        """Lines that tell a user what was left out."""
+        lines = []
+        if self.count:
+            lines.append("\n  ".join([f"skipped {self.count} bad lines:", *self.first]))
+        if self.empty:
+            lines.append(f"documents without text, left out: {self.empty}")
+        if self.unread:
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in self.unread.items())
+            lines.append(f"not read: {kinds}")
+        return lines
+
+    def join(self, other: "SkippedLines") -> None:
+        """Add what was left out of another part of the corpus."""
+        self.count += other.count
+        self.first = (self.first + other.first)[:_LISTED_LINES]
+        self.empty += other.empty
+        self.unread = dict(Counter(self.unread) + Counter(other.unread))
+
 
 class PassageReader:
     """The passages of a file or folder, read anew at every iteration.
 
     Attributes:
         path: the file or folder.
-        skipped: the lines that the latest iteration left out.
+        skipped: what the latest iteration left out.
     """
 
     def __init__(
-        self,
-        path: Path,
-        records: Callable[[Path], Iterator[Record]],
-        max_words: int | None,
-        skip_bad_lines: bool,
+        self, path: Path, format: str | None, max_words: int | None, skip_bad_lines: bool
     ) -> None:
         self.path = path
         self.skipped = SkippedLines()
-        self._records = records
+        self._format = format
         self._max_words = max_words
         self._skip_bad_lines = skip_bad_lines
+        self._prefix = ""
+        self._number_prefix: str | None = None
+
+    def with_prefix(self, prefix: str) -> "PassageReader":
+        """The same passages, with a prefix for the ids that ImpRAG makes."""
+        reader = PassageReader(self.path, self._format, self._max_words, self._skip_bad_lines)
+        reader._prefix = prefix
+        return reader
 
     def __iter__(self) -> Iterator[Passage]:
         self.skipped = SkippedLines()
@@ -84,21 +134,93 @@ class PassageReader:
         return next(itertools.islice(self._located(SkippedLines()), row, None))[0]
 
     def _located(self, skipped: SkippedLines) -> Iterator[tuple[str, Passage]]:
+        records = self._records(skipped)
+        has_good, number = False, 0
+        for record in records:
+            number += not isinstance(record.fields, Document)
+            try:
+                passages = self._passages(record, number)
+            except BadRecord as problem:
+                if not self._skip_bad_lines:
+                    has_good = has_good or self._any_good(records)
+                    advice = " (--skip-bad-lines leaves such lines out)" if has_good else ""
+                    raise ImpRAGError(f"{record.place}: {problem}{advice}") from problem
+                skipped.add(f"{record.place}: {problem}")
+                continue
+            has_good = True
+            skipped.empty += not passages and isinstance(record.fields, Document)
+            for passage in passages:
+                yield record.place, passage
+
+    def _records(self, skipped: SkippedLines) -> Iterator[Record]:
+        if self.path.is_dir() and self._format != "datasets":
+            found = corpus_files(self.path, self._format)
+            skipped.unread = dict(sorted(found.unread.items()))
+            for file in found.files:
+                yield from _file_records(file, self.path, self._format)
+        else:
+            yield from _file_records(self.path, self.path.parent, self._format)
+
+    def _passages(self, record: Record, number: int) -> list[Passage]:
+        if isinstance(record.fields, Document):
+            return list(_document_passages(record.fields, self._prefix, self._max_words))
+        make_id = partial(self._made_id, number)
+        return list(_record_passages(record.fields, make_id, self._max_words))
+
+    def _made_id(self, number: int) -> str:
+        """The id of a record that has none: its number, unlike any id that another record has."""
+        if self._number_prefix is None:
+            self._number_prefix = self._unused_prefix()
+        return f"{self._prefix}{self._number_prefix}{number}"
+
+    def _unused_prefix(self) -> str:
+        """Empty where no record has an id, else the file's name and what no id begins with."""
+        prefix = ""
+        for record in self._records(SkippedLines()):
+            if given := _given_id(record.fields):
+                prefix = prefix or f"{self.path.name}#"
+                while given.startswith(prefix):
+                    prefix += "#"
+        return prefix
+
+    def _any_good(self, records: Iterator[Record]) -> bool:
+        """Whether one of the next records is good, so that it helps to skip bad ones."""
         try:
-            for number, (place, fields) in enumerate(self._records(self.path), 1):
+            for record in itertools.islice(records, _LOOKED_AHEAD):
                 try:
-                    passages = list(_passages(fields, number, self._max_words))
-                except BadRecord as problem:
-                    if not self._skip_bad_lines:
-                        raise ImpRAGError(
-                            f"{place}: {problem} (--skip-bad-lines leaves such lines out)"
-                        ) from problem
-                    skipped.add(f"{place}: {problem}")
+                    if self._passages(record, 1):
+                        return True
+                except BadRecord:
                     continue
-                for passage in passages:
-                    yield place, passage
-        except (OSError, EOFError, zlib.error) as error:
-            raise ImpRAGError(f"cannot read {self.path}: {error}") from error
+        except ImpRAGError:
+            pass  # what can be read next does not matter any more
+        return False
+
+
+class JoinedReader(PassageReader):
+    """The passages of several corpora, one after the other.
+
+    Args:
+        parts: readers, or corpora that were built before.
+    """
+
+    def __init__(self, parts: Sequence[PassageReader | Iterable[Passage]]) -> None:
+        self.skipped = SkippedLines()
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[Passage]:
+        self.skipped = SkippedLines()
+        for part in self._parts:
+            yield from part
+            if isinstance(part, PassageReader):
+                self.skipped.join(part.skipped)
+
+    def _located(self, skipped: SkippedLines) -> Iterator[tuple[str, Passage]]:
+        for part in self._parts:
+            if isinstance(part, PassageReader):
+                yield from part._located(skipped)
+            else:
+                yield from ((f"{part!r}", passage) for passage in part)
 
 
 def read_passages(
@@ -110,9 +232,9 @@ def read_passages(
     """Read the passages of a file or folder as a stream.
 
     Args:
-        path: a file, or a folder of Parquet files, of text files, or of a dataset on disk.
-        format: ``jsonl``, ``kilt``, ``tsv``, ``parquet``, ``datasets`` or ``text``; by default it
-            is told from the name.
+        path: a file; a folder, of which all files in known formats are read; or a dataset on disk.
+        format: ``jsonl``, ``kilt``, ``tsv``, ``parquet``, ``arrow``, ``datasets`` or ``text``; by
+            default it is told from the names of the files.
         skip_bad_lines: leave out lines that cannot be read, and list them in ``skipped``.
         max_words: split texts into passages of at most so many words. By default documents
             (``text``, ``kilt``) are split at 100 words, and passages stay as they are.
@@ -126,40 +248,130 @@ def read_passages(
     path = Path(path)
     if not path.exists():
         raise ImpRAGError(f"{path} does not exist")
-    name = format or _detect(path)
-    if name not in _FORMATS:
-        raise ImpRAGError(f"unknown corpus format {name!r}; choose one of {', '.join(_FORMATS)}")
-    if name == "text" and max_words is None:
-        max_words = _DOCUMENT_WORDS
-    return PassageReader(path, _FORMATS[name], max_words, skip_bad_lines)
+    if is_special(path):
+        raise ImpRAGError(
+            f"{path} is neither a file nor a folder; a corpus is read more than once, so save it "
+            "as a file"
+        )
+    if format is not None and format not in _FORMATS:
+        raise ImpRAGError(f"unknown corpus format {format!r}; choose one of {', '.join(_FORMATS)}")
+    if max_words is not None and max_words < 1:
+        raise ImpRAGError(f"max_words is {max_words}; a passage needs at least one word")
+    if format is None:
+        format = _folder_format(path) if path.is_dir() else _file_format(path)
+    return PassageReader(path, format, max_words, skip_bad_lines)
 
 
-def _detect(path: Path) -> str:
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file():
-            splits = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-            raise ImpRAGError(f"{path} holds several datasets; choose one: {', '.join(splits)}")
-        if (path / "dataset_info.json").is_file():
-            return "datasets"
-        return "parquet" if any(path.rglob("*.parquet")) else "text"
-    for suffix, name in _SUFFIXES.items():
-        if path.name.lower().endswith(suffix):
-            return name
-    raise ImpRAGError(
-        f"cannot tell the format of {path}; known are {', '.join(_SUFFIXES)}, and folders of "
-        "Parquet files, of text files and of datasets"
+def corpus_files(folder: Path, format: str | None = None) -> FolderFiles:
+    """The files of a folder that are read, in one format or in all that are known.
+
+    Raises:
+        ImpRAGError: there are none, or a folder cannot be listed.
+    """
+
+    def is_read(file: Path) -> bool:
+        name = _format_of(file)
+        if format in ("jsonl", "kilt"):
+            return name == "jsonl"
+        if format is not None or name is None:
+            return name == format and name is not None
+        if file.name.lower().endswith(".json"):
+            return _holds_passages(file)
+        return name not in _ONLY_BY_NAME
+
+    try:
+        found = folder_files(folder, is_read)
+    except OSError as error:
+        raise ImpRAGError(f"cannot read {folder}: {error}") from error
+    if not found.files:
+        known = [suffix for suffix in _SUFFIXES if _SUFFIXES[suffix] not in _ONLY_BY_NAME]
+        raise ImpRAGError(f"{folder} holds no file in a known format ({', '.join(known)})")
+    return found
+
+
+def source_files(path: Path) -> list[Path]:
+    """All files that the passages of a file, folder or dataset come from."""
+    if not path.is_dir():
+        return [path]
+    if _folder_format(path) == "datasets":
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return corpus_files(path).files
+
+
+def _holds_passages(file: Path) -> bool:
+    """Whether a ``.json`` file, which may hold anything, begins with a passage."""
+    try:
+        first = next(json_records(file), None)
+    except (ImpRAGError, *READ_ERRORS):
+        return False
+    names = {"text", "contents", "wikipedia_title"}
+    return (
+        first is not None and isinstance(first.fields, dict) and bool(names & first.fields.keys())
     )
 
 
-def _passages(
-    fields: Mapping[str, Any] | BadRecord, number: int, max_words: int | None
+def _format_of(file: Path) -> str | None:
+    """The format of a file, told from its name, if it is known."""
+    plain_name = name_without_compression(file)
+    name = next((_SUFFIXES[end] for end in _SUFFIXES if plain_name.endswith(end)), None)
+    is_compressed = len(plain_name) < len(file.name)
+    return name if name in _COMPRESSED_FORMATS or not is_compressed else None
+
+
+def _file_format(file: Path) -> str:
+    if name := _format_of(file):
+        return name
+    raise ImpRAGError(
+        f"cannot tell the format of {file}; known are {', '.join(_SUFFIXES)}, some of them "
+        "compressed (.gz, .bz2, .xz), folders of such files, and datasets"
+    )
+
+
+def _folder_format(folder: Path) -> str | None:
+    """``datasets`` for a dataset; None for a folder of files in any format."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(part.name for part in folder.iterdir() if part.is_dir())
+        raise ImpRAGError(f"{folder} holds several datasets; choose one: {', '.join(splits)}")
+    return "datasets" if (folder / "dataset_info.json").is_file() else None
+
+
+def _file_records(file: Path, folder: Path, format: str | None) -> Iterator[Record]:
+    """The records of a file or dataset.
+
+    Raises:
+        ImpRAGError: it cannot be opened, or is damaged.
+    """
+    name = format or _file_format(file)
+    try:
+        if name == "text":
+            yield documents.document_record(file, folder)
+        else:
+            yield from (dataset_records if name == "datasets" else _FILE_FORMATS[name])(file)
+    except READ_ERRORS as error:
+        raise ImpRAGError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+
+
+def _document_passages(document: Document, prefix: str, max_words: int | None) -> Iterator[Passage]:
+    """The passages of a document; their metadata names it as their ``file``."""
+    name = prefix + document.name
+    number = 0
+    for title, text in document.sections():
+        for start, end in split_spans(text, max_words or _DOCUMENT_WORDS):
+            if not _VISIBLE.search(text, start, end):
+                continue
+            number += 1
+            yield Passage(f"{name}/{number}", title, text[start:end], {"file": name})
+
+
+def _record_passages(
+    fields: Mapping[str, Any] | BadRecord, make_id: Callable[[], str], max_words: int | None
 ) -> Iterator[Passage]:
     if isinstance(fields, BadRecord):
         raise fields
     if "wikipedia_title" in fields:
         yield from _kilt_page(fields, _DOCUMENT_WORDS if max_words is None else max_words)
         return
-    passage = _passage(fields, number)
+    passage = _passage(fields, make_id)
     if max_words is None:
         yield passage
         return
@@ -167,55 +379,89 @@ def _passages(
         yield replace(passage, id=f"{passage.id}/{part}", text=passage.text[start:end])
 
 
-def _passage(fields: Mapping[str, Any], number: int) -> Passage:
+def _passage(fields: Mapping[str, Any], make_id: Callable[[], str]) -> Passage:
     """The passage in a record: ``_id`` and ``contents`` stand for ``id`` and ``text`` too.
 
-    A record without an id gets its number. Other fields that are no lists become metadata.
+    Other fields that are no lists become metadata.
     """
     meta = fields.get("meta")
     others = {
         name: value
         for name, value in fields.items()
-        if name not in _OWN_FIELDS and isinstance(value, str | int | float)
+        if name not in _OWN_FIELDS and isinstance(value, str | int | float) and value == value
     }
+    given_id = _id(_first(fields, "id", "_id"))
     return Passage(
-        id=_id(_first(fields, "id", "_id"), number),
-        title=_string("title", fields.get("title") or ""),
+        id=make_id() if given_id is None else given_id,
+        title=_title(fields.get("title")),
         text=_text(_first(fields, "text", "contents")),
         meta={**(meta if isinstance(meta, Mapping) else {}), **others},
     )
 
 
 def _first(fields: Mapping[str, Any], *names: str) -> Any:
-    return next((fields[name] for name in names if fields.get(name) is not None), None)
+    return next((fields[name] for name in names if not _is_missing(fields.get(name))), None)
 
 
-def _id(value: Any, number: int) -> str:
+def _is_missing(value: Any) -> bool:
+    """Whether a value is none: pandas writes NaN where there is no value."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _id(value: Any) -> str | None:
+    """The id in a record: a string or a whole number, which pandas may have made a float."""
     if value is None:
-        return str(number)
-    # JSON and Parquet often hold whole numbers as ids; True is an int in Python, but no id.
-    identifier = str(value) if type(value) is int else _string("id", value)
+        return None
+    # True is an int in Python, but no id.
+    is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    identifier = str(int(value)) if is_whole else _string("id", value)
     if not identifier:
         raise BadRecord('"id" is empty')
     return identifier
 
 
+def _given_id(fields: Mapping[str, Any] | Document | BadRecord) -> str:
+    """The id of a good record; empty if it has none."""
+    if isinstance(fields, Document):
+        return ""
+    try:
+        passages = _record_passages(fields, lambda: "", None)
+        return next((passage.id for passage in passages), "")
+    except BadRecord:
+        return ""
+
+
+def _title(value: Any) -> str:
+    """A title, which may be a number: 1984 is a book."""
+    if _is_missing(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, int | float | decimal.Decimal | datetime.date):
+        return str(value)
+    return _string("title", value)
+
+
 def _text(value: Any) -> str:
-    if value is None:
+    if _is_missing(value):
         raise BadRecord('no "text"; expected {"text": "…"}, with "id" and "title" if there are any')
     text = _string("text", value)
-    if not text.strip():
+    if not _VISIBLE.search(text):
         raise BadRecord('"text" is empty')
     return text
 
 
 def _string(name: str, value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
         raise BadRecord(f'"{name}" is {json.dumps(value, default=str)[:40]}; expected a string')
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise BadRecord(f'"{name}" is not valid UTF-8 at character {error.start}') from error
+    if "\0" in value:
+        raise BadRecord(f'"{name}" holds NUL characters; is it UTF-16?')
     return value
 
 
@@ -226,7 +472,7 @@ def _kilt_page(fields: Mapping[str, Any], max_words: int) -> Iterator[Passage]:
     passage comes from, so that KILT's provenance can be matched.
     """
     title = _string("wikipedia_title", fields["wikipedia_title"])
-    page = _first(fields, "wikipedia_id", "_id")
+    page = _id(_first(fields, "wikipedia_id", "_id"))
     paragraphs = fields.get("text")
     if page is None or not isinstance(paragraphs, list):
         raise BadRecord('no KILT page; expected "wikipedia_id" and a list of paragraphs in "text"')
@@ -239,13 +485,14 @@ def _kilt_page(fields: Mapping[str, Any], max_words: int) -> Iterator[Passage]:
             texts.append(text)
     page_text = "\n\n".join(texts)
     starts = list(itertools.accumulate((len(text) + 2 for text in texts), initial=0))
-    for part, (start, end) in enumerate(split_spans(page_text, max_words), 1):
+    spans = split_spans(page_text, max_words, whole_words=True)
+    for part, (start, end) in enumerate(spans, 1):
         yield Passage(
             id=f"{page}/{part}",
             title=title,
             text=page_text[start:end].replace("\n\n", "\n"),
             meta={
-                "wikipedia_id": str(page),
+                "wikipedia_id": page,
                 "start_paragraph_id": numbers[bisect_right(starts, start) - 1],
                 "end_paragraph_id": numbers[bisect_right(starts, end - 1) - 1],
             },

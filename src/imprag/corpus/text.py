@@ -3,14 +3,30 @@
 import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import islice
+from typing import NamedTuple
 
 from imprag.errors import ImpRAGError
 
+# Scripts that put no spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Chinese, Japanese.
+_SPACELESS = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3001-\u312f\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\ua4cf\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff"
+)
+# Vowel signs, tone marks and closing punctuation, which stay with the character before them.
+_ATTACHED = (
+    "\u0300-\u036f\u0e30-\u0e3a\u0e45-\u0e4e\u0eb0-\u0ebc\u0ec8-\u0ece\u0f0b\u0f0d\u0f71-\u0f84"
+    "\u102b-\u103e\u1056-\u1059\u17b4-\u17d3\u3001\u3002\u3009\u300b\u300d\u300f\u3011\u3099\u309a\u30fc"
+    "\uff01\uff09\uff0c\uff0e\uff1a\uff1b\uff1f\"'”’»)"
+)
 _WORD = re.compile(r"\S+")
+_LONG_WORD = 24  # characters; a longer one is an address, data or a compound of many tokens
+_UNIT = re.compile(
+    rf"(?P<spaceless>[{_SPACELESS}][{_ATTACHED}]{{0,8}})|[^\s{_SPACELESS}]{{1,{_LONG_WORD}}}"
+)
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile(r"""(?<!\b[A-Z])[.!?…。！？]["'”’»)\]]*$""")  # "W." is an initial
-_CLAUSE_END = re.compile(r"""[;:,]["'”’»)\]]*$""")
+_CLOSING = r"""["'”’»)\]」』】》〉）]*$"""
+_SENTENCE_END = re.compile(r"(?<!\b[A-Z])[.!?…。．！？།။។]" + _CLOSING)  # "W." is an initial
+_CLAUSE_END = re.compile(r"[;:,，、；：]" + _CLOSING)
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 
 
@@ -19,40 +35,93 @@ def tidy(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text.translate(_INVISIBLE)).split())
 
 
-def split_text(text: str, max_words: int = 100) -> list[str]:
+class _Unit(NamedTuple):
+    """A stretch of text that a piece holds whole: a word, or a part of a run without spaces."""
+
+    start: int
+    end: int
+    words: int
+
+
+def split_text(text: str, max_words: int = 100, *, whole_words: bool = False) -> list[str]:
     """Split text into pieces of at most ``max_words`` words that lose no word.
 
-    Words are what stands between white space. A piece ends with the last sentence or paragraph
+    A word stands between white space. In scripts without spaces every character counts as a word,
+    and so do four characters of a run longer than 24, such as an address or Base64 data: pieces of
+    any text have a bounded number of tokens. A piece ends with the last sentence or paragraph
     that fits. A sentence longer than a piece is cut after a comma, semicolon or colon in the
     second half of the piece, or else after any word. White space inside a piece stays as it is.
+
+    Args:
+        text: any text.
+        max_words: of a piece.
+        whole_words: count whatever stands between white space as one word, and never cut it. The
+            passages of published corpora are fixed in this way.
 
     >>> split_text("One two three. Four five. Six, seven, eight, nine, ten.", max_words=4)
     ['One two three.', 'Four five.', 'Six, seven, eight, nine,', 'ten.']
     """
-    return [text[start:end] for start, end in split_spans(text, max_words)]
+    spans = split_spans(text, max_words, whole_words=whole_words)
+    return [text[start:end] for start, end in spans]
 
 
-def split_spans(text: str, max_words: int = 100) -> Iterator[tuple[int, int]]:
+def split_spans(
+    text: str, max_words: int = 100, *, whole_words: bool = False
+) -> Iterator[tuple[int, int]]:
     """Start and end in ``text`` of each piece that :func:`split_text` makes."""
     if max_words < 1:
         raise ImpRAGError(f"max_words is {max_words}; a piece needs at least one word")
-    words = _WORD.finditer(text)
-    window = list(islice(words, max_words + 1))
-    while window:
-        stop = _best_break(text, window) if len(window) > max_words else len(window)
-        yield window[0].start(), window[stop - 1].end()
-        window = window[stop:] + list(islice(words, stop))
+    units = _words(text) if whole_words else _units(text)
+    window: list[_Unit] = []
+    words = 0
+    while True:
+        while words <= max_words and (unit := next(units, None)):
+            window.append(unit)
+            words += unit.words
+        if not window:
+            return
+        stop = _best_break(text, window) if words > max_words and window[1:] else len(window)
+        yield window[0].start, window[stop - 1].end
+        words -= sum(unit.words for unit in window[:stop])
+        window = window[stop:]
 
 
-def _best_break(text: str, window: list[re.Match[str]]) -> int:
-    """How many of the words in ``window``, all but the last at most, make the best piece."""
+def _words(text: str) -> Iterator[_Unit]:
+    return (_Unit(*match.span(), 1) for match in _WORD.finditer(text))
+
+
+def _units(text: str) -> Iterator[_Unit]:
+    is_long = False  # whether the run that a unit belongs to is longer than a word
+    for match in _UNIT.finditer(text):
+        start, end = match.span()
+        if match["spaceless"]:
+            is_long = False
+            yield _Unit(start, end, end - start if start + 1 < end else 1)
+            continue
+        begins_run = start == 0 or text[start - 1].isspace()
+        goes_on = end - start == _LONG_WORD and end < len(text) and not text[end].isspace()
+        is_long = goes_on or (is_long and not begins_run)
+        length = end - start
+        is_ascii = text[start:end].isascii()
+        yield _Unit(start, end, (-(-length // 4) if is_ascii else length) if is_long else 1)
+
+
+def _best_break(text: str, window: list[_Unit]) -> int:
+    """How many of the units in ``window``, all but the last at most, make the best piece."""
     longest = len(window) - 1
     for stop in range(longest, 0, -1):
-        word, following = window[stop - 1], window[stop]
-        ends_sentence = _SENTENCE_END.search(word[0]) and not following[0][0].islower()
-        if ends_sentence or _PARAGRAPH_END.search(text, word.end(), following.start()):
+        unit, following = window[stop - 1], window[stop]
+        ends_sentence = (
+            _SENTENCE_END.search(text, unit.start, unit.end)
+            and not text[following.start].islower()
+            and (unit.end < following.start or not text[unit.start : unit.end].isascii())
+        )
+        if ends_sentence or _PARAGRAPH_END.search(text, unit.end, following.start):
             return stop
     for stop in range(longest, longest // 2, -1):
-        if _CLAUSE_END.search(window[stop - 1][0]):
+        if _CLAUSE_END.search(text, window[stop - 1].start, window[stop - 1].end):
+            return stop
+    for stop in range(longest, longest // 2, -1):
+        if window[stop - 1].end < window[stop].start:
             return stop
     return longest

@@ -10,7 +10,7 @@ from imprag.corpus.passage import Passage
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.inputs import batches_by_length, pad
 from imprag.model.layer_groups import LayerGroups
-from imprag.model.text import passage_tokens
+from imprag.model.text import cut_tokens, passage_tokens
 
 
 class PassageEncoder:
@@ -49,6 +49,15 @@ class PassageEncoder:
             last_queries=False,
             settings=config.embedding_settings(),
         )
+
+    @property
+    def max_passage_tokens(self) -> int:
+        """What is longer is cut."""
+        return self.groups.config.max_passage_tokens
+
+    def cut_tokens(self, passages: Sequence[Passage]) -> list[int]:
+        """How many tokens at the end of each passage are neither embedded nor read."""
+        return cut_tokens(self.tokenizer, self.groups.config, passages)
 
     @torch.inference_mode()
     def __call__(self, passages: Sequence[Passage]) -> np.ndarray:

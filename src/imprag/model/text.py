@@ -17,20 +17,50 @@ def passage_tokens(
 ) -> list[list[int]]:
     """Token ids of passages in the configured template, at most ``max_passage_tokens`` each.
 
-    What is too long loses the end of its text; what the template puts behind the text stays.
+    What is too long loses the end of its text; what the template puts behind the text stays. A
+    title has at most half of the tokens.
     """
+    return [row for row, _ in _cut_rows(tokenizer, config, passages)]
+
+
+def cut_tokens(tokenizer: Any, config: ImpRAGConfig, passages: Sequence[Passage]) -> list[int]:
+    """How many tokens of each passage :func:`passage_tokens` leaves out."""
+    return [cut for _, cut in _cut_rows(tokenizer, config, passages)]
+
+
+def _cut_rows(
+    tokenizer: Any, config: ImpRAGConfig, passages: Sequence[Passage]
+) -> list[tuple[list[int], int]]:
+    """Token ids of passages, and how many more there would be without the limit."""
     if not passages:
         return []
+    limit = config.max_passage_tokens
     before, after = config.passage_template.split("{text}")
-    heads = [before.replace("{title}", p.title) + p.text for p in passages]
-    tails = [after.replace("{title}", p.title) for p in passages]
+    titles = [_short_title(tokenizer, p.title, limit // 2) for p in passages]
+    pairs = list(zip(passages, titles, strict=True))
+    heads = [before.replace("{title}", title) + p.text for p, (title, _) in pairs]
+    tails = [after.replace("{title}", title) for title, _ in titles]
     end = [tokenizer.eos_token_id] if config.pooling_point == "eos" else []
     rows = []
-    for head, tail in zip(_encode(tokenizer, heads), _encode(tokenizer, tails), strict=True):
-        tail = (tail + end)[-(config.max_passage_tokens // 2) :]
-        room = config.max_passage_tokens - len(tail)
-        rows.append((_start(tokenizer) + head)[:room] + tail)
+    encoded = zip(_encode(tokenizer, heads), _encode(tokenizer, tails), titles, strict=True)
+    for head, tail, (_, cut_title) in encoded:
+        tail = (tail + end)[-(limit // 2) :]
+        room = limit - len(tail)
+        head = _start(tokenizer) + head
+        rows.append((head[:room] + tail, max(0, len(head) - room) + cut_title))
     return rows
+
+
+def _short_title(tokenizer: Any, title: str, room: int) -> tuple[str, int]:
+    """The beginning of a title that fits into ``room`` tokens, and how many tokens are cut."""
+    if len(title.encode(errors="replace")) <= room:
+        return title, 0
+    length = len(_encode(tokenizer, [title])[0])
+    kept, tokens = title, length
+    while tokens > room:
+        kept = kept[: min(len(kept) - 1, len(kept) * room // tokens)]
+        tokens = len(_encode(tokenizer, [kept])[0])
+    return kept, length - tokens
 
 
 def prompt_tokens(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[list[int]]:

@@ -1,0 +1,81 @@
+"""Which files of a folder belong to a corpus."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+
+
+@dataclass
+class FolderFiles:
+    """The files of a folder and of those below, in the order of their names.
+
+    Attributes:
+        files: those that are read.
+        unread: how many are not, by their reason. Hidden files and those that operating systems
+            leave behind are not counted.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is neither file nor folder: a FIFO, socket or device, which may block."""
+    mode = path.stat().st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def folder_files(folder: Path, is_read: Callable[[Path], bool]) -> FolderFiles:
+    """The files below a folder that are read. Links to folders are followed, each folder once.
+
+    Args:
+        folder: the folder.
+        is_read: tells by the name, and perhaps the beginning, whether a file is read.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    found = FolderFiles()
+    for file in sorted(_all_files(folder, set())):
+        try:
+            special = is_special(file)
+        except OSError:
+            found.unread["dead links"] += 1
+            continue
+        if special:
+            found.unread["FIFOs, sockets or devices"] += 1
+        elif is_read(file):
+            found.files.append(file)
+        else:
+            found.unread[f"{file.suffix.lower()} files" if file.suffix else "other files"] += 1
+    return found
+
+
+def _all_files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        status = current.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(current) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FILES:
+                    continue
+                if _is_folder(entry):
+                    pending.append(current / entry.name)
+                else:
+                    yield current / entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

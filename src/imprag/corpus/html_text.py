@@ -1,0 +1,53 @@
+"""The text of HTML: without tags, comments, scripts and styles."""
+
+import html
+import re
+from collections.abc import Iterator
+
+_TAG_NAME = re.compile(r"/?[a-zA-Z][a-zA-Z0-9]*")
+_BREAKS = {"br", "p", "div", "li", "tr", "table", "ul", "ol", "dd", "dt", "pre", "summary", "hr"}
+_UNSEEN = ("script", "style")
+
+
+def html_pieces(source: str) -> Iterator[str | tuple[str, bool]]:
+    """The text of HTML, and its tags as pairs of lower-case name and whether the tag opens.
+
+    Reads every character once: what opens a comment, tag or script that is never closed is text.
+    """
+    position, text_from = 0, 0
+    never = set()  # endings that do not come any more
+    while (position := source.find("<", position)) >= 0:
+        if source.startswith("<!--", position):
+            ending, name = "-->", None
+        else:
+            found = _TAG_NAME.match(source, position + 1)
+            if not found and source[position + 1 : position + 2] not in ("!", "?"):
+                position += 1
+                continue
+            ending, name = ">", found[0].lower() if found else None
+        end = -1 if ending in never else source.find(ending, position)
+        if end < 0:
+            never.add(ending)
+            position += 1
+            continue
+        yield html.unescape(source[text_from:position])
+        position = text_from = end + len(ending)
+        if name in _UNSEEN and name not in never:
+            closed = re.compile(f"</{name}", re.IGNORECASE).search(source, position)
+            if closed:
+                position = text_from = closed.start()
+            else:
+                never.add(name)
+        elif name is not None:
+            yield name.removeprefix("/"), not name.startswith("/")
+    yield html.unescape(source[text_from:])
+
+
+def breaks_line(tag: str) -> bool:
+    """Whether a tag begins or ends a line of text."""
+    return tag in _BREAKS or heading_level(tag) > 0
+
+
+def heading_level(tag: str) -> int:
+    """1 for ``h1`` to 6 for ``h6``, 0 for other tags."""
+    return int(tag[1]) if len(tag) == 2 and tag[0] == "h" and tag[1] in "123456" else 0

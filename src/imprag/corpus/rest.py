@@ -1,0 +1,161 @@
+"""reStructuredText as text, by plain rules.
+
+docutils would parse everything, but it executes ``include`` and ``raw`` directives, reports on
+unknown roles and directives of Sphinx instead of passing over them, and is slow. What search needs
+is headings, text and code; the rules below go through the lines once.
+"""
+
+import re
+from collections.abc import Sequence
+
+from imprag.corpus.outline import Outline
+
+_ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1{2,}\s*$")
+_BORDER = re.compile(r"[-=+|:\s]{3,}$")
+_DIRECTIVE = re.compile(r"\.\. (?:\|[^|\n]{1,200}\| )?([A-Za-z][\w:.+-]{0,60})::(.*)")
+_FOOTNOTE = re.compile(r"\.\. \[([^\]\n]{1,80})\] ?(.*)")
+_OPTION = re.compile(r":[\w -]{1,60}:(?:\s|$)")
+_ANONYMOUS_TARGET = re.compile(r"__ \S")
+#: Directives whose content no reader sees as text, or that point elsewhere.
+_WITHOUT_TEXT = {
+    *("contents", "image", "include", "raw", "toctree", "sectnum", "index", "meta", "role"),
+    *("default-role", "highlight", "literalinclude", "currentmodule", "automodule", "autoclass"),
+    *("autofunction", "autosummary", "target-notes", "unicode", "replace", "date", "class"),
+}
+#: Directives whose argument is the beginning of their text or a title.
+_WITH_ARGUMENT = {
+    *("note", "warning", "tip", "hint", "important", "caution", "danger", "error", "attention"),
+    *("admonition", "topic", "sidebar", "rubric", "epigraph", "versionadded", "versionchanged"),
+    *("deprecated", "seealso", "math", "function", "class", "method", "option", "glossary"),
+}
+_CODE = {"code", "code-block", "sourcecode", "parsed-literal", "literal", "doctest", "testcode"}
+_DEEPEST = 8  # directives inside directives; what lies deeper is kept as it is
+_INLINE = (
+    (re.compile(r"\|[A-Za-z][^|`\n]{0,60}\|_{0,2}"), ""),  # substitutions, mostly badges
+    (re.compile(r"(?<!`)``([^`\n]{1,300})``"), r"\1"),
+    (re.compile(r":[\w:+.-]{1,60}:`([^`<]{1,300}?)\s{0,3}(?:<[^`>]{0,300}>)?`"), r"\1"),
+    (re.compile(r"`([^`<]{1,300}?)\s{0,3}<[^`>]{1,500}>`_{0,2}"), r"\1"),
+    (re.compile(r"`([^`]{1,300})`_{0,2}"), r"\1"),
+    (re.compile(r"(?<![\w*])\*\*([^*\n]{1,300})\*\*(?![\w*])"), r"\1"),
+    (re.compile(r"(?<![\w*])\*([^*\s][^*\n]{0,300})\*(?![\w*])"), r"\1"),
+    (re.compile(r"\b([A-Za-z0-9]{1,60})_(?=[\s.,;:)!?]|$)"), r"\1"),
+)
+
+
+def parse_rest(text: str) -> Outline:
+    """Title and sections of a reStructuredText document.
+
+    Text and code stay. Left out are targets of links, images, substitutions, comments, tables of
+    contents and other directives without text.
+    """
+    lines = [line.expandtabs().rstrip() for line in text.split("\n")]
+    outline = _parse(lines, 0)
+    # As docutils does: a heading is the title only if no other one has its style.
+    return outline if outline.highest < 2 else _parse(lines, 0, has_title=False)
+
+
+def _parse(lines: Sequence[str], depth: int, has_title: bool = True) -> Outline:
+    outline = Outline(has_title=has_title)
+    styles: list[tuple[str, bool]] = []
+    number = 0
+    is_literal = False  # whether the last paragraph ended with ``::``
+    while number < len(lines):
+        if not lines[number]:
+            number += 1
+            continue
+        if is_literal and lines[number][0].isspace():
+            end = _end_of_indented(lines, number)
+            outline.block("\n".join(_unindented(lines[number:end])))
+            number, is_literal = end, False
+            continue
+        if heading := _heading(lines, number):
+            words, style, length = heading
+            if style not in styles:
+                styles.append(style)
+            outline.heading(styles.index(style) + 1, _inline(words))
+            number += length
+            continue
+        end = _end_of_block(lines, number)
+        _add_block(outline, lines[number:end], depth)
+        is_literal = lines[end - 1].endswith("::") and not lines[number].startswith("..")
+        number = end
+    return outline
+
+
+def _heading(lines: Sequence[str], number: int) -> tuple[str, tuple[str, bool], int] | None:
+    """The words of the heading in a line, its style, and its number of lines."""
+    first, *others = [*lines[number : number + 3], "", ""][:3]
+    if _ADORNMENT.match(first):
+        words, below = others
+        if words.strip() and below == first and len(words.strip()) <= len(first) + 2:
+            return words.strip(), (first[0], True), 3
+        return None
+    below = others[0]
+    if not first or first[0].isspace() or not _ADORNMENT.match(below):
+        return None
+    return (first, (below[0], False), 2) if len(first) <= len(below) + 2 else None
+
+
+def _end_of_block(lines: Sequence[str], number: int) -> int:
+    """Where the paragraph, or the explicit block with its indented body, ends."""
+    end = number + 1
+    if lines[number].startswith(".. ") or lines[number] == "..":
+        return _end_of_indented(lines, end)
+    while end < len(lines) and lines[end] and not lines[end].startswith(".. "):
+        if _heading(lines, end):
+            break
+        end += 1
+    return end
+
+
+def _end_of_indented(lines: Sequence[str], number: int) -> int:
+    last = number
+    for end in range(number, len(lines)):
+        if lines[end]:
+            if not lines[end][0].isspace():
+                break
+            last = end + 1
+    return last
+
+
+def _add_block(outline: Outline, lines: Sequence[str], depth: int) -> None:
+    if lines[0].startswith("..") and lines[0][2:3] in ("", " "):
+        _add_explicit(outline, lines, depth)
+    elif not _ANONYMOUS_TARGET.match(lines[0]):
+        kept = [line for line in lines if not _BORDER.match(line)]
+        text = "\n".join(kept)
+        text = text[:-1] if text.endswith("::") else text
+        outline.block(_inline(text.removesuffix("\n:")))
+
+
+def _add_explicit(outline: Outline, lines: Sequence[str], depth: int) -> None:
+    """Add what is text in a directive or footnote; comments and targets are none."""
+    body = _unindented(lines[1:])
+    if footnote := _FOOTNOTE.match(lines[0]):
+        outline.block(_inline("\n".join([footnote[2], *body])))
+        return
+    directive = _DIRECTIVE.match(lines[0])
+    if not directive or directive[1].lower() in _WITHOUT_TEXT or lines[0].startswith(".. |"):
+        return
+    name, argument = directive[1].lower(), directive[2].strip()
+    while body and (not body[0] or _OPTION.match(body[0])):
+        body = body[1:]
+    if name in _CODE or depth == _DEEPEST:
+        outline.block("\n".join(body))
+        return
+    if name in _WITH_ARGUMENT and argument:
+        outline.block(_inline(argument))
+    for section in _parse(body, depth + 1).sections:
+        for block in [*section.headings[-1:], *section.blocks]:
+            outline.block(block)
+
+
+def _unindented(lines: Sequence[str]) -> list[str]:
+    indents = [len(line) - len(line.lstrip()) for line in lines if line]
+    return [line[min(indents, default=0) :] for line in lines]
+
+
+def _inline(text: str) -> str:
+    for pattern, replacement in _INLINE:
+        text = pattern.sub(replacement, text)
+    return text

@@ -1,0 +1,144 @@
+"""Passages and the model's limit: documents are split until they fit, other cuts are counted."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from imprag.corpus import Corpus, Passage
+from imprag.corpus.readers import JoinedReader, SkippedLines
+from imprag.corpus.text import split_text
+from imprag.files import cache_dir, read_json, write_json
+from imprag.locking import make_once
+
+CUT = "cut.json"
+_BATCH = 1024
+_MOST_WORDS = 64  # of the parts of a passage that was too long
+
+
+class Cutter(Protocol):
+    """An encoder that cuts long passages, such as the model's."""
+
+    @property
+    def max_passage_tokens(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+    def cut_tokens(self, passages: Sequence[Passage]) -> list[int]: ...
+
+
+@dataclass
+class CutText:
+    """What a model does not see of a corpus.
+
+    Attributes:
+        max_passage_tokens: what is longer is cut.
+        passages: how many are.
+        tokens: how many are missing at their ends, together.
+    """
+
+    max_passage_tokens: int
+    passages: int = 0
+    tokens: int = 0
+
+    def count(self, cut: Sequence[int]) -> None:
+        """Add the cut tokens of some passages."""
+        self.passages += sum(tokens > 0 for tokens in cut)
+        self.tokens += sum(cut)
+
+    def write(self, folder: Path) -> None:
+        """Write it beside an index."""
+        write_json(folder / CUT, asdict(self))
+
+    def __str__(self) -> str:
+        return (
+            f"passages longer than {self.max_passage_tokens} tokens: {self.passages:,}; the "
+            f"{self.tokens:,} tokens at their ends are neither searched nor read (split such "
+            "passages to keep them)"
+        )
+
+
+def read_cut(folder: Path) -> dict[str, Any] | None:
+    """What is cut of the passages of an index, if it is known."""
+    return read_json(folder / CUT) if (folder / CUT).is_file() else None
+
+
+def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
+    """Split the passages of documents that are too long for a model, and count what it cuts.
+
+    Passages of documents (text, Markdown, reStructuredText) are parts already, so they may have
+    smaller ones; all others stay as they are.
+
+    Args:
+        corpus: stays as it is; another one is built in the cache folder if need be.
+        encoder: of the model.
+
+    Returns:
+        The corpus to index, and what is cut of it.
+    """
+    cut = CutText(encoder.max_passage_tokens)
+    may_fit = False
+    progress = tqdm(total=len(corpus), desc="lengths", unit=" passages", delay=2, disable=None)
+    with progress:
+        for passages in _batches(iter(corpus)):
+            tokens = encoder.cut_tokens(passages)
+            cut.count(tokens)
+            pairs = zip(passages, tokens, strict=True)
+            may_fit = may_fit or any(lost and _is_part(passage) for passage, lost in pairs)
+            progress.update(len(passages))
+    if not may_fit:
+        return corpus, cut
+    key = hashlib.sha256(f"{corpus.fingerprint} {encoder.fingerprint()}".encode()).hexdigest()
+    folder = cache_dir() / "corpora" / f"fitted-{key[:16]}"
+    fitted = _FittedPassages(corpus, encoder)
+
+    def make() -> None:
+        source, credit = (corpus.manifest[name] for name in ("source", "credit"))
+        Corpus.build(fitted, folder, source=source, credit=credit)
+
+    found = Corpus.open(make_once(folder, make))
+    cut = CutText(encoder.max_passage_tokens)
+    for passages in _batches(iter(found)):
+        cut.count(encoder.cut_tokens(passages))
+    return found, cut
+
+
+class _FittedPassages(JoinedReader):
+    """The passages of a corpus, those of documents split until the model cuts none of them."""
+
+    def __init__(self, corpus: Corpus, encoder: Cutter) -> None:
+        super().__init__([corpus])
+        self.skipped = SkippedLines(**corpus.manifest["skipped"])
+        self._corpus = corpus
+        self._encoder = encoder
+
+    def __iter__(self) -> Iterator[Passage]:
+        for passages in _batches(iter(self._corpus)):
+            tokens = self._encoder.cut_tokens(passages)
+            for passage, lost in zip(passages, tokens, strict=True):
+                yield from self._split(passage) if lost and _is_part(passage) else [passage]
+
+    def _split(self, passage: Passage) -> list[Passage]:
+        words = _MOST_WORDS
+        while True:
+            parts = [
+                replace(passage, id=f"{passage.id}.{number}", text=text)
+                for number, text in enumerate(split_text(passage.text, words), 1)
+            ]
+            if words == 1 or not any(self._encoder.cut_tokens(parts)):
+                return parts
+            words //= 2
+
+
+def _is_part(passage: Passage) -> bool:
+    """Whether a passage is part of a document, and its id was made by ImpRAG."""
+    return passage.id.rpartition("/")[0] == passage.meta.get("file")
+
+
+def _batches(passages: Iterator[Passage]) -> Iterator[list[Passage]]:
+    while batch := list(itertools.islice(passages, _BATCH)):
+        yield batch
