@@ -33,6 +33,7 @@ from imprag.model.pretrained import (
 )
 from imprag.model.states import Prefix
 from imprag.model.text import prompt_batch
+from imprag.text_checks import check_prompts
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ class ImpRAG:
             prompts: as they would be answered; none empty.
             k: passages for each; the configured number if not given.
         """
+        check_prompts(prompts)
         found: dict[int, list[RetrievedPassage]] = {}
         for batch in _packed(prompts):
             ids, mask = self._prompt_batch([prompts[n] for n in batch], room=0)
@@ -237,6 +239,7 @@ class ImpRAG:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
                 no index.
         """
+        check_prompts(prompts)
         if generate_arguments.get("num_return_sequences", 1) != 1:
             raise ImpRAGError("num_return_sequences: there is one answer for each prompt")
         if passages is not None and len(passages) != len(prompts):

@@ -1,12 +1,12 @@
 """``imprag adapt``."""
 
-import json as json_module
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from imprag.cli.console import print_json
 from imprag.errors import ImpRAGError
 
 Kind = Literal[
@@ -138,7 +138,7 @@ def adapt(
         save_pretrained(rag.groups, rag.tokenizer, out)
     kept.unlink()
     if json:
-        print(json_module.dumps({"model": str(out), "recall": [asdict(one) for one in recalls]}))
+        print_json({"model": str(out), "recall": [asdict(one) for one in recalls]})
         return
     print(
         markdown_table(
