@@ -155,7 +155,7 @@ def test_a_text_in_place_of_a_list_is_refused(rag: ImpRAG) -> None:
     for call in (rag.generate, rag.retrieve):
         with pytest.raises(ImpRAGError, match="must be a list of texts"):
             call(PROMPT)
-        with pytest.raises(ImpRAGError, match="prompt 2 is no text, but int"):
+        with pytest.raises(ImpRAGError, match="prompt 2 must be text, but is of type int"):
             call([PROMPT, 3])
     for call in (rag.ask, rag.stream):
         with pytest.raises(ImpRAGError, match="one prompt as a text"):

@@ -22,6 +22,7 @@ from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbedding
 from imprag.memory.manifest import states_fingerprint
 from imprag.memory.passage_memory import PassageMemory
 from imprag.memory.stores import DiskStore, Store
+from imprag.model.chat import ChatPrompt
 from imprag.model.config import ImpRAGConfig
 from imprag.model.encoder import PassageEncoder
 from imprag.model.fitted import fitted_index, fitted_to_default
@@ -36,6 +37,7 @@ from imprag.model.pretrained import (
 )
 from imprag.model.states import Prefix
 from imprag.model.text import prompt_batch
+from imprag.text_checks import check_prompts
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ class ImpRAG:
         self.memory = PassageMemory(self.groups, self.tokenizer, memory)
 
     def retrieve(
-        self, prompts: Sequence[str], k: int | None = None
+        self, prompts: Sequence[str], k: int | None = None, *, chat: bool = False
     ) -> list[list[RetrievedPassage]]:
         """The k best passages for every prompt, by its hidden state; layers 0..b only.
 
@@ -214,12 +216,13 @@ class ImpRAG:
             prompts: as they would be answered; none empty.
             k: passages for each; if not given, the configured number, or all passages of an index
                 that has fewer.
+            chat: put each prompt into the model's own chat template, as for :meth:`generate`.
 
         Raises:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
                 no index.
         """
-        prompts = check_prompts(prompts)
+        prompts = _asked(prompts, chat)
         k = self.passages_to_read(k)
         found: dict[int, list[RetrievedPassage]] = {}
         for batch in _packed(prompts):
@@ -252,6 +255,7 @@ class ImpRAG:
         passages: Sequence[Sequence[RetrievedPassage]] | None = None,
         max_new_tokens: int = 32,
         stop: Sequence[str] | str = ("\n",),
+        chat: bool = False,
         batch_size: int = 8,
         **generate_arguments: Any,
     ) -> list[Answer]:
@@ -266,6 +270,8 @@ class ImpRAG:
             max_new_tokens: length of the answers.
             stop: texts at which an answer ends; not part of it. White space before an answer does
                 not end it.
+            chat: put each prompt into the chat template of the model's tokenizer, for a model that
+                follows instructions.
             batch_size: prompts in one batch; prompts of like length share one.
             **generate_arguments: for Hugging Face ``generate`` (``do_sample``, ``num_beams`` ...);
                 greedy by default. Those that work with retrieval inside the prompt's pass are
@@ -278,7 +284,7 @@ class ImpRAG:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, there is no
                 index, or an argument does not work with retrieval.
         """
-        prompts = check_prompts(prompts)
+        prompts = _asked(prompts, chat)
         arguments, stop = _checked(generate_arguments, max_new_tokens), _stops(stop)
         max_new_tokens = arguments.pop("max_new_tokens")
         if passages is not None and len(passages) != len(prompts):
@@ -299,6 +305,7 @@ class ImpRAG:
         passages: Sequence[RetrievedPassage] | None = None,
         max_new_tokens: int = 32,
         stop: Sequence[str] | str = ("\n",),
+        chat: bool = False,
         **generate_arguments: Any,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; arguments as for :meth:`generate`.
@@ -311,7 +318,8 @@ class ImpRAG:
         arguments, stop = _checked(generate_arguments, max_new_tokens), _stops(stop)
         max_new_tokens = arguments.pop("max_new_tokens")
         given = None if passages is None else [passages]
-        return self._stream(_Run(self, [prompt], k, given, max_new_tokens), stop, arguments)
+        run = _Run(self, _asked([prompt], chat), k, given, max_new_tokens)
+        return self._stream(run, stop, arguments)
 
     def _stream(self, run: "_Run", stop: Sequence[str], arguments: dict[str, Any]) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -473,19 +481,10 @@ class _StopWhen:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
-def check_prompts(prompts: Sequence[str]) -> Sequence[str]:
-    """Prompts as a list.
-
-    Raises:
-        ImpRAGError: they are one text, or one of them is none.
-    """
-    if isinstance(prompts, str | bytes):
-        raise ImpRAGError("prompts must be a list of texts; put the one prompt into a list: [...]")
-    prompts = list(prompts)
-    for number, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str):
-            raise ImpRAGError(f"prompt {number} is no text, but {type(prompt).__name__}")
-    return prompts
+def _asked(prompts: Sequence[str], chat: bool) -> Sequence[str]:
+    """Prompts that can be answered, marked as messages for the chat template if need be."""
+    check_prompts(prompts)
+    return [ChatPrompt(prompt) for prompt in prompts] if chat else list(prompts)
 
 
 def _checked(arguments: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:

@@ -74,9 +74,47 @@ def test_prompts_from_standard_input(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["prompt"] for line in lines] == prompts
     assert all(("answer" in line) == (command == "ask") for line in lines)
-    monkeypatch.setattr("sys.stdin", io.StringIO("w1\n\nw2\n"))
-    assert ask(home, command, "-") == 2
-    assert "line 2 of standard input is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["ask", "search"])
+def test_prompts_before_a_wrong_one_are_answered(
+    home: Path,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfw1\r\n\r\ncaf\xe9\r\nw2\r\n"), "utf-8")
+    monkeypatch.setattr("sys.stdin", stream)
+    assert ask(home, command, "-", "--json") == 2
+    captured = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in captured.out.splitlines()] == ["w1"]
+    message = "prompt 2 is not valid Unicode at character 4 (line 3 of standard input)"
+    assert message in captured.err
+    assert ask(home, command, "caf\udce9") == 2
+    assert "the prompt is not valid Unicode at character 4" in capsys.readouterr().err
+
+
+def test_signs_that_a_console_lacks_are_replaced(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = []
+    for options in ((), ("--json",)):
+        out = io.TextIOWrapper(io.BytesIO(), "cp1252")
+        monkeypatch.setattr("sys.stdout", out)
+        assert ask(home, "search", "w1 → €", *options) == 0
+        out.flush()
+        printed.append(out.buffer.getvalue().decode("cp1252"))
+    text, line = printed
+    assert text.startswith("w1 ? €\n")
+    assert json.loads(line)["prompt"] == "w1 → €"
+
+
+def test_chat_without_a_chat_template_is_refused(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("ask", "search"):
+        assert ask(home, command, "w1", "--chat") == 2
+        assert "no chat template" in capsys.readouterr().err
 
 
 def test_typed_prompts_are_answered_one_by_one(
@@ -252,9 +290,6 @@ def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, cap
     assert "1 of 2 passages were not in the memory" in captured.err
     assert ask(home, "memory", "build", "--out", tmp_path / "x", "--top-passages", 1) == 2
     assert "belong together" in capsys.readouterr().err
-    prompts.write_text("w1\n\nw2\n")
-    assert ask(home, "memory", "build", *hot) == 2
-    assert "line 2 is empty" in capsys.readouterr().err
 
 
 def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path, capsys) -> None:

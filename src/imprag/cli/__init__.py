@@ -14,6 +14,7 @@ from imprag.cli.adapt import adapt
 from imprag.cli.ask import ask, search
 from imprag.cli.bench import bench
 from imprag.cli.compare import compare
+from imprag.cli.console import prepare_console
 from imprag.cli.evaluate import evaluate
 from imprag.cli.export import export
 from imprag.cli.home import expand_home
@@ -41,6 +42,7 @@ app.command(memory)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    prepare_console()
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (cyclopts.CycloptsError, ImpRAGError) as error:

@@ -1,12 +1,12 @@
 """``imprag adapt``."""
 
-import json as json_module
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from imprag.cli.console import print_json
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
@@ -152,8 +152,8 @@ def adapt(
     kept.unlink()
     notes = _notes(recalls, asked=bool(tasks))
     if json:
-        shown = {"model": str(out), "recall": [asdict(one) for one in recalls], "notes": notes}
-        print(json_module.dumps(shown))
+        recalled = [asdict(one) for one in recalls]
+        print_json({"model": str(out), "recall": recalled, "notes": notes})
         return
     print(
         markdown_table(

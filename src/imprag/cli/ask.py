@@ -3,16 +3,17 @@
 import contextlib
 import dataclasses
 import gc
-import itertools
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from imprag.cli.console import print_json
 from imprag.errors import ImpRAGError
+from imprag.prompts import prompts_of_standard_input
+from imprag.text_checks import check_prompts
 
 if TYPE_CHECKING:
     from imprag.index.folder import RetrievedPassage
@@ -95,6 +96,7 @@ def ask(
     *,
     source: Source | None = None,
     max_new_tokens: int = 32,
+    chat: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
     """Answer a prompt, and show the passages that were read.
@@ -109,10 +111,11 @@ def ask(
         prompt: The text to go on from, as in "Q: what is the capital of Chad? A:"; `-` reads one
             prompt per line from standard input, at a terminal until Ctrl-D.
         max_new_tokens: Length of the answer in tokens.
+        chat: Ask an instruct model through its own chat template.
         json: Print one JSON object per prompt and line.
     """
     source = source or Source()
-    prompts = _prompts(prompt)
+    prompts = _prompts(prompt, chat=chat)
     rag, teacher = source.load()
     for batch in prompts:
         passages = teacher.retrieve(batch, _k(source, rag, teacher)) if teacher else None
@@ -132,7 +135,14 @@ def ask(
         )
 
 
-def search(prompt: Prompt, /, *, source: Source | None = None, json: Json = False) -> None:
+def search(
+    prompt: Prompt,
+    /,
+    *,
+    source: Source | None = None,
+    chat: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
     """Show the passages that a prompt retrieves.
 
     For example:
@@ -143,12 +153,13 @@ def search(prompt: Prompt, /, *, source: Source | None = None, json: Json = Fals
     Args:
         prompt: The text whose last hidden state is the query; `-` reads one prompt per line from
             standard input.
+        chat: Put the prompt into the model's own chat template, as `imprag ask --chat` does.
         json: Print one JSON object per prompt and line.
     """
     import time
 
     source = source or Source()
-    prompts = _prompts(prompt)
+    prompts = _prompts(prompt, chat=chat)
     rag, teacher = source.load()
     for batch in prompts:
         start = time.perf_counter()
@@ -167,20 +178,37 @@ def _k(source: Source, rag: "ImpRAG", teacher: "Teacher | None") -> int:
     return rag.config.passages_to_read(source.k, len(corpus))
 
 
-def _prompts(prompt: str) -> Iterator[list[str]]:
+def _prompts(prompt: str, *, chat: bool = False) -> Iterator[list[str]]:
     """Batches of prompts: the one given, or the lines of standard input."""
     if prompt != "-":
-        if not prompt.strip():
-            raise ImpRAGError("the prompt is empty; ask something, such as 'Q: who ...? A:'")
-        yield [prompt]
-        return
-    lines = enumerate(sys.stdin, start=1)
-    size = 1 if sys.stdin.isatty() else BATCH  # who types a prompt waits for its answer
-    while batch := list(itertools.islice(lines, size)):
-        for number, line in batch:
-            if not line.strip():
-                raise ImpRAGError(f"line {number} of standard input is empty; give a prompt a line")
-        yield [line.strip() for _, line in batch]
+        check_prompts([prompt])
+        batches: Iterable[list[str]] = [[prompt]]
+    else:
+        # Who types a prompt waits for its answer.
+        batches = _batches(prompts_of_standard_input(), 1 if sys.stdin.isatty() else BATCH)
+    if not chat:
+        return iter(batches)
+    from imprag.model.chat import ChatPrompt
+
+    return ([ChatPrompt(one) for one in batch] for batch in batches)
+
+
+def _batches(prompts: Iterator[str], size: int) -> Iterator[list[str]]:
+    """Prompts in batches; those before a wrong one are given before its error is raised."""
+    batch: list[str] = []
+    failure = None
+    try:
+        for prompt in prompts:
+            batch.append(prompt)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except ImpRAGError as error:
+        failure = error
+    if batch:
+        yield batch
+    if failure:
+        raise failure
 
 
 def _print_json(
@@ -194,7 +222,7 @@ def _print_json(
         for p in passages
     ]
     value = {"prompt": prompt, **answer, "passages": found, "timings": timings}
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print_json(value)
 
 
 def _print_passages(prompt: str, passages: "list[RetrievedPassage]") -> None:

@@ -1,11 +1,12 @@
 """``imprag compare``."""
 
-import json as json_module
 import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from imprag.cli.console import print_json
 
 
 def compare(
@@ -43,7 +44,7 @@ def compare(
     names = LABELS if metrics == ["all"] else metrics or HEADLINE
     comparison = compare_runs(runs, list(names))
     if json:
-        print(json_module.dumps(comparison.to_json(), ensure_ascii=False))
+        print_json(comparison.to_json())
     else:
         print(comparison.to_markdown(), end="")
     if markdown is not None:

@@ -1,12 +1,12 @@
 """``imprag eval``."""
 
-import json as json_module
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from imprag.cli.console import print_json
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def evaluate(
         name=model,
     )
     if json:
-        print(json_module.dumps(results, ensure_ascii=False))
+        print_json(results)
     else:
         print(results_table(results["tasks"]), end="")
     print(f"report: {out / REPORT}", file=sys.stderr)

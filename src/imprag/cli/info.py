@@ -1,13 +1,13 @@
 """``imprag info``."""
 
 import dataclasses
-import json as json_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from imprag.cli.console import print_json
 from imprag.errors import ImpRAGError
 from imprag.files import cache_dir, read_json
 
@@ -51,7 +51,7 @@ def info(
     else:
         raise ImpRAGError(f"{path} is no folder; give an index, memory, corpus or model folder")
     if json:
-        print(json_module.dumps(facts, ensure_ascii=False))
+        print_json(facts)
     else:
         _print(facts)
 

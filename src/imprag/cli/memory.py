@@ -8,6 +8,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from imprag.errors import ImpRAGError
+from imprag.prompts import prompts_of_file
 
 if TYPE_CHECKING:
     from imprag.rag import ImpRAG
@@ -99,13 +100,7 @@ def _most_retrieved(rag: "ImpRAG", file: Path, count: int) -> list[int]:
 
     from tqdm import tqdm
 
-    try:
-        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImpRAGError(f"cannot read the prompts in {file}: {error}") from error
-    for number, prompt in enumerate(prompts, start=1):
-        if not prompt:
-            raise ImpRAGError(f"{file}, line {number} is empty; give a prompt a line")
+    prompts = prompts_of_file(file)
     if count < 1 or not prompts:
         raise ImpRAGError("--top-passages needs at least one passage and one prompt")
     found: Counter[str] = Counter()

@@ -1,6 +1,5 @@
 """``imprag tasks``: list, build, import, import-squad, rename, counterfactual."""
 
-import json as json_module
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
+
+from imprag.cli.console import print_json
 
 tasks = cyclopts.App(
     name="tasks", help="List tasks, build a benchmark, import KILT files and SQuAD."
@@ -39,7 +40,7 @@ def list_tasks(*, json: Json = False) -> None:
             }
             for task in known
         ]
-        print(json_module.dumps(facts, ensure_ascii=False))
+        print_json(facts)
         return
     rows = [
         [task.name, task.metric, "yes" if task.retrieval else "no", task.template] for task in known
@@ -69,7 +70,7 @@ def build(benchmark: Literal["factbook"], *, out: Path, seed: int = 0, json: Jso
 
     manifest = build_factbook(out, seed)
     if json:
-        print(json_module.dumps(manifest, ensure_ascii=False))
+        print_json(manifest)
         return
     splits = list(dict.fromkeys(s for task in manifest["tasks"].values() for s in task["splits"]))
     rows = [
@@ -206,7 +207,7 @@ def counterfactual(
 
 def _print_counts(counts: Mapping[str, int], json: bool) -> None:
     if json:
-        print(json_module.dumps(counts))
+        print_json(counts)
     else:
         for name, count in counts.items():
             print(f"{name}: {count:,}")

@@ -1,6 +1,5 @@
 """``imprag train``."""
 
-import json as json_module
 import sys
 from contextlib import redirect_stdout
 from functools import partial
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from imprag.cli.console import print_json
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def train(
         from imprag.training.plan import TrainingPlan
 
         plan = TrainingPlan(recipe, devices=devices, flops=flops)
-        print(json_module.dumps(plan.to_dict()) if json else _plan_text(plan))
+        print_json(plan.to_dict()) if json else print(_plan_text(plan))
         return
     if out is None:
         raise ImpRAGError("say with --out where the run folder should be")
@@ -81,7 +81,7 @@ def train(
     # Else its threads may still run when the interpreter ends, which aborts the process.
     PartialState().destroy_process_group()
     if json:
-        print(json_module.dumps(results))
+        print_json(results)
     else:
         for name, value in results.items():
             print(f"{name}: {value}")

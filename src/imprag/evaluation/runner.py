@@ -259,13 +259,14 @@ class _System:
     ) -> list[str]:
         prompts = [question.prompt for question in batch]
         if self.in_context:
+            from imprag.model.chat import PlainPrompt
             from imprag.model.text import passage_tokens
 
             for number, row in enumerate(read):
                 # As long, and in the same template, as where layers b..t read them.
                 ids = passage_tokens(rag.tokenizer, rag.config, [item.passage for item in row])
                 texts = rag.tokenizer.batch_decode(ids, skip_special_tokens=True)
-                prompts[number] = "\n\n".join([*texts, prompts[number]])
+                prompts[number] = PlainPrompt("\n\n".join([*texts, prompts[number]]))
             read = [[] for _ in batch]
         answers = rag.generate(
             prompts,

@@ -1,6 +1,8 @@
 """From passages and prompts to token ids, the same way in training, indexing and search."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,8 +10,17 @@ from torch import Tensor
 
 from imprag.corpus.passage import Passage
 from imprag.errors import ImpRAGError
+from imprag.model.chat import ChatPrompt, PlainPrompt, chat_ids, rendered_ids
 from imprag.model.config import ImpRAGConfig
+from imprag.model.control_tokens import (
+    control_ids,
+    encode_template,
+    encode_text,
+    encode_with_control,
+    prefix_ids,
+)
 from imprag.model.inputs import pad
+from imprag.text_checks import check_prompts, check_unicode
 
 
 def passage_tokens(
@@ -18,7 +29,12 @@ def passage_tokens(
     """Token ids of passages in the configured template, at most ``max_passage_tokens`` each.
 
     What is too long loses the end of its text; what the template puts behind the text stays. A
-    title has at most half of the tokens.
+    title has at most half of the tokens. Control tokens that a passage spells are text, those of
+    the template are meant.
+
+    Raises:
+        ImpRAGError: a passage is not valid Unicode, or is to end with a token that the tokenizer
+            lacks.
     """
     return [row for row, _ in _cut_rows(tokenizer, config, passages)]
 
@@ -34,19 +50,28 @@ def _cut_rows(
     """Token ids of passages, and how many more there would be without the limit."""
     if not passages:
         return []
+    for passage in passages:
+        check_unicode(passage.title, f"the title of passage {passage.id!r}")
+        check_unicode(passage.text, f"the text of passage {passage.id!r}")
     limit = config.max_passage_tokens
     before, after = config.passage_template.split("{text}")
-    titles = [_short_title(tokenizer, p.title, limit // 2) for p in passages]
-    pairs = list(zip(passages, titles, strict=True))
-    heads = [before.replace("{title}", title) + p.text for p, (title, _) in pairs]
-    tails = [after.replace("{title}", title) for title, _ in titles]
+    titles = [_short_title(tokenizer, passage.title, limit // 2) for passage in passages]
+    shortened = [
+        replace(passage, title=title) for passage, (title, _) in zip(passages, titles, strict=True)
+    ]
+    heads = _fill(tokenizer, before + "{text}", shortened)
+    tails = _fill(tokenizer, after, shortened)
     end = [tokenizer.eos_token_id] if config.pooling_point == "eos" else []
+    if None in end:
+        raise ImpRAGError(
+            "pooling_point is eos, but the tokenizer has no such token; set it to last"
+        )
+    start = prefix_ids(tokenizer)
     rows = []
-    encoded = zip(_encode(tokenizer, heads), _encode(tokenizer, tails), titles, strict=True)
-    for head, tail, (_, cut_title) in encoded:
+    for head, tail, (_, cut_title) in zip(heads, tails, titles, strict=True):
         tail = (tail + end)[-(limit // 2) :]
         room = limit - len(tail)
-        head = _start(tokenizer) + head
+        head = start + head
         rows.append((head[:room] + tail, max(0, len(head) - room) + cut_title))
     return rows
 
@@ -55,16 +80,20 @@ def _short_title(tokenizer: Any, title: str, room: int) -> tuple[str, int]:
     """The beginning of a title that fits into ``room`` tokens, and how many tokens are cut."""
     if len(title.encode(errors="replace")) <= room:
         return title, 0
-    length = len(_encode(tokenizer, [title])[0])
+    length = len(encode_text(tokenizer, [title])[0])
     kept, tokens = title, length
     while tokens > room:
         kept = kept[: min(len(kept) - 1, len(kept) * room // tokens)]
-        tokens = len(_encode(tokenizer, [kept])[0])
+        tokens = len(encode_text(tokenizer, [kept])[0])
     return kept, length - tokens
 
 
 def prompt_tokens(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[list[int]]:
     """Token ids of prompts, each ending with its own last token.
+
+    A :class:`ChatPrompt` goes through the tokenizer's chat template. A prompt that is a filled chat
+    template is taken as it is, with one start token and its last line end. Any other is text, also
+    where it spells control tokens.
 
     Args:
         tokenizer: the model's.
@@ -72,16 +101,17 @@ def prompt_tokens(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[li
         limit: tokens that a prompt may have.
 
     Raises:
-        ImpRAGError: a prompt is empty or too long.
+        ImpRAGError: a prompt is empty, not valid Unicode or too long.
     """
+    check_prompts(prompts)
+    start = prefix_ids(tokenizer)
     rows = []
-    for number, prompt in enumerate(prompts, start=1):
-        name = "the prompt" if len(prompts) == 1 else f"prompt {number}"
-        text = prompt.strip()
-        if not text:
-            raise ImpRAGError(f"{name} is empty; ask something, such as 'Q: who ...? A:'")
-        row = _start(tokenizer) + _encode(tokenizer, [text])[0]
+    for prompt in prompts:
+        row = _chat_ids(tokenizer, prompt)
+        if row is None:
+            row = start + encode_text(tokenizer, [prompt.strip()])[0]
         if len(row) > limit:
+            name = "the prompt" if len(prompts) == 1 else f"the prompt {_shortened(prompt)!r}"
             raise ImpRAGError(
                 f"{name} has {len(row)} tokens, but only {limit} fit beside the passages and the "
                 "answer; shorten it, or lower k or max_new_tokens"
@@ -101,15 +131,30 @@ def prompt_batch(
 def response_tokens(tokenizer: Any, response: str) -> list[int]:
     """Token ids of what should follow a prompt, with the token that ends it."""
     end = tokenizer.eos_token_id
-    return _encode(tokenizer, [response])[0] + ([] if end is None else [end])
+    return encode_text(tokenizer, [response])[0] + ([] if end is None else [end])
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return ids
+def _chat_ids(tokenizer: Any, prompt: str) -> list[int] | None:
+    """Token ids of a prompt in a chat template; None of any other prompt."""
+    if isinstance(prompt, ChatPrompt):
+        return chat_ids(tokenizer, prompt.strip())
+    return None if isinstance(prompt, PlainPrompt) else rendered_ids(tokenizer, prompt)
 
 
-def _start(tokenizer: Any) -> list[int]:
-    """The token that the model expects before every text, if it has one."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
+def _fill(tokenizer: Any, template: str, passages: Sequence[Passage]) -> list[list[int]]:
+    """Token ids of a template with each passage's title and text in it."""
+    parts = re.split(r"\{(title|text)\}", template)  # literals, with the names between them
+    literals, names = parts[::2], parts[1::2]
+    rows = [[getattr(passage, name) for name in names] for passage in passages]
+    control = control_ids(tokenizer)
+    if any(not control.isdisjoint(encode_with_control(tokenizer, one)) for one in literals):
+        return [encode_template(tokenizer, literals, contents) for contents in rows]
+    filled = [
+        "".join(literal + content for literal, content in zip(literals, [*row, ""], strict=True))
+        for row in rows
+    ]
+    return encode_text(tokenizer, filled)
+
+
+def _shortened(text: str, letters: int = 40) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "…"

@@ -1,0 +1,128 @@
+"""Control tokens: kept out of text, such as passages and questions, however the text spells them.
+
+A control token is one that a tokenizer marks as special, such as an end of text, or an added token
+that its chat template uses. A passage about language models may spell one; it stays text.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_PROBE = "a"
+
+
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the control tokens.
+
+    Not that of unknown words, which any text may hold, nor tokens of one letter or white space.
+    """
+    template = _template_text(tokenizer)
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    contents = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    contents |= {
+        number: token.content
+        for number, token in added.items()
+        if token.special or token.content in template
+    }
+    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        contents.pop(tokenizer.unk_token_id, None)
+    return frozenset(number for number, content in contents.items() if len(content.strip()) > 1)
+
+
+def encode_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, without any control token."""
+    rows: list[list[int]] = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True
+    )["input_ids"]
+    control = control_ids(tokenizer)
+    return [
+        row if control.isdisjoint(row) else _without_control(tokenizer, text, control)
+        for text, row in zip(texts, rows, strict=True)
+    ]
+
+
+def encode_with_control(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text whose control tokens are meant."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False)[
+        "input_ids"
+    ]
+    return ids
+
+
+def encode_template(
+    tokenizer: Any, literals: Sequence[str], contents: Sequence[str], whole: str | None = None
+) -> list[int]:
+    """Token ids of a filled template: control tokens of its own are meant, those inside are text.
+
+    Args:
+        tokenizer: the model's.
+        literals: the template's own text before, between and after the contents.
+        contents: one fewer than ``literals``.
+        whole: the filled template; joined if not given.
+    """
+    control = control_ids(tokenizer)
+    if all(control.isdisjoint(encode_with_control(tokenizer, text)) for text in contents):
+        if whole is None:
+            parts = zip(literals, [*contents, ""], strict=True)
+            whole = "".join(literal + content for literal, content in parts)
+        return encode_with_control(tokenizer, whole)
+    ids: list[int] = []
+    for literal, content in zip(literals, [*contents, ""], strict=True):
+        ids += encode_with_control(tokenizer, literal) + encode_text(tokenizer, [content])[0]
+    return ids
+
+
+def prefix_ids(tokenizer: Any) -> list[int]:
+    """Ids of what the tokenizer puts before every text, such as a start token; perhaps none."""
+    full: list[int] = tokenizer(_PROBE)["input_ids"]
+    plain: list[int] = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start]
+    return []
+
+
+def _template_text(tokenizer: Any) -> str:
+    """The chat template, or all of them where there are several, as one text."""
+    template = getattr(tokenizer, "chat_template", None) or ""
+    return template if isinstance(template, str) else "\n".join(map(str, template.values()))
+
+
+def _without_control(tokenizer: Any, text: str, control: frozenset[int]) -> list[int]:
+    """Token ids of a text, encoded in pieces: each spelled control token is cut in its middle.
+
+    The vocabulary itself holds control tokens in some tokenizers (Unigram, whole words), so that
+    ``split_special_tokens`` does not keep them out.
+    """
+    ids: list[int] = []
+    rest = [text]
+    while rest:
+        piece = rest.pop()
+        row, cuts = _cuts(tokenizer, piece, control)
+        if cuts:
+            ends = itertools.pairwise([0, *cuts, len(piece)])
+            rest += reversed([piece[start:end] for start, end in ends])
+        else:
+            ids += [number for number in row if number not in control]
+    return ids
+
+
+def _cuts(tokenizer: Any, text: str, control: frozenset[int]) -> tuple[list[int], list[int]]:
+    """Token ids of a text, and the middles of the control tokens that it spells."""
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=tokenizer.is_fast,
+    )
+    row: list[int] = encoded["input_ids"]
+    if control.isdisjoint(row):
+        return row, []
+    if tokenizer.is_fast:
+        pairs = zip(row, encoded["offset_mapping"], strict=True)
+        spans = [span for number, span in pairs if number in control]
+    else:
+        names = map(re.escape, tokenizer.convert_ids_to_tokens(sorted(control)))
+        spans = [found.span() for found in re.finditer("|".join(names), text)]
+    return row, sorted({(start + end) // 2 for start, end in spans if end - start > 1})
