@@ -201,11 +201,13 @@ def test_an_index_of_an_earlier_version_is_refused_with_the_command_that_rebuild
     build_memory(corpus, groups, tokenizer, tmp_path / "memory", progress=False)
     for path in (tmp_path / "i" / "index" / "index.json", tmp_path / "memory" / "memory.json"):
         write_json(path, read_json(path) | {"model_fingerprint": "0123456789abcdef" * 2})
-    with pytest.raises(ImpRAGError, match=r"earlier version of ImpRAG.*: imprag index .* --overwrite"):
+    with pytest.raises(ImpRAGError, match=r"earlier version of.*: imprag index .* --overwrite"):
         ImpRAG.from_pretrained(model, tmp_path / "i", dtype="float32")
     rag = ImpRAG(groups, tokenizer)
     rag._index = IndexFolder.open(tmp_path / "i")
-    with pytest.raises(ImpRAGError, match=r"earlier version of ImpRAG.*: imprag memory build .* --overwrite"):
+    with pytest.raises(
+        ImpRAGError, match="earlier version of.*: imprag memory build .* --overwrite"
+    ):
         rag.use_memory(tmp_path / "memory")
 
 
