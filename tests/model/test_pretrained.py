@@ -77,7 +77,7 @@ def test_an_adapter_of_an_earlier_version_is_compared_as_it_was_then(tmp_path: P
         t=4,
         base_model_fingerprint=rounded_weights_fingerprint(lm),
     )
-    lm.add_adapter(LoraConfig(r=4, target_modules=["q_proj"]))
+    add_adapter(lm, LoraConfig(r=4, target_modules=["q_proj"]))
     save_pretrained(LayerGroups(lm.eval(), config), tiny_tokenizer(), tmp_path / "adapter")
     load_pretrained(tmp_path / "adapter", **EXACT)
     tiny_lm(seed=7).save_pretrained(tmp_path / "base")
