@@ -1,21 +1,15 @@
 """Prompts out of files and streams: one on each line."""
 
-import codecs
 import io
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from imprag.corpus.decoding import encoding_of
 from imprag.errors import ImpRAGError
 from imprag.text_checks import check_unicode
 
-_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -59,7 +53,7 @@ def read_prompts(stream: BinaryIO, name: str, fallback: str = "utf-8") -> Iterat
     """
     peek: Any = stream if hasattr(stream, "peek") else io.BufferedReader(stream)
     start = peek.peek(4)
-    encoding = next((codec for mark, codec in _MARKS if start.startswith(mark)), "utf-8")
+    encoding = encoding_of(start).removesuffix("-sig")  # the mark is dropped below
     errors = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
     lines = io.TextIOWrapper(peek, encoding, errors, newline=None)
     try:

@@ -26,6 +26,11 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
 _PEEKED = 4096
 
 
+def encoding_of(start: bytes) -> str:
+    """The encoding that a text's byte-order mark tells, UTF-8 without one."""
+    return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+
+
 class NoTextError(ImpRAGError):
     """A file that holds no text in a known encoding."""
 
@@ -41,7 +46,7 @@ def open_text(path: Path) -> io.TextIOWrapper:
     stream = open_file(path, "rb")
     try:
         start = stream.peek(_PEEKED)[:_PEEKED]
-        encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+        encoding = encoding_of(start)
         if encoding.startswith("utf-8") and b"\0" in start:
             raise NoTextError(
                 f"{path} holds NUL bytes: it is no text, or UTF-16 without a byte-order mark; save "
