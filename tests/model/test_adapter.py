@@ -17,6 +17,7 @@ from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.adapter import PREFIX, SETTINGS, WEIGHTS, Adapter
 from imprag.model.compact import write_changed_adapter, write_compact_adapter
+from imprag.model.peft_adapters import add_adapter, save_adapter
 
 EXACT = {"dtype": "float32", "device": "cpu"}
 MODULE = "model.layers.1.self_attn.q_proj"
@@ -57,13 +58,14 @@ def write_adapter(base: Path, folder: Path, family: str = "llama", **settings: A
     chosen = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "up_proj"], **settings}
     torch.manual_seed(0)
     lm = AutoModelForCausalLM.from_pretrained(base)
-    lm.add_adapter(LoraConfig(**chosen))
+    add_adapter(lm, LoraConfig(**chosen))
     for name, parameter in lm.named_parameters():
         if "lora_magnitude" in name or "modules_to_save" in name:
             parameter.data += 0.1 * torch.randn_like(parameter)
         elif "lora_" in name or (settings.get("bias") and name.endswith("bias")):
             torch.nn.init.normal_(parameter, std=0.1)
-    lm.save_pretrained(folder)
+    folder.mkdir()
+    save_adapter(lm, folder)
     ImpRAGConfig(base_model=str(base), b=1, t=4).save(folder)
     return folder
 
