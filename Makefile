@@ -24,8 +24,8 @@ test: $(VENV)/dev
 # cache, adapters, index and memory, the command line. Each has an environment of its own.
 FAST := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,layer_groups frozen_passages \
 	pretrained compact self_check support) index/test_build memory/test_build_memory cli/test_cli))
-EXTRAS := $(if $(FULL),demo$(COMMA)eval$(COMMA)train$(COMMA)serve$(COMMA)dev,versions)
-COMMA := ,
+ALL_EXTRAS := demo,eval,train,serve,dev
+EXTRAS := $(if $(FULL),$(ALL_EXTRAS),versions)
 
 test-newest test-lowest: test-%: .venv-%/$(if $(FULL),full,fast)
 	@.venv-$*/bin/python -m pytest $(if $(FULL),,$(FAST) -m "not slow and not real_model")
