@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from imprag.corpus import load_corpus
-from imprag.model import LayerGroups, PassageEncoder, load_pretrained
+from imprag.model import ImpRAGModel, PassageEncoder, load_pretrained
 from imprag.model.text import passage_tokens
 
 
@@ -35,7 +35,7 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
     return count * 2 * 2048**3 / (time.perf_counter() - start)
 
 
-def bottom_parameters(groups: LayerGroups) -> int:
+def bottom_parameters(groups: ImpRAGModel) -> int:
     """Of the linear layers that every token runs through where only embeddings are wanted."""
     *whole, last = groups.lm.base_model.layers[: groups.config.b]
     projections = [getattr(last.self_attn, f"{name}_proj") for name in "qkv"]

@@ -85,7 +85,7 @@ def main() -> None:
 
     def codec(name: str) -> Codec:
         if name != "pq":
-            return untrained_codec(name, rag.groups.head_dim)
+            return untrained_codec(name, rag.groups.decoder.head_dim)
         rows = random.Random(0).sample(range(len(rag.corpus)), 256)
         return learn_quantizer(rag.corpus.passages(rows), rag.groups, rag.tokenizer)
 

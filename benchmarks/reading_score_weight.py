@@ -38,7 +38,7 @@ def main() -> None:
     tasks = read_tasks(given.tasks, data=given.data, split=given.split)
     rag = ImpRAG.from_pretrained(given.model, given.index, dtype=given.dtype)
     source = own_retrieval(rag)
-    store = RamStore(untrained_codec("fp32", rag.groups.head_dim), int(given.ram))
+    store = RamStore(untrained_codec("fp32", rag.groups.decoder.head_dim), int(given.ram))
     arms = []
     for k in given.k:
         for weight in given.weights:

@@ -21,7 +21,7 @@ import torch
 
 from encode import bottom_parameters, matmul_rate
 from imprag.corpus import load_corpus
-from imprag.model import LayerGroups, load_base_model
+from imprag.model import ImpRAGModel, load_base_model
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
@@ -64,7 +64,7 @@ def main() -> None:
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     if recipe.train.freeze_embeddings:
         lm.get_input_embeddings().requires_grad_(False)
-    model = TrainingModel(LayerGroups(lm, recipe.model.to_config()), recipe.stages).train()
+    model = TrainingModel(ImpRAGModel(lm, recipe.model.to_config()), recipe.stages).train()
     batches = Batches(plan, schedule, corpus, tokenizer, recipe)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)

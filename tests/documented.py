@@ -16,7 +16,7 @@ from imprag.files import sha256, write_json
 from imprag.index.folder import IndexFolder
 from imprag.index.stored_embeddings import write_embeddings
 from imprag.memory import build_memory
-from imprag.model import ImpRAGConfig, LayerGroups, save_pretrained
+from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 from imprag.model.encoder import PassageEncoder
 from imprag.model.pretrained import EMBEDDINGS
 
@@ -202,7 +202,7 @@ def make_home(home: Path) -> None:
     config = ImpRAGConfig(
         base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16, reading_score_weight=2.0
     )
-    groups = LayerGroups(lm, config)
+    groups = ImpRAGModel(lm, config)
     save_pretrained(groups, tokenizer, home / "my-model")
 
     passages = _passages()

@@ -14,7 +14,7 @@ from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
 from imprag.memory import RamStore
 from imprag.memory.codecs import untrained_codec
-from imprag.model import ImpRAGConfig, LayerGroups
+from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.rag import ImpRAG, _until
 
 PASSAGES = [
@@ -26,7 +26,7 @@ PROMPTS = ["w1 w2 w3", "w9", "w5 w40 w41 w42 w43"]
 
 def tiny_rag(folder: Path | None, seed: int = 0, **settings: object) -> ImpRAG:
     values = {"b": 1, "t": 3, "k": 3, "max_passage_tokens": 16, **settings}
-    groups = LayerGroups(tiny_lm(seed=seed), ImpRAGConfig(base_model="tiny", **values))
+    groups = ImpRAGModel(tiny_lm(seed=seed), ImpRAGConfig(base_model="tiny", **values))
     rag = ImpRAG(groups, tiny_tokenizer())
     if folder is None:
         return rag

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from imprag.index import PassageIndex as PassageIndex
     from imprag.memory import PassageMemory as PassageMemory
     from imprag.model import ImpRAGConfig as ImpRAGConfig
-    from imprag.model import LayerGroups as LayerGroups
+    from imprag.model import ImpRAGModel as ImpRAGModel
     from imprag.rag import ImpRAG as ImpRAG
     from imprag.tasks import load_task as load_task
 
@@ -21,7 +21,7 @@ _HOMES = {
     "Corpus": "imprag.corpus",
     "ImpRAG": "imprag.rag",
     "ImpRAGConfig": "imprag.model",
-    "LayerGroups": "imprag.model",
+    "ImpRAGModel": "imprag.model",
     "Passage": "imprag.corpus",
     "PassageIndex": "imprag.index",
     "PassageMemory": "imprag.memory",

@@ -26,8 +26,10 @@ from imprag.model.chat import ChatPrompt
 from imprag.model.config import ImpRAGConfig
 from imprag.model.encoder import PassageEncoder
 from imprag.model.fitted import fitted_index, fitted_to_default
+from imprag.model.generate import fixed
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.kv import PassageKV
+from imprag.model.model import ImpRAGModel
 from imprag.model.pretrained import (
     DEFAULT,
     DEFAULT_FOLDER,
@@ -35,7 +37,6 @@ from imprag.model.pretrained import (
     load_pretrained,
     save_pretrained,
 )
-from imprag.model.states import Prefix
 from imprag.model.text import prompt_batch
 from imprag.text_checks import check_prompts
 
@@ -81,7 +82,7 @@ class ImpRAG:
 
     def __init__(
         self,
-        groups: LayerGroups,
+        groups: ImpRAGModel,
         tokenizer: Any,
         index: IndexFolder | None = None,
         *,
@@ -409,7 +410,7 @@ class _Run:
             left: ends generation with the next token when it is set.
         """
         self._start = self._last = time.perf_counter()
-        passages = self._retrieve if self.retrieves else self._encode()
+        retrieve = self._retrieve if self.retrieves else fixed(self._encode())
         arguments = dict(arguments)
         ends: list[Any] = [*(arguments.pop("stopping_criteria", None) or ())]
         if stop:
@@ -419,7 +420,7 @@ class _Run:
         output: Tensor = self.rag.groups.generate(
             self.input_ids,
             self.mask,
-            passages,
+            retrieve,
             position_shift=self.shift,
             stopping_criteria=StoppingCriteriaList(ends),
             **{"do_sample": False, "max_new_tokens": self.max_new_tokens, **arguments},
@@ -436,20 +437,21 @@ class _Run:
             for prompt, text, found in zip(self.prompts, texts, self.found, strict=True)
         ]
 
-    def _retrieve(self, query_embeddings: Tensor) -> Prefix:
+    def _retrieve(self, query_embeddings: Tensor) -> PassageKV:
         queries = query_embeddings.cpu().numpy()
         self._lap("query")
         self.found = self.rag.index.search(queries, self.k)
         self._lap("search")
         return self._encode()
 
-    def _encode(self) -> Prefix:
+    def _encode(self) -> PassageKV:
         passages = [[found.passage for found in row] for row in self.found]
-        prefix = self.rag.memory.prefix(passages)
+        kv = self.rag.memory.kv(passages)
         if weight := self.rag.config.reading_score_weight:
-            prefix = prefix.weighted([[found.score for found in row] for row in self.found], weight)
+            scores = [[found.score for found in row] for row in self.found]
+            kv = kv.with_score_bias(scores, weight)
         self._lap("encode")
-        return prefix
+        return kv
 
     def _lap(self, name: str) -> None:
         now = time.perf_counter()

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
 from imprag.cli.adapt import Kind, _notes
-from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
+from imprag.model import ImpRAGConfig, ImpRAGModel, load_pretrained, save_pretrained
 from imprag.model.peft_adapters import add_adapter
 from imprag.tasks.self_supervised import FROM_PASSAGES
 from imprag.training.adaptation import SourceRecall
@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         tiny_tokenizer().save_pretrained(base)
         add_adapter(lm, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     config = ImpRAGConfig(base_model=base, b=1, t=3, k=2, max_passage_tokens=16)
-    save_pretrained(LayerGroups(lm.eval(), config), tiny_tokenizer(), path / "model")
+    save_pretrained(ImpRAGModel(lm.eval(), config), tiny_tokenizer(), path / "model")
     passages = [{"id": f"p{n}", "title": f"w{n}", "text": f"w{n + 30} w7"} for n in range(30)]
     questions = [
         {

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
-from imprag.model import ImpRAGConfig, LayerGroups, save_pretrained
+from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 
 WORDS = [" ".join(f"w{(5 * n + i) % 94}" for i in range(6)) for n in range(9)]
 
@@ -20,7 +20,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a corpus file and an index made by the command line."""
     path = tmp_path_factory.mktemp("home")
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16)
-    save_pretrained(LayerGroups(tiny_lm(), config), tiny_tokenizer(), path / "model")
+    save_pretrained(ImpRAGModel(tiny_lm(), config), tiny_tokenizer(), path / "model")
     lines = [{"id": f"p{n}", "title": f"w{n}", "text": text} for n, text in enumerate(WORDS)]
     (path / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert (
@@ -237,7 +237,7 @@ def test_an_index_of_another_model_and_a_damaged_one(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, max_passage_tokens=16)
-    save_pretrained(LayerGroups(tiny_lm(seed=5), config), tiny_tokenizer(), tmp_path / "other")
+    save_pretrained(ImpRAGModel(tiny_lm(seed=5), config), tiny_tokenizer(), tmp_path / "other")
     assert run("ask", "w1", "--model", tmp_path / "other", "--index", home / "index") == 2
     command = f"imprag index {home}/index/corpus --model {tmp_path}/other --out {home}/index"
     assert f"build it again with: {command} --overwrite" in capsys.readouterr().err
@@ -295,7 +295,7 @@ def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, cap
 def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path, capsys) -> None:
     assert ask(home, "memory", "build", "--out", tmp_path / "memory") == 0
     config = ImpRAGConfig(base_model="tiny", b=1, t=4, k=2, max_passage_tokens=16)
-    save_pretrained(LayerGroups(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
+    save_pretrained(ImpRAGModel(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
     arguments = ("--model", tmp_path / "model", "--index", home / "index")
     assert run("ask", "w1", *arguments, "--memory", tmp_path / "memory") == 2
     assert "made by another model" in capsys.readouterr().err

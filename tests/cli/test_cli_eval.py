@@ -8,7 +8,7 @@ import pytest
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
-from imprag.model import ImpRAGConfig, LayerGroups, save_pretrained
+from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 from imprag.tasks import read_examples, task_names
 
 COUNT = 12
@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a corpus file, an index and a file of examples."""
     path = tmp_path_factory.mktemp("home")
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16)
-    save_pretrained(LayerGroups(tiny_lm(), config), tiny_tokenizer(), path / "model")
+    save_pretrained(ImpRAGModel(tiny_lm(), config), tiny_tokenizer(), path / "model")
     write_lines(
         path / "corpus.jsonl",
         [

@@ -15,14 +15,14 @@ from imprag.cli import main
 from imprag.corpus import load_corpus
 from imprag.errors import ImpRAGError
 from imprag.locking import make_once, only_builder
-from imprag.model import ImpRAGConfig, LayerGroups, save_pretrained
+from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 def test_three_processes_at_once_on_an_empty_cache_all_succeed(tmp_path: Path) -> None:
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16)
-    save_pretrained(LayerGroups(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
+    save_pretrained(ImpRAGModel(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
     lines = [json.dumps({"id": f"p{n}", "text": f"w{n % 94} w{n % 7}"}) for n in range(300)]
     (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
     run = subprocess.run(
@@ -130,7 +130,7 @@ def test_a_tilde_in_options_is_the_home_directory(tmp_path: Path, monkeypatch, c
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=1, max_passage_tokens=16)
-    save_pretrained(LayerGroups(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
+    save_pretrained(ImpRAGModel(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "w1 w2"}))
     assert main(["index", "~/c.jsonl", "--model=~/model", "--out=~/index"]) == 0
     assert (tmp_path / "index" / "index").is_dir()

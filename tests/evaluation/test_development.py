@@ -16,7 +16,7 @@ from imprag.errors import ImpRAGError
 from imprag.evaluation.development import DevelopmentSet
 from imprag.files import sha256
 from imprag.index.folder import IndexFolder
-from imprag.model import ImpRAGConfig, LayerGroups
+from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.rag import ImpRAG
 from imprag.tasks import Example, write_examples
 from imprag.tasks.factbook.build import VERSION
@@ -46,9 +46,9 @@ def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imprag.evaluation.runner.write_report", lambda run, corpus: None)
 
 
-def make_groups(seed: int = 0) -> LayerGroups:
+def make_groups(seed: int = 0) -> ImpRAGModel:
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16)
-    return LayerGroups(tiny_lm(seed=seed), config)
+    return ImpRAGModel(tiny_lm(seed=seed), config)
 
 
 def questions(passages: Sequence[int], words: int = 1) -> list[Example]:

@@ -12,7 +12,7 @@ from imprag.errors import ImpRAGError
 from imprag.evaluation import speed
 from imprag.evaluation.speed_report import table, write_plots
 from imprag.index.folder import RetrievedPassage
-from imprag.model import ImpRAGConfig, LayerGroups
+from imprag.model import ImpRAGConfig, ImpRAGModel
 
 
 class FirstPassages:
@@ -46,7 +46,7 @@ def measure(
     monkeypatch.setattr(speed, "TextEncoder", lambda **settings: None)
     monkeypatch.setattr(torch, "compile", lambda call, **settings: call)  # takes minutes
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, reading_score_weight=2.0)
-    groups = LayerGroups(tiny_lm(), config)
+    groups = ImpRAGModel(tiny_lm(), config)
     given: dict = {"k": (1, 10), "codecs": ("fp32", "int8"), "compiled": True}
     return speed.benchmark(
         groups,

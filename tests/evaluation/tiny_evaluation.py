@@ -10,7 +10,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.evaluation.run_folder import RunFolder
 from imprag.evaluation.scoring import summarize
 from imprag.index.folder import IndexFolder
-from imprag.model import ImpRAGConfig, LayerGroups
+from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.rag import ImpRAG
 from imprag.tasks import Answer, Example, TaskExamples, load_task
 
@@ -28,7 +28,7 @@ def make_corpus(folder: Path) -> Corpus:
 
 def make_rag(corpus: Corpus, folder: Path, seed: int = 0) -> ImpRAG:
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=3, max_passage_tokens=16)
-    rag = ImpRAG(LayerGroups(tiny_lm(seed=seed), config), tiny_tokenizer())
+    rag = ImpRAG(ImpRAGModel(tiny_lm(seed=seed), config), tiny_tokenizer())
     index = IndexFolder.build(corpus, rag.encoder, folder, progress=False)
     return ImpRAG(rag.groups, rag.tokenizer, index)
 

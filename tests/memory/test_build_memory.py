@@ -184,7 +184,7 @@ class TestRefusing:
 
     def test_a_head_size_that_product_quantization_cannot_take(self, corpus, tmp_path) -> None:
         groups = tiny_groups()
-        groups.head_dim = 18
+        groups.decoder.head_dim = 18
         with pytest.raises(ImpRAGError, match="the head size is 18"):
             build(corpus, tmp_path / "memory", groups, codec="pq")
 

@@ -13,7 +13,8 @@ from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.memory import DiskStore, PassageMemory, RamStore, build_memory
 from imprag.memory.codecs import untrained_codec
-from imprag.model import ImpRAGConfig, LayerGroups
+from imprag.model import ImpRAGConfig, ImpRAGModel
+from imprag.model.generate import fixed
 from imprag.model.inputs import pad
 
 PASSAGES = [
@@ -24,9 +25,9 @@ READ = [[PASSAGES[3], PASSAGES[1]], [], [PASSAGES[9], PASSAGES[3], PASSAGES[0]]]
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 
 
-def tiny_groups(family: str = "llama", seed: int = 0, **settings: object) -> LayerGroups:
+def tiny_groups(family: str = "llama", seed: int = 0, **settings: object) -> ImpRAGModel:
     values = {"b": 1, "t": 3, "k": 3, "max_passage_tokens": 16, **settings}
-    return LayerGroups(tiny_lm(family, seed=seed), ImpRAGConfig(base_model="tiny", **values))
+    return ImpRAGModel(tiny_lm(family, seed=seed), ImpRAGConfig(base_model="tiny", **values))
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +35,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus.build(PASSAGES, tmp_path_factory.mktemp("corpus") / "corpus")
 
 
-def logits(groups: LayerGroups, memory: PassageMemory, read=READ) -> torch.Tensor:
+def logits(groups: ImpRAGModel, memory: PassageMemory, read=READ) -> torch.Tensor:
     ids, mask = pad(PROMPTS[: len(read)], torch.device("cpu"), left=True)
     with torch.inference_mode():
-        output = groups(ids, mask, memory.prefix(read), position_shift=48).logits
+        output = groups(ids, mask, fixed(memory.kv(read)), position_shift=48).logits
     return output[mask.bool()]
 
 
-def live(groups: LayerGroups) -> PassageMemory:
+def live(groups: ImpRAGModel) -> PassageMemory:
     return PassageMemory(groups, tiny_tokenizer())
 
 
-def build(groups: LayerGroups, corpus: Corpus, out: Path, **settings: object) -> DiskStore:
+def build(groups: ImpRAGModel, corpus: Corpus, out: Path, **settings: object) -> DiskStore:
     settings = {"codec": "fp32", "shard_passages": 6, "progress": False, **settings}
     return build_memory(corpus, groups, tiny_tokenizer(), out, **settings)
 
@@ -71,9 +72,9 @@ def test_coded_states_are_read_nearly_as_live_ones(codec: str, corpus: Corpus, t
 def test_rows_of_other_passages_do_not_matter(corpus: Corpus, tmp_path: Path) -> None:
     groups = tiny_groups()
     memory = PassageMemory(groups, tiny_tokenizer(), build(groups, corpus, tmp_path / "memory"))
-    together = memory.prefix(READ)
+    together = memory.kv(READ)
     for row, read in enumerate(READ):
-        alone = memory.prefix([read])
+        alone = memory.kv([read])
         length = alone.mask.shape[1]
         assert together.mask[row].tolist() == [i < length for i in range(together.mask.shape[1])]
         for layer in alone.keys:
@@ -114,7 +115,7 @@ def test_states_kept_coded_are_read_as_decoded_ones(codec: str, tmp_path: Path) 
     coded = PassageMemory(groups, tiny_tokenizer(), store, keep_coded=True)
     decoded = PassageMemory(groups, tiny_tokenizer(), store)
     assert_close(logits(groups, coded, read), logits(groups, decoded, read))
-    prefix = coded.prefix(read)
+    prefix = coded.kv(read)
     assert prefix.nbytes == store.manifest.bytes_per_vector * 2 * 3 * 2 * 3 * 10
     assert list(prefix.keys) == [1, 2, 3]
 
@@ -128,13 +129,13 @@ def test_ram_keeps_what_was_asked_for_last() -> None:
     for _ in range(2):
         assert_close(logits(groups, memory), logits(groups, live(groups)), rtol=1e-5, atol=1e-5)
     assert (memory.hits, memory.misses) == (4, 4)
-    memory.prefix([[PASSAGES[15]], [PASSAGES[16]]])
+    memory.kv([[PASSAGES[15]], [PASSAGES[16]]])
     assert store.bytes <= store.max_bytes
     assert store.bytes == sum(
         part.nbytes for parts in store._parts.values() for part in parts.values()
     )
-    memory.prefix([[PASSAGES[16]]])
-    memory.prefix([[PASSAGES[1]]])  # went long ago
+    memory.kv([[PASSAGES[16]]])
+    memory.kv([[PASSAGES[1]]])  # went long ago
     assert (memory.hits, memory.misses) == (5, 7)
 
 

@@ -10,8 +10,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from imprag.errors import ImpRAGError
 from imprag.model import small
 from imprag.model.config import ImpRAGConfig
+from imprag.model.generate import fixed
 from imprag.model.inputs import pad
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.model import ImpRAGModel
 from imprag.model.small import small_model
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def assert_equal(name: str) -> None:
     whole, lm = plain(name), plain(name)
     depth = lm.config.num_hidden_layers
     config = ImpRAGConfig(base_model=name, b=0, t=depth - 1, k=3, max_passage_tokens=16)
-    groups = LayerGroups(lm, config)
+    groups = ImpRAGModel(lm, config)
     generator = torch.Generator().manual_seed(3)
     sizes, most = (6, 4, 5), small.VOCABULARY
     rows = [torch.randint(3, most, (n,), generator=generator).tolist() for n in sizes]
@@ -55,12 +56,14 @@ def assert_equal(name: str) -> None:
     ids, mask = pad([prompt], CPU)
     prefix = groups.encode_passages([passages], "full")
     expected = whole(torch.tensor([context + prompt]), use_cache=False).logits[0, -len(prompt) :]
-    found = groups(ids, mask, prefix, position_shift=len(context)).logits[0]
+    found = groups(ids, mask, fixed(prefix), position_shift=len(context)).logits[0]
     torch.testing.assert_close(found, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
     greedy = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = whole.generate(torch.tensor([context + prompt]), **greedy)[0, -4:]
     assert (
-        groups.generate(ids, mask, prefix, position_shift=len(context), **greedy)[0, -4:].tolist()
+        groups.generate(ids, mask, fixed(prefix), position_shift=len(context), **greedy)[
+            0, -4:
+        ].tolist()
         == expected.tolist()
     )
 

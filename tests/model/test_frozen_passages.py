@@ -13,7 +13,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.memory import PassageMemory, build_memory
 from imprag.memory.manifest import states_fingerprint
-from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
+from imprag.model import ImpRAGConfig, ImpRAGModel, load_pretrained, save_pretrained
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.inputs import pad
 
@@ -23,13 +23,13 @@ PASSAGES = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 KINDS = ("hidden_states", "kv")
 
 
-def groups_of(kind: str, family: str = "llama", *, seed: int = 1) -> LayerGroups:
+def groups_of(kind: str, family: str = "llama", *, seed: int = 1) -> ImpRAGModel:
     config = dataclasses.replace(CONFIG, frozen_passages=kind)
-    return LayerGroups(tiny_lm(family, seed=seed), config, tiny_lm(family))
+    return ImpRAGModel(tiny_lm(family, seed=seed), config, tiny_lm(family))
 
 
-def base(family: str = "llama") -> LayerGroups:
-    return LayerGroups(tiny_lm(family), CONFIG)
+def base(family: str = "llama") -> ImpRAGModel:
+    return ImpRAGModel(tiny_lm(family), CONFIG)
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def test_what_learns_from_reading(kind: str, checkpointing: bool) -> None:
     assert not any(parameter.grad is not None for parameter in groups.frozen.parameters())
 
 
-def learned(groups: LayerGroups) -> set[str]:
+def learned(groups: ImpRAGModel) -> set[str]:
     """Names of the parameters with a gradient."""
     found = {name: parameter.grad for name, parameter in groups.named_parameters()}
     return {name for name, grad in found.items() if grad is not None and bool(grad.any())}
@@ -121,7 +121,7 @@ def test_one_memory_serves_all_models_of_a_base(tmp_path: Path) -> None:
     read = [[corpus[0]]]
     with torch.inference_mode():
         for layer in (1, 2, 3):
-            found, expected = (x.prefix(read).keys[layer] for x in (stored, live))
+            found, expected = (x.kv(read).keys[layer] for x in (stored, live))
             assert_close(found, expected)
     assert (stored.hits, stored.misses) == (3, 0)
 
@@ -137,7 +137,7 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
         base_model_fingerprint=model_fingerprint(lm, tiny_tokenizer()),
         frozen_passages=kind,
     )
-    groups = LayerGroups(tiny_lm(seed=1), config, lm)
+    groups = ImpRAGModel(tiny_lm(seed=1), config, lm)
     save_pretrained(groups, tiny_tokenizer(), tmp_path / "model")
     loaded, _ = load_pretrained(tmp_path / "model", "float32", "cpu")
     assert not any("frozen" in name for name in groups.state_dict())
@@ -155,4 +155,4 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
 
 def test_frozen_passages_need_the_base_model() -> None:
     with pytest.raises(ImpRAGError, match="as it was before training"):
-        LayerGroups(tiny_lm(), dataclasses.replace(CONFIG, frozen_passages="kv"))
+        ImpRAGModel(tiny_lm(), dataclasses.replace(CONFIG, frozen_passages="kv"))

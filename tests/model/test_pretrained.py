@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.errors import ImpRAGError
-from imprag.model import ImpRAGConfig, LayerGroups, load_pretrained, save_pretrained
+from imprag.model import ImpRAGConfig, ImpRAGModel, load_pretrained, save_pretrained
 from imprag.model.fingerprint import model_fingerprint, rounded_weights_fingerprint
 from imprag.model.inputs import pad
 from imprag.model.peft_adapters import add_adapter
@@ -19,14 +19,14 @@ from imprag.model.pretrained import default_config
 EXACT = {"dtype": "float32", "device": "cpu"}
 
 
-def embed(groups: LayerGroups) -> torch.Tensor:
+def embed(groups: ImpRAGModel) -> torch.Tensor:
     with torch.no_grad():
         return groups.passage_embeddings(*pad([[5, 6, 7], [8, 9]], groups.device))
 
 
 def test_full_weights(tmp_path: Path) -> None:
     config = ImpRAGConfig(base_model="tiny", b=2, t=4, k=5, rope="after", trained=True)
-    groups = LayerGroups(tiny_lm(), config)
+    groups = ImpRAGModel(tiny_lm(), config)
     save_pretrained(groups, tiny_tokenizer(), tmp_path / "model")
     loaded, tokenizer = load_pretrained(tmp_path / "model", **EXACT)
     assert loaded.config == config
@@ -45,13 +45,13 @@ def test_adapter_is_small_and_knows_its_base(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(base)
     fingerprint = model_fingerprint(lm, tiny_tokenizer())
     config = ImpRAGConfig(base_model=str(base), b=2, t=4, base_model_fingerprint=fingerprint)
-    before = embed(LayerGroups(lm, config))
+    before = embed(ImpRAGModel(lm, config))
     add_adapter(lm, LoraConfig(r=4, target_modules=["q_proj", "k_proj", "up_proj"]))
     torch.manual_seed(1)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    groups = LayerGroups(lm.eval(), config)
+    groups = ImpRAGModel(lm.eval(), config)
     save_pretrained(groups, tiny_tokenizer(), tmp_path / "adapter")
     names = {file.name for file in (tmp_path / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "imprag.json"} <= names
@@ -78,7 +78,7 @@ def test_an_adapter_of_an_earlier_version_is_compared_as_it_was_then(tmp_path: P
         base_model_fingerprint=rounded_weights_fingerprint(lm),
     )
     add_adapter(lm, LoraConfig(r=4, target_modules=["q_proj"]))
-    save_pretrained(LayerGroups(lm.eval(), config), tiny_tokenizer(), tmp_path / "adapter")
+    save_pretrained(ImpRAGModel(lm.eval(), config), tiny_tokenizer(), tmp_path / "adapter")
     load_pretrained(tmp_path / "adapter", **EXACT)
     tiny_lm(seed=7).save_pretrained(tmp_path / "base")
     with pytest.raises(ImpRAGError, match="was trained on another"):

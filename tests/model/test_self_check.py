@@ -12,9 +12,9 @@ from packaging.utils import canonicalize_name
 
 from conftest import FAMILIES, tiny_lm
 from imprag.errors import ImpRAGError
-from imprag.model import layer_groups, self_check, versions, views
+from imprag.model import hooks, self_check, versions
 from imprag.model.config import ImpRAGConfig
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.model import ImpRAGModel
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ImpRAGConfig(base_model="my-model", b=1, t=4, max_passage_tokens=16)
@@ -29,9 +29,9 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_untested_version_that_computes_the_same_is_taken(newer: None, family: str) -> None:
     state = torch.random.get_rng_state()
-    LayerGroups(tiny_lm(family), CONFIG)
+    ImpRAGModel(tiny_lm(family), CONFIG)
     assert self_check._reason.cache_info().misses == 1
-    LayerGroups(tiny_lm(family), CONFIG)
+    ImpRAGModel(tiny_lm(family), CONFIG)
     assert self_check._reason.cache_info().hits == 1
     tiny_lm(family)
     assert state.shape == torch.random.get_rng_state().shape
@@ -40,7 +40,7 @@ def test_an_untested_version_that_computes_the_same_is_taken(newer: None, family
 def test_the_self_check_draws_no_random_numbers(newer: None) -> None:
     lm = tiny_lm()
     state = torch.random.get_rng_state()
-    LayerGroups(lm, CONFIG)
+    ImpRAGModel(lm, CONFIG)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -49,26 +49,29 @@ def test_a_version_that_renames_the_cache_is_refused(
 ) -> None:
     """What transformers 5.24 did to code that knew the argument by its name."""
 
-    def keeps_the_cache(call: dict[str, Any], index: torch.Tensor) -> dict[str, Any]:
-        caches = {name: value for name, value in call.items() if "cache" in name or "past" in name}
-        return {**views.call_alone(call, index), **caches}
+    at = hooks.LayerInput.at
 
-    monkeypatch.setattr(layer_groups, "call_alone", keeps_the_cache)
+    def keeps_the_cache(self: hooks.LayerInput, index: torch.Tensor) -> hooks.LayerInput:
+        caches = {n: x for n, x in self.arguments.items() if "cache" in n or "past" in n}
+        token = at(self, index)
+        return token._replace(arguments={**token.arguments, **caches})
+
+    monkeypatch.setattr(hooks.LayerInput, "at", keeps_the_cache)
     with pytest.raises(ImpRAGError, match=r"my-model.*not tested with transformers 5\.99\.0"):
-        LayerGroups(tiny_lm(), CONFIG)
+        ImpRAGModel(tiny_lm(), CONFIG)
 
 
 def test_a_version_whose_layers_ignore_what_they_are_handed_is_refused(
     newer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drops(self: views.StandIn, hidden_states: torch.Tensor, **call: Any) -> Any:
+    def drops(self: hooks.LayerWrapper, hidden_states: torch.Tensor, **call: Any) -> Any:
         if self.before is not None:
-            self.before(self.layer, hidden_states, call)
+            self.before(hooks.LayerInput(hidden_states, call))
         return self.layer(hidden_states, **call)
 
-    monkeypatch.setattr(views.StandIn, "forward", drops)
+    monkeypatch.setattr(hooks.LayerWrapper, "forward", drops)
     with pytest.raises(ImpRAGError, match="my-model"):
-        LayerGroups(tiny_lm(), CONFIG)
+        ImpRAGModel(tiny_lm(), CONFIG)
 
 
 def test_tested_families_are_those_of_the_tests() -> None:

@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from conftest import tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
+from imprag.model.generate import fixed
 from imprag.model.inputs import pad
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.model import ImpRAGModel
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -45,7 +46,7 @@ def config_of(**settings: object) -> ImpRAGConfig:
     return ImpRAGConfig(**{**values, **settings})
 
 
-def tokens(groups: LayerGroups) -> tuple[list[int], int]:
+def tokens(groups: ImpRAGModel) -> tuple[list[int], int]:
     """An answer, and how often the model retrieved for it."""
     prefix = groups.encode_passages([[[9, 8, 7, 6]]])
     asked: list[Tensor] = []
@@ -66,15 +67,15 @@ def tokens(groups: LayerGroups) -> tuple[list[int], int]:
 @pytest.mark.parametrize("later", [False, True])
 def test_a_model_whose_forward_was_replaced_is_refused(part: str, later: bool) -> None:
     lm = tiny_lm()
-    groups = LayerGroups(lm, config_of()) if later else None
+    groups = ImpRAGModel(lm, config_of()) if later else None
     add_hook_to_module(lm if part == "the model" else lm.base_model, ModelHook())
     with pytest.raises(ImpRAGError, match="forward method .* was replaced"):
-        tokens(groups or LayerGroups(lm, config_of()))
+        tokens(groups or ImpRAGModel(lm, config_of()))
 
 
 def test_hooks_on_layers_change_nothing() -> None:
     lm = tiny_lm()
-    groups = LayerGroups(lm, config_of())
+    groups = ImpRAGModel(lm, config_of())
     expected = tokens(groups)
     for layer in lm.base_model.layers:
         add_hook_to_module(layer, ModelHook())
@@ -84,26 +85,26 @@ def test_hooks_on_layers_change_nothing() -> None:
 
 
 def test_a_compiled_model_answers_as_the_plain_one() -> None:
-    expected = tokens(LayerGroups(tiny_lm(), config_of()))
-    assert tokens(LayerGroups(torch.compile(tiny_lm(), backend="eager"), config_of())) == expected
+    expected = tokens(ImpRAGModel(tiny_lm(), config_of()))
+    assert tokens(ImpRAGModel(torch.compile(tiny_lm(), backend="eager"), config_of())) == expected
     lm = tiny_lm()
     lm.compile(backend="eager")
-    assert tokens(LayerGroups(lm, config_of())) == expected
+    assert tokens(ImpRAGModel(lm, config_of())) == expected
     lm = tiny_lm()
     lm.forward = torch.compile(lm.forward, backend="eager")
     with pytest.raises(ImpRAGError, match="torch.compile"):
-        LayerGroups(lm, config_of())
+        ImpRAGModel(lm, config_of())
     lm = tiny_lm()
     lm.base_model.layers[2].compile(backend="eager")
     with pytest.raises(ImpRAGError, match="compiled one by one"):
-        LayerGroups(lm, config_of())
+        ImpRAGModel(lm, config_of())
 
 
 def test_offloaded_weights_are_refused() -> None:
     lm = tiny_lm()
     lm.base_model.layers[5].to("meta")
     with pytest.raises(ImpRAGError, match="spread over cpu, meta"):
-        LayerGroups(lm, config_of())
+        ImpRAGModel(lm, config_of())
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_families_of_other_layers_are_refused(
 ) -> None:
     lm = lm_of(family, **more)
     with pytest.raises(ImpRAGError, match=f"{family}.*{reason}"):
-        LayerGroups(lm, config_of(b=b))
+        ImpRAGModel(lm, config_of(b=b))
 
 
 def test_a_model_of_several_streams_is_refused() -> None:
@@ -136,7 +137,7 @@ def test_a_model_of_several_streams_is_refused() -> None:
         sliding_window=512,
     )
     with pytest.raises(ImpRAGError, match="gemma3n_text"):
-        LayerGroups(lm, config_of())
+        ImpRAGModel(lm, config_of())
 
 
 def test_a_multimodal_model_is_refused_as_such() -> None:
@@ -149,13 +150,13 @@ def test_a_multimodal_model_is_refused_as_such() -> None:
     )
     lm = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ImpRAGError, match=r"gemma3\) is a multimodal model"):
-        LayerGroups(lm, config_of())
+        ImpRAGModel(lm, config_of())
 
 
 def test_an_attention_window_shorter_than_passages_is_refused() -> None:
     lm = lm_of("cohere2", sliding_window=16)
     with pytest.raises(ImpRAGError, match="sliding window of 16 tokens"):
-        LayerGroups(lm, config_of())
+        ImpRAGModel(lm, config_of())
 
 
 ROPES = {
@@ -170,7 +171,7 @@ ROPES = {
 }
 
 
-def groups_with(rope: str) -> LayerGroups:
+def groups_with(rope: str) -> ImpRAGModel:
     more = {"longrope": {"original_max_position_embeddings": 200}, "dynamic": {}}[rope]
     longest = {"longrope": 8192, "dynamic": 200}[rope]
     family = {"longrope": "phi3", "dynamic": "llama"}[rope]
@@ -180,14 +181,14 @@ def groups_with(rope: str) -> LayerGroups:
         for parameter in lm.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
-    return LayerGroups(lm, config_of(max_passage_tokens=64))
+    return ImpRAGModel(lm, config_of(max_passage_tokens=64))
 
 
 @torch.no_grad()
-def last_logits(groups: LayerGroups, rows: list[list[int]]) -> Tensor:
+def last_logits(groups: ImpRAGModel, rows: list[list[int]]) -> Tensor:
     ids, mask = pad(rows, CPU, left=True)
     prefix = groups.encode_passages([[[20, 21, 22]]] * len(rows))
-    return groups(ids, mask, prefix, position_shift=64).logits[0, -1]
+    return groups(ids, mask, fixed(prefix), position_shift=64).logits[0, -1]
 
 
 @pytest.mark.parametrize("rope", sorted(ROPES))
@@ -212,7 +213,7 @@ def test_a_prompt_asks_the_same_wherever_it_stands(rope: str) -> None:
     ids, mask = pad([list(range(5, 60))], CPU, left=True)
     with torch.no_grad():
         prefix = groups.encode_passages([[]])
-        asked = groups(ids, mask, prefix, position_shift=128).query_embeddings
+        asked = groups(ids, mask, fixed(prefix), position_shift=128).query_embeddings
         torch.testing.assert_close(asked, groups.query_embeddings(ids, mask), atol=1e-5, rtol=1e-4)
 
 
@@ -241,7 +242,7 @@ def test_threads_that_share_a_model_do_not_disturb_each_other() -> None:
 def test_received_attention_of_gpt_neox() -> None:
     """Its layers call their attention ``attention``."""
     lm = lm_of("gpt_neox", num_key_value_heads=..., head_dim=...)
-    groups = LayerGroups(lm, config_of())
+    groups = ImpRAGModel(lm, config_of())
     states = groups.encode(*pad([[5, 6, 7], [8, 9]], CPU), with_attention=True)
     for received in states.attention.values():
         sums = (received * states.mask[:, None]).sum(dim=-1)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from conftest import needs_smollm2, tiny_lm, tiny_tokenizer
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
-from imprag.model import ImpRAGConfig, LayerGroups, PassageEncoder, load_base_model
+from imprag.model import ImpRAGConfig, ImpRAGModel, PassageEncoder, load_base_model
+from imprag.model.generate import fixed
 from imprag.model.inputs import batches_by_length, pad
 from imprag.model.text import passage_tokens, prompt_batch, prompt_tokens
 
@@ -93,7 +94,7 @@ def test_groups_of_like_length() -> None:
 
 
 def test_encoder_gives_each_passage_its_own_embedding_in_order() -> None:
-    groups, tokenizer = LayerGroups(tiny_lm(), config()), tiny_tokenizer()
+    groups, tokenizer = ImpRAGModel(tiny_lm(), config()), tiny_tokenizer()
     passages = [Passage(str(n), f"w{n}", words(n)) for n in (20, 3, 11, 7, 30, 1)]
     encoder = PassageEncoder(groups, tokenizer, batch_tokens=40)
     embeddings = encoder(passages)
@@ -108,7 +109,7 @@ def test_encoder_gives_each_passage_its_own_embedding_in_order() -> None:
 
 def test_encoder_fingerprint_follows_what_decides_embeddings() -> None:
     def fingerprint(seed: int = 0, **settings: object) -> str:
-        groups = LayerGroups(tiny_lm(seed=seed), config(**settings))
+        groups = ImpRAGModel(tiny_lm(seed=seed), config(**settings))
         return PassageEncoder(groups, tiny_tokenizer()).fingerprint()
 
     assert fingerprint() == fingerprint(k=3, passage_encoding="full", score_scale=0.5)
@@ -117,7 +118,7 @@ def test_encoder_fingerprint_follows_what_decides_embeddings() -> None:
 
 
 def test_queries_of_layer_b_have_no_part_in_the_encoders_fingerprint() -> None:
-    groups = LayerGroups(tiny_lm("qwen3"), config())
+    groups = ImpRAGModel(tiny_lm("qwen3"), config())
     encoder = PassageEncoder(groups, tiny_tokenizer())
     before = encoder.fingerprint()
     layers = groups.lm.base_model.layers
@@ -138,7 +139,7 @@ def test_identity_with_the_plain_model_on_real_weights_and_text() -> None:
     plain, tokenizer = load_base_model("smollm2-135m", "float32", "cpu")
     lm, _ = load_base_model("smollm2-135m", "float32", "cpu")
     settings = ImpRAGConfig(base_model="smollm2-135m", b=0, t=29, passage_encoding="full")
-    groups = LayerGroups(lm, settings)
+    groups = ImpRAGModel(lm, settings)
     passages = [
         Passage("1", "Chad", "The capital of Chad is N'Djamena, a city on the Chari river."),
         Passage("2", "Mali", "The capital of Mali is Bamako, on the Niger river."),
@@ -150,12 +151,14 @@ def test_identity_with_the_plain_model_on_real_weights_and_text() -> None:
     with torch.no_grad():
         prefix = groups.encode_passages([rows])
         expected = plain(torch.tensor([context + prompt])).logits[0, -len(prompt) :]
-        actual = groups(ids, mask, prefix, position_shift=len(context)).logits[0]
+        actual = groups(ids, mask, fixed(prefix), position_shift=len(context)).logits[0]
         assert expected.abs().max() > 10
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
         greedy = {"max_new_tokens": 16, "do_sample": False}
         expected_tokens = plain.generate(torch.tensor([context + prompt]), **greedy)[0]
-        actual_tokens = groups.generate(ids, mask, prefix, position_shift=len(context), **greedy)[0]
+        actual_tokens = groups.generate(
+            ids, mask, fixed(prefix), position_shift=len(context), **greedy
+        )[0]
     answer = actual_tokens[len(prompt) :]
     assert answer.tolist() == expected_tokens[len(context + prompt) :].tolist()
     assert "N'Djamena" in tokenizer.decode(answer)

@@ -10,7 +10,7 @@ from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
-from imprag.model import ImpRAGConfig, LayerGroups, PassageEncoder
+from imprag.model import ImpRAGConfig, ImpRAGModel, PassageEncoder
 from imprag.training import adaptation
 from imprag.training.adaptation import adapt
 from imprag.training.data import TrainingExample, TrainingSource
@@ -18,8 +18,8 @@ from imprag.training.data import TrainingExample, TrainingSource
 COUNT = 60
 
 
-def groups_of(family: str = "llama", **settings: object) -> LayerGroups:
-    return LayerGroups(tiny_lm(family), ImpRAGConfig(base_model="tiny", b=2, t=4, **settings))
+def groups_of(family: str = "llama", **settings: object) -> ImpRAGModel:
+    return ImpRAGModel(tiny_lm(family), ImpRAGConfig(base_model="tiny", b=2, t=4, **settings))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def questions(kind: str = "asked", passages: range = range(COUNT)) -> TrainingSo
     return TrainingSource(kind, [examples[n] for n in order])
 
 
-def run(groups: LayerGroups, folder: IndexFolder, *sources: TrainingSource, **settings):
+def run(groups: ImpRAGModel, folder: IndexFolder, *sources: TrainingSource, **settings):
     options = {"steps": 150, "prompts": 32, "learning_rate": 0.02, **settings}
     return adapt(groups, tiny_tokenizer(), folder.corpus, folder.index, sources, **options)
 

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.model import ImpRAGConfig, LayerGroups, PassageEncoder
+from imprag.model import ImpRAGConfig, ImpRAGModel, PassageEncoder
 from imprag.model.text import prompt_batch
 from imprag.training.own_ranks import OwnRanks
 from imprag.training.recipe import Recipe
@@ -22,7 +22,7 @@ PROMPTS = ["w1 w2", "w3", "w4 w5 w6 w7"]
 def test_ranks_are_those_of_the_model_and_are_kept(tmp_path: Path) -> None:
     passages = [Passage(f"p{n}", f"w{n}", f"w{n + 20} w{n * 7 % 90}") for n in range(30)]
     corpus = Corpus.build(passages, tmp_path / "corpus")
-    groups = LayerGroups(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3)).train()
+    groups = ImpRAGModel(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3)).train()
     tokenizer = tiny_tokenizer()
 
     def expected() -> np.ndarray:

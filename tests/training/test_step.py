@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tiny_batches import LAYERS, LONGEST, STAGES, WITH_SCORES, B, T, random_batch, tiny_model
 from torch import Tensor, nn
 
-from imprag.model import LayerGroups
+from imprag.model import ImpRAGModel
+from imprag.model.generate import fixed
 from imprag.model.inputs import batches_by_length, pad
-from imprag.model.states import Prefix
+from imprag.model.kv import PassageKV
 from imprag.training.objectives import nce_loss
 from imprag.training.recipe import StageSettings
 from imprag.training.step import StepOutput, TrainingBatch, TrainingModel
@@ -40,7 +41,7 @@ KINDS = {
 # The reference
 
 
-def reference(groups: LayerGroups, batch: TrainingBatch, stages: StageSettings) -> StepOutput:
+def reference(groups: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) -> StepOutput:
     """The losses by loops in float64 over prompts and passages, each run alone."""
     states = [groups.encode(*alone(passage)) for passage in batch.passages]
     queries = [groups.query_embeddings(*alone(prompt))[0] for prompt in batch.prompts]
@@ -58,10 +59,10 @@ def reference(groups: LayerGroups, batch: TrainingBatch, stages: StageSettings) 
                 }
                 for name in ("keys", "values")
             )
-            prefix = Prefix(keys, values, [[keys[B].shape[2]]])
+            prefix = PassageKV(keys, values, [[keys[B].shape[2]]])
         shift = max(len(candidates), groups.config.k) * LONGEST if candidates else 0
         text = alone([*before, *response.tolist()])
-        logits = groups(*text, prefix, position_shift=shift).logits[0].double()
+        logits = groups(*text, fixed(prefix), position_shift=shift).logits[0].double()
         following = logits[len(before) - 1 : -1].log_softmax(dim=-1)
         return following.gather(1, response[:, None])[:, 0]
 
@@ -255,7 +256,7 @@ def rows(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 # Which layers run, and which learn
 
 
-def with_passages_apart() -> tuple[TrainingModel, LayerGroups, LayerGroups]:
+def with_passages_apart() -> tuple[TrainingModel, ImpRAGModel, ImpRAGModel]:
     """A model whose passages run through a copy of the weights: prompts' part and passages' part.
 
     What a loss asks of the passages' side is then told apart from what it asks of the prompts'.
@@ -273,7 +274,7 @@ ALL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 }
 
 
-def learning(groups: LayerGroups) -> list[set[str]]:
+def learning(groups: ImpRAGModel) -> list[set[str]]:
     """The parts of each layer that received a gradient; one that is zero throughout is an error."""
     parts: list[set[str]] = []
     for layer in groups.lm.base_model.layers:
@@ -306,7 +307,7 @@ def test_retrieval_teaches_both_towers_and_nothing_above(self_distillation: bool
         assert side.lm.base_model.norm.weight.grad is None
 
 
-def count_rows(groups: LayerGroups) -> tuple[list[int], list[int]]:
+def count_rows(groups: ImpRAGModel) -> tuple[list[int], list[int]]:
     """Counters of what runs through each layer: sequences, and single tokens."""
     sequences, single = [0] * LAYERS, [0] * LAYERS
 

@@ -8,7 +8,7 @@ import torch
 
 from conftest import tiny_lm
 from imprag.corpus import Passage
-from imprag.model import ImpRAGConfig, LayerGroups
+from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.training.recipe import (
     ScoreDistillation,
     SelfDistillationStage,
@@ -37,10 +37,10 @@ WITH_SCORES = STAGES.model_copy(
 )
 
 
-def tiny_groups() -> LayerGroups:
+def tiny_groups() -> ImpRAGModel:
     """Six layers, of which 0..1 retrieve and 1..3 read."""
     config = ImpRAGConfig(base_model="tiny", b=B, t=T, k=3, max_passage_tokens=LONGEST)
-    return LayerGroups(tiny_lm(layers=LAYERS), config)
+    return ImpRAGModel(tiny_lm(layers=LAYERS), config)
 
 
 def tiny_model(batch_tokens: int | None = None, stages: StageSettings = STAGES) -> TrainingModel:

@@ -18,7 +18,7 @@ from imprag.evaluation.run_folder import RESULTS, RunFolder
 from imprag.evaluation.runner import check_distinct, evaluate, gold_pages
 from imprag.evaluation.scoring import score_answer, score_retrieval
 from imprag.index.folder import IndexFolder
-from imprag.model import LayerGroups
+from imprag.model import ImpRAGModel
 from imprag.model.encoder import PassageEncoder
 from imprag.rag import ImpRAG
 from imprag.tasks import TaskExamples, load_benchmark, read_tasks
@@ -68,7 +68,7 @@ class DevelopmentSet:
                 f"{', '.join(self.metrics)}"
             )
 
-    def __call__(self, groups: LayerGroups, tokenizer: Any, step: int) -> dict[str, float]:
+    def __call__(self, groups: ImpRAGModel, tokenizer: Any, step: int) -> dict[str, float]:
         """Measure a model, or take the results of a measurement that is there already.
 
         Args:
@@ -95,13 +95,13 @@ class DevelopmentSet:
         return means
 
     def _answer_by_retrieval(
-        self, groups: LayerGroups, tokenizer: Any, out: Path
+        self, groups: ImpRAGModel, tokenizer: Any, out: Path
     ) -> dict[str, Any]:
         encoder = PassageEncoder(groups, tokenizer)
         with IndexFolder.temporary(self.corpus, encoder, self._folder / ".index") as index:
             return evaluate(ImpRAG(groups, tokenizer, index), self.tasks, out)
 
-    def _answer_by_gold(self, groups: LayerGroups, tokenizer: Any, out: Path) -> dict[str, Any]:
+    def _answer_by_gold(self, groups: ImpRAGModel, tokenizer: Any, out: Path) -> dict[str, Any]:
         source = gold_among(self.corpus, _AMONG)
         return evaluate(ImpRAG(groups, tokenizer), self._with_gold, out, source=source, k=_AMONG)
 

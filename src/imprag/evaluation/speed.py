@@ -31,7 +31,8 @@ from imprag.index.folder import IndexFolder
 from imprag.index.teacher import Teacher, TextEncoder
 from imprag.memory import DiskStore, PassageMemory, build_memory
 from imprag.model.encoder import PassageEncoder
-from imprag.model.layer_groups import LayerGroups, compile_config
+from imprag.model.generate import compile_config
+from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens, prompt_batch
 from imprag.rag import ImpRAG
 
@@ -133,7 +134,7 @@ class ReadingArm:
         if not self.k:
             return own
         found = [[one.passage for one in row] for row in self.rag.retrieve([prompt], self.k)]
-        return own + self.rag.memory.prefix(found).nbytes
+        return own + self.rag.memory.kv(found).nbytes
 
 
 class InContextArm:
@@ -149,7 +150,7 @@ class InContextArm:
 
     def __init__(
         self,
-        groups: LayerGroups,
+        groups: ImpRAGModel,
         tokenizer: Any,
         teacher: Teacher,
         k: int,
@@ -191,7 +192,7 @@ class InContextArm:
 
 
 def benchmark(
-    groups: LayerGroups,
+    groups: ImpRAGModel,
     tokenizer: Any,
     corpus: Corpus,
     folder: Path,
@@ -296,7 +297,7 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return slopes
 
 
-def environment(groups: LayerGroups) -> dict[str, Any]:
+def environment(groups: ImpRAGModel) -> dict[str, Any]:
     """What the figures depend on besides the settings."""
     return {
         "model": groups.config.base_model,
@@ -315,7 +316,7 @@ class _Setting:
 
     def __init__(
         self,
-        groups: LayerGroups,
+        groups: ImpRAGModel,
         tokenizer: Any,
         corpus: Corpus,
         folder: Path,
@@ -393,7 +394,7 @@ class _Setting:
         )
         return ReadingArm(reading, k)
 
-    def _stored_arm(self, groups: LayerGroups, store: DiskStore, k: int) -> ReadingArm:
+    def _stored_arm(self, groups: ImpRAGModel, store: DiskStore, k: int) -> ReadingArm:
         reading = ImpRAG(groups, self.tokenizer, self.index)
         reading.use_memory(store)
         return ReadingArm(reading, k)
@@ -504,7 +505,7 @@ def _status(name: str) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
-def _token_bytes(groups: LayerGroups) -> int:
+def _token_bytes(groups: ImpRAGModel) -> int:
     """Keys and values of one token at all layers."""
     size: int = groups.lm.dtype.itemsize
     return 2 * len(groups.lm.base_model.layers) * groups.embedding_dim * size

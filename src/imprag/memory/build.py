@@ -49,7 +49,7 @@ from imprag.memory.manifest import MANIFEST, MemoryManifest, Shard, states_finge
 from imprag.memory.passage_memory import check_independent, encode_parts
 from imprag.memory.product_quantization import ProductQuantizer
 from imprag.memory.stores import DiskStore
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
 
 SHARD_BYTES = 256_000_000
@@ -58,7 +58,7 @@ _SAMPLE = 256  # passages that a codec learns from, and that sizes are predicted
 
 def predict_memory(
     corpus: Corpus,
-    groups: LayerGroups,
+    groups: ImpRAGModel,
     tokenizer: Any,
     *,
     codec: str = "bf16",
@@ -75,8 +75,8 @@ def predict_memory(
     lengths = map(len, passage_tokens(tokenizer, groups.config, corpus.passages(sample)))
     mean = keep_tokens * sum(lengths) / len(sample)
     layers = groups.config.t - groups.config.b + 1
-    vectors = 2 * layers * groups.num_key_heads
-    size = mean * vectors * _bytes_per_vector(codec, groups.head_dim)
+    vectors = 2 * layers * groups.decoder.num_key_heads
+    size = mean * vectors * _bytes_per_vector(codec, groups.decoder.head_dim)
     return {
         "count": len(rows),
         "tokens": round(mean * len(rows)),
@@ -87,7 +87,7 @@ def predict_memory(
 
 def build_memory(
     corpus: Corpus,
-    groups: LayerGroups,
+    groups: ImpRAGModel,
     tokenizer: Any,
     out: Path | str,
     *,
@@ -128,15 +128,15 @@ def build_memory(
     rows = range(len(corpus)) if rows is None else sorted(set(rows))
     if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
         raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
-    size = _bytes_per_vector(codec, groups.head_dim)
+    size = _bytes_per_vector(codec, groups.decoder.head_dim)
     config = groups.config
     goal = MemoryManifest(
         model_fingerprint=states_fingerprint(groups, tokenizer),
         corpus_fingerprint=corpus.fingerprint,
         b=config.b,
         t=config.t,
-        key_heads=groups.num_key_heads,
-        head_dim=groups.head_dim,
+        key_heads=groups.decoder.num_key_heads,
+        head_dim=groups.decoder.head_dim,
         codec=codec,
         bytes_per_vector=size,
         keep_tokens=keep_tokens,
@@ -193,7 +193,7 @@ def prediction(sizes: dict[str, int], codec: str, out: Path) -> str:
 def _codec(
     folder: Path,
     corpus: Corpus,
-    groups: LayerGroups,
+    groups: ImpRAGModel,
     tokenizer: Any,
     name: str,
     rows: Sequence[int],
@@ -201,7 +201,7 @@ def _codec(
 ) -> tuple[StoredFile | None, Codec]:
     """The codec, and the file with what it has learned, which is made at the first call."""
     if name != "pq":
-        return None, untrained_codec(name, groups.head_dim)
+        return None, untrained_codec(name, groups.decoder.head_dim)
     for path in folder.glob("codec-*"):
         file = StoredFile(path.name, path.stat().st_size, check_name(path))
         return file, ProductQuantizer(**safetensors.torch.load_file(path))
@@ -211,7 +211,7 @@ def _codec(
 
 
 def learn_quantizer(
-    passages: Sequence[Passage], groups: LayerGroups, tokenizer: Any, seed: int = 0
+    passages: Sequence[Passage], groups: ImpRAGModel, tokenizer: Any, seed: int = 0
 ) -> ProductQuantizer:
     """Product quantization of the states of such passages.
 
@@ -224,7 +224,7 @@ def learn_quantizer(
     Raises:
         ImpRAGError: the head size is no multiple of 16, or the passages have too few tokens.
     """
-    plain = untrained_codec("fp32", groups.head_dim)
+    plain = untrained_codec("fp32", groups.decoder.head_dim)
     coded = encode_parts(groups, tokenizer, passages, plain)
     sample = torch.cat([parts["states"].cpu() for parts in coded], dim=3)
     return ProductQuantizer.train(sample, seed=seed)

@@ -7,7 +7,7 @@ from typing import Any
 from imprag.building import StoredFile, check_fingerprints, read_manifest
 from imprag.files import write_json
 from imprag.model.fingerprint import model_fingerprint
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.model import ImpRAGModel
 
 FORMAT_VERSION = 2
 MANIFEST = "memory.json"
@@ -151,7 +151,7 @@ class MemoryManifest:
             file.verify(folder)
 
 
-def states_fingerprint(groups: LayerGroups, tokenizer: Any) -> str:
+def states_fingerprint(groups: ImpRAGModel, tokenizer: Any) -> str:
     """Names everything that decides a passage's states: model, tokenizer and settings.
 
     Of the model the weights of layers 0..t and the configuration. With frozen keys and values it

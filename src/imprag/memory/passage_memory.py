@@ -11,8 +11,8 @@ from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.memory.codecs import KINDS, Codec, Parts
 from imprag.memory.stores import Store, text_of
-from imprag.model.layer_groups import LayerGroups
-from imprag.model.states import Prefix
+from imprag.model.kv import PassageKV
+from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
 
 
@@ -39,7 +39,7 @@ class PassageMemory:
 
     def __init__(
         self,
-        groups: LayerGroups,
+        groups: ImpRAGModel,
         tokenizer: Any,
         store: Store | None = None,
         *,
@@ -55,7 +55,7 @@ class PassageMemory:
         self.misses = 0
 
     @torch.no_grad()
-    def prefix(self, passages: Sequence[Sequence[Passage]]) -> Prefix:
+    def kv(self, passages: Sequence[Sequence[Passage]]) -> PassageKV:
         """What every prompt reads.
 
         Args:
@@ -83,9 +83,9 @@ class PassageMemory:
             )
         codec, dtype = self.store.codec, self.groups.lm.dtype
         if self.keep_coded:
-            return CodedPrefix.of(joined, codec, dtype, config.b, lengths)
+            return CodedPassageKV.of(joined, codec, dtype, config.b, lengths)
         blocks = [codec.decode(parts, dtype) for parts in joined]
-        return Prefix.from_blocks(blocks, config.b, lengths)
+        return PassageKV.from_blocks(blocks, config.b, lengths)
 
     def _parts(self, passages: Sequence[Passage]) -> dict[tuple[str, str], Parts]:
         """Coded states by the passages' text."""
@@ -110,7 +110,7 @@ class PassageMemory:
         return found
 
 
-class CodedPrefix(Prefix):
+class CodedPassageKV(PassageKV):
     """What prompts read, decoded a layer at a time when it is attended to."""
 
     @classmethod
@@ -121,14 +121,14 @@ class CodedPrefix(Prefix):
         dtype: torch.dtype,
         first_layer: int,
         lengths: Sequence[Sequence[int]],
-    ) -> "CodedPrefix":
+    ) -> "CodedPassageKV":
         """
         Args:
             parts: of every prompt.
             codec: of the parts.
             dtype: to decode to.
             first_layer: the number of the first of the layers.
-            lengths: as in `Prefix`.
+            lengths: as in `PassageKV`.
         """
         keys, values = (_Decoded(parts, codec, dtype, first_layer, kind) for kind in KINDS)
         return cls(keys, values, lengths)
@@ -178,7 +178,7 @@ def _nothing_of(parts: Parts, *others: Parts) -> Parts:
 
 @torch.no_grad()
 def encode_parts(
-    groups: LayerGroups,
+    groups: ImpRAGModel,
     tokenizer: Any,
     passages: Sequence[Passage],
     codec: Codec,
@@ -201,7 +201,7 @@ def encode_parts(
     return coded
 
 
-def check_independent(groups: LayerGroups) -> None:
+def check_independent(groups: ImpRAGModel) -> None:
     """Refuse a model whose passages depend on each other.
 
     Raises:

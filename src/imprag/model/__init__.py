@@ -3,16 +3,16 @@
 from imprag.model.base import load_base_model
 from imprag.model.config import ImpRAGConfig
 from imprag.model.encoder import PassageEncoder
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.kv import EncodedPassages, PassageKV
+from imprag.model.model import ImpRAGModel
 from imprag.model.pretrained import load_pretrained, save_pretrained
-from imprag.model.states import PassageStates, Prefix
 
 __all__ = [
+    "EncodedPassages",
     "ImpRAGConfig",
-    "LayerGroups",
+    "ImpRAGModel",
     "PassageEncoder",
-    "PassageStates",
-    "Prefix",
+    "PassageKV",
     "load_base_model",
     "load_pretrained",
     "save_pretrained",

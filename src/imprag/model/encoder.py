@@ -9,8 +9,8 @@ import torch
 from imprag.corpus.passage import Passage
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.inputs import batches_by_length, pad
-from imprag.model.layer_groups import LayerGroups
 from imprag.model.load_checks import check_tokenizer
+from imprag.model.model import ImpRAGModel
 from imprag.model.text import cut_tokens, passage_tokens
 
 
@@ -25,7 +25,7 @@ class PassageEncoder:
     """
 
     def __init__(
-        self, groups: LayerGroups, tokenizer: Any, batch_tokens: int | None = None
+        self, groups: ImpRAGModel, tokenizer: Any, batch_tokens: int | None = None
     ) -> None:
         check_tokenizer(tokenizer, groups.lm, groups.config.base_model)
         self.groups = groups

@@ -30,7 +30,7 @@ from imprag.model.fingerprint import (
     model_fingerprint,
     rounded_weights_fingerprint,
 )
-from imprag.model.layer_groups import LayerGroups
+from imprag.model.model import ImpRAGModel
 from imprag.model.peft_adapters import has_adapter, save_adapter
 
 DEFAULT = "default"
@@ -55,7 +55,7 @@ def load_pretrained(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     **settings: Any,
-) -> tuple[LayerGroups, Any]:
+) -> tuple[ImpRAGModel, Any]:
     """Load an ImpRAG model, or a plain language model as an untrained one.
 
     Args:
@@ -89,12 +89,12 @@ def load_pretrained(
         )
     config = dataclasses.replace(config, **settings)
     if config.frozen_passages == "none":
-        return LayerGroups(lm, config), tokenizer
+        return ImpRAGModel(lm, config), tokenizer
     frozen, _ = _base(config, device, str(name_or_path))
-    return LayerGroups(lm, config, frozen.to(dtype)), tokenizer
+    return ImpRAGModel(lm, config, frozen.to(dtype)), tokenizer
 
 
-def save_pretrained(groups: LayerGroups, tokenizer: Any, folder: Path) -> None:
+def save_pretrained(groups: ImpRAGModel, tokenizer: Any, folder: Path) -> None:
     """Write settings and weights into a new folder, atomically.
 
     Where the model carries a LoRA adapter (`imprag.model.peft_adapters.add_adapter`), only the
@@ -153,7 +153,7 @@ def _default() -> Path:
     def make() -> None:
         config = ImpRAGConfig.load(DEFAULT_FOLDER)
         lm, tokenizer = _merged(config, DEFAULT_FOLDER, torch.device("cpu"))
-        save_pretrained(LayerGroups(lm, config), tokenizer, folder)
+        save_pretrained(ImpRAGModel(lm, config), tokenizer, folder)
 
     return make_once(folder, make)
 

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 from imprag.errors import ImpRAGError
 from imprag.model.attention import needs_eager, open_attention
 from imprag.model.config import ImpRAGConfig
+from imprag.model.generate import fixed
 from imprag.model.inputs import pad
 from imprag.model.small import VOCABULARY, small_model
 from imprag.model.versions import TESTED_FAMILIES, untested_versions
 
 if TYPE_CHECKING:
-    from imprag.model.layer_groups import LayerGroups
+    from imprag.model.model import ImpRAGModel
 
 _TOLERANCE = 1e-3  # of the largest number; rounding in float32 stays far below
 _CPU = torch.device("cpu")
@@ -126,13 +127,13 @@ def _compare(whole: PreTrainedModel, parts: PreTrainedModel) -> None:
     Raises:
         _Difference: they compute different things.
     """
-    from imprag.model.layer_groups import LayerGroups
+    from imprag.model.model import ImpRAGModel
 
     depth = len(parts.base_model.layers)
 
-    def groups(b: int, t: int) -> "LayerGroups":
+    def groups(b: int, t: int) -> "ImpRAGModel":
         config = ImpRAGConfig(base_model="a small model", b=b, t=t, k=2, max_passage_tokens=16)
-        return LayerGroups(parts, config, checked=True)
+        return ImpRAGModel(parts, config, checked=True)
 
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in (5, 7, 6, 4)]
@@ -146,22 +147,22 @@ def _compare(whole: PreTrainedModel, parts: PreTrainedModel) -> None:
 
 
 def _reads_as_in_context(
-    groups: "LayerGroups", whole: PreTrainedModel, passages: list[list[int]], prompt: list[int]
+    groups: "ImpRAGModel", whole: PreTrainedModel, passages: list[list[int]], prompt: list[int]
 ) -> None:
     context = [token for passage in passages for token in passage]
     expected = whole(torch.tensor([context + prompt]), use_cache=False).logits
     prefix = groups.encode_passages([passages], "full")
-    found = groups(*pad([prompt], _CPU), prefix, position_shift=len(context)).logits
+    found = groups(*pad([prompt], _CPU), fixed(prefix), position_shift=len(context)).logits
     _same("it answers otherwise than in one piece", found[0], expected[0, -len(prompt) :])
 
 
 def _batches_as_rows(
-    groups: "LayerGroups", passages: list[list[int]], prompts: list[list[int]]
+    groups: "ImpRAGModel", passages: list[list[int]], prompts: list[list[int]]
 ) -> None:
     def run(rows: list[int]) -> Tensor:
         prefix = groups.encode_passages([passages[: n + 1] for n in rows])
         ids, mask = pad([prompts[n] for n in rows], _CPU, left=True)
-        logits: Tensor = groups(ids, mask, prefix, position_shift=32).logits
+        logits: Tensor = groups(ids, mask, fixed(prefix), position_shift=32).logits
         return logits[:, -1]
 
     alone = torch.cat([run([n]) for n in range(len(prompts))])
@@ -169,7 +170,7 @@ def _batches_as_rows(
 
 
 def _decodes_as_uncached(
-    groups: "LayerGroups", passages: list[list[int]], prompts: list[list[int]]
+    groups: "ImpRAGModel", passages: list[list[int]], prompts: list[list[int]]
 ) -> None:
     ids, mask = pad(prompts, _CPU, left=True)
     prefix = groups.encode_passages([passages, passages[:1]])
@@ -177,7 +178,7 @@ def _decodes_as_uncached(
     output = groups.generate(
         ids,
         mask,
-        prefix,
+        fixed(prefix),
         position_shift=32,
         max_new_tokens=steps,
         do_sample=False,
@@ -187,18 +188,18 @@ def _decodes_as_uncached(
     )
     found = torch.stack(output.logits, dim=1)
     longer = torch.cat([mask, torch.ones(len(prompts), steps, dtype=mask.dtype)], dim=1)
-    expected = groups(output.sequences, longer, prefix, position_shift=32).logits
+    expected = groups(output.sequences, longer, fixed(prefix), position_shift=32).logits
     _same("it decodes otherwise with a cache", found, expected[:, -steps - 1 : -1])
 
 
-def _embeds_as_whole(groups: "LayerGroups", rows: list[list[int]]) -> None:
+def _embeds_as_whole(groups: "ImpRAGModel", rows: list[list[int]]) -> None:
     whole = groups.encode(*pad(rows, _CPU)).embeddings
     if whole.shape[1] != groups.embedding_dim:
         raise _Difference("its keys are of another size than its configuration says")
     _same("passages have two embeddings", groups.passage_embeddings(*pad(rows, _CPU)), whole)
     ids, mask = pad(rows, _CPU, left=True)
     prefix = groups.encode_passages([[]] * len(rows))
-    asked = groups(ids, mask, prefix, position_shift=32).query_embeddings
+    asked = groups(ids, mask, fixed(prefix), position_shift=32).query_embeddings
     _same("prompts have two embeddings", groups.query_embeddings(ids, mask), asked)
 
 

@@ -25,11 +25,12 @@ from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path
 from imprag.index.passage_index import PassageIndex
-from imprag.model import LayerGroups
+from imprag.model import ImpRAGModel
 from imprag.model.base import resolve_dtype
 from imprag.model.encoder import PassageEncoder
 from imprag.model.fingerprint import QUERIES
 from imprag.model.inputs import batches_by_length, pad
+from imprag.model.query import query_embeddings_of, query_inputs
 from imprag.model.text import prompt_tokens
 from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.drawing import Epochs, Mixture, single_epochs
@@ -61,7 +62,7 @@ class SourceRecall:
 
 
 def adapt(
-    groups: LayerGroups,
+    groups: ImpRAGModel,
     tokenizer: Any,
     corpus: Corpus,
     index: PassageIndex,
@@ -146,7 +147,7 @@ def adapt(
             for draw in range(step * prompts, (step + 1) * prompts):
                 chosen, position = mixture.draw(draw)
                 batch += epochs[chosen].bundle(position)
-            scores = relevance_scores(groups.query_embeddings_of(inputs[batch]), passages)
+            scores = relevance_scores(query_embeddings_of(groups.decoder, inputs[batch]), passages)
             loss = nce_against_all(scores, [right[number] for number in batch])
             if not bool(loss.isfinite()):
                 raise ImpRAGError(
@@ -166,7 +167,7 @@ def adapt(
     ]
 
 
-def query_projection(groups: LayerGroups) -> tuple[str, torch.nn.Linear]:
+def query_projection(groups: ImpRAGModel) -> tuple[str, torch.nn.Linear]:
     """What makes the queries of layer b, and nothing else: the module and its name in the model.
 
     Raises:
@@ -237,7 +238,7 @@ def _inputs(encoder: PassageEncoder, prompts: Sequence[str]) -> Tensor:
     with tqdm(total=len(prompts), desc="Prompts", unit=" prompts", disable=None) as bar:
         for batch in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                found = groups.query_inputs(*pad([tokens[n] for n in batch], device))
+                found = query_inputs(groups.decoder, *pad([tokens[n] for n in batch], device))
             inputs[batch] = found.float().cpu()
             bar.update(len(batch))
     return inputs.to(device)
@@ -245,13 +246,13 @@ def _inputs(encoder: PassageEncoder, prompts: Sequence[str]) -> Tensor:
 
 @torch.inference_mode()
 def _recall(
-    groups: LayerGroups,
+    groups: ImpRAGModel,
     inputs: Tensor,
     passages: Tensor,
     right: Sequence[Sequence[int]],
     numbers: range,
 ) -> tuple[float, float]:
-    queries = groups.query_embeddings_of(inputs[numbers.start : numbers.stop])
+    queries = query_embeddings_of(groups.decoder, inputs[numbers.start : numbers.stop])
     best = relevance_scores(queries, passages).topk(min(_RANK, len(passages))).indices.tolist()
     pairs = [(ranks, set(rows)) for ranks, rows in zip(best, right, strict=True)]
     first = sum(ranks[0] in rows for ranks, rows in pairs)

@@ -16,7 +16,7 @@ from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.files import atomic_path
 from imprag.index.folder import IndexFolder
-from imprag.model import LayerGroups, PassageEncoder
+from imprag.model import ImpRAGModel, PassageEncoder
 from imprag.model.text import prompt_batch
 from imprag.training.recipe import LONGEST_TEXT
 
@@ -39,7 +39,7 @@ class OwnRanks:
 
     def __init__(
         self,
-        groups: LayerGroups,
+        groups: ImpRAGModel,
         tokenizer: Any,
         corpus: Corpus,
         folder: Path,

@@ -15,7 +15,7 @@ from transformers import set_seed
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.index.teacher import TextEncoder
-from imprag.model import LayerGroups, load_base_model
+from imprag.model import ImpRAGModel, load_base_model
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.pretrained import load_pretrained, save_pretrained
 from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hold_untrained
@@ -102,7 +102,7 @@ def train(
         lm.get_input_embeddings().requires_grad_(False)
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    model = TrainingModel(LayerGroups(lm, config, frozen), recipe.stages)
+    model = TrainingModel(ImpRAGModel(lm, config, frozen), recipe.stages)
     beginning = trained_weights(lm) if recipe.model.start_share else {}
 
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from imprag.model.generate import fixed
 from imprag.model.inputs import batches_by_length, pad
-from imprag.model.layer_groups import LayerGroups
-from imprag.model.states import PassageStates, Prefix
+from imprag.model.kv import EncodedPassages, PassageKV
+from imprag.model.model import ImpRAGModel
 from imprag.training.distributed import gather_with_gradient, mean_over_processes
 from imprag.training.objectives import (
     IGNORED,
@@ -98,7 +99,7 @@ class TrainingModel(nn.Module):
     """
 
     def __init__(
-        self, groups: LayerGroups, stages: StageSettings, batch_tokens: int | None = None
+        self, groups: ImpRAGModel, stages: StageSettings, batch_tokens: int | None = None
     ) -> None:
         super().__init__()
         cast_block_inputs(groups.lm)
@@ -203,7 +204,7 @@ class TrainingModel(nn.Module):
     def _encode(self, batch: TrainingBatch) -> "_Encoded":
         read = sorted({passage for passages in batch.candidates for passage in passages})
         embedded = sorted(set(range(len(batch.passages))) - set(read))
-        states: list[PassageStates] = []
+        states: list[EncodedPassages] = []
         embeddings: list[Tensor] = []
         order: list[int] = []
         for group in self._groups(batch.passages, read):
@@ -220,7 +221,7 @@ class TrainingModel(nn.Module):
         row_of = {passage: row for row, passage in enumerate(order)}
         in_order = [row_of[passage] for passage in range(len(order))]
         return _Encoded(
-            PassageStates.concatenate(states) if states else None,
+            EncodedPassages.concatenate(states) if states else None,
             row_of,
             torch.cat(embeddings)[in_order],
         )
@@ -283,7 +284,7 @@ class TrainingModel(nn.Module):
         output = self.groups(
             input_ids,
             attention_mask,
-            passages.prefix(self.groups, candidates),
+            fixed(passages.kv(self.groups, candidates)),
             position_shift=torch.tensor(shift, device=device),
             query_tokens=input_ids.shape[1] - 1 - lengths,
             logits_to_keep=kept,
@@ -314,12 +315,14 @@ class _Encoded(NamedTuple):
         embeddings: of all, (P, h_k * d_h).
     """
 
-    states: PassageStates | None
+    states: EncodedPassages | None
     row_of: Mapping[int, int]
     embeddings: Tensor
 
-    def prefix(self, groups: LayerGroups, candidates: Sequence[Sequence[int]]) -> Prefix:
+    def kv(self, groups: ImpRAGModel, candidates: Sequence[Sequence[int]]) -> PassageKV:
         """What prompts read."""
         if self.states is None:
             return groups.encode_passages([[] for _ in candidates])
-        return self.states.prefix([[self.row_of[p] for p in passages] for passages in candidates])
+        return self.states.for_prompts(
+            [[self.row_of[p] for p in passages] for passages in candidates]
+        )

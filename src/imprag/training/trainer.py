@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from imprag.errors import ImpRAGError
 from imprag.files import read_json
-from imprag.model import LayerGroups
+from imprag.model import ImpRAGModel
 from imprag.model.adapter import PREFIX, WEIGHTS
 from imprag.model.base import load_base_model, quiet_transformers
 from imprag.model.peft_adapters import has_adapter, save_adapter
@@ -40,7 +40,7 @@ from imprag.training.teacher_scores import TeacherScores
 METRICS = "metrics.jsonl"
 MEMORY = "memory.safetensors"
 
-Evaluate = Callable[[LayerGroups, Any, int], dict[str, float]]
+Evaluate = Callable[[ImpRAGModel, Any, int], dict[str, float]]
 """``evaluate(groups, tokenizer, step)``: figures of the model as it is now, by name."""
 
 

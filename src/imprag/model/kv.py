@@ -14,8 +14,8 @@ from imprag.model.attention import causal_mask
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """What each prompt of a batch reads: keys and values of its passages at layers b..t.
+class PassageKV:
+    """Keys and values, at layers b..t, of the passages that each prompt of a batch reads.
 
     One softmax runs over [passage keys ; own keys]; passages come in without order, since their
     positions are already in their keys.
@@ -24,20 +24,20 @@ class Prefix:
         keys, values: for every reading layer, (batch, key heads, S, d_h).
         lengths: for every prompt, how many tokens each of its passages has there, one after
             another; behind the last is padding.
-        logits: for every prompt, what is added to the attention logits of the tokens of each of its
-            passages; nothing if not given.
+        passage_bias: for every prompt, the attention bias of each of its passages: it is added to
+            the attention logits of the passage's tokens. None adds nothing.
     """
 
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
     lengths: Sequence[Sequence[int]]
-    logits: Sequence[Sequence[float]] | None = None
+    passage_bias: Sequence[Sequence[float]] | None = None
 
     @classmethod
     def from_blocks(
         cls, blocks: Sequence[Tensor], first_layer: int, lengths: Sequence[Sequence[int]]
-    ) -> "Prefix":
-        """What prompts read, from one block of states for each.
+    ) -> "PassageKV":
+        """From one block of states for each prompt.
 
         Args:
             blocks: of every prompt, (2, layers, key heads, S, d_h): keys, then values.
@@ -73,35 +73,35 @@ class Prefix:
     @cached_property
     def bias(self) -> Tensor | None:
         """(batch, S) float32, what is added to all attention logits; None where it is nothing."""
-        if self.logits is None:
+        if self.passage_bias is None:
             if bool(self.mask.all()):
                 return None
             bias = torch.zeros(self.mask.shape, device=self.mask.device)
         else:
             rows = [
-                torch.tensor(logits).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
-                for logits, lengths in zip(self.logits, self.lengths, strict=True)
+                torch.tensor(biases).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+                for biases, lengths in zip(self.passage_bias, self.lengths, strict=True)
             ]
             bias = pad_sequence(rows, batch_first=True).to(self.mask.device)
         # Not minus infinity, which would make a prompt that sees nothing into NaN.
         return bias.masked_fill(~self.mask, torch.finfo(bias.dtype).min)
 
-    def weighted(self, scores: Sequence[Sequence[float]], weight: float) -> "Prefix":
-        """The same, read by score: a passage's tokens weigh exp(weight · (s - the best s)) times.
+    def with_score_bias(self, scores: Sequence[Sequence[float]], weight: float) -> "PassageKV":
+        """Adds weight · (s(q, p) - max s) to the attention logits of p's tokens.
 
         Args:
             scores: for every prompt, s(q, p) of each of its passages, in their order.
             weight: 0 changes nothing; the larger, the more is read from the best passage alone.
         """
-        logits = [[weight * (s - max(row)) for s in row] for row in scores]
-        return replace(self, logits=logits)
+        bias = [[weight * (s - max(row)) for s in row] for row in scores]
+        return replace(self, passage_bias=bias)
 
-    def attend(
+    def prepend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The state hook of one layer: puts the passages' states before the prompt's own.
 
-        It has no room for ``logits``.
+        It leaves out ``passage_bias``.
         """
         batch, queries, own = query.shape[0], query.shape[2], key.shape[2]
         if mask is None:
@@ -115,20 +115,20 @@ class Prefix:
             torch.cat([passages, mask.expand(batch, 1, queries, own)], dim=3),
         )
 
-    def repeat(self, times: int) -> "Prefix":
+    def repeat(self, times: int) -> "PassageKV":
         """Every row ``times`` times in a row, as ``generate`` lays out the beams of a prompt."""
         if times == 1:
             return self
-        return Prefix(
+        return PassageKV(
             {layer: x.repeat_interleave(times, dim=0) for layer, x in self.keys.items()},
             {layer: x.repeat_interleave(times, dim=0) for layer, x in self.values.items()},
             [row for row in self.lengths for _ in range(times)],
-            self.logits and [row for row in self.logits for _ in range(times)],
+            self.passage_bias and [row for row in self.passage_bias for _ in range(times)],
         )
 
 
 @dataclass(frozen=True)
-class PassageStates:
+class EncodedPassages:
     """P encoded sequences of passage tokens, right-padded to L.
 
     Attributes:
@@ -145,11 +145,11 @@ class PassageStates:
     embeddings: Tensor
     attention: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def blocks(self, keep_tokens: float = 1.0) -> list[Tensor]:
+    def blocks(self, kv_keep_ratio: float = 1.0) -> list[Tensor]:
         """The states of every sequence by itself, (2, layers, key heads, its tokens, d_h).
 
         Args:
-            keep_tokens: the share of its tokens that each sequence keeps, in every layer and head
+            kv_keep_ratio: the share of its tokens that each sequence keeps, in every layer and head
                 those that received most attention (heavy hitters; paper, appendix C), in order.
                 Below 1 it needs ``attention``.
         """
@@ -159,16 +159,16 @@ class PassageStates:
         blocks = []
         for row, length in enumerate(self.mask.sum(dim=1).tolist()):
             block = states[:, :, row, :, :length]
-            if keep_tokens < 1:
+            if kv_keep_ratio < 1:
                 received = torch.stack([x[row, :, :length] for x in self.attention.values()])
-                kept = received.topk(math.ceil(keep_tokens * length), dim=-1).indices
+                kept = received.topk(math.ceil(kv_keep_ratio * length), dim=-1).indices
                 index = kept.sort(dim=-1).values[None, ..., None]
                 block = block.gather(3, index.expand(*block.shape[:3], -1, block.shape[4]))
             blocks.append(block)
         return blocks
 
     @classmethod
-    def concatenate(cls, parts: Sequence["PassageStates"]) -> "PassageStates":
+    def concatenate(cls, parts: Sequence["EncodedPassages"]) -> "EncodedPassages":
         """The rows of all parts, padded to the longest."""
         if len(parts) == 1:
             return parts[0]  # nothing is copied
@@ -192,7 +192,7 @@ class PassageStates:
             join_layers([part.attention for part in parts]),
         )
 
-    def prefix(self, assignment: list[list[int]]) -> Prefix:
+    def for_prompts(self, assignment: list[list[int]]) -> PassageKV:
         """Lay the passages of every prompt side by side, without the padding between them.
 
         Args:
@@ -217,7 +217,7 @@ class PassageStates:
             read = tokens.index_select(0, index.flatten()).view(*index.shape, *tokens.shape[1:])
             return read.transpose(1, 2)  # (batch, key heads, S, d_h)
 
-        return Prefix(
+        return PassageKV(
             {layer: gather(states) for layer, states in self.keys.items()},
             {layer: gather(states) for layer, states in self.values.items()},
             lengths,

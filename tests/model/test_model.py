@@ -11,16 +11,18 @@ from torch import Tensor
 from conftest import tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
+from imprag.model.generate import compile_config, fixed
 from imprag.model.inputs import pad
-from imprag.model.layer_groups import LayerGroups, compile_config
-from imprag.model.states import PassageStates, Prefix
+from imprag.model.kv import EncodedPassages, PassageKV
+from imprag.model.model import ImpRAGModel
+from imprag.model.query import query_embeddings_of, query_inputs
 
 CPU = torch.device("cpu")
 
 
-def groups_of(family: str = "llama", *, layers: int = 6, **settings: object) -> LayerGroups:
+def groups_of(family: str = "llama", *, layers: int = 6, **settings: object) -> ImpRAGModel:
     values = {"b": 1, "t": 3, "k": 3, "max_passage_tokens": 16, **settings}
-    return LayerGroups(tiny_lm(family, layers), ImpRAGConfig(base_model=family, **values))
+    return ImpRAGModel(tiny_lm(family, layers), ImpRAGConfig(base_model=family, **values))
 
 
 def tokens(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -28,11 +30,11 @@ def tokens(*lengths: int, seed: int = 0) -> list[list[int]]:
     return [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
 
 
-def read(groups: LayerGroups, prompts: list[list[int]], passages: list[list[list[int]]], **kw):
+def read(groups: ImpRAGModel, prompts: list[list[int]], passages: list[list[list[int]]], **kw):
     """Logits of each prompt's own tokens, one tensor per prompt."""
     ids, mask = pad(prompts, CPU, left=True)
     shift = torch.tensor([len(p) * groups.config.max_passage_tokens for p in passages])
-    output = groups(ids, mask, groups.encode_passages(passages, **kw), position_shift=shift)
+    output = groups(ids, mask, fixed(groups.encode_passages(passages, **kw)), position_shift=shift)
     return [row[-len(prompt) :] for row, prompt in zip(output.logits, prompts, strict=True)]
 
 
@@ -47,19 +49,19 @@ def test_reading_everything_is_in_context_rag(family: str) -> None:
     expected = plain(torch.tensor([context + prompt])).logits[0, -len(prompt) :]
     ids, mask = pad([prompt], CPU)
     prefix = groups.encode_passages([passages], "full")
-    actual = groups(ids, mask, prefix, position_shift=len(context)).logits[0]
+    actual = groups(ids, mask, fixed(prefix), position_shift=len(context)).logits[0]
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
     greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     expected_tokens = plain.generate(torch.tensor([context + prompt]), **greedy)
-    actual_tokens = groups.generate(ids, mask, prefix, position_shift=len(context), **greedy)
+    actual_tokens = groups.generate(ids, mask, fixed(prefix), position_shift=len(context), **greedy)
     assert actual_tokens[0, len(prompt) :].tolist() == expected_tokens[0, -12:].tolist()
 
 
 @torch.no_grad()
 def hidden_states(
-    groups: LayerGroups, prompt: list[int], passages: list[list[int]]
+    groups: ImpRAGModel, prompt: list[int], passages: list[list[int]]
 ) -> list[Tensor]:
     """The prompt's states after every layer."""
     seen: list[Tensor] = []
@@ -70,7 +72,7 @@ def hidden_states(
     prefix = groups.encode_passages([passages])
     seen.clear()
     ids, mask = pad([prompt], CPU)
-    groups(ids, mask, prefix, position_shift=len(passages) * 16)
+    groups(ids, mask, fixed(prefix), position_shift=len(passages) * 16)
     for handle in handles:
         handle.remove()
     # The one token that layer b is run on for the implicit query comes before its whole run.
@@ -98,12 +100,12 @@ def test_states_encoded_apart_are_concatenated() -> None:
     groups, passages = groups_of(), tokens(4, 9, 6, 2)
     apart = (passages[:1], passages[1:3], passages[3:])
     parts = [groups.encode(*pad(rows, CPU), with_attention=True) for rows in apart]
-    joined = PassageStates.concatenate(parts)
+    joined = EncodedPassages.concatenate(parts)
     whole = groups.encode(*pad(passages, CPU), with_attention=True)
     assert joined.mask.equal(whole.mask)
     torch.testing.assert_close(joined.embeddings, whole.embeddings)
     assignment = [[3, 0], [], [2, 1, 0]]
-    read, expected = joined.prefix(assignment), whole.prefix(assignment)
+    read, expected = joined.for_prompts(assignment), whole.for_prompts(assignment)
     assert read.mask.equal(expected.mask)
     for layer in (1, 2, 3):
         assert joined.keys[layer].shape == whole.keys[layer].shape
@@ -170,15 +172,17 @@ def test_passages_encoded_in_groups_of_like_length_equal_one_batch(
 ) -> None:
     groups = groups_of()
     passages = tokens(90, 4, 80, 3, 90, 5)
-    expected = groups.encode(*pad(passages, CPU), torch.tensor(starts)).prefix([list(range(6))])
+    expected = groups.encode(*pad(passages, CPU), torch.tensor(starts)).for_prompts(
+        [list(range(6))]
+    )
     sizes = []
-    encode = LayerGroups.encode
+    encode = ImpRAGModel.encode
 
-    def counted(self: LayerGroups, ids: Tensor, *others: Tensor, **kw: bool) -> PassageStates:
+    def counted(self: ImpRAGModel, ids: Tensor, *others: Tensor, **kw: bool) -> EncodedPassages:
         sizes.append(tuple(ids.shape))
         return encode(self, ids, *others, **kw)
 
-    monkeypatch.setattr(LayerGroups, "encode", counted)
+    monkeypatch.setattr(ImpRAGModel, "encode", counted)
     found = groups.encode_passages([passages], encoding)
     assert sorted(sizes) == [(3, 5), (3, 90)]
     assert found.lengths == expected.lengths
@@ -209,7 +213,7 @@ def test_cached_decoding_equals_one_uncached_pass(family: str) -> None:
     output = groups.generate(
         ids,
         mask,
-        prefix,
+        fixed(prefix),
         position_shift=shift,
         max_new_tokens=8,
         do_sample=False,
@@ -219,7 +223,7 @@ def test_cached_decoding_equals_one_uncached_pass(family: str) -> None:
     )
     step_logits = torch.stack(output.logits, dim=1)
     whole_mask = torch.cat([mask, torch.ones(2, 8, dtype=mask.dtype)], dim=1)
-    whole = groups(output.sequences, whole_mask, prefix, position_shift=shift).logits
+    whole = groups(output.sequences, whole_mask, fixed(prefix), position_shift=shift).logits
     torch.testing.assert_close(step_logits, whole[:, -9:-1], atol=2e-5, rtol=1e-5)
 
 
@@ -266,7 +270,7 @@ def test_beams_equal_the_plain_models_beams() -> None:
     expected = plain.generate(torch.tensor([context + prompt]), **settings)
     ids, mask = pad([prompt], CPU)
     prefix = groups.encode_passages([passages], "full")
-    actual = groups.generate(ids, mask, prefix, position_shift=len(context), **settings)
+    actual = groups.generate(ids, mask, fixed(prefix), position_shift=len(context), **settings)
     assert actual[0, -6:].tolist() == expected[0, -6:].tolist()
 
 
@@ -278,8 +282,8 @@ def test_a_static_cache_gives_the_same_tokens() -> None:
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "position_shift": 16}
     for passages in ([[], []], [tokens(9), tokens(5, 3)]):
         prefix = groups.encode_passages(passages)
-        expected = groups.generate(ids, mask, prefix, **settings)
-        found = groups.generate(ids, mask, prefix, cache_implementation="static", **settings)
+        expected = groups.generate(ids, mask, fixed(prefix), **settings)
+        found = groups.generate(ids, mask, fixed(prefix), cache_implementation="static", **settings)
         assert torch.equal(found, expected)
 
 
@@ -287,7 +291,7 @@ def test_a_static_cache_gives_the_same_tokens() -> None:
 def test_compiled_decoding_gives_the_same_tokens() -> None:
     """Traced, but not handed to a compiler, for it is the tracing that could go wrong."""
     groups = groups_of(layers=6, b=2, t=4)
-    plain = LayerGroups(groups.lm, groups.config)
+    plain = ImpRAGModel(groups.lm, groups.config)
     settings = {"do_sample": False, "eos_token_id": None, "position_shift": 16}
     ids, mask = pad(tokens(5, seed=4), CPU)
     config = compile_config(backend="eager")
@@ -295,16 +299,16 @@ def test_compiled_decoding_gives_the_same_tokens() -> None:
     static = {"cache_implementation": "static", "compile_config": config}
     groups.lm.generate(ids, attention_mask=mask, max_new_tokens=3, **static)
     groups.compile_decoding()
-    groups._decoding.compiling = config
+    groups._compiled_decoding.compiling = config
     for seed, beams in ((1, 1), (2, 1), (3, 3)):
         ids, mask = pad(tokens(7, 4 + seed, seed=seed), CPU, left=True)
         prefix = groups.encode_passages([tokens(9, seed=seed), tokens(5 + seed, 3, seed=seed)])
         arguments = {**settings, "num_beams": beams, "max_new_tokens": 4 + seed}
-        expected = plain.generate(ids, mask, prefix, **arguments)
-        assert torch.equal(groups.generate(ids, mask, prefix, **arguments), expected)
+        expected = plain.generate(ids, mask, fixed(prefix), **arguments)
+        assert torch.equal(groups.generate(ids, mask, fixed(prefix), **arguments), expected)
 
 
-def reference_states(groups: LayerGroups, row: list[int]) -> tuple[Tensor, Tensor]:
+def reference_states(groups: ImpRAGModel, row: list[int]) -> tuple[Tensor, Tensor]:
     """The last token's query and key state at layer b before RoPE, written out for Llama."""
     model, b = groups.lm.base_model, groups.config.b
     hidden = groups.lm(torch.tensor([row]), output_hidden_states=True).hidden_states[b]
@@ -349,8 +353,8 @@ def test_queries_from_what_comes_into_layer_b(family: str, left: bool) -> None:
     groups = groups_of(family, b=2)
     batch = pad(tokens(9, 4, 14), CPU, left=left)
     expected = groups.query_embeddings(*batch)
-    inputs = groups.query_inputs(*batch).detach()
-    found = groups.query_embeddings_of(inputs)
+    inputs = query_inputs(groups.decoder, *batch).detach()
+    found = query_embeddings_of(groups.decoder, inputs)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     groups.zero_grad()
     found.square().sum().backward()
@@ -358,13 +362,6 @@ def test_queries_from_what_comes_into_layer_b(family: str, left: bool) -> None:
     below = "lm.model.layers.0.", "lm.model.layers.1.", "lm.model.embed_tokens"
     assert here
     assert not any(name.startswith(below) for name in here)
-
-
-def test_queries_after_the_rotary_embedding_depend_on_their_places() -> None:
-    groups = groups_of(b=2, rope="after")
-    inputs = groups.query_inputs(*pad(tokens(9, 4), CPU))
-    with pytest.raises(ImpRAGError, match="rope: after"):
-        groups.query_embeddings_of(inputs)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -380,7 +377,9 @@ def test_embeddings_alone_equal_those_of_a_whole_pass(family: str, checkpointing
         return {name: p.grad.clone() for name, p in groups.named_parameters() if p.grad is not None}
 
     states = groups.encode(*passages)
-    whole = groups(*prompts, states.prefix([[0], [1]]), position_shift=32).query_embeddings
+    whole = groups(
+        *prompts, fixed(states.for_prompts([[0], [1]])), position_shift=32
+    ).query_embeddings
     expected = gradients(whole, states.embeddings)
     if checkpointing:
         groups.lm.gradient_checkpointing_enable()
@@ -402,10 +401,6 @@ def test_embeddings_do_not_depend_on_positions(family: str) -> None:
     for offset in (0, 100):
         actual = groups.encode(ids, mask, offset).embeddings
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
-    after = groups_of(family, b=2, rope="after")
-    moved = after.encode(ids, mask, 100).embeddings
-    if family != "smollm3":  # whose layer 3 alone has no rotary embedding
-        assert not torch.allclose(moved, after.passage_embeddings(ids, mask), atol=1e-3)
 
 
 @torch.no_grad()
@@ -415,12 +410,12 @@ def test_query_embeddings_in_a_forward_pass_with_responses() -> None:
     ids, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], CPU)
     prefix = groups.encode_passages([[], tokens(5)])
     ends = torch.tensor([len(p) - 1 for p in prompts])
-    output = groups(ids, mask, prefix, position_shift=48, query_tokens=ends)
+    output = groups(ids, mask, fixed(prefix), position_shift=48, query_tokens=ends)
     expected = groups.query_embeddings(*pad(prompts, CPU))
     torch.testing.assert_close(output.query_embeddings, expected, atol=1e-5, rtol=1e-5)
 
 
-def gradients(groups: LayerGroups, loss: Tensor) -> dict[int, float]:
+def gradients(groups: ImpRAGModel, loss: Tensor) -> dict[int, float]:
     groups.zero_grad()
     loss.backward()
     return {
@@ -446,7 +441,7 @@ def test_gradients_reach_the_passages_and_both_towers() -> None:
 
     # Through the reading states alone: the prompt's own pass is cut off below.
     states = groups.encode(passage_ids, passage_mask)
-    reading = groups(ids, mask, states.prefix([[0, 1]]), position_shift=32).logits.sum()
+    reading = groups(ids, mask, fixed(states.for_prompts([[0, 1]])), position_shift=32).logits.sum()
     inner = [*states.keys.values(), *states.values.values()]
     arriving = torch.autograd.grad(reading, inner, retain_graph=True)
     assert all(g.abs().sum() > 0 for g in arriving)
@@ -468,7 +463,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
         groups.train()
         groups.zero_grad()
         states = groups.encode(passage_ids, passage_mask)
-        output = groups(ids, mask, states.prefix([[0, 1], [1]]), position_shift=32)
+        output = groups(ids, mask, fixed(states.for_prompts([[0, 1], [1]])), position_shift=32)
         loss = (
             output.logits.logsumexp(-1).sum()
             + (output.query_embeddings @ states.embeddings.T).exp().sum()
@@ -492,17 +487,17 @@ def test_a_passage_that_weighs_double_is_read_twice(coded: bool) -> None:
     states = groups.encode(*pad(passages, CPU))
 
     def logits(assignment: list[list[int]], weights: list[list[float]] | None) -> Tensor:
-        prefix = states.prefix(assignment)
+        prefix = states.for_prompts(assignment)
         if coded:
             blocks = [
                 torch.cat([states.blocks()[p] for p in row] or [states.blocks()[0][..., :0, :]], 3)
                 for row in assignment
             ]
-            prefix = Prefix.from_blocks(blocks, groups.config.b, prefix.lengths)
+            prefix = PassageKV.from_blocks(blocks, groups.config.b, prefix.lengths)
         if weights is not None:
-            prefix = replace(prefix, logits=[[math.log(w) for w in row] for row in weights])
+            prefix = replace(prefix, passage_bias=[[math.log(w) for w in row] for row in weights])
         assert prefix.mask.sum(dim=1).tolist() == [sum(row) for row in prefix.lengths]
-        out = groups(ids, mask, prefix, position_shift=48).logits
+        out = groups(ids, mask, fixed(prefix), position_shift=48).logits
         return out.masked_fill(~mask.bool()[..., None], 0)
 
     assignment: list[list[int]] = [[0, 1], [], [2, 0, 1]]
@@ -516,10 +511,10 @@ def test_a_passage_that_weighs_double_is_read_twice(coded: bool) -> None:
 
 def test_weights_by_score_are_relative_to_the_best() -> None:
     groups, passages = groups_of(), tokens(4, 9)
-    prefix = groups.encode(*pad(passages, CPU)).prefix([[1, 0], [0], []])
-    weighted = prefix.weighted([[3.5, 4.0], [-2.0], []], 2.0)
-    assert weighted.logits == [[-1.0, 0.0], [0.0], []]
-    assert weighted.repeat(2).logits == [[-1.0, 0.0], [-1.0, 0.0], [0.0], [0.0], [], []]
+    prefix = groups.encode(*pad(passages, CPU)).for_prompts([[1, 0], [0], []])
+    weighted = prefix.with_score_bias([[3.5, 4.0], [-2.0], []], 2.0)
+    assert weighted.passage_bias == [[-1.0, 0.0], [0.0], []]
+    assert weighted.repeat(2).passage_bias == [[-1.0, 0.0], [-1.0, 0.0], [0.0], [0.0], [], []]
     lowest = torch.finfo(torch.float32).min
     assert weighted.bias is not None
     assert weighted.bias.tolist() == [
@@ -536,9 +531,9 @@ def test_soft_caps_count_whatever_attention_the_model_was_loaded_with() -> None:
     expected = groups_of("gemma2").lm(ids, attention_mask=mask).logits
     lm = tiny_lm("gemma2")
     lm.config._attn_implementation = "sdpa"
-    groups = LayerGroups(lm, groups_of("gemma2").config)
+    groups = ImpRAGModel(lm, groups_of("gemma2").config)
     nothing = groups.encode_passages([[]])
-    torch.testing.assert_close(groups(ids, mask, nothing, position_shift=0).logits, expected)
+    torch.testing.assert_close(groups(ids, mask, fixed(nothing), position_shift=0).logits, expected)
     assert lm.config._attn_implementation == "imprag_eager"
 
 
@@ -636,4 +631,4 @@ def test_a_model_without_rotary_positions_is_refused() -> None:
 
     lm = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=32, n_head=2, vocab_size=97))
     with pytest.raises(ImpRAGError, match=r"gpt2.*no rotary position embedding"):
-        LayerGroups(lm, ImpRAGConfig(base_model="gpt2", b=1, t=2))
+        ImpRAGModel(lm, ImpRAGConfig(base_model="gpt2", b=1, t=2))

@@ -1,0 +1,240 @@
+"""The pass that retrieves, reads and writes, and generation by Hugging Face ``generate``."""
+
+import math
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import CompileConfig, StaticCache
+
+from imprag.errors import ImpRAGError
+from imprag.model.attention import reading_attention, sdpa_attention
+from imprag.model.decoder import Decoder
+from imprag.model.hooks import LayerInput, LayerWrapper, cache_argument
+from imprag.model.inputs import last_tokens, positions
+from imprag.model.kv import PassageKV
+from imprag.model.query import query_embeddings
+
+Retrieve = Callable[[Tensor], PassageKV]
+"""Maps query embeddings, (batch, h_k * d_h) float32, to the KV of the passages of each prompt."""
+
+
+def fixed(kv: PassageKV) -> Retrieve:
+    """A `Retrieve` for passages that are known beforehand: it returns ``kv`` for any query."""
+    return lambda query_embeddings: kv
+
+
+_CACHE_STEP = 64  # tokens
+
+
+class ReadingOutput(NamedTuple):
+    """Result of one pass of prompts through all layers.
+
+    Attributes:
+        logits: (batch, length, vocabulary).
+        query_embeddings: (batch, h_k * d_h) float32.
+    """
+
+    logits: Tensor
+    query_embeddings: Tensor
+
+
+class PromptTokens(NamedTuple):
+    """A batch of prompts as token ids.
+
+    Attributes:
+        input_ids: (prompts, length) int64.
+        attention_mask: (prompts, length), 1 where a token stands.
+        position_shift: added to the positions, (prompts,) or a number; the paper's k * l_max.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_shift: Tensor | int
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """As the language model takes them."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": positions(self.attention_mask, self.position_shift),
+        }
+
+
+class ReadingPass:
+    """Per-call state: computes the query embedding at layer b and holds the passage KV.
+
+    Args:
+        decoder: the model.
+
+    Attributes:
+        query_embeddings: (prompts, h_k * d_h) float32; None before layer b has run.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def begin(self, retrieve: Retrieve, prompts: int, query_tokens: Tensor | None = None) -> None:
+        """Forget the call before.
+
+        Args:
+            retrieve: called once, at layer b.
+            prompts: number of prompts.
+            query_tokens: (prompts,) index of each prompt's last token; the last column if None.
+        """
+        self.retrieve = retrieve
+        self.prompts = prompts
+        self.query_tokens = query_tokens
+        self.query_embeddings: Tensor | None = None
+        self.kv: PassageKV | None = None
+
+    def wrappers(self) -> dict[int, LayerWrapper]:
+        """What takes the place of layers b..t."""
+        b, t = self.decoder.config.b, self.decoder.config.t
+        wrappers = {
+            # An eager attention computes more than a softmax of products, so it stays.
+            i: LayerWrapper(self.decoder.layer(i), attend=partial(self._read, i))
+            if self.decoder.uses_sdpa
+            else LayerWrapper(self.decoder.layer(i), state_hook=partial(self._prepend, i))
+            for i in range(b, t + 1)
+        }
+        wrappers[b].before = self._retrieve
+        return wrappers
+
+    def _retrieve(self, given: LayerInput) -> None:
+        if self.kv is not None:  # a decoding step
+            return
+        rows, length, _ = given.hidden_states.shape
+        index = self.query_tokens
+        if index is None:
+            index = torch.full((rows,), length - 1, device=given.hidden_states.device)
+        embeddings = query_embeddings(self.decoder, given.at(index))
+        # generate() repeats every prompt for its beams or samples: retrieve once for each prompt.
+        times = rows // self.prompts
+        self.query_embeddings = embeddings[::times]
+        self.kv = self.retrieve(self.query_embeddings).repeat(times)
+
+    def _prepend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.kv is not None
+        return self.kv.prepend(layer, query, key, value, mask)
+
+    def _read(
+        self,
+        layer: int,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self.kv is not None
+        kv = self.kv
+        costly = torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1)
+        if costly and kv.passage_bias is None:
+            return sdpa_attention(
+                module, query, *kv.prepend(layer, query, key, value, mask), **kwargs
+            )
+        return reading_attention(
+            module,
+            query,
+            key,
+            value,
+            mask,
+            passage_key=kv.keys[layer],
+            passage_value=kv.values[layer],
+            passage_bias=kv.bias,
+            **kwargs,
+        )
+
+
+def read(
+    decoder: Decoder,
+    retrieve: Retrieve,
+    prompts: PromptTokens,
+    query_tokens: Tensor | None,
+    lm_arguments: dict[str, Any],
+) -> ReadingOutput:
+    """One pass of prompts through all layers.
+
+    Args:
+        decoder: the model.
+        retrieve: called once, at layer b.
+        prompts: padded on either side.
+        query_tokens: (prompts,) index of each prompt's last token; that of its row if None.
+        lm_arguments: for the language model's own ``forward``.
+    """
+    if query_tokens is None:
+        query_tokens = last_tokens(prompts.attention_mask)
+    reading = ReadingPass(decoder)
+    reading.begin(retrieve, len(prompts.input_ids), query_tokens)
+    view = decoder.lm_view(reading.wrappers())
+    logits: Tensor = view(**prompts.model_inputs(), use_cache=False, **lm_arguments).logits
+    assert reading.query_embeddings is not None
+    return ReadingOutput(logits, reading.query_embeddings)
+
+
+def generate(
+    decoder: Decoder, retrieve: Retrieve, prompts: PromptTokens, arguments: dict[str, Any]
+) -> Any:
+    """Hugging Face ``generate`` over a view whose layers b..t read what ``retrieve`` returns.
+
+    Args:
+        decoder: the model.
+        retrieve: called once, at layer b of the prompts' pass.
+        prompts: padded on the left.
+        arguments: for ``generate``.
+    """
+    reading = ReadingPass(decoder)
+    reading.begin(retrieve, len(prompts.input_ids))
+    view = decoder.lm_view(reading.wrappers())
+    return view.generate(**{**prompts.model_inputs(), **arguments})
+
+
+class CompiledDecoding:
+    """Generates with one lasting view, so that what was compiled for it is used again.
+
+    Args:
+        decoder: the model.
+
+    Raises:
+        ImpRAGError: the model's rotary frequencies depend on the length of a text.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        if decoder.rotary:
+            raise ImpRAGError(
+                f"{decoder.config.base_model} has rotary frequencies that depend on the length of "
+                "a text, which no compiled pass can check: leave out compile_decoding"
+            )
+        self.reading = ReadingPass(decoder)
+        self.view = decoder.lm_view(self.reading.wrappers())
+        self.compiling = compile_config(fullgraph=True)
+        self.cache_name = cache_argument(decoder.lm)
+        self.lock = threading.Lock()
+
+    def generate(self, retrieve: Retrieve, prompts: PromptTokens, arguments: dict[str, Any]) -> Any:
+        """As the function :func:`generate`."""
+        from torch._dynamo import config as dynamo
+
+        rows, length = prompts.input_ids.shape
+        longest = arguments.get("max_length") or length + arguments.get("max_new_tokens", 20)
+        # Few lengths, so that little is compiled.
+        room = math.ceil(longest / _CACHE_STEP) * _CACHE_STEP
+        cache = StaticCache(config=self.view.config, max_cache_len=room)
+        with self.lock, dynamo.patch(recompile_limit=64):
+            self.reading.begin(retrieve, rows)
+            own = {self.cache_name: cache, "compile_config": self.compiling}
+            return self.view.generate(**{**prompts.model_inputs(), **own, **arguments})
+
+
+def compile_config(**settings: Any) -> CompileConfig:
+    """transformers' settings for a compiled pass while decoding, on a CPU, too."""
+    config = CompileConfig(mode="default", **settings)
+    config._compile_all_devices = True
+    return config

@@ -1,0 +1,112 @@
+"""The implicit query: query and passage embeddings from the attention states of layer b.
+
+E_q is the query state of a prompt's last token at layer b, averaged over the heads that share a key
+head; E_p is the key state of a passage's last token. Both are taken before the rotary embedding
+(paper, section 2).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from imprag.model.attention import matmul_attention
+from imprag.model.decoder import Decoder
+from imprag.model.hooks import (
+    AttentionStates,
+    CompiledLayer,
+    ExitLayer,
+    LastTokenLayer,
+    LayerInput,
+    capture,
+    runs_again,
+)
+from imprag.model.inputs import last_tokens
+
+
+def query_embeddings(decoder: Decoder, token: LayerInput) -> Tensor:
+    """E_q, with the score scale in it: its inner product with E_p is the score s(q, p).
+
+    Args:
+        decoder: the model.
+        token: (batch, 1, hidden), what enters layer b at each prompt's last token.
+
+    Returns:
+        (batch, h_k * d_h) float32.
+    """
+    states = _states_at_b(decoder, token)
+    query = states.query[:, :, 0].float()  # (batch, heads, d_h)
+    groups = query.view(len(query), decoder.num_key_heads, -1, decoder.head_dim)
+    scale = decoder.config.score_scale or decoder.embedding_dim**-0.5
+    return groups.mean(dim=2).flatten(1) * scale
+
+
+def passage_embeddings(decoder: Decoder, token: LayerInput) -> Tensor:
+    """E_p of every passage.
+
+    Args:
+        decoder: the model.
+        token: (passages, 1, hidden), what enters layer b at each passage's pooling token.
+
+    Returns:
+        (passages, h_k * d_h) float32.
+    """
+    return _states_at_b(decoder, token).key[:, :, 0].float().flatten(1)
+
+
+def _states_at_b(decoder: Decoder, token: LayerInput) -> AttentionStates:
+    layer = decoder.layer(decoder.config.b)
+    # With gradients the layer runs to its end, as distributed training's hooks expect.
+    return capture(layer, token.without_rotation(), stop=not torch.is_grad_enabled())
+
+
+def input_of_layer_b(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor) -> LayerInput:
+    """What enters layer b at the last token of each row; runs layers 0..b-1.
+
+    Args:
+        decoder: the model.
+        input_ids: (batch, length) int64, padded on either side.
+        attention_mask: (batch, length), 1 where a token stands.
+    """
+    b = decoder.config.b
+    index = last_tokens(attention_mask)
+    wrappers: dict[int, nn.Module] = {**decoder.compiled}
+    if b > 0 and not runs_again(decoder.layer(b - 1)):
+        wrappers[b - 1] = LastTokenLayer(decoder.layer(b - 1), index, attention_mask)
+    wrappers[b] = reached = ExitLayer(decoder.layer(b))
+    decoder.run(wrappers, b + 1, input_ids, attention_mask)
+    return reached.input.at(index)
+
+
+def query_inputs(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden state that enters layer b at the last token of every prompt.
+
+    Args:
+        decoder, input_ids, attention_mask: as for `input_of_layer_b`.
+
+    Returns:
+        (batch, hidden), in the model's dtype; `query_embeddings_of` maps it to E_q.
+    """
+    return input_of_layer_b(decoder, input_ids, attention_mask).hidden_states[:, 0]
+
+
+def query_embeddings_of(decoder: Decoder, inputs: Tensor) -> Tensor:
+    """E_q of prompts whose layers 0..b-1 have run.
+
+    Args:
+        decoder: the model.
+        inputs: (batch, hidden), from `query_inputs`.
+
+    Returns:
+        (batch, h_k * d_h) float32, the score scale included.
+    """
+    # Any token shows with which arguments the model calls its layers.
+    token = torch.ones(1, 1, dtype=torch.int64, device=decoder.device)
+    arguments = input_of_layer_b(decoder, token, token).arguments
+    return query_embeddings(decoder, LayerInput(inputs[:, None], arguments))
+
+
+def compile_bottom(decoder: Decoder) -> None:
+    """Let layers 0..b-2 of embedding passes run through ``torch.compile``."""
+    quick = decoder.uses_sdpa and decoder.device.type == "cpu"
+    attention = {"attend": matmul_attention} if quick else {}
+    whole = range(decoder.config.b - 1)  # layer b-1 runs for one token of each row
+    decoder.compiled = {i: CompiledLayer(decoder.layer(i), **attention) for i in whole}
