@@ -133,7 +133,7 @@ def _passages() -> list[dict[str, Any]]:
                 "id": f"{country.lower()}-fields",
                 "title": f"{country}, Government",
                 "text": f"{text}\nNeighbours: many people travel to {next_country} instead.",
-                "meta": {"country": country, "fields": [*fields, "Neighbours"]},
+                "meta": {"section": "Government", "fields": [*fields, "Neighbours"]},
             }
         )
     return made

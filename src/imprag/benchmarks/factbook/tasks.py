@@ -6,16 +6,28 @@ are questions about more than countries. Retrieval is for these nine.
 
 from dataclasses import replace
 
+from imprag.tasks.example import Example
 from imprag.tasks.knowledge import MENTION, QUESTION, RELATION, STATEMENT
 from imprag.tasks.synthetic import DENOISING, SENTENCE
 from imprag.tasks.task import Task, register_task
 
-QA = register_task(Task("factbook/qa", QUESTION))
-QA_UNSEEN = register_task(Task("factbook/qa_unseen", QUESTION))
-TWO_HOP = register_task(Task("factbook/two_hop", QUESTION, joint_evidence=True))
-TREX = register_task(Task("factbook/trex", RELATION))
-ZSRE = register_task(Task("factbook/zsre", RELATION))
-FEVER = register_task(Task("factbook/fever", STATEMENT, metric="accuracy", max_new_tokens=8))
+
+def about_fact(example: Example) -> Example:
+    """The example, grouped by the country and the relation that it asks about."""
+    fact = [example.meta.get("country"), example.meta.get("relation")]
+    return replace(example, meta={**example.meta, "group": fact})
+
+
+QA = register_task(Task("factbook/qa", QUESTION, normalize=about_fact))
+QA_UNSEEN = register_task(Task("factbook/qa_unseen", QUESTION, normalize=about_fact))
+TWO_HOP = register_task(
+    Task("factbook/two_hop", QUESTION, joint_evidence=True, normalize=about_fact)
+)
+TREX = register_task(Task("factbook/trex", RELATION, normalize=about_fact))
+ZSRE = register_task(Task("factbook/zsre", RELATION, normalize=about_fact))
+FEVER = register_task(
+    Task("factbook/fever", STATEMENT, metric="accuracy", max_new_tokens=8, normalize=about_fact)
+)
 AIDA = register_task(Task("factbook/aida", MENTION))
 WIKI_AIDA = register_task(Task("wiki10k/aida", MENTION))
 
