@@ -10,8 +10,8 @@ from imprag.plugins import plugins
 from imprag.tasks import find_benchmark, load_benchmark, load_task, task, task_names
 
 QUIZ = """
-from imprag.tasks import Benchmark, Task, register_task
-register_task(Task("quiz", "Quiz: {input} Answer:"))
+from imprag.tasks import Benchmark, Task
+QUIZ = Task("quiz", "Quiz: {input} Answer:")
 QUIZZES = Benchmark(3, lambda out, seed: {"seed": seed})
 """
 Install = Callable[..., None]
@@ -40,7 +40,7 @@ def install(
 
 
 def test_a_package_adds_a_task_and_a_benchmark(install: Install) -> None:
-    install("quizzes", QUIZ, tasks="quiz = quizzes", benchmarks="quizzes = quizzes:QUIZZES")
+    install("quizzes", QUIZ, tasks="quiz = quizzes:QUIZ", benchmarks="quizzes = quizzes:QUIZZES")
     assert load_task("quiz").template == "Quiz: {input} Answer:"
     assert "quiz" in task_names()
     assert find_benchmark("quizzes").build(Path("out"), 5) == {"seed": 5}
@@ -82,7 +82,7 @@ def test_a_broken_plugin_is_named(install: Install, code: str) -> None:
 
 
 def test_two_packages_with_one_name_are_refused(install: Install) -> None:
-    install("quizzes", QUIZ, tasks="quiz = quizzes")
+    install("quizzes", QUIZ, tasks="quiz = quizzes:QUIZ")
     install("others", "", tasks="quiz = others")
     with pytest.raises(ImpRAGError, match="two installed packages offer 'quiz' .* imprag.tasks"):
         task_names()

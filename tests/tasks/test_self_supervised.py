@@ -66,7 +66,7 @@ def test_fields_are_looked_up_by_their_labels() -> None:
     )
     fields = ["Airports", "Population: total", "Population: note", "Background"]
     passage = Passage("f/1", "Chad, Economy", text, {"section": "Economy", "fields": fields})
-    found = {one.meta["relation"]: one for seed in range(5) for one in lookup([passage], seed)}
+    found = {one.group[1]: one for seed in range(5) for one in lookup([passage], seed)}
     assert {label: one.answers for label, one in found.items()} == {
         "Airports": ["59"],
         "Population, total": ["1,200"],
@@ -98,7 +98,7 @@ def test_questions_and_assertions_say_the_fields_in_sentences() -> None:
             assert re.search(rf"\bChad {number}\b", one.input)
             assert re.search("airports|(area land|land area)", one.input, re.IGNORECASE)
             assert one.gold_ids == [f"f/{number}"]
-        value = f"{number} ha" if "Area" in said.meta["relation"] else f"no. {number}"
+        value = f"{number} ha" if "Area" in said.group[1] else f"no. {number}"
         true = bool(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", said.input))
         verdicts[said.answers[0]] += 1
         assert (said.answers[0] in ("True", "yes")) == true, said

@@ -15,7 +15,7 @@ from imprag.tasks.records import Record, read_records
 #: Turns the records of an official file into examples.
 Reader = Callable[[Iterable[Record]], Iterator[Example]]
 
-#: Packages offer tasks under this entry-point group: modules that call `register_task`.
+#: Packages offer tasks under this entry-point group: a `Task`, or a sequence of them.
 GROUP = "imprag.tasks"
 
 _TASKS: dict[str, "Task"] = {}
@@ -147,5 +147,7 @@ def load_task(name: str) -> Task:
 
 def task_names() -> list[str]:
     """The names of all registered tasks and of those that installed packages offer, sorted."""
-    plugins(GROUP)  # importing them registers their tasks
+    for offered in plugins(GROUP).values():
+        for task in [offered] if isinstance(offered, Task) else offered:
+            register_task(task)
     return sorted(_TASKS)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from imprag.tasks.example import Example
 from imprag.tasks.knowledge import MENTION, QUESTION, RELATION, STATEMENT
 from imprag.tasks.synthetic import DENOISING, SENTENCE
-from imprag.tasks.task import Task, register_task
+from imprag.tasks.task import Task
 
 
 def about_fact(example: Example) -> Example:
@@ -18,22 +18,24 @@ def about_fact(example: Example) -> Example:
     return replace(example, meta={**example.meta, "group": fact})
 
 
-QA = register_task(Task("factbook/qa", QUESTION, normalize=about_fact))
-QA_UNSEEN = register_task(Task("factbook/qa_unseen", QUESTION, normalize=about_fact))
-TWO_HOP = register_task(
-    Task("factbook/two_hop", QUESTION, joint_evidence=True, normalize=about_fact)
-)
-TREX = register_task(Task("factbook/trex", RELATION, normalize=about_fact))
-ZSRE = register_task(Task("factbook/zsre", RELATION, normalize=about_fact))
-FEVER = register_task(
-    Task("factbook/fever", STATEMENT, metric="accuracy", max_new_tokens=8, normalize=about_fact)
-)
-AIDA = register_task(Task("factbook/aida", MENTION))
-WIKI_AIDA = register_task(Task("wiki10k/aida", MENTION))
+QA = Task("factbook/qa", QUESTION, normalize=about_fact)
+QA_UNSEEN = Task("factbook/qa_unseen", QUESTION, normalize=about_fact)
+TWO_HOP = Task("factbook/two_hop", QUESTION, joint_evidence=True, normalize=about_fact)
+TREX = Task("factbook/trex", RELATION, normalize=about_fact)
+ZSRE = Task("factbook/zsre", RELATION, normalize=about_fact)
+FEVER = Task("factbook/fever", STATEMENT, metric="accuracy", max_new_tokens=8, normalize=about_fact)
+AIDA = Task("factbook/aida", MENTION)
+WIKI_AIDA = Task("wiki10k/aida", MENTION)
 
-WIKI_QA = register_task(Task("wiki10k/qa", QUESTION))
+WIKI_QA = Task("wiki10k/qa", QUESTION)
 
-DENOISE = register_task(replace(DENOISING, name="factbook/denoising"))
-SENTENCES = register_task(replace(SENTENCE, name="factbook/next_sentence"))
-WIKI_DENOISE = register_task(replace(DENOISING, name="wiki10k/denoising"))
-WIKI_SENTENCES = register_task(replace(SENTENCE, name="wiki10k/next_sentence"))
+DENOISE = replace(DENOISING, name="factbook/denoising")
+SENTENCES = replace(SENTENCE, name="factbook/next_sentence")
+WIKI_DENOISE = replace(DENOISING, name="wiki10k/denoising")
+WIKI_SENTENCES = replace(SENTENCE, name="wiki10k/next_sentence")
+
+#: What the entry-point group ``imprag.tasks`` offers.
+TASKS = (
+    *(QA, QA_UNSEEN, TWO_HOP, TREX, ZSRE, FEVER, AIDA, WIKI_AIDA, WIKI_QA),
+    *(DENOISE, SENTENCES, WIKI_DENOISE, WIKI_SENTENCES),
+)
