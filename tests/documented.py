@@ -238,14 +238,23 @@ def make_home(home: Path) -> None:
         source = home / ("passages.jsonl" if name == "wiki.jsonl" else name)
         subprocess.run(["gzip", "-kc", source], stdout=(home / f"{name}.gz").open("wb"), check=True)
     for name in ("renamed", "counterfactual-renamed", "counterfactual-squad"):
-        shutil.copytree(home / "squad", home / name)
-    squad = [{"question": "where?", "id": "1", "answers": [{"text": "Oslo", "answer_start": 0}]}]
-    paragraphs = [{"context": "Oslo lies in Norway.", "qas": squad}]
-    write_json(home / "train-v1.1.json", {"data": [{"title": "Oslo", "paragraphs": paragraphs}]})
+        made_up = json.dumps([passages, questions]).replace('id": "', f'id": "{name}/')
+        _write_lines(home / name / "passages.jsonl", json.loads(made_up)[0])
+        task = "squad" if name.endswith("squad") else "factbook/qa"
+        rows = [{**row, "task": task} for row in json.loads(made_up)[1]]
+        _write_lines(home / name / "questions.jsonl", rows)
+    articles = []
+    for country, capital, *_ in _COUNTRIES:
+        answer = {"text": capital, "answer_start": 0}
+        asked = [{"question": "where?", "id": country, "answers": [answer]}]
+        context = f"{capital} lies in {country}."
+        articles.append({"title": capital, "paragraphs": [{"context": context, "qas": asked}]})
+    write_json(home / "train-v1.1.json", {"data": articles})
     (home / "notes").mkdir()
     sentences = " ".join(passage["text"] for passage in passages)
     (home / "notes" / "intro.md").write_text(f"# Intro\n\n{4 * sentences}\n")
     for name in ("asked.txt", "prompts.txt"):
         (home / name).write_text("Q: what is the capital of Chad? A:\nQ: who? A:\n")
+    shutil.copytree(home / "my-model", home / "runs" / "shipped")
     for name in ("factbook", "t25", "distilled", "warmed", "default", "broad", "marks"):
         shutil.copytree(home / "my-model", home / "runs" / name / "model")
