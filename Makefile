@@ -46,12 +46,13 @@ bench: $(VENV)/dev
 TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:$\
 glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864 $(BIN)/imprag train
 SQUAD ?= train-v1.1.json
+MADE_BY := examples/default_model
 
 reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad
-	$(TRAIN) --config configs/smollm2-broad.yaml --out runs/broad
-	$(TRAIN) --config configs/smollm2-default.yaml --out runs/default
-	$(TRAIN) --config configs/smollm2-marks.yaml --out runs/marks
-	$(TRAIN) --config configs/smollm2-reader.yaml --out runs/reader
+	$(TRAIN) --config $(MADE_BY)/smollm2-broad.yaml --out runs/broad
+	$(TRAIN) --config $(MADE_BY)/smollm2-default.yaml --out runs/default
+	$(TRAIN) --config $(MADE_BY)/smollm2-marks.yaml --out runs/marks
+	$(TRAIN) --config $(MADE_BY)/smollm2-reader.yaml --out runs/reader
 	$(BIN)/imprag export runs/reader --out runs/shipped
 	$(BIN)/imprag index default squad/passages.jsonl --model runs/shipped --out runs/shipped-index
 	$(BIN)/imprag adapt --model runs/shipped --index runs/shipped-index --data factbook-bench \
@@ -69,10 +70,12 @@ squad: $(VENV)/dev
 	$(BIN)/imprag tasks import-squad $(SQUAD) --out $@
 
 renamed: factbook-bench squad
-	$(BIN)/imprag tasks rename factbook-bench --copies 24 --names-from squad/passages.jsonl --out $@
+	$(BIN)/python $(MADE_BY)/rename.py factbook-bench --copies 24 \
+		--names-from squad/passages.jsonl --out $@
 
 counterfactual-%: %
-	$(BIN)/imprag tasks counterfactual $*/questions.jsonl --corpus $*/passages.jsonl --out $@
+	$(BIN)/python $(MADE_BY)/counterfactual.py $*/questions.jsonl \
+		--corpus $*/passages.jsonl --out $@
 
 check: $(VENV)/dev
 	@$(BIN)/ruff check .

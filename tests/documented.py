@@ -21,7 +21,10 @@ from imprag.model.encoder import PassageEncoder
 from imprag.model.pretrained import EMBEDDINGS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(page for folder in ("docs", "examples") for page in sorted(ROOT.glob(f"{folder}/**/*.md"))),
+]
 PROGRAMS = ("imprag", "make", "python", "torchrun", "pip")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(imprag [^`\n]+)`")
@@ -133,7 +136,7 @@ def _passages() -> list[dict[str, Any]]:
                 "id": f"{country.lower()}-fields",
                 "title": f"{country}, Government",
                 "text": f"{text}\nNeighbours: many people travel to {next_country} instead.",
-                "meta": {"country": country, "fields": [*fields, "Neighbours"]},
+                "meta": {"section": "Government", "fields": [*fields, "Neighbours"]},
             }
         )
     return made
@@ -195,6 +198,7 @@ def make_home(home: Path) -> None:
     home.mkdir()
     (home / "configs").symlink_to(ROOT / "configs")
     (home / "benchmarks").symlink_to(ROOT / "benchmarks")
+    (home / "examples").symlink_to(ROOT / "examples")
     lm, tokenizer = tiny_lm(), tiny_tokenizer()
     lm.config.max_position_embeddings = 2**16
     lm.save_pretrained(home / "lm")
@@ -233,13 +237,24 @@ def make_home(home: Path) -> None:
     for name in ("passages.jsonl", "questions.jsonl", "wiki.jsonl"):
         source = home / ("passages.jsonl" if name == "wiki.jsonl" else name)
         subprocess.run(["gzip", "-kc", source], stdout=(home / f"{name}.gz").open("wb"), check=True)
-    squad = [{"question": "where?", "id": "1", "answers": [{"text": "Oslo", "answer_start": 0}]}]
-    paragraphs = [{"context": "Oslo lies in Norway.", "qas": squad}]
-    write_json(home / "train-v1.1.json", {"data": [{"title": "Oslo", "paragraphs": paragraphs}]})
+    for name in ("renamed", "counterfactual-renamed", "counterfactual-squad"):
+        made_up = json.dumps([passages, questions]).replace('id": "', f'id": "{name}/')
+        _write_lines(home / name / "passages.jsonl", json.loads(made_up)[0])
+        task = "squad" if name.endswith("squad") else "factbook/qa"
+        rows = [{**row, "task": task} for row in json.loads(made_up)[1]]
+        _write_lines(home / name / "questions.jsonl", rows)
+    articles = []
+    for country, capital, *_ in _COUNTRIES:
+        answer = {"text": capital, "answer_start": 0}
+        asked = [{"question": "where?", "id": country, "answers": [answer]}]
+        context = f"{capital} lies in {country}."
+        articles.append({"title": capital, "paragraphs": [{"context": context, "qas": asked}]})
+    write_json(home / "train-v1.1.json", {"data": articles})
     (home / "notes").mkdir()
     sentences = " ".join(passage["text"] for passage in passages)
     (home / "notes" / "intro.md").write_text(f"# Intro\n\n{4 * sentences}\n")
     for name in ("asked.txt", "prompts.txt"):
         (home / name).write_text("Q: what is the capital of Chad? A:\nQ: who? A:\n")
-    for name in ("factbook", "t25", "distilled", "warmed", "default"):
+    shutil.copytree(home / "my-model", home / "runs" / "shipped")
+    for name in ("factbook", "t25", "distilled", "warmed", "default", "broad", "marks"):
         shutil.copytree(home / "my-model", home / "runs" / name / "model")

@@ -1,4 +1,4 @@
-"""Relative links in README, docs and dev lead to files and headings that exist."""
+"""Relative links in README, docs, dev and examples lead to files and headings that exist."""
 
 import re
 from collections import Counter
@@ -11,7 +11,14 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("dev/**/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(
+        page
+        for folder in ("docs", "dev", "examples")
+        for page in sorted(ROOT.glob(f"{folder}/**/*.md"))
+    ),
+]
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # https:, mailto:
 
 

@@ -28,6 +28,7 @@ from imprag.cli import app, main
 from imprag.corpus import Corpus, load_corpus
 from imprag.index.folder import RetrievedPassage
 from imprag.rag import ImpRAG
+from imprag.tasks import Benchmark
 
 SHELL = [block for block in blocks() if is_shell(block)]
 PYTHON = [block for block in blocks() if block.language == "python"]
@@ -81,11 +82,9 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "tasks build": with_options(),
     "tasks import": with_options(),
     "tasks import-squad": with_options(),
-    "tasks counterfactual": with_options(),
 }
 #: What is not run here, and why.
 ONLY_PARSED = {
-    "tasks rename": "needs the whole factbook benchmark: tests/tasks/test_factbook_benchmark.py",
     "export": "needs a trained run: tests/test_default.py",
 }
 #: Names that Python blocks expect.
@@ -147,6 +146,10 @@ class FirstPassages:
         return [[RetrievedPassage(self.corpus[i], 1.0) for i in range(k)] for _ in prompts]
 
 
+def write_benchmark(out: Path | str, seed: int = 0) -> dict[str, Any]:
+    return documented.write_benchmark(Path(out))
+
+
 class NoEncoder:
     name = "first passages"
 
@@ -189,7 +192,8 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "imprag.model.base._cpu_is_faster_in_bfloat16": lambda: False,
         "imprag.model.base._embedded": lambda: template / "lm",
         "imprag.corpus.library._built_in": lambda name: Corpus.open(corpus),
-        "imprag.tasks.build_factbook": lambda out, seed=0: documented.write_benchmark(Path(out)),
+        "imprag.benchmarks.factbook.build_factbook": write_benchmark,
+        "imprag.tasks.benchmark.plugins": lambda group: {"factbook": Benchmark(2, write_benchmark)},
         "imprag.index.teacher.require_teacher": lambda *name: None,
         "imprag.evaluation.scoring.bootstrap_interval": lambda scores: (0.0, 1.0),
         "imprag.evaluation.runner.write_report": lambda run, corpus: None,

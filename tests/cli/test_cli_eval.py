@@ -8,8 +8,8 @@ import pytest
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
-from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
-from imprag.tasks import read_examples, task_names
+from imprag.model import ImpRAGConfig, LayerGroups, save_pretrained
+from imprag.tasks import Benchmark, read_examples, task_names
 
 COUNT = 12
 
@@ -278,8 +278,8 @@ def test_tasks_build(
         splits = {"train": {"examples": 1200}, "test": {"examples": 34}}
         return {"tasks": {"a": {"splits": splits}, "b": {"splits": {"test": {"examples": 5}}}}}
 
-    monkeypatch.setattr("imprag.tasks.build_factbook", build)
-    assert run("tasks", "build", "factbook", "--out", tmp_path / "bench", "--seed", 3) == 0
+    monkeypatch.setattr("imprag.tasks.benchmark.plugins", lambda group: {"b": Benchmark(1, build)})
+    assert run("tasks", "build", "b", "--out", tmp_path / "bench", "--seed", 3) == 0
     assert calls == [(tmp_path / "bench", 3)]
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
     assert [[cell.strip() for cell in row] for row in rows[2:]] == [
@@ -287,3 +287,11 @@ def test_tasks_build(
         ["b", "", "5"],
     ]
     assert run("tasks", "build", "nope", "--out", tmp_path / "bench") == 2
+    assert "unknown benchmark 'nope'; known are b (" in capsys.readouterr().err
+
+
+def test_commands_that_are_scripts_now_name_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tasks", "rename", "factbook-bench", "--copies", 2) == 2
+    assert capsys.readouterr().err.endswith("python examples/default_model/rename.py\n")
+    assert run("tasks", "counterfactual") == 2
+    assert capsys.readouterr().err.endswith("python examples/default_model/counterfactual.py\n")

@@ -19,7 +19,6 @@ from imprag.index.folder import IndexFolder
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.rag import ImpRAG
 from imprag.tasks import Example, write_examples
-from imprag.tasks.factbook.build import VERSION
 from imprag.training.recipe import EvaluationSettings
 
 SPLIT_OF = {"Chad": "train", "Mali": "dev", "Togo": "test", "River": "dev", "Lake": "train"}
@@ -30,7 +29,7 @@ def make_passage(n: int) -> Passage:
     name = list(SPLIT_OF)[n % 5]
     text = " ".join(f"w{(5 * n + i) % 94}" for i in range(8))
     if name in COUNTRIES:
-        return Passage(f"p{n}", f"{name}: part {n}", text, {"country": name})
+        return Passage(f"p{n}", f"{name}, part {n}", text, {"section": f"part {n}"})
     return Passage(f"p{n}", name, text)
 
 
@@ -77,7 +76,7 @@ def make_benchmark(folder: Path, tasks: Mapping[str, Sequence[Example]]) -> Path
         }
         for kind, country in (("countries", True), ("articles", False))
     }
-    manifest = {"name": "tiny", "version": VERSION, "seed": 0, "tasks": entries, "splits": splits}
+    manifest = {"name": "tiny", "version": 2, "seed": 0, "tasks": entries, "splits": splits}
     (folder / "benchmark.json").write_text(json.dumps(manifest))
     return folder
 

@@ -65,8 +65,8 @@ def test_fields_are_looked_up_by_their_labels() -> None:
         "words in it\nUnlisted: 7"
     )
     fields = ["Airports", "Population: total", "Population: note", "Background"]
-    passage = Passage("f/1", "Chad, Economy", text, {"country": "Chad", "fields": fields})
-    found = {one.meta["relation"]: one for seed in range(5) for one in lookup([passage], seed)}
+    passage = Passage("f/1", "Chad, Economy", text, {"section": "Economy", "fields": fields})
+    found = {one.group[1]: one for seed in range(5) for one in lookup([passage], seed)}
     assert {label: one.answers for label, one in found.items()} == {
         "Airports": ["59"],
         "Population, total": ["1,200"],
@@ -85,7 +85,7 @@ def test_questions_and_assertions_say_the_fields_in_sentences() -> None:
             f"f/{n}",
             f"Chad {n}, Economy",
             f"Airports: no. {n} (2025)\nArea: land: {n} ha",
-            {"country": f"Chad {n}", "fields": ["Airports", "Area: land"]},
+            {"section": "Economy", "fields": ["Airports", "Area: land"]},
         )
         for n in range(60)
     ]
@@ -98,7 +98,7 @@ def test_questions_and_assertions_say_the_fields_in_sentences() -> None:
             assert re.search(rf"\bChad {number}\b", one.input)
             assert re.search("airports|(area land|land area)", one.input, re.IGNORECASE)
             assert one.gold_ids == [f"f/{number}"]
-        value = f"{number} ha" if "Area" in said.meta["relation"] else f"no. {number}"
+        value = f"{number} ha" if "Area" in said.group[1] else f"no. {number}"
         true = bool(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", said.input))
         verdicts[said.answers[0]] += 1
         assert (said.answers[0] in ("True", "yes")) == true, said
@@ -107,7 +107,7 @@ def test_questions_and_assertions_say_the_fields_in_sentences() -> None:
 
 
 def test_marks_are_many_and_none_of_an_evaluated_task() -> None:
-    passage = Passage("f/1", "Chad", "Airports: 59", {"country": "Chad", "fields": ["Airports"]})
+    passage = Passage("f/1", "Chad", "Airports: 59", {"fields": ["Airports"]})
     lookups = {one.input for seed in range(2000) for one in lookup([passage], seed)}
     assert len(lookups) > 800
     about = Passage("a", "Oslo", "People from Tarnby moved to Oslo and to Bergen after the fire.")
@@ -140,8 +140,8 @@ def test_a_title_is_asked_for_by_a_sentence_that_names_it() -> None:
 def test_a_mention_leads_to_the_passages_about_it() -> None:
     passages = [
         Passage("a", "Oslo", "People from Tarnby moved to Oslo and to Bergen after the fire."),
-        Passage("b/1", "Tarnby, History", "A town with mills. It has one.", {"country": "Tarnby"}),
-        Passage("b/2", "Tarnby, Economy", "The town sells flour.", {"country": "Tarnby"}),
+        Passage("b/1", "Tarnby, History", "A town with mills. It has one.", {"section": "History"}),
+        Passage("b/2", "Tarnby, Economy", "The town sells flour.", {"section": "Economy"}),
     ]
     (example,) = mention(passages)
     assert set(example.gold_ids) == {"b/1", "b/2"}

@@ -7,10 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.files import sha256, write_json
-from imprag.tasks import Answer, Example, read_tasks, write_examples
-from imprag.tasks.factbook.build import VERSION
+from imprag.tasks import (
+    Answer,
+    Example,
+    TaskExamples,
+    load_benchmark,
+    load_task,
+    read_tasks,
+    split_of_passages,
+    write_examples,
+)
 
 
 def example(id: str, text: str, answers: Sequence[str], *gold: str) -> Example:
@@ -30,7 +39,7 @@ def benchmark(tmp_path: Path) -> Path:
         count = write_examples(file, [one])
         entry = {"file": f"{name}/{split}.jsonl", "examples": count, "sha256": sha256(file)}
         files.setdefault(name, {"splits": {}})["splits"][split] = entry  # type: ignore[index]
-    manifest = {"name": "tiny", "version": VERSION, "seed": 5, "tasks": files}
+    manifest = {"name": "tiny", "version": 7, "seed": 5, "tasks": files}
     write_json(folder / "benchmark.json", manifest)
     return folder
 
@@ -41,7 +50,7 @@ def test_tasks_of_a_benchmark(benchmark: Path) -> None:
         ("fever", "fever-test"),
         ("nq", "nq-test"),
     ]
-    assert found[0].source == f"tiny {VERSION}, seed 5, test"
+    assert found[0].source == "tiny 7, seed 5, test"
     assert found[0].examples[0].answers == ["True"]
     # Without names: all that retrieve.
     assert [item.task.name for item in read_tasks(data=benchmark)] == ["nq", "fever"]
@@ -128,7 +137,47 @@ def test_changed_benchmarks_are_refused(benchmark: Path) -> None:
         stream.write("\n")
     with pytest.raises(ImpRAGError, match=r"test\.jsonl is missing or was changed"):
         read_tasks(["nq"], data=benchmark)
+    (benchmark / "nq" / "test.jsonl").unlink()
+    with pytest.raises(ImpRAGError, match=r"test\.jsonl is missing or was changed"):
+        read_tasks(["fever"], data=benchmark)
+
+
+def test_a_folder_without_a_manifest_is_no_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(ImpRAGError, match=r"no benchmark: it has no benchmark\.json"):
+        load_benchmark(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tasks": []}, {"tasks": {"nq": {}}}, {"splits": {"articles": []}}, {"splits": "train"}],
+    ids=str,
+)
+def test_a_damaged_manifest_is_refused(benchmark: Path, change: dict[str, object]) -> None:
     manifest = json.loads((benchmark / "benchmark.json").read_text())
-    write_json(benchmark / "benchmark.json", {**manifest, "version": VERSION + 1})
-    with pytest.raises(ImpRAGError, match=f"holds version {VERSION + 1}, not {VERSION}"):
-        read_tasks(["nq"], data=benchmark)
+    write_json(benchmark / "benchmark.json", {**manifest, **change})
+    with pytest.raises(ImpRAGError, match=r"benchmark\.json is damaged"):
+        load_benchmark(benchmark)
+
+
+def test_passages_are_of_the_split_of_their_subject() -> None:
+    countries = {"train": ["Chad"], "test": ["Mali"]}
+    split_of = split_of_passages({"splits": {"countries": countries, "rivers": {"dev": ["Niger"]}}})
+    section = {"section": "Land"}
+    passages = [
+        Passage("1", "Chad, Land", "x", section),
+        Passage("2", "Mali", "x", section),
+        Passage("3", "Niger", "x"),
+        Passage("4", "Chad, Land", "x"),
+    ]
+    assert [split_of(passage) for passage in passages] == ["train", "test", "dev", None]
+    assert split_of_passages({})(passages[0]) is None
+
+
+def test_what_an_example_is_about_is_no_part_of_its_set_s_fingerprint() -> None:
+    one = example("1", "x", ["y"])
+    grouped = replace(one, meta={"group": ["Chad", "capital"]})
+    first, second, third = (
+        TaskExamples(load_task("nq"), [each], "test").fingerprint()
+        for each in (one, grouped, replace(one, meta={"other": 1}))
+    )
+    assert first == second != third

@@ -123,8 +123,7 @@ def test_grids_of_alike_entities(world: Path, tmp_path: Path) -> None:
     lines = (world / "nq.jsonl").read_text().splitlines()
     questions = [json.loads(line) for line in lines]
     for question in questions:
-        country, relation = question["input"].split()
-        question["meta"] = {"country": country, "relation": relation}
+        question["meta"] = {"group": question["input"].split()}
     facts = tmp_path / "facts.jsonl"
     facts.write_text("".join(json.dumps(question) + "\n" for question in questions))
     settings = recipe(

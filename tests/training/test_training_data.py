@@ -11,7 +11,6 @@ from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.files import sha256, write_json
 from imprag.tasks import Answer, Example, TaskExamples, load_task, write_examples
-from imprag.tasks.factbook.build import VERSION
 from imprag.training import data
 from imprag.training.data import load_sources, retrieval_examples, synthetic_examples
 from imprag.training.recipe import BatchSettings, Recipe, TaskSource, TeacherSettings
@@ -24,7 +23,7 @@ PASSAGES = [
         f"{country}/{section}",
         f"{country}, {section}",
         f"The {section} of {country} is known to all. It is told in two sentences by Ptolemy.",
-        {"country": country},
+        {"section": section},
     )
     for country in COUNTRIES
     for section in SECTIONS
@@ -82,8 +81,8 @@ def test_gold_passages_that_are_not_there(corpus: Corpus) -> None:
 
 def test_groups(corpus: Corpus) -> None:
     asked = [
-        example(1, "x", "Chad/State", country="Chad", relation="capital"),
-        example(2, "x", "Chad/State", country="Chad"),
+        example(1, "x", "Chad/State", group=["Chad", "capital"]),
+        example(2, "x", "Chad/State", group="Chad"),
         example(3, "x", "odd"),
     ]
     tasks = TaskExamples(load_task("nq"), asked, "test")
@@ -177,7 +176,7 @@ def benchmark(tmp_path: Path) -> Path:
                     f"{task} {country} {section}",
                     f"{section} of {country}?",
                     [Answer(country, [{"passage_id": f"{country}/{section}"}])],
-                    {"context": "text", "country": country, "relation": section},
+                    {"context": "text", "group": [country, section]},
                 )
                 for country in COUNTRIES
                 if split_of[country] == split
@@ -190,7 +189,7 @@ def benchmark(tmp_path: Path) -> Path:
     countries = {s: [c for c in COUNTRIES if split_of[c] == s] for s in ("train", "dev", "test")}
     manifest = {
         "name": "tiny",
-        "version": VERSION,
+        "version": 1,
         "seed": 0,
         "tasks": files,
         "splits": {"countries": countries, "articles": {}},

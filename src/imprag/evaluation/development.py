@@ -21,8 +21,7 @@ from imprag.index.folder import IndexFolder
 from imprag.model import ImpRAGModel
 from imprag.model.encoder import PassageEncoder
 from imprag.rag import ImpRAG
-from imprag.tasks import TaskExamples, load_benchmark, read_tasks
-from imprag.tasks.factbook.splits import split_by_passage
+from imprag.tasks import TaskExamples, load_benchmark, read_tasks, split_of_passages
 from imprag.training.recipe import EvaluationSettings
 
 _AMONG = 3
@@ -117,7 +116,7 @@ def _development_corpus(settings: EvaluationSettings, corpus: Corpus, folder: Pa
             "split it is, or another corpus"
         )
     benchmark = load_benchmark(settings.data)
-    split_of = split_by_passage(benchmark)
+    split_of = split_of_passages(benchmark)
     key = json.dumps([corpus.fingerprint, benchmark["splits"], settings.split], sort_keys=True)
     path = folder / f"corpus-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if path.exists():

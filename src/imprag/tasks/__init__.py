@@ -1,20 +1,23 @@
 """Tasks: prompt template, data reader and answers of each; `load_task` finds one by name."""
 
 from imprag.tasks import instruction, knowledge, self_supervised, synthetic
+from imprag.tasks.benchmark import Benchmark, find_benchmark, load_benchmark, split_of_passages
 from imprag.tasks.example import Answer, Example, answers, read_examples, write_examples
-from imprag.tasks.factbook import build_factbook, load_benchmark
+from imprag.tasks.open_corpus import check_free, write_open_corpus
 from imprag.tasks.records import Record, read_records
 from imprag.tasks.task import Task, load_task, register_task, task_names
 from imprag.tasks.task_examples import TaskExamples, read_tasks
 
 __all__ = [
     "Answer",
+    "Benchmark",
     "Example",
     "Record",
     "Task",
     "TaskExamples",
     "answers",
-    "build_factbook",
+    "check_free",
+    "find_benchmark",
     "instruction",
     "knowledge",
     "load_benchmark",
@@ -24,7 +27,9 @@ __all__ = [
     "read_tasks",
     "register_task",
     "self_supervised",
+    "split_of_passages",
     "synthetic",
     "task_names",
     "write_examples",
+    "write_open_corpus",
 ]

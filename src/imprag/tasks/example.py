@@ -35,7 +35,8 @@ class Example:
         input: the bare question, statement or text, without prompt template.
         output: the right answers, at least one.
         meta: free, JSON-like. Text that a prompt template asks for by name stands here too, such as
-            the ``context`` of a reading comprehension question.
+            the ``context`` of a reading comprehension question. ``group`` is a list of two texts:
+            what the example asks about, and what it asks about it (see `group`).
         task: name of the task, in files that hold several.
     """
 
@@ -60,6 +61,17 @@ class Example:
         references = (reference for output in self.output for reference in output.provenance)
         ids = (reference.get("passage_id") for reference in references)
         return list(dict.fromkeys(str(id) for id in ids if id is not None))
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """The entity and the relation that are asked about, from ``meta["group"]``; () without.
+
+        Batches of kind ``grid`` cross the entities and relations of examples.
+        """
+        match self.meta.get("group"):
+            case [str(entity), str(relation)]:
+                return (entity, relation)
+        return ()
 
     def evidence_sets(self, *, joint: bool, key: str = "passage_id") -> list[frozenset[str]]:
         """What a ranking must hold to prove an answer: one of these sets.

@@ -182,7 +182,7 @@ def lookup(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
     """Fields by their labels, of passages whose ``meta`` names the ``fields`` of their text."""
     for passage in passages:
         generator = generator_for(seed, passage, LOOKUP)
-        entity = _entity(passage)
+        entity = passage.subject
         for label, value in _short_fields(passage):
             wording = generator.choice(_LOOKUPS)
             if generator.random() < 0.5:
@@ -201,7 +201,7 @@ def question(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         generator = generator_for(seed, passage, QUESTION)
         for label, value in _short_fields(passage):
             asked = generator.choice(_QUESTIONS).format(
-                label=_said(label, generator), entity=_entity(passage)
+                label=_said(label, generator), entity=passage.subject
             )
             text = generator.choice(_ASKED).format(question=asked)
             yield _about_field(QUESTION, passage, label, text, value)
@@ -220,7 +220,7 @@ def assertion(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
             if others and generator.random() < 0.5:
                 value, answer = generator.choice(others), false
             said = generator.choice(_ASSERTIONS).format(
-                label=_said(label, generator), entity=_entity(passage), value=value
+                label=_said(label, generator), entity=passage.subject, value=value
             )
             yield _about_field(ASSERTION, passage, label, wording.format(text=said), answer)
 
@@ -238,7 +238,7 @@ def keywords(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         if words:
             first = generator.randrange(len(words))
             chosen = " ".join(words[first : first + generator.randint(1, 2)])
-            text = generator.choice(_KEYWORDS).format(entity=_entity(passage), words=chosen)
+            text = generator.choice(_KEYWORDS).format(entity=passage.subject, words=chosen)
             yield example_of(KEYWORDS, passage, text, sentence)
 
 
@@ -250,7 +250,7 @@ def title(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         clauses = [one for one in _clauses(passage.text) if not names.isdisjoint(_names(one))]
         if clauses:
             text = generator.choice(_TITLES).format(sentence=generator.choice(clauses))
-            yield example_of(TITLE, passage, text, _entity(passage))
+            yield example_of(TITLE, passage, text, passage.subject)
 
 
 def mention(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
@@ -258,15 +258,15 @@ def mention(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
     passages = list(passages)
     about: dict[str, list[Passage]] = defaultdict(list)
     for passage in passages:
-        if len(_entity(passage)) > 3:
-            about[_entity(passage)].append(passage)
+        if len(passage.subject) > 3:
+            about[passage.subject].append(passage)
     for passage in passages:
         generator = generator_for(seed, passage, MENTION)
         found = [
             (sentence, match.span(), match.group())
             for sentence in _clauses(passage.text)
             for match in re.finditer(rf"(?<!^)\b{_NAMES}(?!\w)", sentence)
-            if match.group() in about and match.group() != _entity(passage)
+            if match.group() in about and match.group() != passage.subject
         ]
         if found:
             sentence, (start, end), name = generator.choice(found)
@@ -359,12 +359,6 @@ def maker_of(kind: str) -> Callable[..., Iterator[Example]]:
     return FROM_PASSAGES.get(kind) or getattr(synthetic, kind)
 
 
-def _entity(passage: Passage) -> str:
-    """What a passage is about: its title, without the section that the Factbook's titles have."""
-    country = passage.meta.get("country")
-    return country if isinstance(country, str) else passage.title
-
-
 def _remember(value: str, pool: list[str], generator: random.Random) -> None:
     """Put a value into a pool; a full one loses another for it."""
     if len(pool) < _POOL:
@@ -389,7 +383,7 @@ def _about_field(task: Task, passage: Passage, label: str, text: str, answer: st
         f"{task.name}-{passage.id}/{relation}",
         text,
         [Answer(answer, [{"passage_id": passage.id}])],
-        {"country": _entity(passage), "relation": relation},
+        {"group": [passage.subject, relation]},
         task=task.name,
     )
 

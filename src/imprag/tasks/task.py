@@ -8,11 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imprag.errors import ImpRAGError
+from imprag.plugins import plugins
 from imprag.tasks.example import Example
 from imprag.tasks.records import Record, read_records
 
 #: Turns the records of an official file into examples.
 Reader = Callable[[Iterable[Record]], Iterator[Example]]
+
+#: Packages offer tasks under this entry-point group: a `Task`, or a sequence of them.
+GROUP = "imprag.tasks"
 
 _TASKS: dict[str, "Task"] = {}
 
@@ -133,11 +137,17 @@ def load_task(name: str) -> Task:
     Raises:
         ImpRAGError: there is none; the message lists those there are.
     """
-    if name not in _TASKS:
-        raise ImpRAGError(f"unknown task '{name}'; known are {', '.join(task_names())}")
+    if name not in _TASKS and name not in task_names():
+        raise ImpRAGError(
+            f"unknown task '{name}'; known are {', '.join(task_names())} "
+            f"(packages add others under the entry-point group {GROUP})"
+        )
     return _TASKS[name]
 
 
 def task_names() -> list[str]:
-    """The names of all registered tasks, sorted."""
+    """The names of all registered tasks and of those that installed packages offer, sorted."""
+    for offered in plugins(GROUP).values():
+        for task in [offered] if isinstance(offered, Task) else offered:
+            register_task(task)
     return sorted(_TASKS)

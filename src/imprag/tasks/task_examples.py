@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from imprag.errors import ImpRAGError
+from imprag.tasks.benchmark import load_benchmark
 from imprag.tasks.example import Example, read_examples
-from imprag.tasks.factbook import load_benchmark
 from imprag.tasks.task import Task, load_task
 
 
@@ -51,10 +51,11 @@ class TaskExamples:
         return replace(self, examples=[self.examples[row] for row in rows])
 
     def fingerprint(self) -> str:
-        """Names all that is asked and all that is right."""
+        """Names all that is asked and all that is right, but not ``meta["group"]``."""
         digest = hashlib.sha256()
         for example in self.examples:
-            content = [self.task.prompt(example), example.to_json()]
+            meta = {name: value for name, value in example.meta.items() if name != "group"}
+            content = [self.task.prompt(example), {**example.to_json(), "meta": meta}]
             digest.update(json.dumps(content, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
@@ -72,7 +73,7 @@ def read_tasks(
             - ``FILE``: examples in KILT's form that name their tasks, all of which are taken;
             - ``TASK=FILE``: a task's official file, or one in KILT's form. It may be a data set on
               the Hugging Face hub, too: ``nq=google-research-datasets/nq_open``.
-        data: a benchmark folder, such as ``imprag tasks build factbook`` makes.
+        data: a benchmark folder, such as ``imprag tasks build`` makes.
         split: ``test`` of a benchmark and ``validation`` of a set on the hub, if not given.
 
     Raises:

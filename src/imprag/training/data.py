@@ -12,14 +12,11 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks import Example, TaskExamples, load_benchmark, load_task
-from imprag.tasks.factbook.splits import SPLITS, split_by_passage
+from imprag.tasks import TaskExamples, load_benchmark, load_task, split_of_passages
 from imprag.tasks.self_supervised import maker_of
 from imprag.training.recipe import Recipe, Synthetic, SyntheticSource, TaskSource, TeacherSettings
 from imprag.training.teacher import TextRetriever, label_prompts, load_retriever
 
-# What a fact of the factbook benchmark is about: the two sides of its grids.
-_FACT = ("country", "relation")
 _PART = 4096  # passages read at once
 
 
@@ -35,7 +32,7 @@ class TrainingExample:
         hard_negatives: corpus rows that look right and are not, the hardest first: the pool that
             batches draw from.
         known: further corpus rows that may be right, and so are negatives nowhere.
-        group: its place in a grid: (country, relation), or (title,) of an article; () if it has
+        group: its place in a grid: (entity, relation), or (title,) of an article; () if it has
             none.
         answers: texts that mark a passage as a possible match; none where answers are labels.
     """
@@ -142,7 +139,7 @@ def retrieval_examples(
                 positives=tuple(rows),
                 hard_negatives=_without(ranks[first - 1 : last], rows),
                 known=tuple(near),
-                group=_fact(example),
+                group=example.group,
                 answers=() if task.metric == "accuracy" else tuple(example.answers),
             )
         )
@@ -211,16 +208,16 @@ def _synthetic_source(
 
 
 def not_held_out(trained: Mapping[str, Set[str]]) -> Callable[[Passage], bool]:
-    """Whether a passage is about no entity of a benchmark's splits that are not trained on.
+    """Whether a passage is about no subject of a benchmark's splits that are not trained on.
 
     Args:
         trained: the splits that are, by the benchmark's folder.
     """
-    held_out = [
-        (split_by_passage(load_benchmark(folder)), set(SPLITS) - splits)
+    kept = [
+        (split_of_passages(load_benchmark(folder)), {None, *splits})
         for folder, splits in trained.items()
     ]
-    return lambda passage: not any(split_of(passage) in splits for split_of, splits in held_out)
+    return lambda passage: all(split_of(passage) in splits for split_of, splits in kept)
 
 
 def _gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
@@ -235,11 +232,6 @@ def _gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
     distinct = list(dict.fromkeys(passage_id for ids in gold for passage_id in ids))
     row_of = dict(zip(distinct, corpus.rows(distinct), strict=True))
     return [[row_of[passage_id] for passage_id in ids] for ids in gold]
-
-
-def _fact(example: Example) -> tuple[str, ...]:
-    group = tuple(example.meta[name] for name in _FACT if isinstance(example.meta.get(name), str))
-    return group if len(group) == len(_FACT) else ()
 
 
 def _grouped_by_title(examples: Sequence[TrainingExample], corpus: Corpus) -> list[TrainingExample]:

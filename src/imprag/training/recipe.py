@@ -40,7 +40,7 @@ from imprag.model.config import (
     RopePoint,
 )
 from imprag.tasks import TaskExamples, load_task, read_tasks
-from imprag.tasks.factbook.build import MANIFEST
+from imprag.tasks.benchmark import is_benchmark
 from imprag.tasks.self_supervised import VERIFICATION, verification
 from imprag.training.architecture import num_layers
 from imprag.training.recipe_file import apply_override, explain, read_yaml
@@ -202,7 +202,7 @@ class TaskSource(Section):
     @property
     def is_benchmark(self) -> bool:
         """Whether ``tasks`` is a benchmark folder."""
-        return (Path(self.tasks) / MANIFEST).is_file()
+        return is_benchmark(self.tasks)
 
     @property
     def retrieves(self) -> bool:

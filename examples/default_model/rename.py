@@ -4,8 +4,12 @@ Of 152 countries a retriever learns the names by heart, and of other countries i
 another badly: it has never needed to. Under new names there are as many countries as there are
 words, and nothing but the name in the prompt says which passage is meant. Substituted entities
 come from Longpre et al. (2021), who use them to see whether a model reads or remembers.
+
+    python examples/default_model/rename.py factbook-bench --out renamed
 """
 
+import argparse
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,14 +19,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from imprag.benchmarks.factbook import choose, drawn
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks.example import Answer, Example, read_examples
-from imprag.tasks.factbook import tasks
-from imprag.tasks.factbook.build import load_benchmark
-from imprag.tasks.factbook.splits import choose, drawn, split_by_passage
-from imprag.tasks.open_corpus import check_free, write_open_corpus
+from imprag.model.base import load_tokenizer
+from imprag.tasks import (
+    Answer,
+    Example,
+    check_free,
+    load_benchmark,
+    read_examples,
+    split_of_passages,
+    write_open_corpus,
+)
 
+TASK = "factbook/qa"
 # Capitalised within a sentence.
 _PROPER = re.compile(r"(?<=[a-z,;(] )[A-Z][a-zà-ÿ]{2,}\b")
 _LOWER = re.compile(r"\b[a-zà-ÿ]{3,}\b")
@@ -73,11 +84,11 @@ def rename_countries(
     corpus = load_corpus("default")
     if manifest["corpus"]["fingerprint"] != corpus.text_fingerprint:
         raise ImpRAGError(f"{benchmark} was made from another version of the corpus; build it anew")
-    file = benchmark / manifest["tasks"][tasks.QA.name]["splits"]["train"]["file"]
+    file = benchmark / manifest["tasks"][TASK]["splits"]["train"]["file"]
     asked: dict[str, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
     for example in read_examples(file):
         asked[example.meta["country"]][example.meta["relation"]].append(example)
-    split_of = split_by_passage(manifest)
+    split_of = split_of_passages(manifest)
     training = [passage for passage in corpus if split_of(passage) == "train"]
     passage_of = {passage.id: passage for passage in training}
     countries = [name for names in manifest["splits"]["countries"].values() for name in names]
@@ -132,7 +143,7 @@ class _Renamed:
                 for each in example.output
             ],
             meta={"country": self.name, "relation": example.meta["relation"]},
-            task=tasks.QA.name,
+            task=TASK,
         )
 
     def passage(self, passage: Passage) -> Passage:
@@ -141,7 +152,11 @@ class _Renamed:
             id=self._id(passage.id),
             title=passage.title.replace(self.country, self.name),
             text=self._renamed(passage.text),
-            meta={"country": self.name, "fields": passage.meta.get("fields", [])},
+            meta={
+                "country": self.name,
+                "section": passage.meta["section"],
+                "fields": passage.meta["fields"],
+            },
         )
 
     def _id(self, id: str) -> str:
@@ -192,3 +207,40 @@ def _drawn_names(words: Sequence[str], seed: int) -> list[str]:
         else word
         for number, word in enumerate(names)
     ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Rename the countries of a benchmark as the command line says; print the counts as JSON."""
+    parser = argparse.ArgumentParser(
+        description="Make passages and questions about the training countries under other names."
+    )
+    parser.add_argument("benchmark", help="the folder of the factbook benchmark")
+    parser.add_argument("--out", required=True, help="the folder to make")
+    parser.add_argument("--copies", type=int, default=12, help="new names of each country")
+    parser.add_argument(
+        "--names-from", nargs="+", default=[], help="more corpora whose proper nouns become names"
+    )
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        help="base model, or its folder: words of the fewest of its tokens become names first",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws names and wordings")
+    asked = parser.parse_args(arguments)
+    try:
+        tokenizer = load_tokenizer(asked.model)
+        counts = rename_countries(
+            asked.benchmark,
+            asked.out,
+            asked.copies,
+            asked.seed,
+            asked.names_from,
+            lambda word: len(tokenizer.tokenize(f" {word}")),
+        )
+    except ImpRAGError as error:
+        parser.error(str(error))
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,15 +9,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from imprag.corpus import Corpus, Fact, Passage, factbook_fields, load_corpus
-from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, sha256, write_json
-from imprag.tasks.example import Example, write_examples
-from imprag.tasks.factbook import tasks
-from imprag.tasks.factbook.articles import article_questions
-from imprag.tasks.factbook.facts import KnownFact, known_facts
-from imprag.tasks.factbook.leaks import HeldOutFacts
-from imprag.tasks.factbook.linking import (
+from imprag.benchmarks.factbook import tasks
+from imprag.benchmarks.factbook.articles import article_questions
+from imprag.benchmarks.factbook.facts import KnownFact, known_facts
+from imprag.benchmarks.factbook.leaks import HeldOutFacts
+from imprag.benchmarks.factbook.linking import (
     PROSE,
     Link,
     article_links,
@@ -25,22 +21,26 @@ from imprag.tasks.factbook.linking import (
     lead,
     link_example,
 )
-from imprag.tasks.factbook.names import Country, read_countries
-from imprag.tasks.factbook.questions import questions, slots, statements, two_hop
-from imprag.tasks.factbook.relations import load_relations
-from imprag.tasks.factbook.splits import (
+from imprag.benchmarks.factbook.names import Country, read_countries
+from imprag.benchmarks.factbook.questions import questions, slots, statements, two_hop
+from imprag.benchmarks.factbook.relations import load_relations
+from imprag.benchmarks.factbook.splits import (
     ENTITY_SHARES,
     RELATION_SHARES,
     SPLITS,
     drawn,
     split_names,
 )
+from imprag.corpus import Corpus, Fact, Passage, factbook_fields, load_corpus
+from imprag.errors import ImpRAGError
+from imprag.files import atomic_path, sha256, write_json
+from imprag.tasks.benchmark import MANIFEST
+from imprag.tasks.example import Example, write_examples
 from imprag.tasks.synthetic import phrase_denoising, sentence_generation
 from imprag.tasks.task import Task
 
 #: Grows with every change that gives other examples.
 VERSION = 2
-MANIFEST = "benchmark.json"
 
 _MIN_PROSE_WORDS = 20
 _MAX_COUNTRY_LINKS = 60  # of one country in one split, lest the United Kingdom be a third of all
@@ -93,36 +93,6 @@ def build_factbook(out: str | Path, seed: int = 0) -> dict[str, Any]:
             }
         manifest = material.manifest(files)
         write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-def load_benchmark(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a built benchmark whose files are all there and unchanged.
-
-    Raises:
-        ImpRAGError: the folder holds no benchmark or one of another version, or a file is missing
-            or was changed.
-    """
-    folder = Path(folder)
-    again = f'delete it and run "imprag tasks build factbook --out {folder}"'
-    if not (folder / MANIFEST).is_file():
-        raise ImpRAGError(f"{folder} is no benchmark: it has no {MANIFEST}")
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    version = manifest.get("version") if isinstance(manifest, dict) else None
-    if version != VERSION:
-        raise ImpRAGError(f"{folder} holds version {version}, not {VERSION}: {again}")
-    try:
-        manifest["name"], manifest["seed"]
-        files = [
-            (folder / split["file"], split["sha256"])
-            for task in manifest["tasks"].values()
-            for split in task["splits"].values()
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ImpRAGError(f"{folder / MANIFEST} is damaged: {again}") from error
-    for file, expected in files:
-        if not file.is_file() or sha256(file) != expected:
-            raise ImpRAGError(f"{file} is missing or was changed: {again}")
     return manifest
 
 

@@ -4,8 +4,13 @@ Who trains on the same facts again and again learns them by heart, and answers f
 where the passage says something else. So numbers and names are replaced by others, in the passage
 and in the answers alike. Neeman et al. (2022, DisentQA) train on such questions; Longpre et al.
 (2021) use them to see whether a model reads or remembers.
+
+    python examples/default_model/counterfactual.py squad/questions.jsonl \
+        --corpus squad/passages.jsonl --out counterfactual-squad
 """
 
+import argparse
+import json
 import random
 import re
 from collections import Counter, defaultdict
@@ -17,8 +22,7 @@ from tqdm import tqdm
 
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks.example import Answer, Example, read_examples
-from imprag.tasks.open_corpus import check_free, write_open_corpus
+from imprag.tasks import Answer, Example, check_free, read_examples, write_open_corpus
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 _SHORTEST_NAME = 3  # letters
@@ -168,3 +172,26 @@ def _vocabulary(texts: Iterable[str]) -> tuple[set[str], list[str]]:
         and word.lower() not in lower
     ]
     return lower, names
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the folder that the command line asks for; print the counts as JSON."""
+    parser = argparse.ArgumentParser(
+        description="Make questions and passages that state other answers than the true ones."
+    )
+    parser.add_argument(
+        "questions", help="examples whose provenance names passages of the corpus, as JSONL"
+    )
+    parser.add_argument("--corpus", required=True, help="the passages, as for imprag index")
+    parser.add_argument("--out", required=True, help="the folder to make")
+    parser.add_argument("--seed", type=int, default=0, help="draws other digits and names")
+    asked = parser.parse_args(arguments)
+    try:
+        counts = make_counterfactual(asked.questions, asked.corpus, asked.out, asked.seed)
+    except ImpRAGError as error:
+        parser.error(str(error))
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from imprag.benchmarks.factbook.values import demonyms, former_names, without_accents
 from imprag.corpus import Fact
-from imprag.tasks.factbook.values import demonyms, former_names, without_accents
 
 # No countries, and nobody asks for their capital.
 _LEFT_OUT = {"European Union", "World"}

@@ -1,10 +1,8 @@
 """Splits by hash: the same for the same seed, whatever else there is."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
-
-from imprag.corpus import Passage
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 SPLITS = ("train", "dev", "test")
 #: Shares of the countries, and of the articles of wiki10k.
@@ -32,21 +30,6 @@ def split_names(
         split_of.update(dict.fromkeys(ranked[start:end], split))
         start = end
     return split_of
-
-
-def split_by_passage(manifest: Mapping[str, Any]) -> Callable[[Passage], str | None]:
-    """Tells the split of the country or article that a passage is about, if it is about one.
-
-    Args:
-        manifest: of a benchmark.
-    """
-    split_of = {
-        name: split
-        for kind in ("countries", "articles")
-        for split, names in manifest["splits"][kind].items()
-        for name in names
-    }
-    return lambda passage: split_of.get(passage.meta.get("country", passage.title))
 
 
 def drawn(seed: int, *names: str) -> int:

@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from imprag.benchmarks.factbook.names import Country
+from imprag.benchmarks.factbook.relations import Relation
+from imprag.benchmarks.factbook.values import former_ruler, largest_partner
 from imprag.corpus import Fact, Passage
-from imprag.tasks.factbook.names import Country
-from imprag.tasks.factbook.relations import Relation
-from imprag.tasks.factbook.values import former_ruler, largest_partner
 from imprag.tasks.matching import contains_answer
 
 

@@ -3,10 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
+from imprag.benchmarks.factbook.facts import KnownFact
+from imprag.benchmarks.factbook.mentions import NameFinder
+from imprag.benchmarks.factbook.names import Country
 from imprag.tasks.example import Example
-from imprag.tasks.factbook.facts import KnownFact
-from imprag.tasks.factbook.mentions import NameFinder
-from imprag.tasks.factbook.names import Country
 from imprag.tasks.matching import contains_answer
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from counterfactual import main, make_counterfactual, replaced
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imprag.cli import main
 from imprag.corpus import load_corpus
 from imprag.errors import ImpRAGError
 from imprag.tasks import read_examples
-from imprag.tasks.counterfactual import make_counterfactual, replaced
 
 PASSAGES = [
     {
@@ -105,11 +104,14 @@ def test_the_seed_draws(folder: Path) -> None:
         assert a == b != c
 
 
-def test_command_and_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_and_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions, passages = str(folder / "questions.jsonl"), str(folder / "passages.jsonl")
-    arguments = ["tasks", "counterfactual", questions, "--corpus", passages, "--json", "--out"]
-    assert main([*arguments, str(folder / "a")]) == 0
+    arguments = [questions, "--corpus", passages, "--out", str(folder / "a")]
+    main(arguments)
     assert json.loads(capsys.readouterr().out)["questions"] == 6
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
     with pytest.raises(ImpRAGError, match="exists already"):
         made(folder, "a")
     none = folder / "none.jsonl"

@@ -1,31 +1,24 @@
 """The built benchmark: what it promises about its examples, splits, gold passages and leaks."""
 
-import json
 import math
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from imprag.cli import main
-from imprag.corpus import factbook_fields, load_corpus
+from factbook_built import Built
+from imprag.benchmarks.factbook import VERSION, build_factbook
+from imprag.benchmarks.factbook.facts import KnownFact, known_facts
+from imprag.benchmarks.factbook.linking import PROSE
+from imprag.benchmarks.factbook.names import Country, read_countries
+from imprag.benchmarks.factbook.relations import load_relations
+from imprag.corpus import factbook_fields
 from imprag.errors import ImpRAGError
 from imprag.files import sha256, write_json
-from imprag.tasks import Example, build_factbook, load_benchmark, load_task, read_examples
-from imprag.tasks.factbook.facts import KnownFact, known_facts
-from imprag.tasks.factbook.linking import PROSE
-from imprag.tasks.factbook.names import Country, read_countries
-from imprag.tasks.factbook.relations import load_relations
-from imprag.tasks.factbook.renamed import rename_countries, renamed_text
+from imprag.tasks import load_benchmark, load_task
 from imprag.tasks.matching import contains_answer
-from imprag.tasks.self_supervised import lookup
 
 EIGHT = {
     *("factbook/qa", "factbook/qa_unseen", "factbook/two_hop", "factbook/trex"),
@@ -37,40 +30,6 @@ SYNTHETIC = {
     *("wiki10k/denoising", "wiki10k/next_sentence"),
 }
 ABOUT_FACTS = EIGHT - {"factbook/aida", "wiki10k/aida"}
-
-Examples = dict[tuple[str, str], list[Example]]
-
-
-class Built:
-    """A benchmark built once for all tests, and a second one, by another process."""
-
-    def __init__(self, folder: Path) -> None:
-        # Sets and dictionaries of strings may come in another order in the other process.
-        command = f"from imprag.tasks import build_factbook; build_factbook({str(folder / 'b')!r})"
-        environment = {**os.environ, "PYTHONHASHSEED": "7"}
-        self.corpus = load_corpus("default")
-        with subprocess.Popen([sys.executable, "-c", command], env=environment) as other:
-            self.manifest: dict[str, Any] = build_factbook(folder / "a", seed=0)
-        assert other.returncode == 0
-        self.folder, self.other = folder / "a", folder / "b"
-        self.examples: Examples = {
-            (task, split): list(read_examples(self.folder / entry["file"]))
-            for task, group in self.manifest["tasks"].items()
-            for split, entry in group["splits"].items()
-        }
-
-    def train(self) -> list[tuple[str, Example]]:
-        return [
-            (task, example)
-            for (task, split), examples in self.examples.items()
-            for example in examples
-            if split == "train"
-        ]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return Built(tmp_path_factory.mktemp("benchmark"))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +80,7 @@ def test_minima(built: Built, facts: list[KnownFact]) -> None:
 
 
 def test_the_documentation_has_the_right_numbers(built: Built) -> None:
-    text = (Path(__file__).parents[2] / "docs/benchmark.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/reference/factbook.md").read_text(encoding="utf-8")
     for task, group in built.manifest["tasks"].items():
         splits = (group["splits"].get(split) for split in ("train", "dev", "test"))
         cells = [f"{entry['examples']:,}" if entry else "" for entry in splits]
@@ -161,7 +120,7 @@ def test_splits_have_their_shares(built: Built, countries: dict[str, Country]) -
 
 
 def test_another_seed_splits_otherwise(built: Built, tmp_path: Path) -> None:
-    from imprag.tasks.factbook.splits import ENTITY_SHARES, split_names
+    from imprag.benchmarks.factbook.splits import ENTITY_SHARES, split_names
 
     names = list(_split(built, "countries"))
     assert split_names(names, ENTITY_SHARES, 0, "country") == _split(built, "countries")
@@ -256,7 +215,7 @@ def test_no_training_text_tells_a_held_out_fact(
 
 
 def test_the_leak_search_finds_leaks(facts: list[KnownFact]) -> None:
-    from imprag.tasks.factbook.leaks import HeldOutFacts
+    from imprag.benchmarks.factbook.leaks import HeldOutFacts
 
     by_code = read_countries(factbook_fields())
     chad = [fact for fact in facts if fact.country.name == "Chad"]
@@ -437,18 +396,11 @@ def test_a_taken_folder_is_refused(built: Built, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
-def test_a_changed_benchmark_is_refused(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(ImpRAGError, match=r"no benchmark: it has no benchmark\.json"):
-        load_benchmark(tmp_path)
-    folder = tmp_path / "copy"
-    shutil.copytree(built.folder, folder)
-    load_benchmark(folder)
-    file = folder / "factbook/qa/test.jsonl"
-    file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    with pytest.raises(ImpRAGError, match=r"qa/test\.jsonl is missing or was changed"):
-        load_benchmark(folder)
+def test_a_folder_of_another_version_is_refused(built: Built, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
     write_json(folder / "benchmark.json", {**built.manifest, "version": 0})
-    with pytest.raises(ImpRAGError, match="holds version 0, not"):
+    again = f"delete it and run .imprag tasks build factbook --out {folder}"
+    with pytest.raises(ImpRAGError, match=f"holds version 0, not {VERSION}: {again}"):
         load_benchmark(folder)
 
 
@@ -456,88 +408,3 @@ def _split(built: Built, kind: str) -> dict[str, str]:
     return {
         name: split for split, names in built.manifest["splits"][kind].items() for name in names
     }
-
-
-def test_renamed_countries(
-    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    paths = [str(built.folder), "--out", str(tmp_path / "renamed")]
-    assert main(["tasks", "rename", *paths, "--copies", "2", "--json"]) == 0
-    counts = json.loads(capsys.readouterr().out)
-    questions = list(read_examples(tmp_path / "renamed/questions.jsonl"))
-    corpus = load_corpus(str(tmp_path / "renamed/passages.jsonl"))
-    train = built.manifest["splits"]["countries"]["train"]
-    names = {question.meta["country"] for question in questions}
-    assert counts == {
-        "names": len(names),
-        "passages": len(corpus),
-        "questions": len(questions),
-    }
-    assert 300 < len(names) <= 2 * len(train)
-
-    # No word of a name is one of a country's, but for those that make compounds.
-    splits = built.manifest["splits"]["countries"]
-    taken = {word for group in splits.values() for name in group for word in name.split()}
-    compound = {"Republic", "of", "North", "South", "East", "West", "New", "Upper", "Saint"}
-    compound |= {"Islands", "Island", "City", "Strip"}
-    assert not {word for name in names for word in name.split()} & taken - compound
-
-    real = {example.id: example for example in built.examples["factbook/qa", "train"]}
-    for question in questions[::97]:
-        name = question.meta["country"]
-        original = real[question.id.partition("/")[2]]
-        assert name in question.input
-        assert original.meta["country"].removeprefix("The ") not in question.input
-        assert question.answers == [
-            renamed_text(answer, original.meta["country"], name) for answer in original.answers
-        ]
-        assert question.meta["relation"] == original.meta["relation"]
-        for passage in corpus.passages(corpus.rows(question.gold_ids)):
-            assert passage.title.startswith(f"{name}, ")
-            assert contains_answer(passage.text, question.answers)
-
-
-def test_names_come_from_other_corpora_too_short_ones_first(built: Built, tmp_path: Path) -> None:
-    texts = ["We met old Zyq and Quobblestonehenge, then Zyq and Quobblestonehenge again."]
-    lines = [json.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts)]
-    (tmp_path / "more.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    found = {}
-    for one in ("Zyq", "Quobblestonehenge"):
-        rename_countries(
-            built.folder,
-            tmp_path / one,
-            1,
-            names_from=[tmp_path / "more.jsonl"],
-            tokens=lambda word, one=one: 1 if word == one else 2,
-        )
-        read = read_examples(tmp_path / one / "questions.jsonl")
-        found[one] = {question.meta["country"] for question in read}
-        assert any(one in name for name in found[one])
-    assert not any("Quobblestonehenge" in name for name in found["Zyq"])
-    # Their fields can be looked up, as those of real countries.
-    made = list(lookup(load_corpus(str(tmp_path / "Zyq/passages.jsonl"))))
-    assert len(made) > 100
-    assert {example.meta["country"] for example in made} <= found["Zyq"]
-
-
-def test_renaming_refuses_what_it_cannot_do(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(ImpRAGError, match=r"can name 15\d countries at most \d+ times, not 500"):
-        rename_countries(built.folder, tmp_path / "out", copies=500)
-    with pytest.raises(ImpRAGError, match="exists already"):
-        rename_countries(built.folder, tmp_path)
-    with pytest.raises(ImpRAGError, match="no benchmark"):
-        rename_countries(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("country", "text", "renamed"),
-    [
-        ("Chad", "What is Chad's capital?", "What is Leopold's capital?"),
-        ("The Gambia", "The rivers of the Gambia", "The rivers of Leopold"),
-        ("Netherlands", "the Netherlands' ports", "Leopold's ports"),
-        ("Guinea", "Guinean, Guinea, N. GUINEA", "Guinean, Leopold, N. GUINEA"),
-    ],
-)
-def test_a_country_in_a_sentence_is_renamed(country: str, text: str, renamed: str) -> None:
-    assert renamed_text(text, country, "Leopold") == renamed

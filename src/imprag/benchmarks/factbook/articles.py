@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from imprag.benchmarks.factbook.linking import description, lead
+from imprag.benchmarks.factbook.splits import choose
+from imprag.benchmarks.factbook.values import without_accents
 from imprag.corpus import Passage
 from imprag.tasks.example import Answer, Example
-from imprag.tasks.factbook.linking import description, lead
-from imprag.tasks.factbook.splits import choose
-from imprag.tasks.factbook.values import without_accents
 
 # What is asked, by kind, with X for the title, D for the description and Y for the year of birth.
 _WORDINGS = {

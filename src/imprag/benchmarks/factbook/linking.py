@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from imprag.benchmarks.factbook.mentions import Mention, NameFinder, mark, stands_alone
+from imprag.benchmarks.factbook.names import Country
+from imprag.benchmarks.factbook.values import without_accents
 from imprag.corpus import Fact, Passage
 from imprag.tasks.example import Answer, Example
-from imprag.tasks.factbook.mentions import Mention, NameFinder, mark, stands_alone
-from imprag.tasks.factbook.names import Country
-from imprag.tasks.factbook.values import without_accents
 from imprag.tasks.synthetic import split_sentences
 
 # Fields of the Factbook that are written in sentences.

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 
+from imprag.benchmarks.factbook.facts import KnownFact
+from imprag.benchmarks.factbook.names import Country
+from imprag.benchmarks.factbook.relations import fill
+from imprag.benchmarks.factbook.splits import choose, drawn
+from imprag.benchmarks.factbook.values import without_accents
 from imprag.tasks.example import Answer, Example
-from imprag.tasks.factbook.facts import KnownFact
-from imprag.tasks.factbook.names import Country
-from imprag.tasks.factbook.relations import fill
-from imprag.tasks.factbook.splits import choose, drawn
-from imprag.tasks.factbook.values import without_accents
 
 _HOPS_PER_BRIDGE = 4
 _STEM = 4  # letters: "Chad" and "Chadian", "Panama" and "Panama City" share their stem

@@ -4,8 +4,8 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 
-from imprag.tasks.factbook.names import Country
-from imprag.tasks.factbook.values import READERS, Reader
+from imprag.benchmarks.factbook.names import Country
+from imprag.benchmarks.factbook.values import READERS, Reader
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Relation:
 
 def load_relations() -> list[Relation]:
     """All relations, in the order of ``relations.toml``."""
-    source = resources.files("imprag.tasks.factbook") / "relations.toml"
+    source = resources.files("imprag.benchmarks.factbook") / "relations.toml"
     tables = tomllib.loads(source.read_text(encoding="utf-8"))["relation"]
     return [
         Relation(

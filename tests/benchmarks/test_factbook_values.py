@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imprag.benchmarks.factbook import values
+from imprag.benchmarks.factbook.linking import country_names
+from imprag.benchmarks.factbook.mentions import NameFinder, mark, stands_alone
+from imprag.benchmarks.factbook.names import read_countries
 from imprag.corpus import Fact
-from imprag.tasks.factbook import values
-from imprag.tasks.factbook.linking import country_names
-from imprag.tasks.factbook.mentions import NameFinder, mark, stands_alone
-from imprag.tasks.factbook.names import read_countries
 
 
 @pytest.mark.parametrize(

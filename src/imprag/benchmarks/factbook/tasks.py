@@ -1,0 +1,41 @@
+"""The tasks of the benchmark, with the paper's prompts.
+
+The first eight are those that the paper's eight stand for. The ninth is for training, so that there
+are questions about more than countries. Retrieval is for these nine.
+"""
+
+from dataclasses import replace
+
+from imprag.tasks.example import Example
+from imprag.tasks.knowledge import MENTION, QUESTION, RELATION, STATEMENT
+from imprag.tasks.synthetic import DENOISING, SENTENCE
+from imprag.tasks.task import Task
+
+
+def about_fact(example: Example) -> Example:
+    """The example, grouped by the country and the relation that it asks about."""
+    fact = [example.meta.get("country"), example.meta.get("relation")]
+    return replace(example, meta={**example.meta, "group": fact})
+
+
+QA = Task("factbook/qa", QUESTION, normalize=about_fact)
+QA_UNSEEN = Task("factbook/qa_unseen", QUESTION, normalize=about_fact)
+TWO_HOP = Task("factbook/two_hop", QUESTION, joint_evidence=True, normalize=about_fact)
+TREX = Task("factbook/trex", RELATION, normalize=about_fact)
+ZSRE = Task("factbook/zsre", RELATION, normalize=about_fact)
+FEVER = Task("factbook/fever", STATEMENT, metric="accuracy", max_new_tokens=8, normalize=about_fact)
+AIDA = Task("factbook/aida", MENTION)
+WIKI_AIDA = Task("wiki10k/aida", MENTION)
+
+WIKI_QA = Task("wiki10k/qa", QUESTION)
+
+DENOISE = replace(DENOISING, name="factbook/denoising")
+SENTENCES = replace(SENTENCE, name="factbook/next_sentence")
+WIKI_DENOISE = replace(DENOISING, name="wiki10k/denoising")
+WIKI_SENTENCES = replace(SENTENCE, name="wiki10k/next_sentence")
+
+#: What the entry-point group ``imprag.tasks`` offers.
+TASKS = (
+    *(QA, QA_UNSEEN, TWO_HOP, TREX, ZSRE, FEVER, AIDA, WIKI_AIDA, WIKI_QA),
+    *(DENOISE, SENTENCES, WIKI_DENOISE, WIKI_SENTENCES),
+)

@@ -1,0 +1,106 @@
+"""Benchmarks: folders of examples with a manifest, and the builders that make them by name.
+
+A folder is all that training and evaluation know of a benchmark. Its manifest ``benchmark.json``
+holds ``name``, ``version`` and ``seed``; under ``tasks``, for every task and split, a file and its
+checksum; and, where passages are to be held out, under ``splits`` the subjects of each split: for
+every kind of subject and every split a list of names (see `split_of_passages`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imprag.corpus import Passage
+from imprag.errors import ImpRAGError
+from imprag.files import read_json, sha256
+from imprag.plugins import plugins
+
+#: The file that makes a folder a benchmark.
+MANIFEST = "benchmark.json"
+#: Packages offer benchmarks under this entry-point group: `Benchmark` objects by name.
+GROUP = "imprag.benchmarks"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark that ``imprag tasks build`` makes.
+
+    Attributes:
+        version: of its examples; folders of another version are refused.
+        build: makes a new folder from a seed and returns its manifest.
+    """
+
+    version: int
+    build: Callable[[Path, int], dict[str, Any]]
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name.
+
+    Raises:
+        ImpRAGError: no installed package offers it; the message lists those that there are.
+    """
+    known = plugins(GROUP)
+    if name not in known:
+        raise ImpRAGError(
+            f"unknown benchmark '{name}'; known are {', '.join(sorted(known)) or 'none'} "
+            f"(packages add others under the entry-point group {GROUP})"
+        )
+    benchmark: Benchmark = known[name]
+    return benchmark
+
+
+def is_benchmark(folder: str | Path) -> bool:
+    """Whether the folder has the manifest of a benchmark."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def load_benchmark(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a built benchmark whose files are all there and unchanged.
+
+    Raises:
+        ImpRAGError: the folder holds no benchmark or one of another version, or a file is missing
+            or was changed.
+    """
+    folder = Path(folder)
+    if not is_benchmark(folder):
+        raise ImpRAGError(f"{folder} is no benchmark: it has no {MANIFEST}")
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    try:
+        files = [
+            (folder / split["file"], split["sha256"])
+            for task in manifest["tasks"].values()
+            for split in task["splits"].values()
+        ]
+        manifest["seed"], _split_of_subjects(manifest)
+        known = plugins(GROUP).get(manifest["name"])
+        version = manifest["version"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ImpRAGError(f"{folder / MANIFEST} is damaged: make the benchmark again") from error
+    again = f'delete it and run "imprag tasks build {manifest["name"]} --out {folder}"'
+    if known and version != known.version:
+        raise ImpRAGError(f"{folder} holds version {version}, not {known.version}: {again}")
+    for file, expected in files:
+        if not file.is_file() or sha256(file) != expected:
+            raise ImpRAGError(f"{file} is missing or was changed: {again}")
+    return manifest
+
+
+def split_of_passages(manifest: Mapping[str, Any]) -> Callable[[Passage], str | None]:
+    """Tells the split of a passage's subject, None if the benchmark does not know the subject.
+
+    Args:
+        manifest: of a benchmark.
+    """
+    split_of = _split_of_subjects(manifest)
+    return lambda passage: split_of.get(passage.subject)
+
+
+def _split_of_subjects(manifest: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: split
+        for splits in manifest.get("splits", {}).values()
+        for split, names in splits.items()
+        for name in names
+    }
