@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from imprag.model.compact import ADAPTER_PREFIX
 from imprag.training.batches import Batches
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
-from imprag.training.teacher_scores import TeacherScores
 
 METRICS = "metrics.jsonl"
 MEMORY = "memory.safetensors"
@@ -55,7 +53,6 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         batches: of this process.
         out: folder for checkpoints and ``metrics.jsonl``.
         evaluate: called every ``recipe.evaluation.steps`` steps.
-        teacher_scores: where ``recipe.stages.warmup.score_distillation`` asks for them.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -69,10 +66,8 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         batches: Batches,
         out: Path,
         evaluate: Evaluate | None = None,
-        teacher_scores: TeacherScores | None = None,
     ) -> None:
         self.recipe = recipe
-        self._teacher_scores = teacher_scores
         self.tokenizer = tokenizer
         self._evaluate_model = evaluate
         self._losses: list[tuple[Tensor, Tensor]] = []
@@ -116,8 +111,6 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             ImpRAGError: it is not a finite number.
         """
         batch = inputs["batch"]
-        if self._teacher_scores is not None and not batch.self_distillation:
-            batch = replace(batch, teacher_scores=self._teacher_scores(batch))
         output = model(batch)
         if not bool(output.loss.detach().isfinite()):
             last = last_checkpoint(Path(self.args.output_dir))
