@@ -129,22 +129,22 @@ def test_prompts_read_each_others_passages_and_several_ask_about_one(home: Path)
     batch["hard_negatives"] = 0
     stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5}}
     alone = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
-    batch["same_passage"] = 2
+    batch["questions_per_passage"] = 1
     several = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
-    for name, more in (("warmup", 3), ("bottom", 1)):
+    for name, more in (("warmup", 1 + 3), ("bottom", 1)):
         assert several[name][1].read == alone[name][1].read
         assert several[name][1].prompts == pytest.approx(more * alone[name][1].prompts)
     assert alone["warmup"][1].read == pytest.approx(6 * 5)
     assert alone["warmup"][1].prompts == pytest.approx(6 * 5)
-    assert several["warmup"][1].prefixes == pytest.approx(18 * 3 * 5)
+    assert several["warmup"][1].prefixes == pytest.approx(6 * (1 + 3) * 3 * 5)
     assert alone["bottom"][1].queries == pytest.approx(12 * 4)
-    assert several["bottom"][1].queries == pytest.approx((12 + 12) * 4)
+    assert several["bottom"][1].queries == pytest.approx((12 + 6 * 3) * 4)
     assert several["warmup"][1].queries == alone["warmup"][1].queries == pytest.approx(6 * 4)
 
 
 def test_own_ranks_are_read_and_asked_about(home: Path) -> None:
     data = [{"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"}]
-    batch = {"examples": 2, "candidates": 4, "hard_negatives": 0, "about_candidates": 3}
+    batch = {"examples": 2, "candidates": 4, "hard_negatives": 0, "questions_per_passage": 3}
     stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5, "refresh_steps": 10}}
     plan = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
     warmup, bottom = plan["warmup"][1], plan["bottom"][1]

@@ -143,7 +143,12 @@ def test_overrides(tmp_path: Path) -> None:
         ("batch.passage_tokens=[{after: 0.5, tokens: 64}]", "must begin with after: 0"),
         ("batch.passage_tokens=[{after: 0, tokens: 999}]", "but model.max_passage_tokens is 256"),
         ("stages.bottom.fraction=0.8", "sum to 1.1, over 1"),
-        ("model.start_share=0.5", "start_share needs model.start"),
+        ("model.start_share=0.5", "model.start_share (value 0.5) was removed: interpolate"),
+        ("data.0.retrieval=false", "data.0.retrieval (value False) was removed: passages"),
+        ("batch.answer_check=false", "was removed: a passage that contains an answer is never"),
+        ("batch.same_passage=2", "was removed: use batch.questions_per_passage"),
+        ("batch.about_candidates=2", "is now called batch.questions_per_passage"),
+        ("stages.warmup.score_distillation={}", "was removed: the labels of the teacher's ranks"),
         ("train.seed=1", "give one of steps and epochs, not none"),
         ("train={steps: 3, epochs: 4}", "not both"),
         ("lora={}", "lora adapts no layers"),
@@ -162,10 +167,12 @@ def test_mistakes_give_one_line(tmp_path: Path, override: str, message: str) -> 
     assert str(path) in str(caught.value) or f"--set {override}" in str(caught.value)
 
 
-def test_bm25_has_no_scores_to_learn_from(tmp_path: Path) -> None:
-    overrides = ["teacher.retriever=bm25", "stages.warmup.score_distillation={}"]
-    with pytest.raises(ImpRAGError, match="needs the scores of a bi-encoder"):
-        load_recipe(write(tmp_path, corpus="default"), overrides)
+def test_removed_keys_with_the_value_that_is_left_are_read(tmp_path: Path) -> None:
+    """Run folders of earlier versions state every key."""
+    plain = load_recipe(write(tmp_path, corpus="default"))
+    former = ["model.start_share=0.0", "data.0.retrieval=null", "batch.answer_check=true"]
+    former += ["batch.same_passage=0", "stages.warmup.score_distillation=null"]
+    assert load_recipe(write(tmp_path, corpus="default"), former) == plain
 
 
 @pytest.mark.parametrize(

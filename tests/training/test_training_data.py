@@ -209,16 +209,15 @@ def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
         recipe(
             {"tasks": str(benchmark), "task": "nq", "weight": 2.0},
             {"tasks": str(benchmark), "task": "nq", "positives": "gold", "limit": 2},
-            {"tasks": str(benchmark), "task": "nq", "retrieval": False},
             {"tasks": str(benchmark), "task": "coqa"},
             {"synthetic": "corpus_text", "weight": 0.5},
         ),
         corpus,
     )
-    assert [source.name for source in sources] == ["nq", "nq", "nq", "coqa", "corpus_text"]
-    assert [source.weight for source in sources] == [2.0, 1.0, 1.0, 1.0, 0.5]
-    assert [len(source.examples) for source in sources] == [6, 2, 6, 6, 7]
-    taught, gold, plain, reading, text = sources
+    assert [source.name for source in sources] == ["nq", "nq", "coqa", "corpus_text"]
+    assert [source.weight for source in sources] == [2.0, 1.0, 1.0, 0.5]
+    assert [len(source.examples) for source in sources] == [6, 2, 6, 7]
+    taught, gold, reading, text = sources
     # Only the split that was asked for, whatever it is made of.
     for source in sources:
         for one in source.examples:
@@ -231,7 +230,7 @@ def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
     for one in gold.examples:
         assert corpus[one.positives[0]].id == one.id.removeprefix("nq ").replace(" ", "/")
         assert one.group == tuple(one.id.split()[1:])
-    for one in (*plain.examples, *reading.examples, *text.examples):
+    for one in (*reading.examples, *text.examples):
         assert (one.positives, one.hard_negatives, one.group) == ((), (), ())
     assert reading.examples[0].prompt == "text Q: People of Chad? A:"
 

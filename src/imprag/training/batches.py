@@ -78,7 +78,6 @@ class Batches(Dataset[TrainingBatch]):
         short, full = self.schedule.passage_tokens(step), self._config.max_passage_tokens
         return TrainingBatch(
             ids=[example.id for example in examples],
-            texts=[example.prompt for example in examples],
             prompts=prompts,
             responses=responses,
             passages=[

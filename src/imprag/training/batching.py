@@ -133,7 +133,7 @@ class Plan:
     questions about each of some articles. Small grids share a batch.
 
     In every epoch of a source, each example, or each cell of its grids, comes once; those that
-    ``same_passage`` and ``about_candidates`` add come beside.
+    ``questions_per_passage`` adds come beside.
 
     Args:
         sources: the mixture.
@@ -184,7 +184,7 @@ class Plan:
             self._epochs.append(Epochs(maker, key))
         self._grid_mixture = Mixture(grids, f"{seed} grids")
         self._mixture = Mixture(singles, f"{seed} examples")
-        asks_more = settings.same_passage or settings.about_candidates
+        asks_more = settings.questions_per_passage > 0
         self._questions = QuestionsAbout(numbers if asks_more else [], self.examples)
 
     def __call__(self, step: int) -> PlannedBatch:
@@ -239,7 +239,7 @@ class Plan:
             else []
             for n, one in enumerate(examples)
         ]
-        for index, rows in self._about_candidates(indices, read, generator):
+        for index, rows in self._extra_questions(indices, read, generator):
             answered.add(len(indices))
             indices.append(index)
             examples.append(self.examples[index])
@@ -274,21 +274,14 @@ class Plan:
             count = min(self.settings.generate, len(retrieving))
             first = generator.randint(0, len(retrieving) - count)
             answered = set(retrieving[first : first + count])
-        if self.settings.same_passage:
-            for n in sorted(answered):
-                row, count = right[n][0], self.settings.same_passage
-                for index in self._questions.draw(indices[n], row, indices, count, generator):
-                    answered.add(len(indices))
-                    indices.append(index)
-                    right.append([row])
         return _Asked(indices, right, answered)
 
-    def _about_candidates(
+    def _extra_questions(
         self, indices: Sequence[int], read: Sequence[list[int]], generator: random.Random
     ) -> list[tuple[int, list[int]]]:
         """Examples about passages that other prompts read, which read the same, with these rows."""
         found: list[tuple[int, list[int]]] = []
-        if count := self.settings.about_candidates:
+        if count := self.settings.questions_per_passage:
             for number, rows in zip(indices, read, strict=True):
                 for row in rows:
                     asked = [*indices, *(index for index, _ in found)]
@@ -361,8 +354,7 @@ class Plan:
         positive = np.zeros((len(examples), len(passages)), np.bool_)
         negative = np.zeros_like(positive)
         place = {row: column for column, row in enumerate(passages)}
-        searched = passages if self.settings.answer_check else []
-        finder = AnswerFinder([self._text(row) for row in searched])
+        finder = AnswerFinder([self._text(row) for row in passages])
         for n, example in enumerate(examples):
             if example.positives:
                 right = [place[row] for row in example.positives if row in place]
@@ -375,7 +367,7 @@ class Plan:
 
     def _may_answer(self, example: TrainingExample, row: int) -> bool:
         """Whether the passage holds an answer, so that nobody knows if it is wrong."""
-        return self.settings.answer_check and contains_answer(self._text(row), example.answers)
+        return contains_answer(self._text(row), example.answers)
 
 
 def _has_grid(source: TrainingSource) -> bool:

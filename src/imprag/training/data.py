@@ -114,7 +114,7 @@ def retrieval_examples(
     With ``teacher``, the first ranks are pseudo-positives, and the ranks between them and the pool
     of hard negatives count neither as right nor as wrong. With ``gold``, all gold passages are
     positives, and the teacher's pool is taken without them. In both cases the pool may hold
-    passages with an answer, which batches leave out (see `BatchSettings.answer_check`).
+    passages that hold an answer; batches never take those as negatives.
 
     Args:
         labels: the teacher's ranks for every prompt, rows of the corpus, (examples, depth), best

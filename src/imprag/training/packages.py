@@ -22,7 +22,7 @@ def require_packages(recipe: Recipe) -> None:
     ranked = labelled or (retrieving and recipe.batch.hard_negatives)
     if ranked and recipe.teacher.retriever == "bm25":
         require_bm25()
-    elif ranked or recipe.stages.warmup.score_distillation:
+    elif ranked:
         require_teacher(recipe.teacher.retriever)
     for source in tasks:
         if not Path(source.tasks).is_file() and not source.is_benchmark:

@@ -268,7 +268,7 @@ class TrainingPlan:
         """
         batch = self.recipe.batch
         hard = batch.candidates if ranked else batch.hard_negatives
-        askers = (1 + batch.same_passage) * (1 + batch.about_candidates * batch.candidates)
+        askers = 1 + batch.questions_per_passage * batch.candidates
         prompts = responses = queries = scored = passages = read = readers = 0.0
         for source in self.sources:
             drawn = batch.prompts * source.share

@@ -43,7 +43,12 @@ from imprag.tasks import TaskExamples, load_task, read_tasks
 from imprag.tasks.factbook.build import MANIFEST
 from imprag.tasks.self_supervised import VERIFICATION, verification
 from imprag.training.architecture import num_layers
-from imprag.training.recipe_file import apply_override, explain, read_yaml
+from imprag.training.recipe_file import (
+    apply_override,
+    drop_removed_keys,
+    explain,
+    read_yaml,
+)
 
 LONGEST_TEXT = 1024
 """Tokens of a prompt or a response in training."""
@@ -94,9 +99,6 @@ class ModelSettings(Section):
         start: a trained model of the same base, ``default`` or a folder, whose weights training
             begins with; with ``lora``, the adapters begin as near to them as their ranks allow. If
             not given, training begins with the base model.
-        start_share: of the weights that training begins with, in the mean of these and the trained
-            ones that is kept (Wortsman et al., 2022; beyond the paper). It keeps what ``start`` can
-            do and the recipe does not ask for.
         b, t: layer boundaries (paper, section 2; b=7, t=19 for Llama-3.2-3B, t=23 for 8B, by
             Figure 2).
         k: passages per prompt at inference (paper, section 3: 10).
@@ -109,7 +111,6 @@ class ModelSettings(Section):
 
     base: Location = "smollm2-135m"
     start: Location | None = None
-    start_share: _BelowOne = 0.0
     b: int = 7
     t: int = 20
     k: int = 3
@@ -125,8 +126,6 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.to_config()
-        if self.start_share and self.start is None:
-            raise ImpRAGError("model.start_share needs model.start, which it is the share of")
         layers = num_layers(self.base)
         if layers is not None and self.t >= layers:
             raise ImpRAGError(
@@ -136,7 +135,7 @@ class ModelSettings(Section):
 
     def to_config(self) -> ImpRAGConfig:
         """The configuration that is stored with the trained model."""
-        settings = self.model_dump(exclude={"base", "start", "start_share"})
+        settings = self.model_dump(exclude={"base", "start"})
         return ImpRAGConfig(base_model=self.base, **settings)
 
 
@@ -150,8 +149,6 @@ class TaskSource(Section):
         split: of the benchmark or of the set on the hub; other files have none.
         weight: share of the drawn examples, relative to the other sources' weights.
         limit: at most so many examples, drawn by the seed (paper: 5,000 of each set).
-        retrieval: whether passages are retrieved for it; if not given, as the task says (paper:
-            for the knowledge-intensive tasks only).
         positives: passages that the ``teacher`` ranks first (paper), or ``gold`` provenance
             (beyond the paper).
         wordings: further templates, as a task's own with ``{input}``, which take turns with it
@@ -165,7 +162,6 @@ class TaskSource(Section):
     split: str = "train"
     weight: PositiveFloat = 1.0
     limit: PositiveInt | None = None
-    retrieval: bool | None = None
     positives: Literal["teacher", "gold"] = "teacher"
     wordings: tuple[str, ...] = ()
     verify: bool = False
@@ -207,7 +203,7 @@ class TaskSource(Section):
     @property
     def retrieves(self) -> bool:
         """Whether passages are retrieved for these examples."""
-        return load_task(self.task).retrieval if self.retrieval is None else self.retrieval
+        return load_task(self.task).retrieval
 
 
 Synthetic = Literal[
@@ -311,17 +307,13 @@ class BatchSettings(Section):
         others: prompts of the sources that fill no grid, beside the grids; all of them are
             retrieval-free or have no place in one.
         positives: right passages of each prompt in a batch, at most (paper: 5).
-        answer_check: a passage that contains an answer is no negative (beyond the paper).
         hard_negatives: drawn for each prompt from its pool (paper: up to 10).
         candidates: passages that each prompt reads in training (paper: 10, as k).
         generate: so many of a batch's retrieving prompts are answered, neighbours in a grid, the
             others only retrieve; all of them if not given (paper).
-        same_passage: for each prompt that is answered, so many more of its source about the same
-            passage are answered, too, where there are any: the passage is most of the work (beyond
-            the paper).
-        about_candidates: of each passage that a prompt reads, so many questions of its source are
-            answered, too, of the same relation where there are any; they read the same passages, of
-            which each is right for one prompt and hard for the others (beyond the paper).
+        questions_per_passage: extra questions of the same source that are generated for every
+            candidate passage, of the same relation first; they share its candidate set, so each
+            candidate is a positive for one prompt and hard for the others (beyond the paper).
         memory: the passages of so many batches before are negatives too, with the embeddings that
             they had then (beyond the paper).
         passage_tokens: a length curriculum; none is ``max_passage_tokens`` throughout (beyond the
@@ -335,12 +327,10 @@ class BatchSettings(Section):
     alike_rows: bool = False
     others: NonNegativeInt = 0
     positives: PositiveInt = 5
-    answer_check: bool = True
     hard_negatives: NonNegativeInt = 10
     candidates: PositiveInt = 3
     generate: NonNegativeInt | None = None
-    same_passage: NonNegativeInt = 0
-    about_candidates: NonNegativeInt = 0
+    questions_per_passage: NonNegativeInt = 0
     memory: NonNegativeInt = 0
     passage_tokens: tuple[LengthStep, ...] = ()
 
@@ -380,36 +370,18 @@ class BottomStage(Section):
     generate_every: NonNegativeInt = 0
 
 
-class ScoreDistillation(Section):
-    """A further loss of ``bottom`` and ``warmup``: the teacher's scores (beyond the paper).
-
-    Every prompt that retrieves learns from them over all passages of the batch.
-
-    Attributes:
-        weight: relative to equation 3.
-        target_temperature, score_temperature: of the teacher's and the model's softmax. Cosines
-            want a low one.
-    """
-
-    weight: PositiveFloat = 1.0
-    target_temperature: PositiveFloat = 0.05
-    score_temperature: PositiveFloat = 1.0
-
-
 class WarmupStage(Section):
     """Training with the teacher's labels (paper, section 3, equation 3).
 
     Attributes:
         fraction: of the training (paper: 3 of 10 epochs). What ``bottom`` and ``warmup`` leave is
             self-distillation.
-        score_distillation: if given, is added to equation 3.
         refresh_steps: every so many steps, the model's own index ranks the corpus anew for the
             prompts that read until then. Beside the right passages they read the first ranks,
             which are hard negatives, too. If not given, the teacher's are (paper).
     """
 
     fraction: _Fraction = 0.3
-    score_distillation: ScoreDistillation | None = None
     refresh_steps: PositiveInt | None = None
 
 
@@ -642,11 +614,6 @@ class Recipe(Section):
                     f"{source.synthetic} is to be made from {source.corpus}, which is none of the "
                     f"recipe's corpora: {', '.join(self.corpus)}"
                 )
-        if self.stages.warmup.score_distillation and self.teacher.retriever == "bm25":
-            raise ImpRAGError(
-                "stages.warmup.score_distillation needs the scores of a bi-encoder: set "
-                "teacher.retriever to all-minilm-l6-v2, or to a folder or a name on the hub"
-            )
         if self.train.data_workers and self.stages.refreshes:
             raise ImpRAGError(
                 f"with {self.stages.refreshes[0]}, batches need the model, which "
@@ -668,7 +635,7 @@ class Recipe(Section):
         return math.ceil(self.train.epochs * examples / per_step)
 
     def fingerprint(self) -> str:
-        """Names all that decides the training: not evaluation, saving and logging, nor a mean."""
+        """Names all that decides the training: not evaluation, saving or logging."""
         content = json.dumps(self._deciding(), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -683,11 +650,7 @@ class Recipe(Section):
 
     def _deciding(self) -> dict[str, Any]:
         bystanders = {"save_steps", "keep_checkpoints", "logging_steps", "data_workers"}
-        exclude: dict[str, Any] = {
-            "evaluation": True,
-            "train": bystanders,
-            "model": {"start_share"},
-        }
+        exclude: dict[str, Any] = {"evaluation": True, "train": bystanders}
         return self.model_dump(mode="json", exclude=exclude)
 
 
@@ -712,6 +675,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if key in _BUDGETS:
             for other in _BUDGETS - {key}:
                 content["train"].pop(other.removeprefix("train."), None)
+    try:
+        drop_removed_keys(content)
+    except ImpRAGError as error:
+        raise ImpRAGError(f"{path}: {error}") from None
     try:
         # In JSON's strict mode, true is no number and 3 is no text, but lists become tuples.
         return Recipe.model_validate_json(

@@ -2,14 +2,81 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from imprag.errors import ImpRAGError
+
+
+class Removed(NamedTuple):
+    """A key that recipes no longer have.
+
+    Attributes:
+        key: dotted; ``*`` stands for the number in a list.
+        default: the value that every recipe now has, which old files may still state.
+        advice: what to write instead of another value.
+    """
+
+    key: str
+    default: Any
+    advice: str
+
+
+REMOVED = (
+    Removed(
+        "model.start_share",
+        0.0,
+        "interpolate saved weights after the run, or fit queries by imprag adapt --start-share",
+    ),
+    Removed(
+        "data.*.retrieval", None, "passages are retrieved for a task's prompts if the task says so"
+    ),
+    Removed("batch.answer_check", True, "a passage that contains an answer is never a negative"),
+    Removed("batch.same_passage", 0, "use batch.questions_per_passage"),
+    Removed("batch.about_candidates", 0, "it is now called batch.questions_per_passage"),
+    Removed(
+        "stages.warmup.score_distillation",
+        None,
+        "the labels of the teacher's ranks (teacher.positives) gave better results",
+    ),
+)
+
+
+def drop_removed_keys(content: dict[str, Any]) -> None:
+    """Delete keys that recipes no longer have where they hold the value that is left, in place.
+
+    Raises:
+        ImpRAGError: one holds another value; the message names what replaces it.
+    """
+    for removed in REMOVED:
+        *sections, name = removed.key.split(".")
+        for place, section in _sections_at(content, sections):
+            if name not in section:
+                continue
+            value = section.pop(name)
+            if value != removed.default:
+                key = ".".join([*place, name])
+                raise ImpRAGError(f"{key} (value {_short(value)}) was removed: {removed.advice}")
+
+
+def _sections_at(
+    content: Any, sections: Sequence[str], place: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The sections that a dotted key leads to, with their own keys."""
+    if not sections:
+        if isinstance(content, dict):
+            yield place, content
+        return
+    first, *rest = sections
+    if first == "*":
+        for number, item in enumerate(content if isinstance(content, list) else []):
+            yield from _sections_at(item, rest, (*place, str(number)))
+    elif isinstance(content, dict) and first in content:
+        yield from _sections_at(content[first], rest, (*place, first))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

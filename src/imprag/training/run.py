@@ -14,7 +14,6 @@ from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.index.teacher import TextEncoder
 from imprag.model import LayerGroups, load_base_model
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.pretrained import load_pretrained, save_pretrained
@@ -22,14 +21,12 @@ from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hol
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
-from imprag.training.mean import move_back, trained_weights
 from imprag.training.names import name_vectors
 from imprag.training.own_ranks import OwnRanks
 from imprag.training.packages import require_packages
 from imprag.training.recipe import Recipe, load_recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
-from imprag.training.teacher_scores import TeacherScores
 from imprag.training.trainer import (
     METRICS,
     Evaluate,
@@ -103,17 +100,12 @@ def train(
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = TrainingModel(LayerGroups(lm, config, frozen), recipe.stages)
-    beginning = trained_weights(lm) if recipe.model.start_share else {}
 
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     own_ranks = OwnRanks(model.groups, tokenizer, corpus, out / RANKS, dtype)
     part = (processes.process_index, processes.num_processes)
     batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part, own_ranks)
-    teacher_scores = None
-    if recipe.stages.warmup.score_distillation:
-        encoder = TextEncoder(recipe.teacher.retriever, device=str(processes.device))
-        teacher_scores = TeacherScores(encoder, corpus, processes.device)
-    trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate, teacher_scores)
+    trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
     if trainer.is_fsdp_enabled:
         check_fsdp(trainer.accelerator.state.fsdp_plugin, recipe)
     try:
@@ -126,7 +118,6 @@ def train(
     folder = out / MODEL
     if trainer.is_world_process_zero() and not folder.exists():
         groups = trainer.accelerator.unwrap_model(trainer.model).groups
-        move_back(groups.lm, beginning, recipe.model.start_share)
         save_pretrained(groups, tokenizer, folder)
     return {
         "model": str(folder),
@@ -165,7 +156,6 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
             "turns; shard the model as a whole, by fsdp_auto_wrap_policy: NO_WRAP"
         )
     whole = ["evaluation"] if recipe.evaluation else recipe.stages.refreshes
-    whole += ["model.start_share"] if recipe.model.start_share else []
     if whole:
         raise ImpRAGError(
             f"{whole[0]} needs all weights in one process, which FSDP does not give it: leave it "

@@ -4,7 +4,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from imprag.training.batches import Batches
 from imprag.training.packages import curve_writers
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
-from imprag.training.teacher_scores import TeacherScores
 
 METRICS = "metrics.jsonl"
 MEMORY = "memory.safetensors"
@@ -58,7 +56,6 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         batches: of this process.
         out: folder for checkpoints and ``metrics.jsonl``.
         evaluate: called every ``recipe.evaluation.steps`` steps.
-        teacher_scores: where ``recipe.stages.warmup.score_distillation`` asks for them.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -72,10 +69,8 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         batches: Batches,
         out: Path,
         evaluate: Evaluate | None = None,
-        teacher_scores: TeacherScores | None = None,
     ) -> None:
         self.recipe = recipe
-        self._teacher_scores = teacher_scores
         self.tokenizer = tokenizer
         self._evaluate_model = evaluate
         self._losses: list[tuple[Tensor, Tensor]] = []
@@ -119,8 +114,6 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             ImpRAGError: it is not a finite number.
         """
         batch = inputs["batch"]
-        if self._teacher_scores is not None and not batch.self_distillation:
-            batch = replace(batch, teacher_scores=self._teacher_scores(batch))
         output = model(batch)
         if not bool(output.loss.detach().isfinite()):
             last = last_checkpoint(Path(self.args.output_dir))
