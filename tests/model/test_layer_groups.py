@@ -332,9 +332,8 @@ def test_embeddings_equal_the_papers_formula() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rope", ["before", "after"])
-def test_embeddings_do_not_depend_on_padding(family: str, rope: str) -> None:
-    groups = groups_of(family, b=2, rope=rope)
+def test_embeddings_do_not_depend_on_padding(family: str) -> None:
+    groups = groups_of(family, b=2)
     rows = tokens(9, 4, 14)
     for embed in (groups.query_embeddings, groups.passage_embeddings):
         alone = torch.cat([embed(*pad([row], CPU)) for row in rows])
@@ -358,13 +357,6 @@ def test_queries_from_what_comes_into_layer_b(family: str, left: bool) -> None:
     below = "lm.model.layers.0.", "lm.model.layers.1.", "lm.model.embed_tokens"
     assert here
     assert not any(name.startswith(below) for name in here)
-
-
-def test_queries_after_the_rotary_embedding_depend_on_their_places() -> None:
-    groups = groups_of(b=2, rope="after")
-    inputs = groups.query_inputs(*pad(tokens(9, 4), CPU))
-    with pytest.raises(ImpRAGError, match="rope: after"):
-        groups.query_embeddings_of(inputs)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -402,10 +394,6 @@ def test_embeddings_do_not_depend_on_positions(family: str) -> None:
     for offset in (0, 100):
         actual = groups.encode(ids, mask, offset).embeddings
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
-    after = groups_of(family, b=2, rope="after")
-    moved = after.encode(ids, mask, 100).embeddings
-    if family != "smollm3":  # whose layer 3 alone has no rotary embedding
-        assert not torch.allclose(moved, after.passage_embeddings(ids, mask), atol=1e-3)
 
 
 @torch.no_grad()
@@ -622,7 +610,6 @@ def test_bfloat16_is_close_to_float32() -> None:
         ("mistral", {"max_passage_tokens": 200, "passage_encoding": "full"}, "up to 600"),
         ("llama", {"k": 0}, "k must be at least 1"),
         ("llama", {"passage_template": "{title}"}, "hold {text} once"),
-        ("llama", {"rope": "beside"}, "before, after"),
         ("llama", {"score_scale": -1.0}, "positive"),
     ],
 )

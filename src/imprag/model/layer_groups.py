@@ -201,12 +201,7 @@ class LayerGroups(nn.Module):
 
         Returns:
             (batch, h_k * d_h) float32, the score scale included.
-
-        Raises:
-            ImpRAGError: queries depend on their positions, too.
         """
-        if self.config.rope != "before":
-            raise ImpRAGError("queries depend on their positions in a model with rope: after")
         found: list[tuple[Tensor, Tensor]] = []
 
         def take(layer: nn.Module, token: Tensor, index: Tensor, call: dict[str, Any]) -> None:
@@ -606,9 +601,8 @@ class LayerGroups(nn.Module):
             query (batch, heads, d_h) and key (batch, key heads, d_h).
         """
         alone = call_alone(call, index)
-        if self.config.rope == "before":
-            cos, sin = alone["position_embeddings"]
-            alone["position_embeddings"] = torch.ones_like(cos), torch.zeros_like(sin)
+        cos, sin = alone["position_embeddings"]
+        alone["position_embeddings"] = torch.ones_like(cos), torch.zeros_like(sin)
         states: list[tuple[Tensor, Tensor]] = []
 
         def take(

@@ -47,7 +47,7 @@ class Batches(Dataset[TrainingBatch]):
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._config = recipe.model.to_config()
-        self._per_step = recipe.train.gradient_accumulation
+        self._per_step = recipe.accumulation
         self._rank, self._world_size = rank, world_size
         self._own_ranks = own_ranks
         self._reranked = lru_cache(maxsize=1)(self._reranked_plan)

@@ -126,8 +126,8 @@ class _Asked(NamedTuple):
 class Plan:
     """All batches of a training: ``plan(step)`` is the batch of a step.
 
-    A batch of kind ``examples`` is drawn from all sources by their weights. One of kind ``grid``
-    has ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
+    A batch without grids is drawn from all sources by their weights. One with a ``grid`` has
+    ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
     ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
     with one wording of each cell that has any; of sources with articles instead, it takes some
     questions about each of some articles. Small grids share a batch.
@@ -174,7 +174,7 @@ class Plan:
             indices = range(len(self.examples), len(self.examples) + len(source.examples))
             numbers.append(indices)
             self.examples += source.examples
-            if settings.kind == "grid" and _has_grid(source):
+            if settings.grid and _has_grid(source):
                 grids[number] = source.weight
                 generator = random.Random(key)
                 maker = grid_epochs(self.examples, indices, settings.grid, generator, names)
@@ -293,7 +293,7 @@ class Plan:
     def _drawn(self, step: int) -> list[int]:
         """The examples of a batch."""
         counts = [(self._mixture, self.settings.examples)]
-        if self.settings.kind == "grid":
+        if self.settings.grid:
             counts = [
                 (self._grid_mixture, self.settings.grids),
                 (self._mixture, self.settings.others),
@@ -382,13 +382,13 @@ def _check(sources: Sequence[TrainingSource], settings: BatchSettings, corpus: C
             f"a prompt reads {settings.candidates} candidates, but the corpus has only "
             f"{len(corpus)} passages"
         )
-    if settings.kind == "examples":
+    if settings.grid is None:
         return
     single = [source.name for source in sources if not _has_grid(source)]
     if len(single) == len(sources):
         raise ImpRAGError(
-            "no source is fit for grids, which need positives and passages with titles; use "
-            "batches of kind examples"
+            "no source is fit for grids, which need positives and passages with titles; leave out "
+            "batch.grid"
         )
     if bool(single) != bool(settings.others):
         raise ImpRAGError(

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,10 +13,12 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks import Example, TaskExamples, load_benchmark, load_task
+from imprag.tasks import Example, TaskExamples, load_benchmark, load_task, read_tasks
+from imprag.tasks.factbook.build import MANIFEST
 from imprag.tasks.factbook.splits import SPLITS, split_by_passage
-from imprag.tasks.self_supervised import maker_of
-from imprag.training.recipe import Recipe, Synthetic, SyntheticSource, TaskSource, TeacherSettings
+from imprag.tasks.self_supervised import VERIFICATION, maker_of, verification
+from imprag.training.recipe import Recipe, TeacherSettings
+from imprag.training.sources import Synthetic, SyntheticSource, TaskSource
 from imprag.training.teacher import TextRetriever, label_prompts, load_retriever
 
 # What a fact of the factbook benchmark is about: the two sides of its grids.
@@ -81,14 +84,14 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
     known: dict[tuple[str, ...], TaskExamples] = {}
     trained: dict[str, set[str]] = defaultdict(set)
     for source in recipe.data:
-        if isinstance(source, TaskSource) and source.is_benchmark:
+        if isinstance(source, TaskSource) and is_benchmark(source):
             trained[source.tasks].add(source.split)
     keep = not_held_out(trained)
     for source in recipe.data:
         if isinstance(source, SyntheticSource):
-            sources.append(_synthetic_source(source, corpus, recipe.train.seed, keep))
+            sources.append(_synthetic_source(source, corpus, recipe.seed, keep))
             continue
-        tasks = source.read(known).draw(source.limit, recipe.train.seed)
+        tasks = read_source(source, known).draw(source.limit, recipe.seed)
         if not source.retrieves:
             sources.append(TrainingSource(source.task, plain_examples(tasks), source.weight))
             continue
@@ -100,6 +103,37 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
         examples = retrieval_examples(tasks, corpus, labels, recipe.teacher, source.positives)
         sources.append(TrainingSource(source.task, examples, source.weight))
     return sources
+
+
+def is_benchmark(source: TaskSource) -> bool:
+    """Whether the source's examples are in a benchmark folder."""
+    return (Path(source.tasks) / MANIFEST).is_file()
+
+
+def read_source(
+    source: TaskSource, known: dict[tuple[str, ...], TaskExamples] | None = None
+) -> TaskExamples:
+    """All examples of a source, without its limit.
+
+    Args:
+        source: where they are, and how they are asked.
+        known: examples that sources have read before; what this one reads is added.
+
+    Raises:
+        ImpRAGError: they are missing or not in their format.
+    """
+    known = {} if known is None else known
+    place = (source.tasks, source.task, source.split)
+    if place not in known:
+        if is_benchmark(source):
+            (known[place],) = read_tasks([source.task], data=source.tasks, split=source.split)
+        else:
+            (known[place],) = read_tasks([f"{source.task}={source.tasks}"], split=source.split)
+    found = known[place]
+    if source.verify:
+        made = list(verification(found.examples))
+        return replace(found, task=VERIFICATION, examples=made)
+    return replace(found, task=replace(found.task, wordings=source.wordings))
 
 
 def retrieval_examples(

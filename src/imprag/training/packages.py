@@ -5,7 +5,9 @@ from pathlib import Path
 from imprag.index.bm25 import require_bm25
 from imprag.index.teacher import require_teacher
 from imprag.optional import missing, note_without, require
-from imprag.training.recipe import Recipe, TaskSource
+from imprag.training.data import is_benchmark
+from imprag.training.recipe import Recipe
+from imprag.training.sources import TaskSource
 
 TENSORBOARD = "tensorboard"
 
@@ -25,7 +27,7 @@ def require_packages(recipe: Recipe) -> None:
     elif ranked:
         require_teacher(recipe.teacher.retriever)
     for source in tasks:
-        if not Path(source.tasks).is_file() and not source.is_benchmark:
+        if not Path(source.tasks).is_file() and not is_benchmark(source):
             require(f"reading {source.tasks}", "train", "datasets")
     if recipe.evaluation:
         require("a report of the evaluation", "train", "jinja2")

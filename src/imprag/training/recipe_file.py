@@ -1,82 +1,105 @@
-"""Reading a recipe's YAML and ``--set``, and saying in one line what is wrong with it."""
+"""Reading a recipe: YAML, ``extends`` and ``--set``, and one line that says what is wrong."""
 
 import difflib
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from imprag.errors import ImpRAGError
+from imprag.training.architecture import num_layers
+from imprag.training.recipe import Recipe
+from imprag.training.removed_keys import drop_removed_keys
+
+EXTENDS = "extends"
+_BUDGETS = {"steps", "epochs"}
 
 
-class Removed(NamedTuple):
-    """A key that recipes no longer have.
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
 
-    Attributes:
-        key: dotted; ``*`` stands for the number in a list.
-        default: the value that every recipe now has, which old files may still state.
-        advice: what to write instead of another value.
-    """
+    A recipe with ``extends: other.yaml``, seen from its own folder, changes that recipe: sections
+    are merged key by key, lists and values replaced. ``train.steps`` and ``train.epochs`` take the
+    place of each other, here and in overrides.
 
-    key: str
-    default: Any
-    advice: str
-
-
-REMOVED = (
-    Removed(
-        "model.start_share",
-        0.0,
-        "interpolate saved weights after the run, or fit queries by imprag adapt --start-share",
-    ),
-    Removed(
-        "data.*.retrieval", None, "passages are retrieved for a task's prompts if the task says so"
-    ),
-    Removed("batch.answer_check", True, "a passage that contains an answer is never a negative"),
-    Removed("batch.same_passage", 0, "use batch.questions_per_passage"),
-    Removed("batch.about_candidates", 0, "it is now called batch.questions_per_passage"),
-    Removed(
-        "stages.warmup.score_distillation",
-        None,
-        "the labels of the teacher's ranks (teacher.positives) gave better results",
-    ),
-)
-
-
-def drop_removed_keys(content: dict[str, Any]) -> None:
-    """Delete keys that recipes no longer have where they hold the value that is left, in place.
+    Args:
+        path: a YAML file. Relative paths in it are seen from its folder, then from those of the
+            recipes that it extends, and where nothing is there, from the working folder.
+        overrides: ``key=value`` with a dotted key and a value in YAML: ``model.k=5``,
+            ``data.0.weight=2``, ``lora=null``.
 
     Raises:
-        ImpRAGError: one holds another value; the message names what replaces it.
+        ImpRAGError: a file is missing or no YAML, or a key or value is wrong; the message names the
+            key and the value, and for an unknown or removed key what to write instead.
     """
-    for removed in REMOVED:
-        *sections, name = removed.key.split(".")
-        for place, section in _sections_at(content, sections):
-            if name not in section:
-                continue
-            value = section.pop(name)
-            if value != removed.default:
-                key = ".".join([*place, name])
-                raise ImpRAGError(f"{key} (value {_short(value)}) was removed: {removed.advice}")
+    path = Path(path)
+    content, folders = _read_chain(path)
+    for override in overrides:
+        key = apply_override(content, override)
+        section, _, name = key.partition(".")
+        if section == "train" and name in _BUDGETS:
+            content[section].pop(*_BUDGETS - {name}, None)
+    try:
+        drop_removed_keys(content)
+        # In JSON's strict mode, true is no number and 3 is no text, but lists become tuples.
+        text = json.dumps(content, default=str)
+        recipe = Recipe.model_validate_json(text, strict=True, context={"folders": folders})
+        _check_layers(recipe)
+    except ValidationError as error:
+        raise ImpRAGError(f"{path}: {explain(error, Recipe)}") from error
+    except ImpRAGError as error:
+        raise ImpRAGError(f"{path}: {error}") from None
+    return recipe
 
 
-def _sections_at(
-    content: Any, sections: Sequence[str], place: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """The sections that a dotted key leads to, with their own keys."""
-    if not sections:
-        if isinstance(content, dict):
-            yield place, content
-        return
-    first, *rest = sections
-    if first == "*":
-        for number, item in enumerate(content if isinstance(content, list) else []):
-            yield from _sections_at(item, rest, (*place, str(number)))
-    elif isinstance(content, dict) and first in content:
-        yield from _sections_at(content[first], rest, (*place, first))
+def _check_layers(recipe: Recipe) -> None:
+    model = recipe.model
+    layers = num_layers(model.base)
+    if layers is not None and model.t >= layers:
+        raise ImpRAGError(
+            f"model: t={model.t}, but {model.base} has {layers} layers: t can be {layers - 1} at "
+            "most"
+        )
+
+
+def _read_chain(path: Path, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
+    """The content of a recipe with what it extends, and the folders of all of these files.
+
+    Args:
+        path: the recipe.
+        below: the recipes that extend it, the last one first.
+    """
+    content = read_yaml(path)
+    try:
+        drop_removed_keys(content)
+    except ImpRAGError as error:
+        raise ImpRAGError(f"{path}: {error}") from None
+    other = content.pop(EXTENDS, None)
+    if other is None:
+        return content, [path.parent]
+    if not isinstance(other, str):
+        raise ImpRAGError(f"{path}: {EXTENDS} is {_short(other)}, but should be a recipe's path")
+    place, chain = path.parent / Path(other).expanduser(), (path, *below)
+    if place.resolve() in {each.resolve() for each in chain}:
+        circle = " extends ".join(str(each) for each in (*reversed(chain), place))
+        raise ImpRAGError(f"recipes extend each other in a circle: {circle}")
+    base, folders = _read_chain(place, chain)
+    return _merged(base, content), [path.parent, *folders]
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with what ``change`` says: mappings merged, all else replaced."""
+    if _BUDGETS & change.keys():
+        base = {key: value for key, value in base.items() if key not in _BUDGETS}
+    merged = {**base, **change}
+    for key in base.keys() & change.keys():
+        if isinstance(base[key], dict) and isinstance(change[key], dict):
+            merged[key] = _merged(base[key], change[key])
+    return merged
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
