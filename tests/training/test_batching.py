@@ -212,7 +212,7 @@ def test_weights_are_the_shares_of_the_draws(corpus: Corpus) -> None:
 
 
 def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> Plan:
-    fields = {"kind": "grid", "hard_negatives": 0, "candidates": 1, **fields}
+    fields = {"hard_negatives": 0, "candidates": 1, **fields}
     return Plan(sources, BatchSettings(**fields), corpus)
 
 
@@ -283,7 +283,7 @@ def test_several_grids_make_a_batch(corpus: Corpus) -> None:
     for step in range(20):  # those that would have been batches of their own
         grids = [one(3 * step + n).examples for n in range(3)]
         assert three(step).examples == tuple(index for grid in grids for index in grid)
-    assert BatchSettings(kind="grid", grid=(4, 2), grids=3, others=5).prompts == 29
+    assert BatchSettings(grid=(4, 2), grids=3, others=5).prompts == 29
 
 
 def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
@@ -292,7 +292,7 @@ def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
     drawn = generator.normal(size=(24, 4))
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     names = {f"entity {n}": vector for n, vector in enumerate(drawn)}
-    given = BatchSettings(kind="grid", grid=(4, 3), alike_rows=True, hard_negatives=0, candidates=1)
+    given = BatchSettings(grid=(4, 3), alike_rows=True, hard_negatives=0, candidates=1)
     cells = {example.group for example in source.examples}
 
     def likeness(plan: Plan) -> float:
@@ -334,7 +334,7 @@ def test_every_cell_comes_once_an_epoch_and_wordings_take_turns(
 ) -> None:
     source = facts(entities, relations, wordings)
     names = {f"entity {n}": np.array([n % 3, n % 4, 1.0]) for n in range(entities)}
-    given = BatchSettings(kind="grid", grid=(rows, columns), hard_negatives=0, candidates=1)
+    given = BatchSettings(grid=(rows, columns), hard_negatives=0, candidates=1)
     plan = Plan([source], given, corpus, names=names if alike else None)
     cells = {example.group for example in source.examples}
     seen: list[int] = []

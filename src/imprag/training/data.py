@@ -100,7 +100,9 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
             retriever = retriever or load_retriever(recipe.teacher.retriever, corpus)
             prompts = [tasks.task.prompt(example) for example in tasks.examples]
             labels = label_prompts(retriever, prompts, recipe.teacher.hard_negatives[1])
-        examples = retrieval_examples(tasks, corpus, labels, recipe.teacher, source.positives)
+        examples = retrieval_examples(
+            tasks, corpus, labels, recipe.teacher, source.positives, recipe.batch.positives
+        )
         sources.append(TrainingSource(source.task, examples, source.weight))
     return sources
 
@@ -142,19 +144,21 @@ def retrieval_examples(
     labels: npt.NDArray[np.int32] | None,
     settings: TeacherSettings,
     positives: Literal["teacher", "gold"] = "teacher",
+    count: int = 5,
 ) -> list[TrainingExample]:
     """Examples of a task that passages are retrieved for.
 
-    With ``teacher``, the first ranks are pseudo-positives, and the ranks between them and the pool
-    of hard negatives count neither as right nor as wrong. With ``gold``, all gold passages are
-    positives, and the teacher's pool is taken without them. In both cases the pool may hold
-    passages that hold an answer; batches never take those as negatives.
+    With ``teacher``, the ``count`` first ranks are pseudo-positives, and the ranks between them and
+    the pool of hard negatives count neither as right nor as wrong. With ``gold``, all gold passages
+    are positives, and the teacher's pool is taken without them. In both cases the pool may hold
+    passages with an answer; batches never take those as negatives.
 
     Args:
         labels: the teacher's ranks for every prompt, rows of the corpus, (examples, depth), best
             first; not needed for gold positives without hard negatives.
-        settings: which ranks are what.
+        settings: which ranks hard negatives are drawn from.
         positives: from the teacher or from the examples' provenance.
+        count: pseudo-positives of the teacher.
 
     Raises:
         ImpRAGError: an example has no gold passage or one that is not in the corpus.
@@ -167,7 +171,7 @@ def retrieval_examples(
     for example, ranks, rows in zip(tasks.examples, ranked, right, strict=True):
         near: list[int] = []
         if positives == "teacher":
-            rows, near = rows[: settings.positives], ranks[settings.positives : first - 1]
+            rows, near = rows[:count], ranks[count : first - 1]
         examples.append(
             TrainingExample(
                 id=example.id,

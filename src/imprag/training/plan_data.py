@@ -167,7 +167,7 @@ def _plan_task(
         retrieves=source.retrieves,
         prompt_tokens=prompt,
         response_tokens=response,
-        positives=recipe.teacher.positives if source.positives == "teacher" else 1,
+        positives=recipe.batch.positives if source.positives == "teacher" else 1,
     )
 
 

@@ -111,22 +111,9 @@ class TeacherSettings(Section):
     """`all-minilm-l6-v2` (in a package), `bm25`, or a bi-encoder: a folder or a name on the hub
     (paper: `facebook/contriever-msmarco`)."""
 
-    positives: PositiveInt = 5
-    """This many first ranks are pseudo-positives (paper: 5)."""
-
     hard_negatives: tuple[PositiveInt, PositiveInt] = (10, 50)
     """First and last rank of the pool that hard negatives are drawn from (paper: 10 to 50). The
     ranks between the positives and the pool count neither as right nor as wrong."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        first, last = self.hard_negatives
-        if not self.positives < first <= last:
-            raise ImpRAGError(
-                f"hard_negatives must be two ranks behind the {self.positives} positives, the "
-                f"first one first, not [{first}, {last}]"
-            )
-        return self
 
 
 class LengthStep(Section):
@@ -162,7 +149,8 @@ class BatchSettings(Section):
     are such sources."""
 
     positives: PositiveInt = 5
-    """Positives of each prompt in a batch, at most (paper: 5)."""
+    """Positives of each prompt in a batch, at most: gold passages, or this many first ranks of the
+    teacher (paper: 5)."""
 
     hard_negatives: NonNegativeInt = 10
     """Hard negatives that are drawn for each prompt from the teacher's pool (paper: up to 10). Use
@@ -405,6 +393,12 @@ class Recipe(Section):
             raise ImpRAGError(
                 f"batch.passage_tokens goes up to {longest}, but model.max_passage_tokens is "
                 f"{self.model.max_passage_tokens}"
+            )
+        first, last = self.teacher.hard_negatives
+        if not self.batch.positives < first <= last:
+            raise ImpRAGError(
+                f"teacher.hard_negatives must be two ranks behind the {self.batch.positives} "
+                f"positives, the first one first, not [{first}, {last}]"
             )
         for source in self.data:
             if isinstance(source, SyntheticSource) and source.corpus not in (None, *self.corpus):

@@ -32,6 +32,7 @@ REMOVED = (
     Removed("model.rope", "before", "embeddings are taken before the rotary embedding"),
     Removed("model.score_scale", None, "scores are scaled by 1/sqrt(h_k * d_h)"),
     Removed("data.*.retrieval", None, "a task says whether passages are retrieved for its prompts"),
+    Removed("teacher.positives", 5, "use batch.positives"),
     Removed("batch.kind", "examples", "give batch.grid, such as [6, 6], for batches of grids"),
     Removed("batch.answer_check", True, "a passage that contains an answer is never a negative"),
     Removed("batch.same_passage", 0, "use batch.questions_per_passage"),
@@ -41,7 +42,7 @@ REMOVED = (
     Removed(
         "stages.warmup.score_distillation",
         None,
-        "the labels of the teacher's ranks (teacher.positives) gave better results",
+        "the labels of the teacher's ranks (batch.positives) gave better results",
     ),
     Removed("optimizer.learning_rate", 1e-5, "use trainer.learning_rate"),
     Removed("optimizer.bottom_learning_rate", None, "use train.bottom_learning_rate"),
