@@ -212,7 +212,7 @@ def test_weights_are_the_shares_of_the_draws(corpus: Corpus) -> None:
 
 
 def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> Plan:
-    fields = {"hard_negatives": 0, "candidates": 1, **fields}
+    fields = {"grid": (6, 6), "hard_negatives": 0, "candidates": 1, **fields}
     return Plan(sources, BatchSettings(**fields), corpus)
 
 

@@ -62,7 +62,8 @@ class ModelSettings(Section):
     (beyond the paper)."""
 
     b: int = 7
-    """Last layer of the bottom group: layers 0..b retrieve (paper: 7)."""
+    """The layer whose query and key states are the embeddings. Layers 0..b retrieve, and layer b is
+    the first that reads passages (paper: 7)."""
 
     t: int = 20
     """Last layer that reads passages (paper: 19 of 28 for Llama-3.2-3B, 23 of 32 for 8B). Raise it
@@ -145,12 +146,12 @@ class BatchSettings(Section):
     each is a hard negative for the others. By default they are drawn at random."""
 
     others: NonNegativeInt = 0
-    """Prompts that stand in no grid, from the sources that fill none; there must be some if there
-    are such sources."""
+    """Prompts beside the grids, from the sources that fill none. It must be positive if there are
+    such sources, and 0 otherwise."""
 
     positives: PositiveInt = 5
-    """Positives of each prompt in a batch, at most: gold passages, or this many first ranks of the
-    teacher (paper: 5)."""
+    """At most this many positives of each prompt are in a batch: gold passages, or so many first
+    ranks of the teacher (paper: 5)."""
 
     hard_negatives: NonNegativeInt = 10
     """Hard negatives that are drawn for each prompt from the teacher's pool (paper: up to 10). Use
@@ -261,7 +262,8 @@ class TrainSettings(Section):
     """Length of the run, and which weights are trained how."""
 
     steps: PositiveInt | None = None
-    """Optimizer steps. Give either `steps` or `epochs`."""
+    """Optimizer steps. Give either `steps` or `epochs`; without a section `train`, it is 10
+    epochs."""
 
     epochs: PositiveFloat | None = None
     """Passes through as many examples as all sources have together (paper: 10)."""
@@ -289,7 +291,7 @@ class LoraGroup(Section):
     """Rank of the two factors."""
 
     alpha: PositiveFloat = 32.0
-    """The adapter is scaled by alpha / rank."""
+    """Scales the adapter by alpha / rank; with alpha = rank, by 1."""
 
     trained: bool = True
     """Whether the adapter is trained; otherwise it stays as `model.start` brings it."""

@@ -208,16 +208,16 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """All dotted keys of a section; ``*`` stands for the number in a list."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        for inner, in_list in _sections_of(field.annotation):
+        for inner, in_list in sections_of(field.annotation):
             yield from _known_keys(inner, f"{prefix}{name}.{'*.' if in_list else ''}")
 
 
-def _sections_of(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+def sections_of(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, in_list
     for argument in get_args(annotation):
         is_tuple = getattr(annotation, "__origin__", None) is tuple
-        yield from _sections_of(argument, in_list or is_tuple)
+        yield from sections_of(argument, in_list or is_tuple)
 
 
 def _short(value: Any) -> str:
