@@ -113,7 +113,8 @@ def test_overrides(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("model.kk=3", "unknown key model.kk (value 3); did you mean model.k?"),
-        ("bottom_learning_rate=3", "did you mean train.bottom_learning_rate?"),
+        ("learning_rate=3", "did you mean trainer.learning_rate?"),
+        ("model.seed=3", "unknown key model.seed (value 3); did you mean trainer.seed?"),
         ("data.0.limits=3", "unknown key data.0.limits (value 3); did you mean data.0.limit?"),
         ("lora.bottem.rank=4", "unknown key lora.bottem"),
         ("xyzzy=4", "unknown key xyzzy (value 4)"),

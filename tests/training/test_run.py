@@ -169,7 +169,7 @@ def test_killed_and_resumed_is_the_same_run(
     train(settings, whole)
     killed = tmp_path / "killed"
     program = (
-        "import sys; from imprag.training.recipe import load_recipe\n"
+        "import sys; from imprag.training.recipe_file import load_recipe\n"
         "from imprag.training.run import train\n"
         "train(load_recipe(sys.argv[1]), sys.argv[2])"
     )
@@ -203,7 +203,7 @@ def test_a_checkpoint_that_cannot_be_written(world: Path, tmp_path: Path, room: 
     settings, out = recipe(world, train={"steps": 4}, trainer={"save_steps": 2}), "run"
     (tmp_path / "recipe.yaml").write_text(settings.to_yaml())
     program = (
-        "import resource, sys; from imprag.training.recipe import load_recipe\n"
+        "import resource, sys; from imprag.training.recipe_file import load_recipe\n"
         "from imprag.training.run import train\n"
         "limit = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
         "train(load_recipe('recipe.yaml'), 'run')"
@@ -259,6 +259,31 @@ def test_what_fsdp_cannot_run(world: Path) -> None:
     evaluating = recipe(world, evaluation={"tasks": [str(world / "nq.jsonl")]})
     with pytest.raises(ImpRAGError, match="evaluation needs all weights"):
         check_fsdp(whole, evaluating)
+
+
+def test_another_optimizer_of_transformers_trains(world: Path, tmp_path: Path) -> None:
+    done = train(recipe(world, trainer={"optim": "adafactor"}), tmp_path / "run")
+    lines = [line["loss"] for line in logged(tmp_path / "run") if "loss" in line]
+    assert lines[-1] < lines[0]
+    state = torch.load(tmp_path / "run" / "checkpoint-6" / "optimizer.pt")["state"]
+    assert any("exp_avg_sq_row" in moments for moments in state.values())
+    assert done["steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"optim": "adamw_bnb_8bit"}, "trainer: .*bitsandbytes"),
+        ({"report_to": "nowhere"}, "trainer: .*nowhere"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1.0}}, "lr_end"),
+    ],
+)
+def test_trainer_arguments_that_transformers_refuses(
+    world: Path, tmp_path: Path, trainer: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ImpRAGError, match=message) as caught:
+        train(recipe(world, trainer=trainer), tmp_path / "run")
+    assert "\n" not in str(caught.value)
 
 
 def test_adapters_train_their_layers_only(world: Path, tmp_path: Path) -> None:

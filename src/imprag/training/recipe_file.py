@@ -14,6 +14,7 @@ from imprag.errors import ImpRAGError
 from imprag.training.architecture import num_layers
 from imprag.training.recipe import Recipe
 from imprag.training.removed_keys import drop_removed_keys
+from imprag.training.trainer_arguments import DEFAULTS
 
 EXTENDS = "extends"
 _BUDGETS = {"steps", "epochs"}
@@ -195,7 +196,8 @@ def _nearest(unknown: str, schema: type[BaseModel]) -> str | None:
     """The known key that is most like an unknown one: in its section, else anywhere."""
     *parents, name = unknown.split(".")
     section = [*("*" if part.isdecimal() else part for part in parents)]
-    known = [key.split(".") for key in _known_keys(schema)]
+    keys = *_known_keys(schema), *(f"trainer.{name}" for name in DEFAULTS)
+    known = [key.split(".") for key in keys]
     siblings = {key[-1] for key in known if key[:-1] == section}
     if found := difflib.get_close_matches(name, siblings, 1):
         return ".".join([*parents, found[0]])

@@ -3,7 +3,7 @@
 ``python -m imprag.training.reference > docs/reference/recipe.md`` writes it anew.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -16,14 +16,16 @@ from imprag.training.trainer_arguments import DEFAULTS
 _INTRODUCTION = """\
 # Recipe keys
 
-<!-- Made by `python -m imprag.training.reference` from the fields in src/imprag/training; edit them there. -->
+<!-- Made by `python -m imprag.training.reference` from the fields in src/imprag/training. -->
 
-A recipe is a YAML file with the sections below; `configs/` holds examples, and [training](../training.md) explains
-how they work together. `imprag train --set KEY=VALUE` changes a key, such as `--set model.k=5 train.steps=100`.
-"Paper" is arXiv 2506.02279; what is marked "beyond the paper" is off unless a recipe asks for it.
+A recipe is a YAML file with the sections below; `configs/` holds examples, and
+[training](../training.md) explains how they work together. `imprag train --set KEY=VALUE` changes a
+key, such as `--set model.k=5 train.steps=100`. "Paper" is arXiv 2506.02279; what is marked "beyond
+the paper" is off unless a recipe asks for it.
 
-`extends: other.yaml`, a path seen from the recipe's folder, takes over another recipe: sections are merged key by
-key, lists and values replaced. A run folder's `recipe.yaml` is the result, with every key.
+`extends: other.yaml`, a path seen from the recipe's folder, takes over another recipe: sections are
+merged key by key, lists and values replaced. A run folder's `recipe.yaml` is the result, with every
+key.
 """
 
 _TRAINER = """\
@@ -58,7 +60,8 @@ def page() -> str:
 def _section(section: type[BaseModel], prefix: str) -> Iterator[str]:
     """The description of a section, a table of its keys, then the sections within."""
     yield _prose(section.__doc__) + "\n"
-    rows, within = [], {}
+    rows: list[list[str]] = []
+    within: dict[type[BaseModel], list[str]] = {}
     for name, field in section.model_fields.items():
         inner = [found for found, _ in sections_of(field.annotation)]
         if inner:
@@ -115,7 +118,7 @@ def _prose(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _table(heads: list[str], rows: Any) -> str:
+def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines

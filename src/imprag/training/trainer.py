@@ -3,7 +3,8 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,14 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         callbacks: list[TrainerCallback] = [_Saving()]
         if evaluation and evaluation.patience:
             callbacks.append(EarlyStoppingCallback(evaluation.patience))
-        super().__init__(
-            model=model,
-            args=_arguments(recipe, batches, out, evaluates=evaluation is not None),
-            train_dataset=batches,
-            eval_dataset=[] if evaluation else None,  # evaluation brings its own
-            callbacks=callbacks,
-        )
+        with _refusals():
+            super().__init__(
+                model=model,
+                args=_arguments(recipe, batches, out, evaluates=evaluation is not None),
+                train_dataset=batches,
+                eval_dataset=[] if evaluation else None,  # evaluation brings its own
+                callbacks=callbacks,
+            )
 
     # Batches and losses
 
@@ -138,15 +140,21 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
                     rate = bottom if self._is_bottom(name) else settings.learning_rate
                     decay = settings.weight_decay if parameter.ndim > 1 else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
-            make, arguments = self.get_optimizer_cls_and_kwargs(settings)
-            self.optimizer = make(
-                [
-                    {"params": parameters, "lr": rate, "weight_decay": decay}
-                    for (rate, decay), parameters in groups.items()
-                ],
-                **arguments,
-            )
+            with _refusals():
+                make, arguments = self.get_optimizer_cls_and_kwargs(settings)
+                self.optimizer = make(
+                    [
+                        {"params": parameters, "lr": rate, "weight_decay": decay}
+                        for (rate, decay), parameters in groups.items()
+                    ],
+                    **arguments,
+                )
         return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The schedule of the learning rate, as ``Trainer`` makes it."""
+        with _refusals():
+            return super().create_scheduler(*args, **kwargs)
 
     def _is_bottom(self, name: str) -> bool:
         parts = name.split(".")
@@ -343,7 +351,15 @@ def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) 
         "ddp_find_unused_parameters": True,
         "use_cpu": not torch.cuda.is_available(),
     }
+    return TrainingArguments(**{"report_to": curve_writers(), **given, **ours})
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns what transformers refuses of ``trainer`` into one line."""
     try:
-        return TrainingArguments(**{"report_to": curve_writers(), **given, **ours})
+        yield
     except (ValueError, TypeError, ImportError) as error:
+        if isinstance(error, ImpRAGError):
+            raise
         raise ImpRAGError(f"trainer: {' '.join(str(error).split())}") from error
