@@ -60,7 +60,7 @@ reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfa
 		--limit 14000 --steps 1500 --start-share 0.25 --max-rank 96 --out runs/adapted
 
 reproduce-default-quick: factbook-bench
-	$(TRAIN) --config configs/smollm2-factbook.yaml --set train.steps=220 evaluation.steps=220 \
+	$(TRAIN) --config configs/smollm2-factbook.yaml --set train.steps=220 trainer.eval_steps=220 \
 		--out runs/factbook-quick
 
 factbook-bench: $(VENV)/dev

@@ -25,7 +25,7 @@ from imprag.model import ImpRAGModel, load_base_model
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
-from imprag.training.recipe import load_recipe
+from imprag.training.recipe_file import load_recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingBatch, TrainingModel
 
@@ -59,7 +59,7 @@ def main() -> None:
 
     recipe = load_recipe(arguments.config, arguments.set)
     corpus = load_corpus(recipe.corpus)
-    plan = Plan(load_sources(recipe, corpus), recipe.batch, corpus, recipe.train.seed)
+    plan = Plan(load_sources(recipe, corpus), recipe.batch, corpus, recipe.seed)
     schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     if recipe.train.freeze_embeddings:
@@ -68,7 +68,7 @@ def main() -> None:
     batches = Batches(plan, schedule, corpus, tokenizer, recipe)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     device = model.groups.device.type
 
     def step(batch: TrainingBatch) -> float:
@@ -76,7 +76,7 @@ def main() -> None:
         with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
             loss = model(batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, recipe.optimizer.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trained, recipe.trainer["max_grad_norm"])
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - start

@@ -41,7 +41,7 @@ LONG_FILES = {
     "training/recipe.py": "has keys that will go",
 }
 LONG_CLASSES = {
-    "model/layer_groups.py LayerGroups": "will be split into files with one job each",
+    "model/layer_groups.py ImpRAGModel": "will be split into files with one job each",
     "rag.py ImpRAG": "will be split into pipeline.py and generation.py",
 }
 COPIES = {

@@ -38,7 +38,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "corpus": "passages.jsonl",
         "data": [{"tasks": "my-questions.jsonl", "task": "nq", "positives": "gold"}],
         "batch": {"examples": 2, "candidates": 2, "hard_negatives": 0},
-        "train": {"steps": 1, "precision": "fp32"},
+        "train": {"steps": 1},
+        "trainer": {"bf16": False},
     }
     (path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     return path

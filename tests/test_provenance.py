@@ -14,5 +14,5 @@ def test_provenance_is_a_summary_whose_last_training_is_the_shipped_recipe() -> 
     recipe = yaml.safe_load((DEFAULT_FOLDER / "recipe.yaml").read_text(encoding="utf-8"))
     last = trainings[-1]
     assert last["steps"] == recipe["train"]["steps"]
-    assert last["seed"] == recipe["train"]["seed"]
+    assert last["seed"] == recipe["trainer"]["seed"]
     assert last["t"] == recipe["model"]["t"]

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
-from imprag.model import ImpRAGConfig, LayerGroups, save_pretrained
+from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 from imprag.tasks import Benchmark, read_examples, task_names
 
 COUNT = 12

@@ -43,6 +43,7 @@ def test_the_recipe_reaches_the_trainer(
 
     def train(recipe: Any, out: Path, *, resume: bool, evaluator: Any) -> dict[str, float]:
         assert evaluator.args == (recipe.evaluation,)
+        assert evaluator.keywords == {"metric": "exact_match"}
         calls.append((recipe.model.k, recipe.train.steps, out, resume))
         return {"exact_match": 0.5}
 

@@ -292,7 +292,8 @@ def test_an_interrupted_measurement_begins_anew(data: Path, corpus: Corpus, tmp_
     [
         (
             {"metric": "exact"},
-            r"^evaluation\.metric is 'exact', but what these tasks measure is exact_match, f1, .*"
+            r"^trainer\.metric_for_best_model is 'exact', but what these tasks measure is "
+            r"exact_match, f1, .*"
             r"passage_recall@10, .*r_precision, gold_among_3/exact_match, gold_among_3/f1$",
         ),
         ({"metric": "accuracy"}, "but what these tasks measure is exact_match, f1"),
@@ -304,9 +305,10 @@ def test_an_interrupted_measurement_begins_anew(data: Path, corpus: Corpus, tmp_
 def test_mistakes_are_found_before_training(
     data: Path, corpus: Corpus, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
+    metric = changes.pop("metric", "exact_match")
     wrong = EvaluationSettings(**{"data": str(data), "tasks": ("nq",), **changes})
     with pytest.raises(ImpRAGError, match=message) as error:
-        DevelopmentSet(wrong, corpus, tmp_path / "dev")
+        DevelopmentSet(wrong, corpus, tmp_path / "dev", metric)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "dev").exists()
 
@@ -314,11 +316,11 @@ def test_mistakes_are_found_before_training(
 def test_metrics_of_the_gold_passage_may_choose_the_best(
     data: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    chosen = settings(data, "fever", metric="gold_among_3/accuracy")
-    assert "exact_match" not in DevelopmentSet(chosen, corpus, tmp_path / "dev").metrics
-    unlinked = settings(data, "simpleqa", metric="gold_among_3/exact_match")
+    chosen, accuracy = settings(data, "fever"), "gold_among_3/accuracy"
+    assert "exact_match" not in DevelopmentSet(chosen, corpus, tmp_path / "dev", accuracy).metrics
+    unlinked = settings(data, "simpleqa")
     with pytest.raises(ImpRAGError, match=r"measure is exact_match, f1, answer_recall@1, .*@100$"):
-        DevelopmentSet(unlinked, corpus, tmp_path / "dev")
+        DevelopmentSet(unlinked, corpus, tmp_path / "dev", "gold_among_3/exact_match")
 
 
 def test_a_split_needs_a_benchmark_and_passages(data: Path, corpus: Corpus, tmp_path: Path) -> None:

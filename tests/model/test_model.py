@@ -336,9 +336,8 @@ def test_embeddings_equal_the_papers_formula() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rope", ["before", "after"])
-def test_embeddings_do_not_depend_on_padding(family: str, rope: str) -> None:
-    groups = groups_of(family, b=2, rope=rope)
+def test_embeddings_do_not_depend_on_padding(family: str) -> None:
+    groups = groups_of(family, b=2)
     rows = tokens(9, 4, 14)
     for embed in (groups.query_embeddings, groups.passage_embeddings):
         alone = torch.cat([embed(*pad([row], CPU)) for row in rows])
@@ -617,7 +616,6 @@ def test_bfloat16_is_close_to_float32() -> None:
         ("mistral", {"max_passage_tokens": 200, "passage_encoding": "full"}, "up to 600"),
         ("llama", {"k": 0}, "k must be at least 1"),
         ("llama", {"passage_template": "{title}"}, "hold {text} once"),
-        ("llama", {"rope": "beside"}, "before, after"),
         ("llama", {"score_scale": -1.0}, "positive"),
     ],
 )

@@ -25,7 +25,7 @@ def embed(groups: ImpRAGModel) -> torch.Tensor:
 
 
 def test_full_weights(tmp_path: Path) -> None:
-    config = ImpRAGConfig(base_model="tiny", b=2, t=4, k=5, rope="after", trained=True)
+    config = ImpRAGConfig(base_model="tiny", b=2, t=4, k=5, trained=True)
     groups = ImpRAGModel(tiny_lm(), config)
     save_pretrained(groups, tiny_tokenizer(), tmp_path / "model")
     loaded, tokenizer = load_pretrained(tmp_path / "model", **EXACT)
@@ -106,6 +106,8 @@ def test_prompts_stand_behind_all_passages_that_there_could_be() -> None:
         ({"base_model": "m", "b": 3, "t": 2}, "0 <= b < t"),
         ({"base_model": "m", "b": 1, "t": 2, "q": 3}, "unknown settings: q"),
         ({"base_model": "m", "b": 1, "t": 2, "format_version": 99}, "newer ImpRAG"),
+        ({"base_model": "m", "b": 1, "t": 2, "rope": "after"}, "only 'before' is supported now"),
+        ({"base_model": "m", "b": 1, "t": 2, "pooling_point": "eos"}, "only 'last' is supported"),
         ({"base_model": "m", "b": "1", "t": 2}, "imprag.json: "),
         ([], "one JSON object"),
     ],

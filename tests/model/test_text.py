@@ -31,12 +31,12 @@ def test_passages_are_cut_at_the_end_of_their_text() -> None:
     end_title = config(max_passage_tokens=16, passage_template="{text} {title}")
     (row,) = passage_tokens(tokenizer, end_title, [passage])
     assert row == [*range(3, 17), 93, 94]
-    eos = config(max_passage_tokens=16, pooling_point="eos", passage_template="{title} {text}")
-    (row,) = passage_tokens(tokenizer, eos, [passage])
-    assert row == [93, 94, *range(3, 16), 2]
-    (short,) = passage_tokens(tokenizer, eos, [Passage("2", "", "w1")])
-    assert short == [4, 2]
-    assert passage_tokens(tokenizer, eos, []) == []
+    title_first = config(max_passage_tokens=16, passage_template="{title} {text}")
+    (row,) = passage_tokens(tokenizer, title_first, [passage])
+    assert row == [93, 94, *range(3, 17)]
+    (short,) = passage_tokens(tokenizer, title_first, [Passage("2", "", "w1")])
+    assert short == [4]
+    assert passage_tokens(tokenizer, title_first, []) == []
 
 
 def test_prompts_end_with_their_own_last_token() -> None:
@@ -113,8 +113,8 @@ def test_encoder_fingerprint_follows_what_decides_embeddings() -> None:
         return PassageEncoder(groups, tiny_tokenizer()).fingerprint()
 
     assert fingerprint() == fingerprint(k=3, passage_encoding="full", score_scale=0.5)
-    others = [{"seed": 1}, {"max_passage_tokens": 99}, {"rope": "after"}, {"pooling_point": "eos"}]
-    assert len({fingerprint(), *(fingerprint(**other) for other in others)}) == 5
+    others = [{"seed": 1}, {"max_passage_tokens": 99}, {"passage_template": "{text}"}]
+    assert len({fingerprint(), *(fingerprint(**other) for other in others)}) == 4
 
 
 def test_queries_of_layer_b_have_no_part_in_the_encoders_fingerprint() -> None:

@@ -159,8 +159,6 @@ def test_what_was_computed_is_kept(
 def test_mistakes(folder: IndexFolder) -> None:
     with pytest.raises(ImpRAGError, match="makes queries and keys with one projection"):
         run(groups_of("phi3"), folder, questions())
-    with pytest.raises(ImpRAGError, match="rope: after"):
-        run(groups_of(rope="after"), folder, questions())
     with pytest.raises(ImpRAGError, match="0 steps of 32 prompts"):
         run(groups_of(), folder, questions(), steps=0)
     for share in (-0.1, 1.0, math.nan):

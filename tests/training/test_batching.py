@@ -1,6 +1,6 @@
 """Batches: pure functions of seed and step, right masks, grids, epochs, weights, shards."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,9 +89,7 @@ batch_settings = st.builds(
     hard_negatives=st.integers(0, 4),
     candidates=st.integers(1, 5),
     generate=st.none() | st.integers(0, 3),
-    same_passage=st.integers(0, 2),
-    about_candidates=st.integers(0, 2),
-    answer_check=st.booleans(),
+    questions_per_passage=st.integers(0, 2),
 )
 
 
@@ -108,7 +106,7 @@ def test_batches_keep_their_promises(
     assert len(batch.generated) == len(batch.candidates) == size
     assert len(set(batch.passages)) == len(batch.passages)
     assert batch.positive.shape == batch.negative.shape == (size, len(batch.passages))
-    alone = Plan(sources, given.model_copy(update={"about_candidates": 0}), corpus, seed)
+    alone = Plan(sources, given.model_copy(update={"questions_per_passage": 0}), corpus, seed)
     own = alone(step).examples
     assert batch.examples[: len(own)] == own
     retrieving = beside = 0
@@ -116,7 +114,7 @@ def test_batches_keep_their_promises(
         example = plan.examples[index]
         right, known = set(example.positives), set(example.known)
         for column, row in enumerate(batch.passages):
-            answered = given.answer_check and set(corpus[row].text.split()) & set(example.answers)
+            answered = set(corpus[row].text.split()) & set(example.answers)
             wrong = bool(right) and row not in right | known and not answered
             assert batch.positive[n, column] == (row in right)
             assert batch.negative[n, column] == wrong
@@ -135,10 +133,12 @@ def test_batches_keep_their_promises(
             assert right <= set(read)
             assert batch.candidates[n] in batch.candidates[: len(own)]
             continue
-        allowed = [row for row in example.hard_negatives if row not in known]
-        if given.answer_check:
-            answers = set(example.answers)
-            allowed = [row for row in allowed if not answers & set(corpus[row].text.split())]
+        answers = set(example.answers)
+        allowed = [
+            row
+            for row in example.hard_negatives
+            if row not in known and not answers & set(corpus[row].text.split())
+        ]
         drawn = len(set(allowed) & set(batch.passages))
         assert drawn >= min(given.hard_negatives, len(allowed))
         if batch.generated[n]:
@@ -148,8 +148,7 @@ def test_batches_keep_their_promises(
             assert read == []
     drawn_examples = [plan.examples[index] for index in batch.examples[: given.examples]]
     assert len(drawn_examples) == given.examples == size - beside
-    further = (1 + given.same_passage) * (1 + given.about_candidates * given.candidates) - 1
-    assert beside <= further * retrieving
+    assert beside <= given.questions_per_passage * given.candidates * retrieving
     with_positives = sum(bool(example.positives) for example in drawn_examples)
     if given.generate is None:
         assert retrieving == with_positives
@@ -213,7 +212,7 @@ def test_weights_are_the_shares_of_the_draws(corpus: Corpus) -> None:
 
 
 def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> Plan:
-    fields = {"kind": "grid", "hard_negatives": 0, "candidates": 1, **fields}
+    fields = {"grid": (6, 6), "hard_negatives": 0, "candidates": 1, **fields}
     return Plan(sources, BatchSettings(**fields), corpus)
 
 
@@ -230,46 +229,14 @@ def test_neighbours_are_answered(corpus: Corpus) -> None:
     assert len(firsts) > 3
 
 
-def test_other_questions_about_what_is_read_are_answered_too(corpus: Corpus) -> None:
-    source = facts(12, 8, wordings=2)
-    about: dict[int, set[tuple[str, ...]]] = defaultdict(set)
-    for example in source.examples:
-        about[example.positives[0]].add(example.group)
-    shape: dict[str, Any] = {"grid": (4, 2), "generate": 3, "candidates": 3}
-    alone = grid_plan(corpus, [source, reading(5)], others=1, **shape)
-    plan = grid_plan(corpus, [source, reading(5)], others=1, same_passage=2, **shape)
-    added = Counter[int]()
-    for step in range(40):
-        first, batch = alone(step), plan(step)
-        drawn = len(first.examples)
-        assert batch.examples[:drawn] == first.examples
-        assert batch.generated[:drawn] == first.generated
-        assert batch.passages == first.passages
-        groups = [
-            plan.examples[index].group for index in batch.examples if index < len(source.examples)
-        ]
-        beside = [plan.examples[index] for index in batch.examples[drawn:]]
-        # Of each question one wording, and none that the batch asks anyway.
-        for example in beside:
-            assert groups.count(example.group) == 1
-        assert all(batch.generated[drawn:])
-        answered = [n for n in range(drawn - 1) if first.generated[n]]
-        rows = [plan.examples[batch.examples[n]].positives[0] for n in answered]
-        assert {example.positives[0] for example in beside} <= set(rows)
-        for row in set(rows):
-            free = about[row] - {plan.examples[index].group for index in first.examples}
-            found = sum(example.positives[0] == row for example in beside)
-            assert found == min(2 * rows.count(row), len(free))
-            added[found] += 1
-    assert len(added) > 1
-
-
 def test_sources_have_their_own_questions_about_a_passage(corpus: Corpus) -> None:
     sources = [
         TrainingSource(name, [question(f"{name} {n}", [n // 3]) for n in range(30)])
         for name in ("a", "b")
     ]
-    given = BatchSettings(examples=4, generate=1, same_passage=5, hard_negatives=0, candidates=1)
+    given = BatchSettings(
+        examples=4, generate=1, questions_per_passage=5, hard_negatives=0, candidates=1
+    )
     plan = Plan(sources, given, corpus)
     for step in range(30):
         batch = plan(step)
@@ -316,7 +283,7 @@ def test_several_grids_make_a_batch(corpus: Corpus) -> None:
     for step in range(20):  # those that would have been batches of their own
         grids = [one(3 * step + n).examples for n in range(3)]
         assert three(step).examples == tuple(index for grid in grids for index in grid)
-    assert BatchSettings(kind="grid", grid=(4, 2), grids=3, others=5).prompts == 29
+    assert BatchSettings(grid=(4, 2), grids=3, others=5).prompts == 29
 
 
 def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
@@ -325,7 +292,7 @@ def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
     drawn = generator.normal(size=(24, 4))
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     names = {f"entity {n}": vector for n, vector in enumerate(drawn)}
-    given = BatchSettings(kind="grid", grid=(4, 3), alike_rows=True, hard_negatives=0, candidates=1)
+    given = BatchSettings(grid=(4, 3), alike_rows=True, hard_negatives=0, candidates=1)
     cells = {example.group for example in source.examples}
 
     def likeness(plan: Plan) -> float:
@@ -367,7 +334,7 @@ def test_every_cell_comes_once_an_epoch_and_wordings_take_turns(
 ) -> None:
     source = facts(entities, relations, wordings)
     names = {f"entity {n}": np.array([n % 3, n % 4, 1.0]) for n in range(entities)}
-    given = BatchSettings(kind="grid", grid=(rows, columns), hard_negatives=0, candidates=1)
+    given = BatchSettings(grid=(rows, columns), hard_negatives=0, candidates=1)
     plan = Plan([source], given, corpus, names=names if alike else None)
     cells = {example.group for example in source.examples}
     seen: list[int] = []
@@ -559,7 +526,7 @@ def test_what_others_read_is_asked_about_too(corpus: Corpus) -> None:
     sources = [facts(12, 8, wordings=2), reading(5)]
     given = BatchSettings(examples=2, candidates=4, hard_negatives=0)
     alone = Plan(sources, given, corpus)
-    plan = Plan(sources, given.model_copy(update={"about_candidates": 1}), corpus)
+    plan = Plan(sources, given.model_copy(update={"questions_per_passage": 1}), corpus)
     added = 0
     for step in range(40):
         first, batch = alone(step), plan(step)
@@ -591,9 +558,7 @@ def test_questions_of_the_same_relation_come_first(corpus: Corpus) -> None:
         for relation in range(5)
         for n in range(2)
     ]
-    given = BatchSettings(
-        examples=1, candidates=6, hard_negatives=0, about_candidates=1, answer_check=False
-    )
+    given = BatchSettings(examples=1, candidates=6, hard_negatives=0, questions_per_passage=1)
     plan = Plan([TrainingSource("facts", examples)], given, corpus)
     for step in range(10):
         batch = plan.reranked(plan.reading([step]), np.arange(6)[None])(step)
@@ -608,7 +573,7 @@ def test_questions_of_the_same_relation_come_first(corpus: Corpus) -> None:
 
 def test_two_hops_are_asked_only_where_both_passages_are_read(corpus: Corpus) -> None:
     examples = [question(f"{n}", [n, (n + 1) % 8], group=(f"e{n}", "r")) for n in range(8)]
-    given = BatchSettings(examples=1, candidates=4, hard_negatives=0, about_candidates=3)
+    given = BatchSettings(examples=1, candidates=4, hard_negatives=0, questions_per_passage=3)
     plan = Plan([TrainingSource("two hops", examples)], given, corpus)
     added = 0
     for step in range(20):

@@ -16,7 +16,7 @@ def _trained_norm(name: str, parameter: torch.Tensor) -> bool:
 
 def test_an_adapters_mean_is_that_of_its_products_but_for_second_order() -> None:
     lm = tiny_lm()
-    settings = LoraSettings(bottom=LoraGroup(rank=4, alpha=8, targets=("q_proj",)), norms=True)
+    settings = LoraSettings(bottom=LoraGroup(rank=4, alpha=8), targets=("q_proj",), norms=True)
     add_adapters(lm, settings, ImpRAGConfig(base_model="tiny", b=2, t=4))
     begin_with(lm, tiny_lm(seed=5))
 

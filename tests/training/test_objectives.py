@@ -21,7 +21,6 @@ from imprag.training.objectives import (
     nce_loss,
     relevance_scores,
     response_log_likelihood,
-    score_distillation_loss,
     self_distillation_loss,
 )
 
@@ -138,11 +137,6 @@ def test_distillation_equals_its_loop(shape: tuple[int, int], seed: int, density
     expected = close(distillation_loop(scores, target, mask))
     assert self_distillation_loss(scores, target, mask, **TEMPERATURES).item() == expected
 
-    known = target.masked_fill(~mask, NAN)
-    everywhere = torch.ones_like(mask)
-    assert score_distillation_loss(scores, known, everywhere, **TEMPERATURES).item() == expected
-    assert score_distillation_loss(scores, target, mask, **TEMPERATURES).item() == expected
-
 
 def test_the_examples_of_the_documentation() -> None:
     page = Path(__file__).parents[2] / "docs" / "objectives.md"
@@ -169,13 +163,6 @@ CASES: dict[str, tuple[Objective, tuple[int, ...], int]] = {  # with the input's
     "self-distillation": (
         lambda x, **c: self_distillation_loss(
             x, TEACHER.nan_to_num(0.5), CANDIDATES, **c, **TEMPERATURES
-        ),
-        (4, 4),
-        2,
-    ),
-    "score distillation": (
-        lambda x, **c: score_distillation_loss(
-            x, TEACHER, torch.ones_like(CANDIDATES), **c, **TEMPERATURES
         ),
         (4, 4),
         2,
@@ -288,9 +275,8 @@ def test_a_mean_over_nothing_is_zero(shape: tuple[int, int], count: Tensor | flo
         generation_loss(states, nothing.long() + IGNORED, count),
         response_log_likelihood(states, nothing.long() + IGNORED).sum(),
         self_distillation_loss(x, x, nothing, count, **TEMPERATURES),
-        score_distillation_loss(x, x * NAN, ~nothing, count, **TEMPERATURES),
     ]
-    assert [loss.item() for loss in losses] == [0] * 5
+    assert [loss.item() for loss in losses] == [0] * 4
     torch.stack(losses).sum().backward()
     for tensor in (x, states):
         assert tensor.grad is not None
@@ -299,9 +285,6 @@ def test_a_mean_over_nothing_is_zero(shape: tuple[int, int], count: Tensor | flo
 
 def test_no_gradient_flows_into_targets() -> None:
     x, target = random_input((4, 4)), random_input((4, 4))
-    loss = self_distillation_loss(x, target, CANDIDATES, **TEMPERATURES) + score_distillation_loss(
-        x, target, CANDIDATES, **TEMPERATURES
-    )
-    loss.backward()
+    self_distillation_loss(x, target, CANDIDATES, **TEMPERATURES).backward()
     assert x.grad is not None
     assert target.grad is None

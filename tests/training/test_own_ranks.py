@@ -51,7 +51,7 @@ def test_ranks_are_those_of_the_model_and_are_kept(tmp_path: Path) -> None:
         ranks(PROMPTS, 5, 10)
 
 
-def refreshes(warmup: int | None, self_distillation: int | None) -> list[int | None]:
+def refreshes(every: int | None) -> list[int | None]:
     """The last refresh of every step; steps 0 and 1 are ``bottom``, and 2 to 7 are ``warmup``."""
     recipe = Recipe.model_validate_json(
         json.dumps(
@@ -59,8 +59,8 @@ def refreshes(warmup: int | None, self_distillation: int | None) -> list[int | N
                 "data": [{"tasks": "nq.jsonl", "task": "nq"}],
                 "stages": {
                     "bottom": {"fraction": 0.1},
-                    "warmup": {"fraction": 0.3, "refresh_steps": warmup},
-                    "self_distillation": {"refresh_steps": self_distillation},
+                    "warmup": {"fraction": 0.3},
+                    "refresh_steps": every,
                 },
             }
         )
@@ -71,7 +71,6 @@ def refreshes(warmup: int | None, self_distillation: int | None) -> list[int | N
 
 def test_when_they_are_taken_anew() -> None:
     distilling = [*[8] * 4, *[12] * 4, *[16] * 4]
-    assert refreshes(None, 4) == [*[None] * 8, *distilling]
-    assert refreshes(5, None) == [None, None, *[2] * 5, 7, *[None] * 12]
-    assert refreshes(5, 4) == [None, None, *[2] * 5, 7, *distilling]
-    assert refreshes(100, 100) == [None, None, *[2] * 6, *[8] * 12]
+    assert refreshes(None) == [None] * 20
+    assert refreshes(4) == [None, None, *[2] * 4, *[6] * 2, *distilling]
+    assert refreshes(100) == [None, None, *[2] * 6, *[8] * 12]

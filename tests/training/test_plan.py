@@ -16,7 +16,9 @@ from imprag.errors import ImpRAGError
 from imprag.tasks.self_supervised import FROM_PASSAGES
 from imprag.training.architecture import model_config
 from imprag.training.plan import TrainingPlan
-from imprag.training.recipe import Recipe, Synthetic, load_recipe
+from imprag.training.recipe import Recipe
+from imprag.training.recipe_file import load_recipe
+from imprag.training.sources import Synthetic
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +109,7 @@ def test_a_grid_reads_its_own_passages(home: Path) -> None:
         {"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"},
         {"synthetic": "corpus_text", "weight": 7},
     ]
-    batch = {"kind": "grid", "grid": [3, 2], "others": 2, "candidates": 4, "generate": 1}
+    batch = {"grid": [3, 2], "others": 2, "candidates": 4, "generate": 1}
     batch["hard_negatives"] = 0
     stages = {"bottom": {"fraction": 0.5, "generate_every": 5}, "warmup": {"fraction": 0.5}}
     plan = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages))
@@ -125,27 +127,27 @@ def test_a_grid_reads_its_own_passages(home: Path) -> None:
 
 def test_prompts_read_each_others_passages_and_several_ask_about_one(home: Path) -> None:
     data = [{"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"}]
-    batch: dict[str, Any] = {"kind": "grid", "grid": [3, 4], "candidates": 3, "generate": 6}
+    batch: dict[str, Any] = {"grid": [3, 4], "candidates": 3, "generate": 6}
     batch["hard_negatives"] = 0
     stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5}}
     alone = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
-    batch["same_passage"] = 2
+    batch["questions_per_passage"] = 1
     several = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
-    for name, more in (("warmup", 3), ("bottom", 1)):
+    for name, more in (("warmup", 1 + 3), ("bottom", 1)):
         assert several[name][1].read == alone[name][1].read
         assert several[name][1].prompts == pytest.approx(more * alone[name][1].prompts)
     assert alone["warmup"][1].read == pytest.approx(6 * 5)
     assert alone["warmup"][1].prompts == pytest.approx(6 * 5)
-    assert several["warmup"][1].prefixes == pytest.approx(18 * 3 * 5)
+    assert several["warmup"][1].prefixes == pytest.approx(6 * (1 + 3) * 3 * 5)
     assert alone["bottom"][1].queries == pytest.approx(12 * 4)
-    assert several["bottom"][1].queries == pytest.approx((12 + 12) * 4)
+    assert several["bottom"][1].queries == pytest.approx((12 + 6 * 3) * 4)
     assert several["warmup"][1].queries == alone["warmup"][1].queries == pytest.approx(6 * 4)
 
 
 def test_own_ranks_are_read_and_asked_about(home: Path) -> None:
     data = [{"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"}]
-    batch = {"examples": 2, "candidates": 4, "hard_negatives": 0, "about_candidates": 3}
-    stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5, "refresh_steps": 10}}
+    batch = {"examples": 2, "candidates": 4, "hard_negatives": 0, "questions_per_passage": 3}
+    stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5}, "refresh_steps": 10}
     plan = TrainingPlan(recipe(home, data=data, batch=batch, stages=stages)).stages
     warmup, bottom = plan["warmup"][1], plan["bottom"][1]
     assert warmup.read == pytest.approx(2 * 4 * 5)
@@ -179,12 +181,13 @@ def test_a_length_curriculum_cuts_what_is_only_embedded(home: Path, tmp_path: Pa
 
 
 def test_length_of_training(home: Path) -> None:
-    def steps(**train: Any) -> int:
-        return TrainingPlan(recipe(home, train=train), flops=1e9).steps
+    def steps(accumulation: int = 1, **train: Any) -> int:
+        trainer = {"gradient_accumulation_steps": accumulation}
+        return TrainingPlan(recipe(home, train=train, trainer=trainer), flops=1e9).steps
 
     assert steps(steps=7) == 7
     assert steps(epochs=4) == 5  # 4 · 10 examples by 8
-    assert steps(epochs=4, gradient_accumulation=2) == 3
+    assert steps(epochs=4, accumulation=2) == 3
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -214,14 +217,15 @@ def _saved_bytes(layers: int, precision: str) -> int:
 
 
 def test_memory(home: Path) -> None:
-    full = TrainingPlan(recipe(home, train={"steps": 1, "precision": "fp32"})).memory()
+    once, exact = {"steps": 1}, {"bf16": False}
+    full = TrainingPlan(recipe(home, train=once, trainer=exact)).memory()
     assert full["weights in bfloat16"] == 0
     assert full["optimizer"] == 2 * full["gradients"] == 2 * full["weights"]
     # Alone, a device shares with nobody, but still has gathered weights and gradients.
     gathered = full["weights"] + full["gradients"]
     assert full["total, sharded (FSDP2)"] == full["total, replicated (DDP)"] + gathered
-    checkpointing = {"steps": 1, "precision": "fp32", "gradient_checkpointing": True}
-    lean = TrainingPlan(recipe(home, train=checkpointing)).memory()
+    checkpointing = {**exact, "gradient_checkpointing": True}
+    lean = TrainingPlan(recipe(home, train=once, trainer=checkpointing)).memory()
     assert lean["activations"] < full["activations"] / 3
     many = TrainingPlan(recipe(home, train={"steps": 1}), devices=4).memory()
     states = many["weights"] + many["gradients"] + many["optimizer"]
@@ -241,20 +245,20 @@ def test_a_frozen_base_model_takes_memory(home: Path) -> None:
 
 
 def test_lora_parameters_are_peft_s(home: Path) -> None:
-    group = {"rank": 4, "targets": ["q_proj", "down_proj"]}
-    trained = TrainingPlan(recipe(home, lora={"bottom": group, "top": group})).model.trained
+    group, targets = {"rank": 4}, ["q_proj", "down_proj"]
+    both = {"bottom": group, "top": group, "targets": targets}
+    trained = TrainingPlan(recipe(home, lora=both)).model.trained
     adapted = get_peft_model(
         tiny_lm(),
-        LoraConfig(r=4, target_modules=group["targets"], layers_to_transform=[0, 1, 4, 5]),
+        LoraConfig(r=4, target_modules=targets, layers_to_transform=[0, 1, 4, 5]),
     )
     assert trained == adapted.get_nb_trainable_parameters()[0]
-    held = {"bottom": {**group, "trained": False}, "top": group}
+    held = {**both, "bottom": {**group, "trained": False}}
     assert 0 < TrainingPlan(recipe(home, lora=held)).model.trained < trained
-    lora = {"bottom": group, "top": group, "norms": True}
-    norms = TrainingPlan(recipe(home, lora=lora)).model.trained - trained
+    norms = TrainingPlan(recipe(home, lora={**both, "norms": True})).model.trained - trained
     assert norms == 4 * 2 * 48 + 48  # two of each layer, and the last
-    with pytest.raises(ImpRAGError, match=r"lora.top.targets: .* 'query', but .*q_proj"):
-        TrainingPlan(recipe(home, lora={"top": {"targets": ["query"]}}))
+    with pytest.raises(ImpRAGError, match=r"lora.targets: .* 'query', but .*q_proj"):
+        TrainingPlan(recipe(home, lora={"top": {}, "targets": ["query"]}))
 
 
 def test_storage(home: Path) -> None:

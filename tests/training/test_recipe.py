@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imprag.errors import ImpRAGError
-from imprag.training.recipe import Recipe, SyntheticSource, TaskSource, load_recipe
+from imprag.training.recipe import Recipe
+from imprag.training.recipe_file import load_recipe
+from imprag.training.sources import SyntheticSource, TaskSource
+from imprag.training.trainer_arguments import DEFAULTS, trainer_arguments
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -49,7 +52,7 @@ def test_the_papers_settings(name: str, t: int) -> None:
     assert (recipe.model.b, recipe.model.t, recipe.model.k) == (7, t, 10)
     assert recipe.train.epochs == 10
     assert recipe.stages.warmup.fraction == pytest.approx(0.3)
-    assert (recipe.teacher.positives, recipe.teacher.hard_negatives) == (5, (10, 50))
+    assert (recipe.batch.positives, recipe.teacher.hard_negatives) == (5, (10, 50))
     assert (recipe.batch.hard_negatives, recipe.batch.candidates) == (10, 10)
     tasks = [source for source in recipe.data if isinstance(source, TaskSource)]
     assert [source.task for source in tasks if source.retrieves] == ["nq", "hotpotqa"]
@@ -82,7 +85,7 @@ def test_overrides(tmp_path: Path) -> None:
             "model.k=5",
             "data.0.weight=2",
             "data.1.limit=7",
-            "optimizer.learning_rate=3e-4",
+            "trainer.learning_rate=3e-4",
             "train.steps=11",
             "lora.bottom.rank=4",
             "batch.grid=[2, 3]",
@@ -92,7 +95,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert recipe.model.k == 5
     assert [source.weight for source in recipe.data] == [2, 0.1]
     assert recipe.data[1].limit == 7
-    assert recipe.optimizer.learning_rate == pytest.approx(3e-4)
+    assert recipe.trainer["learning_rate"] == pytest.approx(3e-4)
     assert (recipe.train.steps, recipe.train.epochs) == (11, None)
     assert recipe.lora is not None
     assert recipe.lora.bottom is not None
@@ -106,7 +109,8 @@ def test_overrides(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("model.kk=3", "unknown key model.kk (value 3); did you mean model.k?"),
-        ("learning_rate=3", "did you mean optimizer.learning_rate?"),
+        ("learning_rate=3", "did you mean trainer.learning_rate?"),
+        ("model.seed=3", "unknown key model.seed (value 3); did you mean trainer.seed?"),
         ("data.0.limits=3", "unknown key data.0.limits (value 3); did you mean data.0.limit?"),
         ("lora.bottem.rank=4", "unknown key lora.bottem"),
         ("xyzzy=4", "unknown key xyzzy (value 4)"),
@@ -128,22 +132,41 @@ def test_overrides(tmp_path: Path) -> None:
         ("data.first.weight=1", "'first' is no number in a list"),
         ("corpus={name: x}", "corpus is {'name': 'x'}, but should be a valid list"),
         ("corpus.name=x", "'name' is looked for in 'default', which has no keys"),
-        ("optimizer.learning_rate=.nan", "optimizer.learning_rate is nan"),
-        ("optimizer.learning_rate=.inf", "optimizer.learning_rate is inf"),
+        ("trainer.learning_rate=.nan", "trainer: learning_rate is nan, but should be a finite"),
+        ("trainer.learning_rate=-1", "trainer: learning_rate is -1, but must be greater than 0"),
         ("teacher.hard_negatives=[5, 50]", "two ranks behind the 5 positives"),
         ("teacher.hard_negatives=[50, 10]", "two ranks behind the 5 positives"),
         ("data.1.corpus=wiki10k", "from wiki10k, which is none of the recipe's corpora: default"),
-        ("batch.alike_rows=true", "alike_rows is for grids, but batch.kind is examples"),
-        ("batch.grids=2", "grids is 2, but batch.kind is examples"),
+        ("batch.alike_rows=true", "alike_rows is for grids, but there is no batch.grid"),
+        ("batch.grids=2", "grids is 2, but there is no batch.grid"),
         ("batch.generate=9", "generate is 9, but a batch has 8 prompts"),
         ("batch.passage_tokens=[{after: 0.5, tokens: 64}]", "must begin with after: 0"),
         ("batch.passage_tokens=[{after: 0, tokens: 999}]", "but model.max_passage_tokens is 256"),
         ("stages.bottom.fraction=0.8", "sum to 1.1, over 1"),
-        ("model.start_share=0.5", "start_share needs model.start"),
-        ("train.seed=1", "give one of steps and epochs, not none"),
+        ("model.start_share=0.5", "model.start_share (value 0.5) was removed: interpolate"),
+        ("data.0.retrieval=false", "data.0.retrieval (value False) was removed: a task says"),
+        ("batch.answer_check=false", "was removed: a passage that contains an answer is never"),
+        ("batch.same_passage=2", "was removed: use batch.questions_per_passage"),
+        ("batch.about_candidates=2", "was removed: use batch.questions_per_passage"),
+        ("batch.kind=grid", "batch.kind (value 'grid') was removed: give batch.grid, such as"),
+        ("model.rope=after", "model.rope (value 'after') was removed: embeddings are taken"),
+        ("optimizer.schedule=cosine", "was removed: use trainer.lr_scheduler_type (cosine, or"),
+        ("optimizer.betas=[0.9, 0.95]", "was removed: use trainer.adam_beta1 and trainer.adam"),
+        ("train.precision=fp32", "(value 'fp32') was removed: use trainer.bf16: false for fp32"),
+        ("lora.top.targets=[x]", "lora.top.targets (value ['x']) was removed: use lora.targets"),
+        ("trainer.learning_rat=1", "no learning_rat; did you mean learning_rate"),
+        ("trainer.learning_rate=fast", "learning_rate is 'fast', but should be a valid number"),
+        ("trainer.lr_scheduler_type=cosin", "is 'cosin', but should be one of cosine"),
+        ("trainer.output_dir=x", "trainer: output_dir cannot be given here: --out names the run"),
+        ("trainer.max_steps=3", "cannot be given here: give train.steps or train.epochs"),
+        ("trainer.fsdp=full_shard", "devices are chosen by torchrun or accelerate launch"),
+        ("trainer.dataloader_drop_last=true", "ImpRAG makes and counts its batches itself"),
+        ("trainer=3", "trainer is 3, but should be an object"),
+        ("stages.warmup.score_distillation={}", "was removed: the labels of the teacher's ranks"),
+        ("train.freeze_embeddings=true", "give one of steps and epochs, not none"),
         ("train={steps: 3, epochs: 4}", "not both"),
         ("lora={}", "lora adapts no layers"),
-        ("evaluation.steps=5", "evaluation has nothing to ask"),
+        ("evaluation.limit=5", "evaluation has nothing to ask"),
         ("model.k", "expected key=value"),
         ("model..k=3", "expected key=value"),
         ("model.k=[", "the value is no YAML"),
@@ -158,10 +181,109 @@ def test_mistakes_give_one_line(tmp_path: Path, override: str, message: str) -> 
     assert str(path) in str(caught.value) or f"--set {override}" in str(caught.value)
 
 
-def test_bm25_has_no_scores_to_learn_from(tmp_path: Path) -> None:
-    overrides = ["teacher.retriever=bm25", "stages.warmup.score_distillation={}"]
-    with pytest.raises(ImpRAGError, match="needs the scores of a bi-encoder"):
-        load_recipe(write(tmp_path, corpus="default"), overrides)
+def test_removed_keys_with_the_value_that_is_left_are_read(tmp_path: Path) -> None:
+    """Run folders of earlier versions state every key."""
+    plain = load_recipe(write(tmp_path, corpus="default"))
+    former = ["model.start_share=0.0", "data.0.retrieval=null", "batch.answer_check=true"]
+    former += ["batch.same_passage=0", "stages.warmup.score_distillation=null"]
+    former += ["batch.kind=examples", "batch.grid=[6, 6]", "model.rope=before"]
+    former += ["optimizer.weight_decay=0.0", "optimizer.betas=[0.9, 0.999]", "lora=null"]
+    former += ["train.epochs=10", "train.precision=bf16", "train.save_steps=500"]
+    assert load_recipe(write(tmp_path, corpus="default"), former) == plain
+
+
+def test_all_removed_keys_are_named_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, optimizer={"learning_rate": 1e-3, "warmup_steps": 3}, lora={"top": {}})
+    with pytest.raises(ImpRAGError) as caught:
+        load_recipe(path)
+    assert str(caught.value) == (
+        f"{path}: optimizer.learning_rate (value 0.001) was removed: use trainer.learning_rate; "
+        "optimizer.warmup_steps (value 3) was removed: use trainer.warmup_steps"
+    )
+
+
+def test_trainer_arguments_are_transformers_own(tmp_path: Path) -> None:
+    given = {"optim": "adafactor", "adam_epsilon": 1e-6, "lr_scheduler_kwargs": {"num_cycles": 2}}
+    given |= {"save_total_limit": None, "warmup_steps": 3, "lr_scheduler_type": "cosine"}
+    recipe = load_recipe(write(tmp_path, trainer=given))
+    assert recipe.trainer == {**DEFAULTS, **given}
+    assert (recipe.seed, recipe.precision, recipe.accumulation) == (0, "bf16", 1)
+
+
+def test_the_trainers_defaults_are_arguments_that_recipes_may_give() -> None:
+    assert trainer_arguments(DEFAULTS) == DEFAULTS
+
+
+# --- extends ------------------------------------------------------------------------------------
+
+
+def write_named(path: Path, name: str, **content: Any) -> Path:
+    file = path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_a_recipe_extends_others(tmp_path: Path) -> None:
+    write_named(
+        tmp_path,
+        "common/first.yaml",
+        data=DATA,
+        model={"k": 9, "t": 12},
+        batch={"grid": [2, 3], "candidates": 4},
+        lora={"top": {"rank": 2}},
+        train={"epochs": 3, "freeze_embeddings": True},
+        trainer={"seed": 4, "warmup_steps": 7},
+    )
+    write_named(tmp_path, "common/second.yaml", extends="first.yaml", model={"k": 8}, lora=None)
+    last = write_named(
+        tmp_path,
+        "last.yaml",
+        extends="common/second.yaml",
+        data=DATA[1:],
+        batch={"grid": [4, 4]},
+        train={"steps": 5},
+        trainer={"seed": 6},
+    )
+    recipe = load_recipe(last, ["model.t=13", "trainer.warmup_steps=8"])
+    assert (recipe.model.k, recipe.model.t) == (8, 13)
+    assert len(recipe.data) == 1
+    assert (recipe.batch.grid, recipe.batch.candidates) == ((4, 4), 4)
+    assert recipe.lora is None
+    assert (recipe.train.steps, recipe.train.epochs) == (5, None)
+    assert recipe.train.freeze_embeddings
+    assert (recipe.seed, recipe.trainer["warmup_steps"]) == (6, 8)
+    # A run folder's recipe states all of it and extends nothing.
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(recipe.to_yaml())
+    assert "extends" not in resolved.read_text()
+    assert load_recipe(resolved) == recipe
+
+
+def test_paths_are_seen_from_the_folders_of_extended_recipes(tmp_path: Path) -> None:
+    data = [{"tasks": name, "task": "nq"} for name in ("both.jsonl", "base.jsonl")]
+    write_named(tmp_path, "base/base.yaml", data=data)
+    for place in ("both.jsonl", "base/both.jsonl", "base/base.jsonl"):
+        (tmp_path / place).touch()
+    recipe = load_recipe(write_named(tmp_path, "top.yaml", extends="base/base.yaml"))
+    places = [source.tasks for source in recipe.data if isinstance(source, TaskSource)]
+    assert places == [str(tmp_path / "both.jsonl"), str(tmp_path / "base/base.jsonl")]
+
+
+def test_mistakes_in_extends(tmp_path: Path) -> None:
+    first = write_named(tmp_path, "first.yaml", extends="second.yaml")
+    second = write_named(tmp_path, "second.yaml", extends="first.yaml")
+    with pytest.raises(ImpRAGError) as caught:
+        load_recipe(first)
+    circle = " extends ".join(str(each) for each in (first, second, first))
+    assert str(caught.value) == f"recipes extend each other in a circle: {circle}"
+    with pytest.raises(ImpRAGError, match="cannot read the recipe .*none.yaml: No such file"):
+        load_recipe(write(tmp_path, extends="none.yaml"))
+    with pytest.raises(ImpRAGError, match="extends is 3, but should be a recipe's path"):
+        load_recipe(write(tmp_path, extends=3))
+    write_named(tmp_path, "second.yaml", train={"precision": "fp32"})
+    with pytest.raises(ImpRAGError, match="second.yaml: train.precision .* use trainer.bf16"):
+        load_recipe(first)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +348,8 @@ def test_the_fingerprint_names_what_decides_the_training(tmp_path: Path) -> None
     path = write(tmp_path)
     recipe = load_recipe(path)
     same = [
-        "train.save_steps=7",
-        "train.logging_steps=3",
+        "trainer.save_steps=7",
+        "trainer.logging_steps=3",
         "evaluation.tasks=[nq]",
         "train.epochs=10",
     ]
@@ -236,10 +358,10 @@ def test_the_fingerprint_names_what_decides_the_training(tmp_path: Path) -> None
     assert other.fingerprint() == recipe.fingerprint()
     assert recipe.differences(other) == []
     for override in (
-        "train.seed=1",
+        "trainer.seed=1",
         "model.k=4",
         "data.1.weight=0.2",
-        "optimizer.betas=[0.9,0.95]",
+        "trainer.adam_beta2=0.95",
     ):
         other = load_recipe(path, [override, "train.epochs=10"])
         assert other.fingerprint() != recipe.fingerprint()
@@ -257,7 +379,7 @@ def test_every_recipe_survives_its_yaml(rate: float, steps: int, template: str) 
     recipe = Recipe.model_validate(
         {
             "data": DATA,
-            "optimizer": {"learning_rate": rate},
+            "trainer": {"learning_rate": rate},
             "train": {"steps": steps},
             "model": {"passage_template": template},
         }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_batches import LAYERS, LONGEST, STAGES, WITH_SCORES, B, T, random_batch, tiny_model
+from tiny_batches import LAYERS, LONGEST, STAGES, B, T, random_batch, tiny_model
 from torch import Tensor, nn
 
 from imprag.model import ImpRAGModel
@@ -33,7 +33,6 @@ BATCHES = {
 }
 KINDS = {
     "warmup": (STAGES, False),
-    "with the teacher's scores": (WITH_SCORES, False),
     "self-distillation": (STAGES, True),
 }
 
@@ -96,15 +95,6 @@ def reference(groups: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) 
                 parts = [row[p].exp() / (row[p].exp() + against) for p in positive.nonzero()[:, 0]]
                 terms.append(-torch.stack(parts).log().sum())
         retrieval = mean(terms)
-        if teacher := stages.warmup.score_distillation:
-            terms = []
-            for row, known in zip(scores, batch.teacher_scores, strict=True):
-                columns = (~known.isnan()).nonzero()[:, 0].tolist()
-                if len(columns) > 1:
-                    temperatures = teacher.target_temperature, teacher.score_temperature
-                    of = [row[n] for n in columns]
-                    terms.append(divergence([known[n] for n in columns], of, *temperatures))
-            retrieval = retrieval + teacher.weight * mean(terms)
     loss = generation + stages.retrieval_weight * retrieval
     table = [torch.stack(row) for row in scores if row]
     return StepOutput(loss, generation, retrieval, torch.stack(table) if table else loss)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
-from tiny_batches import WITH_SCORES, random_batch, random_teacher, tiny_model
+from tiny_batches import random_batch, tiny_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -58,7 +58,6 @@ def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
     return replace(
         batch,
         ids=[batch.ids[n] for n in part.examples],
-        texts=[batch.texts[n] for n in part.examples],
         prompts=[batch.prompts[n] for n in part.examples],
         responses=[batch.responses[n] for n in part.examples],
         passages=[batch.passages[n] for n in part.passages],
@@ -74,12 +73,9 @@ def train_step(name: str, rank: int = 0, manner: str | None = None) -> dict[str,
     """Losses, gradients, and the weights after a step of the optimizer."""
     batch = BATCHES[name]
     batch = replace(batch, columns=range(len(batch.passages)))
-    model: nn.Module = tiny_model(stages=WITH_SCORES)
+    model: nn.Module = tiny_model()
     if manner:
         batch = shard(batch, rank, PROCESSES)
-    if not batch.self_distillation:
-        teacher_scores, _ = random_teacher()
-        batch = replace(batch, teacher_scores=teacher_scores(batch))
     if manner == "ddp":
         model = DistributedDataParallel(model, find_unused_parameters=True)
     elif manner == "fsdp2":

@@ -12,8 +12,9 @@ from imprag.errors import ImpRAGError
 from imprag.files import sha256, write_json
 from imprag.tasks import Answer, Example, TaskExamples, load_task, write_examples
 from imprag.training import data
-from imprag.training.data import load_sources, retrieval_examples, synthetic_examples
-from imprag.training.recipe import BatchSettings, Recipe, TaskSource, TeacherSettings
+from imprag.training.data import load_sources, read_source, retrieval_examples, synthetic_examples
+from imprag.training.recipe import BatchSettings, Recipe, TeacherSettings
+from imprag.training.sources import TaskSource
 from imprag.training.teacher import label_prompts, load_retriever
 
 COUNTRIES = ("Chad", "Mali", "Peru", "Cuba")
@@ -28,7 +29,7 @@ PASSAGES = [
     for country in COUNTRIES
     for section in SECTIONS
 ] + [Passage("odd", "", "One odd text without a title")]
-SETTINGS = TeacherSettings(retriever="bm25", positives=2, hard_negatives=(5, 8))
+SETTINGS = TeacherSettings(retriever="bm25", hard_negatives=(5, 8))
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def example(number: int, answer: str, *gold: str, **meta: Any) -> Example:
 def test_pseudo_positives_and_hard_negatives_by_rank(corpus: Corpus) -> None:
     tasks = TaskExamples(load_task("nq"), [example(1, "x", "Chad/Land"), example(2, "y")], "test")
     ranked = np.array([[3, 0, 7, 1, 2, 4, 9, 8, 5], range(8, -1, -1)], np.int32)
-    first, second = retrieval_examples(tasks, corpus, ranked, SETTINGS)
+    first, second = retrieval_examples(tasks, corpus, ranked, SETTINGS, count=2)
     assert first.prompt == "Q: question 1? A:"
     assert first.response == " x"
     assert first.positives == (3, 0)
@@ -111,7 +112,9 @@ def test_wordings_take_turns_by_example(corpus: Corpus, tmp_path: Path) -> None:
     examples = [example(n, "x", "Chad/Land") for n in range(60)]
     write_examples(tmp_path / "nq.jsonl", examples)
     content = {"tasks": str(tmp_path / "nq.jsonl"), "task": "nq"}
-    asked = TaskSource(**content, wordings=("{input} Be brief. A:", "Look up: {input}")).read()
+    asked = read_source(
+        TaskSource(**content, wordings=("{input} Be brief. A:", "Look up: {input}"))
+    )
     prompts = [asked.task.prompt(one) for one in examples]
     assert prompts == [asked.task.prompt(one) for one in examples]
     starts = {prompt.replace(one.input, "") for prompt, one in zip(prompts, examples, strict=True)}
@@ -199,8 +202,9 @@ def benchmark(tmp_path: Path) -> Path:
 
 
 def recipe(*sources: dict[str, Any], **settings: Any) -> Recipe:
-    teacher = {"retriever": "bm25", "positives": 2, "hard_negatives": [5, 8]}
-    return Recipe.model_validate({"data": sources, "teacher": teacher, **settings})
+    teacher = {"retriever": "bm25", "hard_negatives": [5, 8]}
+    batch = {"positives": 2, **settings.pop("batch", {})}
+    return Recipe.model_validate({"data": sources, "teacher": teacher, "batch": batch, **settings})
 
 
 def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
@@ -208,16 +212,15 @@ def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
         recipe(
             {"tasks": str(benchmark), "task": "nq", "weight": 2.0},
             {"tasks": str(benchmark), "task": "nq", "positives": "gold", "limit": 2},
-            {"tasks": str(benchmark), "task": "nq", "retrieval": False},
             {"tasks": str(benchmark), "task": "coqa"},
             {"synthetic": "corpus_text", "weight": 0.5},
         ),
         corpus,
     )
-    assert [source.name for source in sources] == ["nq", "nq", "nq", "coqa", "corpus_text"]
-    assert [source.weight for source in sources] == [2.0, 1.0, 1.0, 1.0, 0.5]
-    assert [len(source.examples) for source in sources] == [6, 2, 6, 6, 7]
-    taught, gold, plain, reading, text = sources
+    assert [source.name for source in sources] == ["nq", "nq", "coqa", "corpus_text"]
+    assert [source.weight for source in sources] == [2.0, 1.0, 1.0, 0.5]
+    assert [len(source.examples) for source in sources] == [6, 2, 6, 7]
+    taught, gold, reading, text = sources
     # Only the split that was asked for, whatever it is made of.
     for source in sources:
         for one in source.examples:
@@ -230,7 +233,7 @@ def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
     for one in gold.examples:
         assert corpus[one.positives[0]].id == one.id.removeprefix("nq ").replace(" ", "/")
         assert one.group == tuple(one.id.split()[1:])
-    for one in (*plain.examples, *reading.examples, *text.examples):
+    for one in (*reading.examples, *text.examples):
         assert (one.positives, one.hard_negatives, one.group) == ((), (), ())
     assert reading.examples[0].prompt == "text Q: People of Chad? A:"
 
@@ -256,11 +259,11 @@ def test_the_teacher_is_asked_only_where_it_is_needed(
 
     monkeypatch.setattr(data, "load_retriever", no_teacher)
     gold = {"tasks": str(benchmark), "task": "nq", "positives": "gold"}
-    (source,) = load_sources(recipe(gold, batch=BatchSettings(hard_negatives=0)), corpus)
+    (source,) = load_sources(recipe(gold, batch={"hard_negatives": 0}), corpus)
     assert not any(one.hard_negatives for one in source.examples)
     for needed in (
         recipe(gold),
-        recipe({**gold, "positives": "teacher"}, batch=BatchSettings(hard_negatives=0)),
+        recipe({**gold, "positives": "teacher"}, batch={"hard_negatives": 0}),
     ):
         with pytest.raises(AssertionError, match="the teacher was asked"):
             load_sources(needed, corpus)
@@ -272,7 +275,7 @@ def test_files_of_examples(corpus: Corpus, tmp_path: Path) -> None:
     (source,) = load_sources(
         recipe(
             {"tasks": str(file), "task": "nq", "positives": "gold"},
-            batch=BatchSettings(hard_negatives=0),
+            batch={"hard_negatives": 0},
         ),
         corpus,
     )

@@ -1,22 +1,15 @@
 """Batches of random tokens, and the tiny model that trains on them."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 import torch
 
 from conftest import tiny_lm
-from imprag.corpus import Passage
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.training.recipe import (
-    ScoreDistillation,
     SelfDistillationStage,
     StageSettings,
     WarmupStage,
 )
 from imprag.training.step import TrainingBatch, TrainingModel
-from imprag.training.teacher_scores import TeacherScores
 
 B, T, LAYERS = 1, 3, 6
 LONGEST = 16
@@ -25,15 +18,6 @@ STAGES = StageSettings(
     warmup=WarmupStage(fraction=0.5),
     self_distillation=SelfDistillationStage(target_temperature=0.7, score_temperature=1.3),
     retrieval_weight=0.6,
-)
-WITH_SCORES = STAGES.model_copy(
-    update={
-        "warmup": WarmupStage(
-            score_distillation=ScoreDistillation(
-                weight=0.4, target_temperature=0.5, score_temperature=1.7
-            )
-        )
-    }
 )
 
 
@@ -75,47 +59,13 @@ def random_batch(
 
     count = len(responses)
     labels = torch.randint(4, (count, passages), generator=generator)
-    scores = torch.randn(count, passages, generator=generator)
     values = {
         "ids": [str(n) for n in range(count)],
-        "texts": [f"text {n}" for n in range(count)],
         "prompts": [tokens(n) for n in lengths(count)],
         "responses": [tokens(n) for n in responses],
         "passages": [tokens(n) for n in lengths(passages)],
         "candidates": candidates,
         "positive": labels == 0,
         "negative": labels > 1,
-        "teacher_scores": scores.masked_fill(labels == 3, torch.nan),
     }
     return TrainingBatch(**{**values, **settings})
-
-
-class RandomVectors:
-    """A bi-encoder: random embeddings, but always the same for a text. Keeps what it was asked."""
-
-    dimension = 8
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def queries(self, texts: Sequence[str]) -> np.ndarray:
-        self.asked += texts
-        seeds = [list(text.encode()) for text in texts]
-        return np.stack([np.random.default_rng(s).standard_normal(8, np.float32) for s in seeds])
-
-    def __call__(self, passages: Sequence[Passage]) -> np.ndarray:
-        return self.queries([passage.id for passage in passages])
-
-
-class Numbers:
-    """A corpus of passages that are called by their row."""
-
-    def passages(self, rows: Sequence[int]) -> list[Passage]:
-        return [Passage(f"passage {row}", "", "text") for row in rows]
-
-
-def random_teacher() -> tuple[TeacherScores, RandomVectors]:
-    """What scores a batch, and the encoder that it asks."""
-    encoder: Any = RandomVectors()
-    corpus: Any = Numbers()
-    return TeacherScores(encoder, corpus, torch.device("cpu")), encoder

@@ -58,7 +58,7 @@ def train(
     from imprag.optional import require
 
     require("training", "train", "pydantic", "accelerate")
-    from imprag.training.recipe import load_recipe
+    from imprag.training.recipe_file import load_recipe
 
     recipe = load_recipe(config, overrides or ())
     if dry_run:
@@ -75,7 +75,10 @@ def train(
     from imprag.evaluation.development import DevelopmentSet
     from imprag.training.run import train as run_training
 
-    evaluator = partial(DevelopmentSet, recipe.evaluation) if recipe.evaluation else None
+    evaluator = None
+    if recipe.evaluation:
+        metric = recipe.trainer["metric_for_best_model"]
+        evaluator = partial(DevelopmentSet, recipe.evaluation, metric=metric)
     with redirect_stdout(sys.stderr):  # transformers logs to stdout
         results = run_training(recipe, out, resume=resume, evaluator=evaluator)
     # Else its threads may still run when the interpreter ends, which aborts the process.

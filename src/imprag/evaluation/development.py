@@ -41,6 +41,7 @@ class DevelopmentSet:
         settings: what to measure.
         corpus: of the recipe; the passages, unless the settings name others.
         folder: for the run folders, and for the corpus of a split.
+        metric: the one that the best checkpoint is chosen by.
 
     Attributes:
         tasks: with the drawn examples.
@@ -52,7 +53,13 @@ class DevelopmentSet:
             passages, or a package that reports need is missing.
     """
 
-    def __init__(self, settings: EvaluationSettings, corpus: Corpus, folder: Path) -> None:
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        corpus: Corpus,
+        folder: Path,
+        metric: str = "exact_match",
+    ) -> None:
         require_packages()
         tasks = read_tasks(settings.tasks, data=settings.data, split=settings.split)
         check_distinct(tasks)
@@ -61,9 +68,9 @@ class DevelopmentSet:
         self._folder = folder
         self._with_gold = [item for item in self.tasks if _names_gold(item)]
         self.metrics = _metric_names(self.tasks, self._with_gold, self.corpus)
-        if settings.metric not in self.metrics:
+        if metric not in self.metrics:
             raise ImpRAGError(
-                f"evaluation.metric is '{settings.metric}', but what these tasks measure is "
+                f"trainer.metric_for_best_model is '{metric}', but what these tasks measure is "
                 f"{', '.join(self.metrics)}"
             )
 

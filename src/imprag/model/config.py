@@ -10,12 +10,15 @@ from imprag.errors import ImpRAGError
 from imprag.files import read_json, write_json
 
 PassageEncoding = Literal["independent", "segmented", "full"]
-PoolingPoint = Literal["last", "eos"]
-RopePoint = Literal["before", "after"]
 FrozenPassages = Literal["none", "hidden_states", "kv"]
 
 CONFIG_NAME = "imprag.json"
 FORMAT_VERSION = 1
+
+FIXED = {"pooling_point": "last", "rope": "before"}
+"""Former settings with their only value: a passage is represented by its own last token, and query
+and key states are taken before the rotary embedding. Files of earlier versions may state them, and
+the fingerprints of indexes include them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +39,6 @@ class ImpRAGConfig:
             every passage alone, from position 0. ``segmented``: running positions, attention
             between passages blocked. ``full``: one sequence, later passages see earlier ones.
         passage_template: how a passage becomes text; ``{title}`` is optional, ``{text}`` is not.
-        pooling_point: the token whose key state is the passage embedding: the passage's own
-            ``last`` token, or an ``eos`` token put behind it.
-        rope: take query and key states ``before`` the rotary embedding (free of positions,
-            the default) or ``after`` it.
         frozen_passages: read passages as the base model encodes them, however the model was
             trained (paper, Table 7). ``kv``: its keys and values, so that one stored memory
             serves all models trained on the same base. ``hidden_states``: its hidden states, from
@@ -60,8 +59,6 @@ class ImpRAGConfig:
     max_passage_tokens: int = 256
     passage_encoding: PassageEncoding = "independent"
     passage_template: str = "{title}\n{text}"
-    pooling_point: PoolingPoint = "last"
-    rope: RopePoint = "before"
     frozen_passages: FrozenPassages = "none"
     score_scale: float | None = None
     reading_score_weight: float = 0.0
@@ -95,8 +92,6 @@ class ImpRAGConfig:
             )
         for name, choices in (
             ("passage_encoding", PassageEncoding),
-            ("pooling_point", PoolingPoint),
-            ("rope", RopePoint),
             ("frozen_passages", FrozenPassages),
         ):
             if getattr(self, name) not in get_args(choices):
@@ -149,8 +144,8 @@ class ImpRAGConfig:
 
     def embedding_settings(self) -> dict[str, Any]:
         """The settings that a stored passage embedding depends on."""
-        names = ("b", "max_passage_tokens", "passage_template", "pooling_point", "rope")
-        return {name: getattr(self, name) for name in names}
+        names = ("b", "max_passage_tokens", "passage_template")
+        return {name: getattr(self, name) for name in names} | FIXED
 
     def save(self, folder: Path) -> None:
         """Write ``imprag.json`` into ``folder``."""
@@ -170,6 +165,12 @@ class ImpRAGConfig:
             raise ImpRAGError(f"{path} must hold one JSON object")
         if values.get("format_version", 0) > FORMAT_VERSION:
             raise ImpRAGError(f"{path} was written by a newer ImpRAG; update with pip install -U")
+        for name, value in FIXED.items():
+            if (found := values.pop(name, value)) != value:
+                raise ImpRAGError(
+                    f"{path}: {name} is {found!r}, but only {value!r} is supported now; train the "
+                    "model again"
+                )
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise ImpRAGError(f"{path} has unknown settings: {', '.join(unknown)}")

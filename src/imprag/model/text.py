@@ -33,8 +33,7 @@ def passage_tokens(
     the template are meant.
 
     Raises:
-        ImpRAGError: a passage is not valid Unicode, or is to end with a token that the tokenizer
-            lacks.
+        ImpRAGError: a passage is not valid Unicode.
     """
     return [row for row, _ in _cut_rows(tokenizer, config, passages)]
 
@@ -61,15 +60,10 @@ def _cut_rows(
     ]
     heads = _fill(tokenizer, before + "{text}", shortened)
     tails = _fill(tokenizer, after, shortened)
-    end = [tokenizer.eos_token_id] if config.pooling_point == "eos" else []
-    if None in end:
-        raise ImpRAGError(
-            "pooling_point is eos, but the tokenizer has no such token; set it to last"
-        )
     start = prefix_ids(tokenizer)
     rows = []
     for head, tail, (_, cut_title) in zip(heads, tails, titles, strict=True):
-        tail = (tail + end)[-(limit // 2) :]
+        tail = tail[-(limit // 2) :]
         room = limit - len(tail)
         head = start + head
         rows.append((head[:room] + tail, max(0, len(head) - room) + cut_title))

@@ -171,12 +171,8 @@ def query_projection(groups: ImpRAGModel) -> tuple[str, torch.nn.Linear]:
     """What makes the queries of layer b, and nothing else: the module and its name in the model.
 
     Raises:
-        ImpRAGError: there is no such module, or queries depend on their positions, too.
+        ImpRAGError: there is no such module.
     """
-    if groups.config.rope != "before":
-        raise ImpRAGError(
-            "a model with rope: after cannot be adapted: its queries depend on places"
-        )
     start = f"{groups.lm.base_model_prefix}.layers.{groups.config.b}."
     for name, module in groups.lm.named_modules():
         if name.startswith(start) and name.endswith(f".{QUERIES[0]}"):

@@ -37,12 +37,12 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
                     for name, module in lm.base_model.named_children()
                     if is_norm(module)
                 ]
-        for target in adapter.targets:
+        for target in settings.targets:
             found = [name for name in linear if name.rpartition(".")[2] == target]
             if not found:
                 known = sorted({name.rpartition(".")[2] for name in linear})
                 raise ImpRAGError(
-                    f"lora.{group}.targets: the layers have no projection {target!r}; they have "
+                    f"lora.targets: the {group} layers have no projection {target!r}; they have "
                     + ", ".join(known)
                 )
             ranks |= dict.fromkeys(found, adapter.rank)
@@ -53,7 +53,6 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
             target_modules=list(ranks),
             rank_pattern=ranks,
             alpha_pattern=alphas,
-            lora_dropout=settings.dropout,
             modules_to_save=norms or None,
         ),
     )

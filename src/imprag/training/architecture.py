@@ -14,7 +14,7 @@ from imprag.model.base import quiet_transformers
 from imprag.model.support import check_model
 
 if TYPE_CHECKING:
-    from imprag.training.recipe import LoraGroup, Recipe
+    from imprag.training.recipe import LoraSettings, Recipe
 
 # Published figures, so that a plan needs neither the hub nor a licence that opens its files. Each
 # is (model type, settings of its transformers configuration).
@@ -163,7 +163,8 @@ class Architecture:
             last_norms = [child for child in lm.base_model.children() if is_norm(child)]
             normed = {**groups, "top": [*groups["top"], *last_norms]}
             self.trained = sum(
-                _lora_parameters(group, adapter, name) + recipe.lora.norms * _vectors(normed[name])
+                _lora_parameters(group, recipe.lora, adapter.rank)
+                + recipe.lora.norms * _vectors(normed[name])
                 for name, group in groups.items()
                 if (adapter := getattr(recipe.lora, name)) is not None and adapter.trained
             )
@@ -213,10 +214,10 @@ def _vectors(layers: Sequence[nn.Module]) -> int:
     )
 
 
-def _lora_parameters(layers: Sequence[nn.Module], adapter: "LoraGroup", name: str) -> int:
+def _lora_parameters(layers: Sequence[nn.Module], lora: "LoraSettings", rank: int) -> int:
     """rank · (inputs + outputs) of every projection that is adapted."""
     total = 0
-    for target in adapter.targets:
+    for target in lora.targets:
         found = [
             module
             for layer in layers
@@ -230,8 +231,8 @@ def _lora_parameters(layers: Sequence[nn.Module], adapter: "LoraGroup", name: st
                 if isinstance(module, nn.Linear)
             }
             raise ImpRAGError(
-                f"lora.{name}.targets: the model has no projection '{target}', but "
+                f"lora.targets: the model has no projection '{target}', but "
                 f"{', '.join(sorted(known))}"
             )
-        total += sum(adapter.rank * (m.in_features + m.out_features) for m in found)
+        total += sum(rank * (m.in_features + m.out_features) for m in found)
     return total

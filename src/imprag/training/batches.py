@@ -47,7 +47,7 @@ class Batches(Dataset[TrainingBatch]):
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._config = recipe.model.to_config()
-        self._per_step = recipe.train.gradient_accumulation
+        self._per_step = recipe.accumulation
         self._rank, self._world_size = rank, world_size
         self._own_ranks = own_ranks
         self._reranked = lru_cache(maxsize=1)(self._reranked_plan)
@@ -78,7 +78,6 @@ class Batches(Dataset[TrainingBatch]):
         short, full = self.schedule.passage_tokens(step), self._config.max_passage_tokens
         return TrainingBatch(
             ids=[example.id for example in examples],
-            texts=[example.prompt for example in examples],
             prompts=prompts,
             responses=responses,
             passages=[

@@ -126,14 +126,14 @@ class _Asked(NamedTuple):
 class Plan:
     """All batches of a training: ``plan(step)`` is the batch of a step.
 
-    A batch of kind ``examples`` is drawn from all sources by their weights. One of kind ``grid``
-    has ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
+    A batch without grids is drawn from all sources by their weights. One with a ``grid`` has
+    ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
     ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
     with one wording of each cell that has any; of sources with articles instead, it takes some
     questions about each of some articles. Small grids share a batch.
 
     In every epoch of a source, each example, or each cell of its grids, comes once; those that
-    ``same_passage`` and ``about_candidates`` add come beside.
+    ``questions_per_passage`` adds come beside.
 
     Args:
         sources: the mixture.
@@ -174,7 +174,7 @@ class Plan:
             indices = range(len(self.examples), len(self.examples) + len(source.examples))
             numbers.append(indices)
             self.examples += source.examples
-            if settings.kind == "grid" and _has_grid(source):
+            if settings.grid and _has_grid(source):
                 grids[number] = source.weight
                 generator = random.Random(key)
                 maker = grid_epochs(self.examples, indices, settings.grid, generator, names)
@@ -184,7 +184,7 @@ class Plan:
             self._epochs.append(Epochs(maker, key))
         self._grid_mixture = Mixture(grids, f"{seed} grids")
         self._mixture = Mixture(singles, f"{seed} examples")
-        asks_more = settings.same_passage or settings.about_candidates
+        asks_more = settings.questions_per_passage > 0
         self._questions = QuestionsAbout(numbers if asks_more else [], self.examples)
 
     def __call__(self, step: int) -> PlannedBatch:
@@ -239,7 +239,7 @@ class Plan:
             else []
             for n, one in enumerate(examples)
         ]
-        for index, rows in self._about_candidates(indices, read, generator):
+        for index, rows in self._extra_questions(indices, read, generator):
             answered.add(len(indices))
             indices.append(index)
             examples.append(self.examples[index])
@@ -274,21 +274,14 @@ class Plan:
             count = min(self.settings.generate, len(retrieving))
             first = generator.randint(0, len(retrieving) - count)
             answered = set(retrieving[first : first + count])
-        if self.settings.same_passage:
-            for n in sorted(answered):
-                row, count = right[n][0], self.settings.same_passage
-                for index in self._questions.draw(indices[n], row, indices, count, generator):
-                    answered.add(len(indices))
-                    indices.append(index)
-                    right.append([row])
         return _Asked(indices, right, answered)
 
-    def _about_candidates(
+    def _extra_questions(
         self, indices: Sequence[int], read: Sequence[list[int]], generator: random.Random
     ) -> list[tuple[int, list[int]]]:
         """Examples about passages that other prompts read, which read the same, with these rows."""
         found: list[tuple[int, list[int]]] = []
-        if count := self.settings.about_candidates:
+        if count := self.settings.questions_per_passage:
             for number, rows in zip(indices, read, strict=True):
                 for row in rows:
                     asked = [*indices, *(index for index, _ in found)]
@@ -300,7 +293,7 @@ class Plan:
     def _drawn(self, step: int) -> list[int]:
         """The examples of a batch."""
         counts = [(self._mixture, self.settings.examples)]
-        if self.settings.kind == "grid":
+        if self.settings.grid:
             counts = [
                 (self._grid_mixture, self.settings.grids),
                 (self._mixture, self.settings.others),
@@ -361,8 +354,7 @@ class Plan:
         positive = np.zeros((len(examples), len(passages)), np.bool_)
         negative = np.zeros_like(positive)
         place = {row: column for column, row in enumerate(passages)}
-        searched = passages if self.settings.answer_check else []
-        finder = AnswerFinder([self._text(row) for row in searched])
+        finder = AnswerFinder([self._text(row) for row in passages])
         for n, example in enumerate(examples):
             if example.positives:
                 right = [place[row] for row in example.positives if row in place]
@@ -375,7 +367,7 @@ class Plan:
 
     def _may_answer(self, example: TrainingExample, row: int) -> bool:
         """Whether the passage holds an answer, so that nobody knows if it is wrong."""
-        return self.settings.answer_check and contains_answer(self._text(row), example.answers)
+        return contains_answer(self._text(row), example.answers)
 
 
 def _has_grid(source: TrainingSource) -> bool:
@@ -390,13 +382,13 @@ def _check(sources: Sequence[TrainingSource], settings: BatchSettings, corpus: C
             f"a prompt reads {settings.candidates} candidates, but the corpus has only "
             f"{len(corpus)} passages"
         )
-    if settings.kind == "examples":
+    if settings.grid is None:
         return
     single = [source.name for source in sources if not _has_grid(source)]
     if len(single) == len(sources):
         raise ImpRAGError(
-            "no source is fit for grids, which need positives and passages with titles; use "
-            "batches of kind examples"
+            "no source is fit for grids, which need positives and passages with titles; leave out "
+            "batch.grid"
         )
     if bool(single) != bool(settings.others):
         raise ImpRAGError(

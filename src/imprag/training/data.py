@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks import TaskExamples, load_benchmark, load_task, split_of_passages
-from imprag.tasks.self_supervised import maker_of
-from imprag.training.recipe import Recipe, Synthetic, SyntheticSource, TaskSource, TeacherSettings
+from imprag.tasks import TaskExamples, load_benchmark, load_task, read_tasks, split_of_passages
+from imprag.tasks.benchmark import is_benchmark
+from imprag.tasks.self_supervised import VERIFICATION, maker_of, verification
+from imprag.training.recipe import Recipe, TeacherSettings
+from imprag.training.sources import Synthetic, SyntheticSource, TaskSource
 from imprag.training.teacher import TextRetriever, label_prompts, load_retriever
 
 _PART = 4096  # passages read at once
@@ -78,14 +80,14 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
     known: dict[tuple[str, ...], TaskExamples] = {}
     trained: dict[str, set[str]] = defaultdict(set)
     for source in recipe.data:
-        if isinstance(source, TaskSource) and source.is_benchmark:
+        if isinstance(source, TaskSource) and is_benchmark(source.tasks):
             trained[source.tasks].add(source.split)
     keep = not_held_out(trained)
     for source in recipe.data:
         if isinstance(source, SyntheticSource):
-            sources.append(_synthetic_source(source, corpus, recipe.train.seed, keep))
+            sources.append(_synthetic_source(source, corpus, recipe.seed, keep))
             continue
-        tasks = source.read(known).draw(source.limit, recipe.train.seed)
+        tasks = read_source(source, known).draw(source.limit, recipe.seed)
         if not source.retrieves:
             sources.append(TrainingSource(source.task, plain_examples(tasks), source.weight))
             continue
@@ -94,9 +96,37 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
             retriever = retriever or load_retriever(recipe.teacher.retriever, corpus)
             prompts = [tasks.task.prompt(example) for example in tasks.examples]
             labels = label_prompts(retriever, prompts, recipe.teacher.hard_negatives[1])
-        examples = retrieval_examples(tasks, corpus, labels, recipe.teacher, source.positives)
+        examples = retrieval_examples(
+            tasks, corpus, labels, recipe.teacher, source.positives, recipe.batch.positives
+        )
         sources.append(TrainingSource(source.task, examples, source.weight))
     return sources
+
+
+def read_source(
+    source: TaskSource, known: dict[tuple[str, ...], TaskExamples] | None = None
+) -> TaskExamples:
+    """All examples of a source, without its limit.
+
+    Args:
+        source: where they are, and how they are asked.
+        known: examples that sources have read before; what this one reads is added.
+
+    Raises:
+        ImpRAGError: they are missing or not in their format.
+    """
+    known = {} if known is None else known
+    place = (source.tasks, source.task, source.split)
+    if place not in known:
+        if is_benchmark(source.tasks):
+            (known[place],) = read_tasks([source.task], data=source.tasks, split=source.split)
+        else:
+            (known[place],) = read_tasks([f"{source.task}={source.tasks}"], split=source.split)
+    found = known[place]
+    if source.verify:
+        made = list(verification(found.examples))
+        return replace(found, task=VERIFICATION, examples=made)
+    return replace(found, task=replace(found.task, wordings=source.wordings))
 
 
 def retrieval_examples(
@@ -105,19 +135,21 @@ def retrieval_examples(
     labels: npt.NDArray[np.int32] | None,
     settings: TeacherSettings,
     positives: Literal["teacher", "gold"] = "teacher",
+    count: int = 5,
 ) -> list[TrainingExample]:
     """Examples of a task that passages are retrieved for.
 
-    With ``teacher``, the first ranks are pseudo-positives, and the ranks between them and the pool
-    of hard negatives count neither as right nor as wrong. With ``gold``, all gold passages are
-    positives, and the teacher's pool is taken without them. In both cases the pool may hold
-    passages with an answer, which batches leave out (see `BatchSettings.answer_check`).
+    With ``teacher``, the ``count`` first ranks are pseudo-positives, and the ranks between them and
+    the pool of hard negatives count neither as right nor as wrong. With ``gold``, all gold passages
+    are positives, and the teacher's pool is taken without them. In both cases the pool may hold
+    passages with an answer; batches never take those as negatives.
 
     Args:
         labels: the teacher's ranks for every prompt, rows of the corpus, (examples, depth), best
             first; not needed for gold positives without hard negatives.
-        settings: which ranks are what.
+        settings: which ranks hard negatives are drawn from.
         positives: from the teacher or from the examples' provenance.
+        count: pseudo-positives of the teacher.
 
     Raises:
         ImpRAGError: an example has no gold passage or one that is not in the corpus.
@@ -130,7 +162,7 @@ def retrieval_examples(
     for example, ranks, rows in zip(tasks.examples, ranked, right, strict=True):
         near: list[int] = []
         if positives == "teacher":
-            rows, near = rows[: settings.positives], ranks[settings.positives : first - 1]
+            rows, near = rows[:count], ranks[count : first - 1]
         examples.append(
             TrainingExample(
                 id=example.id,

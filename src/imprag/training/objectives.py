@@ -153,38 +153,6 @@ def self_distillation_loss(
     return _mean(total, rows.sum(), count)
 
 
-def score_distillation_loss(
-    scores: Tensor,
-    teacher_scores: Tensor,
-    mask: Tensor,
-    count: Count = None,
-    *,
-    target_temperature: float,
-    score_temperature: float,
-) -> Tensor:
-    """KL from the softmax of a teacher's scores to that of the model's (beyond the paper).
-
-    Args:
-        scores: (Q, P) s(q, p).
-        teacher_scores: (Q, P), NaN where unknown; those passages are left out.
-        mask: (Q, P) bool, the passages to compare.
-        count: prompts to divide by, instead of those that count here.
-        target_temperature: of the teacher's softmax.
-        score_temperature: of the model's.
-
-    Returns:
-        The mean over prompts, ().
-    """
-    return self_distillation_loss(
-        scores,
-        teacher_scores,
-        mask & ~teacher_scores.isnan(),
-        count,
-        target_temperature=target_temperature,
-        score_temperature=score_temperature,
-    )
-
-
 def _precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 

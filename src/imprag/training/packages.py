@@ -5,7 +5,9 @@ from pathlib import Path
 from imprag.index.bm25 import require_bm25
 from imprag.index.teacher import require_teacher
 from imprag.optional import missing, note_without, require
-from imprag.training.recipe import Recipe, TaskSource
+from imprag.tasks.benchmark import is_benchmark
+from imprag.training.recipe import Recipe
+from imprag.training.sources import TaskSource
 
 TENSORBOARD = "tensorboard"
 
@@ -22,10 +24,10 @@ def require_packages(recipe: Recipe) -> None:
     ranked = labelled or (retrieving and recipe.batch.hard_negatives)
     if ranked and recipe.teacher.retriever == "bm25":
         require_bm25()
-    elif ranked or recipe.stages.warmup.score_distillation:
+    elif ranked:
         require_teacher(recipe.teacher.retriever)
     for source in tasks:
-        if not Path(source.tasks).is_file() and not source.is_benchmark:
+        if not Path(source.tasks).is_file() and not is_benchmark(source.tasks):
             require(f"reading {source.tasks}", "train", "datasets")
     if recipe.evaluation:
         require("a report of the evaluation", "train", "jinja2")

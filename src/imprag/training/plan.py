@@ -88,11 +88,11 @@ class TrainingPlan:
         bottom = stages.bottom.fraction if stages.bottom else 0.0
         warm = bottom + stages.warmup.fraction
         warming = self._batch(
-            self._embedded_tokens(bottom, warm), ranked=stages.warmup.refresh_steps is not None
+            self._embedded_tokens(bottom, warm), ranked=stages.refresh_steps is not None
         )
         distilling = self._batch(
             self._embedded_tokens(warm, 1.0),
-            ranked=stages.self_distillation.refresh_steps is not None,
+            ranked=stages.refresh_steps is not None,
             scoring=True,
         )
         planned = {
@@ -118,12 +118,12 @@ class TrainingPlan:
     @property
     def step_flops(self) -> float:
         """Of one step of the optimizer, the mean over the stages."""
-        checkpointing = self.recipe.train.gradient_checkpointing
+        checkpointing = bool(self.recipe.trainer["gradient_checkpointing"])
         batch = sum(
             share * step.flops(self.model, checkpointing=checkpointing)
             for share, step in self.stages.values()
         )
-        return batch * self.recipe.train.gradient_accumulation
+        return batch * self.recipe.accumulation
 
     @property
     def hours(self) -> float:
@@ -135,21 +135,21 @@ class TrainingPlan:
 
         Where passages grow within a stage, of its mean batch.
         """
-        model, train = self.model, self.recipe.train
+        model, precision = self.model, self.recipe.precision
         largest = max(
             (step for _, step in self.stages.values()), key=lambda s: s.layer_tokens(model)
         )
         layer_tokens = largest.layer_tokens(model) / self.devices
-        activations = layer_tokens * model.activation_bytes(train.precision)
-        if train.gradient_checkpointing:
+        activations = layer_tokens * model.activation_bytes(precision)
+        if self.recipe.trainer["gradient_checkpointing"]:
             # The inputs of all layers, and the widest layer computed once more.
             tokens = max(largest.prompts, largest.read) / self.devices
-            again = tokens * model.activation_bytes(train.precision)
+            again = tokens * model.activation_bytes(precision)
             activations = layer_tokens * 4 * model.hidden + again
-        halves = 1 if train.precision == "bf16" else 2
+        halves = 1 if precision == "bf16" else 2
         parts = {
             "weights": 4.0 * model.total,
-            "weights in bfloat16": 2.0 * model.total if train.precision == "bf16" else 0.0,
+            "weights in bfloat16": 2.0 * model.total if precision == "bf16" else 0.0,
             "gradients": 4.0 * model.trained,
             "optimizer": 8.0 * model.trained,
             "activations": activations,
@@ -186,7 +186,7 @@ class TrainingPlan:
     def to_dict(self) -> dict[str, Any]:
         """The plan for JSON."""
         model, steps = self.model, self.steps
-        accumulation = self.recipe.train.gradient_accumulation
+        accumulation = self.recipe.accumulation
         corpora = {"37M passages": WIKIPEDIA_PASSAGES}
         if self.corpus.passages is not None:
             corpora = {"corpus": self.corpus.passages, **corpora}
@@ -268,7 +268,7 @@ class TrainingPlan:
         """
         batch = self.recipe.batch
         hard = batch.candidates if ranked else batch.hard_negatives
-        askers = (1 + batch.same_passage) * (1 + batch.about_candidates * batch.candidates)
+        askers = 1 + batch.questions_per_passage * batch.candidates
         prompts = responses = queries = scored = passages = read = readers = 0.0
         for source in self.sources:
             drawn = batch.prompts * source.share

@@ -11,7 +11,9 @@ from imprag.errors import ImpRAGError
 from imprag.model.base import EMBEDDED, load_tokenizer
 from imprag.tasks import Example, Task, TaskExamples, load_task
 from imprag.tasks.self_supervised import maker_of
-from imprag.training.recipe import Recipe, SyntheticSource, TaskSource
+from imprag.training.data import read_source
+from imprag.training.recipe import Recipe
+from imprag.training.sources import SyntheticSource, TaskSource
 
 # Where a text or a set is not at hand.
 TOKENS_PER_WORD = 4 / 3
@@ -94,8 +96,8 @@ def _shares(recipe: Recipe) -> list[float]:
     Sources that retrieve share the grid, if there is one, and the others what stands beside it.
     """
     batch = recipe.batch
-    kinds = [batch.kind == "examples" or source.retrieves for source in recipe.data]
-    beside = batch.others if batch.kind == "grid" else 0
+    kinds = [batch.grid is None or source.retrieves for source in recipe.data]
+    beside = batch.others if batch.grid else 0
     room = {True: 1 - beside / batch.prompts, False: beside / batch.prompts}
     weights = {True: 0.0, False: 0.0}
     for source, kind in zip(recipe.data, kinds, strict=True):
@@ -146,7 +148,7 @@ def _plan_task(
 ) -> SourcePlan:
     if Path(source.tasks).exists():
         state = "found"
-        tasks = source.read(known).draw(source.limit, recipe.train.seed)
+        tasks = read_source(source, known).draw(source.limit, recipe.seed)
         examples = len(tasks.examples)
         drawn = [tasks.examples[i] for i in _spread(examples)]
         prompt, response = _lengths(tasks.task, drawn, count)
@@ -165,7 +167,7 @@ def _plan_task(
         retrieves=source.retrieves,
         prompt_tokens=prompt,
         response_tokens=response,
-        positives=recipe.teacher.positives if source.positives == "teacher" else 1,
+        positives=recipe.batch.positives if source.positives == "teacher" else 1,
     )
 
 

@@ -1,8 +1,9 @@
-"""Reading a recipe's YAML and ``--set``, and saying in one line what is wrong with it."""
+"""Reading a recipe: YAML, ``extends`` and ``--set``, and one line that says what is wrong."""
 
 import difflib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +11,96 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from imprag.errors import ImpRAGError
+from imprag.training.architecture import num_layers
+from imprag.training.recipe import Recipe
+from imprag.training.removed_keys import drop_removed_keys
+from imprag.training.trainer_arguments import DEFAULTS
+
+EXTENDS = "extends"
+_BUDGETS = {"steps", "epochs"}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    A recipe with ``extends: other.yaml``, seen from its own folder, changes that recipe: sections
+    are merged key by key, lists and values replaced. ``train.steps`` and ``train.epochs`` take the
+    place of each other, here and in overrides.
+
+    Args:
+        path: a YAML file. Relative paths in it are seen from its folder, then from those of the
+            recipes that it extends, and where nothing is there, from the working folder.
+        overrides: ``key=value`` with a dotted key and a value in YAML: ``model.k=5``,
+            ``data.0.weight=2``, ``lora=null``.
+
+    Raises:
+        ImpRAGError: a file is missing or no YAML, or a key or value is wrong; the message names the
+            key and the value, and for an unknown or removed key what to write instead.
+    """
+    path = Path(path)
+    content, folders = _read_chain(path)
+    for override in overrides:
+        key = apply_override(content, override)
+        section, _, name = key.partition(".")
+        if section == "train" and name in _BUDGETS:
+            content[section].pop(*_BUDGETS - {name}, None)
+    try:
+        drop_removed_keys(content)
+        # In JSON's strict mode, true is no number and 3 is no text, but lists become tuples.
+        text = json.dumps(content, default=str)
+        recipe = Recipe.model_validate_json(text, strict=True, context={"folders": folders})
+        _check_layers(recipe)
+    except ValidationError as error:
+        raise ImpRAGError(f"{path}: {explain(error, Recipe)}") from error
+    except ImpRAGError as error:
+        raise ImpRAGError(f"{path}: {error}") from None
+    return recipe
+
+
+def _check_layers(recipe: Recipe) -> None:
+    model = recipe.model
+    layers = num_layers(model.base)
+    if layers is not None and model.t >= layers:
+        raise ImpRAGError(
+            f"model: t={model.t}, but {model.base} has {layers} layers: t can be {layers - 1} at "
+            "most"
+        )
+
+
+def _read_chain(path: Path, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
+    """The content of a recipe with what it extends, and the folders of all of these files.
+
+    Args:
+        path: the recipe.
+        below: the recipes that extend it, the last one first.
+    """
+    content = read_yaml(path)
+    try:
+        drop_removed_keys(content)
+    except ImpRAGError as error:
+        raise ImpRAGError(f"{path}: {error}") from None
+    other = content.pop(EXTENDS, None)
+    if other is None:
+        return content, [path.parent]
+    if not isinstance(other, str):
+        raise ImpRAGError(f"{path}: {EXTENDS} is {_short(other)}, but should be a recipe's path")
+    place, chain = path.parent / Path(other).expanduser(), (path, *below)
+    if place.resolve() in {each.resolve() for each in chain}:
+        circle = " extends ".join(str(each) for each in (*reversed(chain), place))
+        raise ImpRAGError(f"recipes extend each other in a circle: {circle}")
+    base, folders = _read_chain(place, chain)
+    return _merged(base, content), [path.parent, *folders]
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with what ``change`` says: mappings merged, all else replaced."""
+    if _BUDGETS & change.keys():
+        base = {key: value for key, value in base.items() if key not in _BUDGETS}
+    merged = {**base, **change}
+    for key in base.keys() & change.keys():
+        if isinstance(base[key], dict) and isinstance(change[key], dict):
+            merged[key] = _merged(base[key], change[key])
+    return merged
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -105,7 +196,8 @@ def _nearest(unknown: str, schema: type[BaseModel]) -> str | None:
     """The known key that is most like an unknown one: in its section, else anywhere."""
     *parents, name = unknown.split(".")
     section = [*("*" if part.isdecimal() else part for part in parents)]
-    known = [key.split(".") for key in _known_keys(schema)]
+    keys = *_known_keys(schema), *(f"trainer.{name}" for name in DEFAULTS)
+    known = [key.split(".") for key in keys]
     siblings = {key[-1] for key in known if key[:-1] == section}
     if found := difflib.get_close_matches(name, siblings, 1):
         return ".".join([*parents, found[0]])
@@ -118,16 +210,16 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """All dotted keys of a section; ``*`` stands for the number in a list."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        for inner, in_list in _sections_of(field.annotation):
+        for inner, in_list in sections_of(field.annotation):
             yield from _known_keys(inner, f"{prefix}{name}.{'*.' if in_list else ''}")
 
 
-def _sections_of(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+def sections_of(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, in_list
     for argument in get_args(annotation):
         is_tuple = getattr(annotation, "__origin__", None) is tuple
-        yield from _sections_of(argument, in_list or is_tuple)
+        yield from sections_of(argument, in_list or is_tuple)
 
 
 def _short(value: Any) -> str:

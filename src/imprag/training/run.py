@@ -14,7 +14,6 @@ from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.index.teacher import TextEncoder
 from imprag.model import ImpRAGModel, load_base_model
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.pretrained import load_pretrained, save_pretrained
@@ -22,14 +21,13 @@ from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hol
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
 from imprag.training.data import load_sources
-from imprag.training.mean import move_back, trained_weights
 from imprag.training.names import name_vectors
 from imprag.training.own_ranks import OwnRanks
 from imprag.training.packages import require_packages
-from imprag.training.recipe import Recipe, load_recipe
+from imprag.training.recipe import Recipe
+from imprag.training.recipe_file import load_recipe
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
-from imprag.training.teacher_scores import TeacherScores
 from imprag.training.trainer import (
     METRICS,
     Evaluate,
@@ -57,7 +55,7 @@ def train(
         out: the run folder: ``recipe.yaml``, ``metrics.jsonl``, checkpoints, the model.
         resume: go on from the last checkpoint in ``out``, exactly as if nothing had happened.
         evaluator: given the corpus and a folder, makes what evaluates the model every
-            ``recipe.evaluation.steps`` steps; `imprag.evaluation.development.DevelopmentSet`.
+            ``eval_steps`` steps; `imprag.evaluation.development.DevelopmentSet`.
 
     Returns:
         the model's folder, steps, seconds and last losses.
@@ -76,11 +74,11 @@ def train(
         sources = load_sources(recipe, corpus)
         evaluate = evaluator(corpus, out / "development") if evaluator else None
 
-    set_seed(recipe.train.seed)
+    set_seed(recipe.seed)
     # Weights stay in float32; autocast computes in bfloat16.
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     names = name_vectors(sources, lm, tokenizer) if recipe.batch.alike_rows else None
-    plan = Plan(sources, recipe.batch, corpus, recipe.train.seed, names)
+    plan = Plan(sources, recipe.batch, corpus, recipe.seed, names)
     schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
     config = recipe.model.to_config()
     fingerprint = model_fingerprint(lm, tokenizer)
@@ -94,26 +92,21 @@ def train(
         start, _ = load_pretrained(recipe.model.start, torch.float32, lm.device)
         begin_with(lm, start.lm)
         del start
-    if recipe.lora and recipe.train.precision == "bf16":
+    if recipe.lora and recipe.precision == "bf16":
         halve_frozen(lm)
     if recipe.lora:
         hold_untrained(lm, recipe.lora, config)
     if recipe.train.freeze_embeddings:
         lm.get_input_embeddings().requires_grad_(False)
-    if recipe.train.gradient_checkpointing:
+    if recipe.trainer["gradient_checkpointing"]:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     model = TrainingModel(ImpRAGModel(lm, config, frozen), recipe.stages)
-    beginning = trained_weights(lm) if recipe.model.start_share else {}
 
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     own_ranks = OwnRanks(model.groups, tokenizer, corpus, out / RANKS, dtype)
     part = (processes.process_index, processes.num_processes)
     batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part, own_ranks)
-    teacher_scores = None
-    if recipe.stages.warmup.score_distillation:
-        encoder = TextEncoder(recipe.teacher.retriever, device=str(processes.device))
-        teacher_scores = TeacherScores(encoder, corpus, processes.device)
-    trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate, teacher_scores)
+    trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
     if trainer.is_fsdp_enabled:
         check_fsdp(trainer.accelerator.state.fsdp_plugin, recipe)
     try:
@@ -126,7 +119,6 @@ def train(
     folder = out / MODEL
     if trainer.is_world_process_zero() and not folder.exists():
         groups = trainer.accelerator.unwrap_model(trainer.model).groups
-        move_back(groups.lm, beginning, recipe.model.start_share)
         save_pretrained(groups, tokenizer, folder)
     return {
         "model": str(folder),
@@ -164,11 +156,10 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
             "FSDP would shard layers one by one, but passages and prompts go through them in "
             "turns; shard the model as a whole, by fsdp_auto_wrap_policy: NO_WRAP"
         )
-    whole = ["evaluation"] if recipe.evaluation else recipe.stages.refreshes
-    whole += ["model.start_share"] if recipe.model.start_share else []
-    if whole:
+    whole = "evaluation" if recipe.evaluation else "stages.refresh_steps"
+    if recipe.evaluation or recipe.stages.refresh_steps:
         raise ImpRAGError(
-            f"{whole[0]} needs all weights in one process, which FSDP does not give it: leave it "
+            f"{whole} needs all weights in one process, which FSDP does not give it: leave it "
             "out, or train with DDP"
         )
 

@@ -28,15 +28,11 @@ class Schedule:
 
     def last_refresh(self, step: int) -> int | None:
         """The step for which the corpus was last ranked anew, if it was."""
-        stages = self.recipe.stages
-        match self.stage(step):
-            case "bottom":
-                return None
-            case "warmup":
-                first, every = self._warmup, stages.warmup.refresh_steps
-            case "self_distillation":
-                first, every = self._self_distillation, stages.self_distillation.refresh_steps
-        return None if every is None else step - (step - first) % every
+        stage, every = self.stage(step), self.recipe.stages.refresh_steps
+        if every is None or stage == "bottom":
+            return None
+        first = self._warmup if stage == "warmup" else self._self_distillation
+        return step - (step - first) % every
 
     def generates(self, step: int) -> bool:
         """Whether responses are generated in a step; in the bottom stage, every n-th time."""

@@ -20,7 +20,6 @@ from imprag.training.objectives import (
     nce_loss,
     relevance_scores,
     response_log_likelihood,
-    score_distillation_loss,
     self_distillation_loss,
 )
 from imprag.training.precision import cast_block_inputs
@@ -33,13 +32,11 @@ class TrainingBatch:
 
     Attributes:
         ids: of the examples, Q.
-        texts: of the prompts, Q.
         prompts: without responses, Q.
         responses: what each prompt's loss is on; [] for a prompt that only retrieves.
         passages: P.
         candidates: the passages that each prompt reads, as indices into ``passages``.
         positive, negative: (Q, C) bool, where C counts the passages of all processes.
-        teacher_scores: (Q, C) float32, NaN where unknown, or None.
         first_column: where ``passages`` begin among the C columns.
         columns: what names the C passages from batch to batch: their corpus rows.
         remembered: passages of earlier batches that are negatives too, M, by the same names.
@@ -49,14 +46,12 @@ class TrainingBatch:
     """
 
     ids: Sequence[str]
-    texts: Sequence[str]
     prompts: Sequence[Sequence[int]]
     responses: Sequence[Sequence[int]]
     passages: Sequence[Sequence[int]]
     candidates: Sequence[Sequence[int]]
     positive: Tensor
     negative: Tensor
-    teacher_scores: Tensor | None = None
     first_column: int = 0
     columns: Sequence[int] = ()
     remembered: Sequence[int] = ()
@@ -132,19 +127,7 @@ class TrainingModel(nn.Module):
         positive = torch.cat([positive, torch.zeros_like(earlier_negative)], dim=1)
         negative = torch.cat([negative, earlier_negative], dim=1)
         count = mean_over_processes(contrastive_prompts(positive, negative).sum())
-        loss = nce_loss(torch.cat([scores, earlier_scores], dim=1), positive, negative, count)
-        teacher = self.stages.warmup.score_distillation
-        if teacher is not None and batch.teacher_scores is not None:
-            known = batch.teacher_scores.to(scores.device)
-            loss = loss + teacher.weight * score_distillation_loss(
-                scores,
-                known,
-                ~known.isnan(),
-                mean_over_processes(distillation_prompts(~known.isnan()).sum()),
-                target_temperature=teacher.target_temperature,
-                score_temperature=teacher.score_temperature,
-            )
-        return loss
+        return nce_loss(torch.cat([scores, earlier_scores], dim=1), positive, negative, count)
 
     def _self_distillation(
         self, batch: TrainingBatch, passages: "_Encoded", scores: Tensor

@@ -3,8 +3,8 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from imprag.training.batches import Batches
 from imprag.training.packages import curve_writers
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
-from imprag.training.teacher_scores import TeacherScores
 
 METRICS = "metrics.jsonl"
 MEMORY = "memory.safetensors"
@@ -57,8 +56,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         recipe: optimizer, length, saving.
         batches: of this process.
         out: folder for checkpoints and ``metrics.jsonl``.
-        evaluate: called every ``recipe.evaluation.steps`` steps.
-        teacher_scores: where ``recipe.stages.warmup.score_distillation`` asks for them.
+        evaluate: called every ``eval_steps`` steps.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -72,10 +70,8 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         batches: Batches,
         out: Path,
         evaluate: Evaluate | None = None,
-        teacher_scores: TeacherScores | None = None,
     ) -> None:
         self.recipe = recipe
-        self._teacher_scores = teacher_scores
         self.tokenizer = tokenizer
         self._evaluate_model = evaluate
         self._losses: list[tuple[Tensor, Tensor]] = []
@@ -83,19 +79,20 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         callbacks: list[TrainerCallback] = [_Saving()]
         if evaluation and evaluation.patience:
             callbacks.append(EarlyStoppingCallback(evaluation.patience))
-        super().__init__(
-            model=model,
-            args=_arguments(recipe, batches, out, evaluates=evaluation is not None),
-            train_dataset=batches,
-            eval_dataset=[] if evaluation else None,  # evaluation brings its own
-            callbacks=callbacks,
-        )
+        with _refusals():
+            super().__init__(
+                model=model,
+                args=_arguments(recipe, batches, out, evaluates=evaluation is not None),
+                train_dataset=batches,
+                eval_dataset=[] if evaluation else None,  # evaluation brings its own
+                callbacks=callbacks,
+            )
 
     # Batches and losses
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's batches, one at a time, in their order."""
-        workers = self.recipe.train.data_workers
+        workers = self.args.dataloader_num_workers
         return DataLoader(
             self.train_dataset,
             batch_size=1,
@@ -119,8 +116,6 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             ImpRAGError: it is not a finite number.
         """
         batch = inputs["batch"]
-        if self._teacher_scores is not None and not batch.self_distillation:
-            batch = replace(batch, teacher_scores=self._teacher_scores(batch))
         output = model(batch)
         if not bool(output.loss.detach().isfinite()):
             last = last_checkpoint(Path(self.args.output_dir))
@@ -128,32 +123,38 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             raise ImpRAGError(
                 f"the loss of step {self.state.global_step + 1} is {output.loss.item()}, with the "
                 f"examples {', '.join(batch.ids[:8])}{' ...' if len(batch.ids) > 8 else ''}; "
-                f"{kept}. Lower optimizer.learning_rate, or look at these examples"
+                f"{kept}. Lower trainer.learning_rate, or look at these examples"
             )
         if model.training:
             self._losses.append((output.generation.detach(), output.retrieval.detach()))
         return (output.loss, output) if return_outputs else output.loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; no weight decay on vectors, and a learning rate of their own for layers 0..b."""
+        """No weight decay on vectors, and a learning rate of their own for layers 0..b."""
         if self.optimizer is None:
-            settings = self.recipe.optimizer
-            bottom = settings.bottom_learning_rate or settings.learning_rate
+            settings = self.args
+            bottom = self.recipe.train.bottom_learning_rate or settings.learning_rate
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
             for name, parameter in (model or self.model).named_parameters():
                 if parameter.requires_grad:
                     rate = bottom if self._is_bottom(name) else settings.learning_rate
                     decay = settings.weight_decay if parameter.ndim > 1 else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {"params": parameters, "lr": rate, "weight_decay": decay}
-                    for (rate, decay), parameters in groups.items()
-                ],
-                betas=settings.betas,
-                fused=True,
-            )
+            with _refusals():
+                make, arguments = self.get_optimizer_cls_and_kwargs(settings)
+                self.optimizer = make(
+                    [
+                        {"params": parameters, "lr": rate, "weight_decay": decay}
+                        for (rate, decay), parameters in groups.items()
+                    ],
+                    **arguments,
+                )
         return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The schedule of the learning rate, as ``Trainer`` makes it."""
+        with _refusals():
+            return super().create_scheduler(*args, **kwargs)
 
     def _is_bottom(self, name: str) -> bool:
         parts = name.split(".")
@@ -331,39 +332,34 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) -> Any:
-    train, optimizer, evaluation = recipe.train, recipe.optimizer, recipe.evaluation
-    every: dict[str, Any] = {}
+    given = dict(recipe.trainer)
+    del given["gradient_checkpointing"]  # of the language model, not of the module with the losses
     if evaluates:
-        assert evaluation is not None
-        every = {
-            "eval_strategy": "steps",
-            "eval_steps": evaluation.steps,
-            "metric_for_best_model": evaluation.metric,
-            "greater_is_better": True,
-        }
-    schedule = {"constant": "constant_with_warmup"}.get(optimizer.schedule, optimizer.schedule)
-    return TrainingArguments(
-        output_dir=str(out),
-        max_steps=batches.schedule.steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=train.gradient_accumulation,
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=optimizer.warmup_steps,
-        max_grad_norm=optimizer.max_grad_norm,
-        bf16=train.precision == "bf16",
-        seed=train.seed,
-        save_strategy="steps",
-        save_steps=train.save_steps,
-        save_total_limit=train.keep_checkpoints,
-        logging_steps=train.logging_steps,
-        logging_nan_inf_filter=False,
-        report_to=curve_writers(),
-        remove_unused_columns=False,
-        label_names=[],
-        dataloader_pin_memory=False,
+        given |= {"eval_strategy": "steps", "greater_is_better": True}
+    else:
+        del given["eval_steps"], given["metric_for_best_model"]
+    ours: dict[str, Any] = {
+        "output_dir": str(out),
+        "max_steps": batches.schedule.steps,
+        "per_device_train_batch_size": 1,
+        "save_strategy": "steps",
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "label_names": [],
+        "dataloader_pin_memory": False,
         # A process's batch may have no prompt that generates.
-        ddp_find_unused_parameters=True,
-        use_cpu=not torch.cuda.is_available(),
-        **every,
-    )
+        "ddp_find_unused_parameters": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    return TrainingArguments(**{"report_to": curve_writers(), **given, **ours})
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns what transformers refuses of ``trainer`` into one line."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as error:
+        if isinstance(error, ImpRAGError):
+            raise
+        raise ImpRAGError(f"trainer: {' '.join(str(error).split())}") from error
