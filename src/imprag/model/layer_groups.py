@@ -45,6 +45,7 @@ from imprag.model.views import (
     attention_of,
     cache_argument,
     call_alone,
+    counted_from_first,
     tokens_at,
     view_of,
 )
@@ -674,6 +675,8 @@ class _Reading:
             index = torch.full(
                 (len(hidden_states),), hidden_states.shape[1] - 1, device=hidden_states.device
             )
+        if self.groups.config.rope == "after":
+            call = {**call, **counted_from_first(call)}
         embeddings = self.groups._query_embeddings(
             *self.groups._token_states(layer, tokens_at(hidden_states, index), index, call)
         )

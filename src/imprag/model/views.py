@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from imprag.errors import ImpRAGError
 from imprag.model.attention import Attention, StateHook
 from imprag.model.support import check_forward
 
@@ -41,6 +42,9 @@ class Enough(Exception):
 class StandIn(nn.Module):
     """Takes a decoder layer's place in a view: runs it with another attention.
 
+    A layer that never calls that attention, because a library has patched it, would run as if
+    there were no passages; the call raises an ImpRAGError instead.
+
     Args:
         layer: the decoder layer.
         **attention: a ``state_hook``, or ``attend`` in place of its own attention.
@@ -55,10 +59,19 @@ class StandIn(nn.Module):
     def forward(self, hidden_states: Tensor, **call: Any) -> Any:
         if self.before is not None:
             self.before(self.layer, hidden_states, call)
+        called: list[bool] = []
         try:
-            return self.layer(hidden_states, **self.attention, **call)
+            output = self.layer(hidden_states, **_noted(self.attention, called), **call)
         except Enough:
             return hidden_states
+        # A compiled pass makes later tokens; that of the prompt, which is not, has looked.
+        if self.attention and not called and not torch.compiler.is_compiling():
+            raise ImpRAGError(
+                f"a {type(self.layer).__name__} of this model does not call transformers' "
+                "attention, perhaps because a library has patched it, so passages cannot be read "
+                "through it: load the model without that library"
+            )
+        return output
 
     def __getattr__(self, name: str) -> Any:
         # Some models ask their layers for settings, such as the kind of their attention.
@@ -66,6 +79,21 @@ class StandIn(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
+
+
+def _noted(attention: dict[str, Any], called: list[bool]) -> dict[str, Any]:
+    """The same functions, which note in ``called`` that they were called."""
+    if torch.compiler.is_compiling():
+        return attention
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called.append(True)
+            return function(*args, **kwargs)
+
+        return call
+
+    return {name: noted(function) for name, function in attention.items()}
 
 
 class Terminus(StandIn):
@@ -149,6 +177,20 @@ def attention_of(layer: nn.Module) -> nn.Module:
 def tokens_at(states: Tensor, index: Tensor) -> Tensor:
     """(batch, 1, size): of each row the one with this index."""
     return states[torch.arange(len(index), device=index.device), index, None]
+
+
+def counted_from_first(call: dict[str, Any]) -> dict[str, Any]:
+    """The rotary embeddings of a layer's call, as if each row's first token stood at position 0.
+
+    Prompts stand behind their passages, but ask the same wherever they stand. Turning back by the
+    angles of the first token is what positions without that shift give.
+    """
+    cos, sin = (x.float() for x in call["position_embeddings"])
+    first_cos, first_sin = cos[:, :1], sin[:, :1]
+    scale = (first_cos**2 + first_sin**2).sqrt()  # of cosines and sines: YaRN's is not 1
+    back = (cos * first_cos + sin * first_sin) / scale, (sin * first_cos - cos * first_sin) / scale
+    dtype = call["position_embeddings"][0].dtype
+    return {"position_embeddings": tuple(x.to(dtype) for x in back)}
 
 
 def call_alone(call: dict[str, Any], index: Tensor) -> dict[str, Any]:
