@@ -16,7 +16,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import cache_dir
+from imprag.files import cache_dir, expand_home
 from imprag.index.folder import Encoder, IndexFolder, RetrievedPassage
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.memory.manifest import states_fingerprint
@@ -123,7 +123,7 @@ class ImpRAG:
         Raises:
             ImpRAGError: no such model, index or memory, or they do not belong together.
         """
-        folder = Path(name_or_path)
+        folder = expand_home(name_or_path)
         is_default = str(name_or_path) == DEFAULT or fitted_to_default(folder)
         groups, tokenizer = load_pretrained(name_or_path, dtype, device, **settings)
         fitted = fitted_index(folder)
@@ -197,12 +197,13 @@ class ImpRAG:
             ImpRAGError: there is no such memory, it belongs to another model or corpus, or the
                 model's passages are not encoded independently.
         """
+        source = ["--model", self._name]
+        if self._index is not None:
+            source += ["--index", str(self._index.corpus.path.parent)]
+        options = shlex.join(source)
         if isinstance(memory, Path | str):
-            source = ["--model", self._name]
-            if self._index is not None:
-                source += ["--index", str(self._index.corpus.path.parent)]
-            options = shlex.join(source)
             memory = DiskStore(memory, self.corpus, options)
+        if isinstance(memory, DiskStore):
             fingerprint = states_fingerprint(self.groups, self.tokenizer)
             memory.manifest.check(memory.path, model_fingerprint=fingerprint, source=options)
         self.memory = PassageMemory(self.groups, self.tokenizer, memory)

@@ -66,6 +66,9 @@ def test_missing_misnamed_and_other_weights_are_refused_by_their_names(model: Pa
     def other_shape(weights: dict[str, torch.Tensor]) -> None:
         weights[FIRST] = torch.zeros(3, 48)
 
+    def quantised(weights: dict[str, torch.Tensor]) -> None:
+        weights[FIRST] = (weights[FIRST] * 127).to(torch.int8)
+
     def harmless(weights: dict[str, torch.Tensor]) -> None:
         weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
 
@@ -73,6 +76,7 @@ def test_missing_misnamed_and_other_weights_are_refused_by_their_names(model: Pa
         (missing, rf"lack the weights {FIRST}\."),
         (misnamed, rf"lack the weights {FIRST}; .*a place in the model: .*mlp\.up\.weight"),
         (many, r"lack the weights .* and 6 more"),
+        (quantised, rf"holds {FIRST} as I8, but config\.json names no quantization_config"),
         (other_shape, rf"{FIRST} is \(3, 48\) there, \(64, 48\) by its configuration"),
     ):
         change_weights(model, change)
@@ -109,8 +113,9 @@ def test_a_missing_or_damaged_shard_is_refused_by_its_name(tmp_path: Path) -> No
     write_json(index, places)
     # transformers reads whole files, so that a name that the index lacks is found all the same
     assert load_base_model(tmp_path, "float32", "cpu").lm is not None
-    index.write_text("{}")
-    refused(tmp_path, "has no weight_map")
+    for damaged in ("{}", '{"weight_map": {"a": 3, "b": "c"}}'):
+        index.write_text(damaged)
+        refused(tmp_path, "has no weight_map")
 
 
 def replace(name: str, content: str) -> Callable[[Path], None]:
