@@ -232,8 +232,10 @@ def test_a_tokenizer_beyond_the_embedding_is_refused(model: Path) -> None:
     refused(model, "has 106 tokens, but the model embeds 97")
 
 
-def write_gguf(path: Path, left_out: str = "") -> None:
-    """A small Llama in GGUF, with random weights."""
+def write_gguf(
+    path: Path, left_out: str = "", more: tuple[str, ...] = (), scaling: bool = False
+) -> None:
+    """A small Llama in GGUF, with random weights, and with more tensors of eight numbers."""
     writer = gguf.GGUFWriter(str(path), "llama")
     for name, value in (
         ("block_count", 2), ("context_length", 64), ("embedding_length", 32),
@@ -249,6 +251,9 @@ def write_gguf(path: Path, left_out: str = "") -> None:
     writer.add_token_merges(["t 1"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    if scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
     draw = np.random.default_rng(0)
     shapes = {"token_embd": (40, 32), "output_norm": (32,), "output": (40, 32)}
     for layer in range(2):
@@ -258,6 +263,7 @@ def write_gguf(path: Path, left_out: str = "") -> None:
             ("ffn_up", (64, 32)), ("ffn_down", (32, 64)),
         ):  # fmt: skip
             shapes[f"blk.{layer}.{name}"] = shape
+    shapes |= dict.fromkeys(more, (8,))
     for name, shape in shapes.items():
         if name != left_out:
             writer.add_tensor(f"{name}.weight", draw.normal(size=shape).astype(np.float32))
@@ -265,6 +271,24 @@ def write_gguf(path: Path, left_out: str = "") -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("written", "left_out"),
+    [
+        ({"more": ("rope_freqs",)}, r"rope_freqs\.weight"),
+        ({"more": ("blk.2.attn_k", "blk.0.attn_q_norm")}, r"blk\.0\.attn_q_norm\.weight, blk\.2"),
+        ({"scaling": True}, r"llama\.rope\.scaling\.type"),
+    ],
+)
+def test_a_gguf_file_of_which_something_is_not_read_is_refused(
+    written: dict[str, Any], left_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "m.GGUF"
+    write_gguf(path, **written)
+    with pytest.raises(ImpRAGError, match=rf"does not read its {left_out}"):
+        load_base_model(path, "float32", "cpu")
 
 
 def test_a_gguf_file_that_is_cut_or_lacks_weights_is_refused(
