@@ -162,7 +162,44 @@ def test_a_text_in_place_of_a_list_is_refused(rag: ImpRAG) -> None:
             call([PROMPT])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": "3"}, "k must be a whole number, not '3'"),
+        ({"k": 2.0}, "k must be a whole number, not 2.0"),
+        ({"k": True}, "k must be a whole number, not True"),
+        ({"max_new_tokens": None}, "max_new_tokens must be a whole number, not None"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, not 2.5"),
+        ({"passages": [PASSAGES[0]]}, "passages must be RetrievedPassage"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(
+    rag: ImpRAG, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ImpRAGError, match=message):
+        rag.ask(PROMPT, **arguments)
+
+
+def test_prompts_may_come_from_an_iterator(rag: ImpRAG) -> None:
+    assert len(rag.retrieve(iter(PROMPTS))) == len(PROMPTS)
+    assert [a.prompt for a in rag.generate(iter(PROMPTS), max_new_tokens=1)] == list(PROMPTS)
+    for ask in (rag.retrieve, rag.generate):
+        with pytest.raises(ImpRAGError, match="must be a list of texts, not NoneType"):
+            ask(None)
+
+
+def test_a_stream_follows_one_answer(rag: ImpRAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImpRAGError, match="num_beams: a stream follows one answer"):
+        rag.stream(PROMPT, num_beams=2)
+    expected = rag.ask(PROMPT, max_new_tokens=6).answer
+    own = GenerationConfig(num_beams=2, pad_token_id=0)
+    monkeypatch.setattr(rag.groups.lm, "generation_config", own)
+    assert "".join(rag.stream(PROMPT, max_new_tokens=6)).strip() == expected
+
+
 def test_one_stop_string_may_stand_alone(rag: ImpRAG) -> None:
+    assert outcome(rag, stop=None) == outcome(rag, stop=[])
     word = outcome(rag, stop=())[0].split()[1]
     assert outcome(rag, stop=word) == outcome(rag, stop=[word])
 

@@ -16,7 +16,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import cache_dir
+from imprag.files import cache_dir, expand_home
 from imprag.index.folder import Encoder, IndexFolder, RetrievedPassage
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.memory.manifest import states_fingerprint
@@ -124,7 +124,7 @@ class ImpRAG:
         Raises:
             ImpRAGError: no such model, index or memory, or they do not belong together.
         """
-        folder = Path(name_or_path)
+        folder = expand_home(name_or_path)
         is_default = str(name_or_path) == DEFAULT or fitted_to_default(folder)
         groups, tokenizer = load_pretrained(name_or_path, dtype, device, **settings)
         fitted = fitted_index(folder)
@@ -198,12 +198,13 @@ class ImpRAG:
             ImpRAGError: there is no such memory, it belongs to another model or corpus, or the
                 model's passages are not encoded independently.
         """
+        source = ["--model", self._name]
+        if self._index is not None:
+            source += ["--index", str(self._index.corpus.path.parent)]
+        options = shlex.join(source)
         if isinstance(memory, Path | str):
-            source = ["--model", self._name]
-            if self._index is not None:
-                source += ["--index", str(self._index.corpus.path.parent)]
-            options = shlex.join(source)
             memory = DiskStore(memory, self.corpus, options)
+        if isinstance(memory, DiskStore):
             fingerprint = states_fingerprint(self.groups, self.tokenizer)
             memory.manifest.check(memory.path, model_fingerprint=fingerprint, source=options)
         self.memory = PassageMemory(self.groups, self.tokenizer, memory)
@@ -255,7 +256,7 @@ class ImpRAG:
         *,
         passages: Sequence[Sequence[RetrievedPassage]] | None = None,
         max_new_tokens: int = 32,
-        stop: Sequence[str] | str = ("\n",),
+        stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
         batch_size: int = 8,
         **generate_arguments: Any,
@@ -270,7 +271,7 @@ class ImpRAG:
                 ``reading_score_weight``, by their scores.
             max_new_tokens: length of the answers.
             stop: texts at which an answer ends; not part of it. White space before an answer does
-                not end it.
+                not end it. None ends it at the end token and ``max_new_tokens`` alone.
             chat: put each prompt into the chat template of the model's tokenizer, for a model that
                 follows instructions.
             batch_size: prompts in one batch; prompts of like length share one.
@@ -288,6 +289,8 @@ class ImpRAG:
         prompts = _asked(prompts, chat)
         arguments, stop = _checked(generate_arguments, max_new_tokens), _stops(stop)
         max_new_tokens = arguments.pop("max_new_tokens")
+        if batch_size < 1:
+            raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
         if passages is not None and len(passages) != len(prompts):
             raise ImpRAGError(f"{len(prompts)} prompts, but passages for {len(passages)}")
         answers: dict[int, Answer] = {}
@@ -305,7 +308,7 @@ class ImpRAG:
         *,
         passages: Sequence[RetrievedPassage] | None = None,
         max_new_tokens: int = 32,
-        stop: Sequence[str] | str = ("\n",),
+        stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
         **generate_arguments: Any,
     ) -> Iterator[str]:
@@ -318,6 +321,8 @@ class ImpRAG:
             raise ImpRAGError("stream takes one prompt as a text")
         arguments, stop = _checked(generate_arguments, max_new_tokens), _stops(stop)
         max_new_tokens = arguments.pop("max_new_tokens")
+        if arguments.setdefault("num_beams", 1) != 1:
+            raise ImpRAGError("num_beams: a stream follows one answer as it grows; use generate")
         given = None if passages is None else [passages]
         run = _Run(self, _asked([prompt], chat), k, given, max_new_tokens)
         return self._stream(run, stop, arguments)
@@ -384,6 +389,11 @@ class _Run:
     ) -> None:
         self.rag = rag
         self.prompts = prompts
+        given = [] if passages is None else [found for row in passages for found in row]
+        if not all(isinstance(found, RetrievedPassage) for found in given):
+            raise ImpRAGError(
+                "passages must be RetrievedPassage(passage, score), as retrieve returns them"
+            )
         # Known before the prompt runs, and before its room is counted.
         self.k = rag.passages_to_read(k) if passages is None else 0
         self.max_new_tokens = max_new_tokens
@@ -483,8 +493,10 @@ class _StopWhen:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
-def _asked(prompts: Sequence[str], chat: bool) -> Sequence[str]:
+def _asked(prompts: Any, chat: bool) -> Sequence[str]:
     """Prompts that can be answered, marked as messages for the chat template if need be."""
+    if isinstance(prompts, Iterable) and not isinstance(prompts, str):
+        prompts = list(prompts)  # an iterator can be gone through once
     check_prompts(prompts)
     return [ChatPrompt(prompt) for prompt in prompts] if chat else list(prompts)
 
@@ -508,8 +520,8 @@ def _checked(arguments: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
     return arguments
 
 
-def _stops(stop: Sequence[str] | str) -> Sequence[str]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+def _stops(stop: Sequence[str] | str | None) -> Sequence[str]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(text, str) and text for text in stops):
         raise ImpRAGError("stop must be texts that are not empty")
     return stops

@@ -34,6 +34,8 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """
     if isinstance(prompts, str):
         raise ImpRAGError("prompts must be a list of texts, but are one text; pass [prompt]")
+    if not isinstance(prompts, Sequence):
+        raise ImpRAGError(f"prompts must be a list of texts, not {type(prompts).__name__}")
     for number, prompt in enumerate(prompts, start=1):
         name = "the prompt" if len(prompts) == 1 else f"prompt {number}"
         check_unicode(prompt, name)

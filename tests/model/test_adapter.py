@@ -154,6 +154,14 @@ def test_biases_are_merged(tmp_path: Path) -> None:
         ({"target_modules": ["q_proj"]}, r"without a place in the model: model.*up_proj"),
         ({"modules_to_save": ["norm"]}, r"lacks base_model\.model\.model\.norm\.weight"),
         ({"use_dora": True}, "lacks .*lora_magnitude_vector"),
+        ({"lora_alpha": None}, "lacks lora_alpha"),
+        ({"lora_alpha": "8"}, "lora_alpha cannot be '8'"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern cannot be"),
+        ({"alpha_pattern": {"(": 1}}, "alpha_pattern cannot be"),
+        ({"target_modules": 3}, "target_modules cannot be 3"),
+        ({"target_modules": "*.q_proj"}, r"target_modules cannot be '\*\.q_proj'"),
+        ({"layers_to_transform": "1"}, "layers_to_transform cannot be"),
+        ({"modules_to_save": "norm"}, "modules_to_save cannot be"),
     ],
 )
 def test_an_adapter_that_cannot_be_merged_is_refused_by_what_it_has(
@@ -183,6 +191,8 @@ def test_an_adapter_whose_weights_do_not_fit_is_refused_by_their_names(
     refused({**whole, f"{PREFIX}model.layers.9.q": torch.ones(1)}, r"a place .*model\.layers\.9\.q")
     refused({**whole, first: torch.ones(4, 47)}, r"q_proj\.weight have the shape \(96, 47\), not")
     refused({**whole, first: torch.ones(3, 48)}, r"q_proj\.weight have the shape")
+    refused({**whole, first: whole[first].to(torch.int8)}, f"{first} holds integers")
+    refused({**whole, first: whole[first] * float("nan")}, "not finite")
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5000])
     with pytest.raises(ImpRAGError, match=r"adapter_model\.safetensors is no safetensors file"):
         load_pretrained(folder, **EXACT)

@@ -66,6 +66,9 @@ def test_missing_misnamed_and_other_weights_are_refused_by_their_names(model: Pa
     def other_shape(weights: dict[str, torch.Tensor]) -> None:
         weights[FIRST] = torch.zeros(3, 48)
 
+    def quantised(weights: dict[str, torch.Tensor]) -> None:
+        weights[FIRST] = (weights[FIRST] * 127).to(torch.int8)
+
     def harmless(weights: dict[str, torch.Tensor]) -> None:
         weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
 
@@ -73,6 +76,7 @@ def test_missing_misnamed_and_other_weights_are_refused_by_their_names(model: Pa
         (missing, rf"lack the weights {FIRST}\."),
         (misnamed, rf"lack the weights {FIRST}; .*a place in the model: .*mlp\.up\.weight"),
         (many, r"lack the weights .* and 6 more"),
+        (quantised, rf"holds {FIRST} as I8, but config\.json names no quantization_config"),
         (other_shape, rf"{FIRST} is \(3, 48\) there, \(64, 48\) by its configuration"),
     ):
         change_weights(model, change)
@@ -109,8 +113,9 @@ def test_a_missing_or_damaged_shard_is_refused_by_its_name(tmp_path: Path) -> No
     write_json(index, places)
     # transformers reads whole files, so that a name that the index lacks is found all the same
     assert load_base_model(tmp_path, "float32", "cpu").lm is not None
-    index.write_text("{}")
-    refused(tmp_path, "has no weight_map")
+    for damaged in ("{}", '{"weight_map": {"a": 3, "b": "c"}}'):
+        index.write_text(damaged)
+        refused(tmp_path, "has no weight_map")
 
 
 def replace(name: str, content: str) -> Callable[[Path], None]:
@@ -227,8 +232,10 @@ def test_a_tokenizer_beyond_the_embedding_is_refused(model: Path) -> None:
     refused(model, "has 106 tokens, but the model embeds 97")
 
 
-def write_gguf(path: Path, left_out: str = "") -> None:
-    """A small Llama in GGUF, with random weights."""
+def write_gguf(
+    path: Path, left_out: str = "", more: tuple[str, ...] = (), scaling: bool = False
+) -> None:
+    """A small Llama in GGUF, with random weights, and with more tensors of eight numbers."""
     writer = gguf.GGUFWriter(str(path), "llama")
     for name, value in (
         ("block_count", 2), ("context_length", 64), ("embedding_length", 32),
@@ -244,6 +251,9 @@ def write_gguf(path: Path, left_out: str = "") -> None:
     writer.add_token_merges(["t 1"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    if scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
     draw = np.random.default_rng(0)
     shapes = {"token_embd": (40, 32), "output_norm": (32,), "output": (40, 32)}
     for layer in range(2):
@@ -253,6 +263,7 @@ def write_gguf(path: Path, left_out: str = "") -> None:
             ("ffn_up", (64, 32)), ("ffn_down", (32, 64)),
         ):  # fmt: skip
             shapes[f"blk.{layer}.{name}"] = shape
+    shapes |= dict.fromkeys(more, (8,))
     for name, shape in shapes.items():
         if name != left_out:
             writer.add_tensor(f"{name}.weight", draw.normal(size=shape).astype(np.float32))
@@ -260,6 +271,24 @@ def write_gguf(path: Path, left_out: str = "") -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("written", "left_out"),
+    [
+        ({"more": ("rope_freqs",)}, r"rope_freqs\.weight"),
+        ({"more": ("blk.2.attn_k", "blk.0.attn_q_norm")}, r"blk\.0\.attn_q_norm\.weight, blk\.2"),
+        ({"scaling": True}, r"llama\.rope\.scaling\.type"),
+    ],
+)
+def test_a_gguf_file_of_which_something_is_not_read_is_refused(
+    written: dict[str, Any], left_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "m.GGUF"
+    write_gguf(path, **written)
+    with pytest.raises(ImpRAGError, match=rf"does not read its {left_out}"):
+        load_base_model(path, "float32", "cpu")
 
 
 def test_a_gguf_file_that_is_cut_or_lacks_weights_is_refused(

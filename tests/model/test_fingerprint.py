@@ -16,7 +16,7 @@ from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.files import read_json, write_json
 from imprag.index.folder import IndexFolder
-from imprag.memory import build_memory
+from imprag.memory import DiskStore, build_memory
 from imprag.memory.manifest import states_fingerprint
 from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.encoder import PassageEncoder
@@ -98,6 +98,22 @@ def test_a_model_is_the_same_in_every_dtype(stored: str, model: Path, tmp_path: 
     wanted = fingerprints(tmp_path / "stored")
     for dtype in ("bfloat16", "float16"):
         assert fingerprints(tmp_path / "stored", dtype) == wanted
+
+
+@pytest.mark.parametrize("kind", ["pickled", "without the decoder's prefix"])
+def test_other_files_of_the_same_weights_are_the_same_model_in_every_dtype(
+    kind: str, model: Path, tmp_path: Path
+) -> None:
+    wanted = fingerprints(model)
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    if kind == "pickled":
+        torch.save(weights, model / "pytorch_model.bin")
+    else:
+        alone = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        save_file(alone, model / "model.safetensors", {"format": "pt"})
+    for dtype in ("float32", "bfloat16"):
+        assert fingerprints(model, dtype) == wanted
 
 
 def test_a_shard_is_as_good_as_one_file(model: Path, tmp_path: Path) -> None:
@@ -191,6 +207,9 @@ def test_index_and_memory_of_another_configuration_or_tokenizer_are_refused(
         for folder in (other_rope, other_eps, other_words):
             with pytest.raises(ImpRAGError, match=r"made by another model.*imprag \w+"):
                 use(folder, memory)
+    opened = DiskStore(tmp_path / "memory", corpus)  # by the caller
+    with pytest.raises(ImpRAGError, match="made by another model"):
+        ImpRAG(*load_pretrained(other_eps, "float32", "cpu")).use_memory(opened)
 
 
 def test_an_index_of_an_earlier_version_is_refused_with_the_command_that_rebuilds(

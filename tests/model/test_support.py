@@ -1,11 +1,13 @@
 """Models that cannot be cut into layer groups are refused with the reason; the others work."""
 
 import threading
+from types import MethodType
 
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from conftest import tiny_lm
@@ -82,6 +84,44 @@ def test_hooks_on_layers_change_nothing() -> None:
         add_hook_to_module(layer.self_attn, ModelHook())
     assert tokens(groups) == expected
     assert expected[1] == 1
+
+
+def without_the_interface(
+    self: nn.Module, hidden_states: Tensor, **call: object
+) -> tuple[Tensor, None]:
+    """A layer's attention as libraries patch it: it knows nothing of registered functions."""
+    heads = [
+        project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        for project in (self.q_proj, self.k_proj, self.v_proj)
+    ]
+    seen = nn.functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+    return self.o_proj(seen.transpose(1, 2).flatten(2)), None
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("where", ["the layer's own", "its class's"])
+def test_patched_attention_never_answers_as_if_there_were_no_passages(
+    layer: int, where: str
+) -> None:
+    lm = tiny_lm()
+    attention = lm.base_model.layers[layer].self_attn
+    if where == "its class's":
+        # A class of its own for this layer, which leaves the others as they are.
+        patched = type("PatchedAttention", (type(attention),), {"forward": without_the_interface})
+        attention.__class__ = patched
+        refusal = "LlamaDecoderLayer of this model does not call transformers' attention"
+    else:
+        attention.forward = MethodType(without_the_interface, attention)
+        refusal = "forward method of this LlamaAttention was replaced"
+    with pytest.raises(ImpRAGError, match=refusal):
+        tokens(ImpRAGModel(lm, config_of()))
+
+
+def test_what_wraps_a_model_is_named() -> None:
+    with pytest.raises(ImpRAGError, match="not PeftModel: give the model inside it, merged"):
+        ImpRAGModel(get_peft_model(tiny_lm(), LoraConfig(target_modules=["q_proj"])), config_of())
+    with pytest.raises(ImpRAGError, match="not DataParallel"):
+        ImpRAGModel(nn.DataParallel(tiny_lm()), config_of())
 
 
 def test_a_compiled_model_answers_as_the_plain_one() -> None:
@@ -215,6 +255,18 @@ def test_a_prompt_asks_the_same_wherever_it_stands(rope: str) -> None:
         prefix = groups.encode_passages([[]])
         asked = groups(ids, mask, fixed(prefix), position_shift=128).query_embeddings
         torch.testing.assert_close(asked, groups.query_embeddings(ids, mask), atol=1e-5, rtol=1e-4)
+
+
+def test_queries_that_are_scaled_by_their_positions_are_refused_from_there_on() -> None:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 2.0,
+        "original_max_position_embeddings": 256,
+        "llama_4_scaling_beta": 0.1,
+    }
+    lm = lm_of("ministral3", rope_parameters=rope, max_position_embeddings=512)
+    assert ImpRAGModel(lm, config_of()).positions_limit == 256
 
 
 def test_threads_that_share_a_model_do_not_disturb_each_other() -> None:

@@ -72,6 +72,15 @@ _WITHOUT_EFFECT = frozenset(  # on the merged weights
         "ensure_weight_tying",
     ]
 )
+_KINDS: dict[str, tuple[type, ...]] = {
+    "lora_alpha": (int, float),
+    "alpha_pattern": (dict,),
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "layers_to_transform": (int, list),
+    "layers_pattern": (str, list),
+    "modules_to_save": (list,),
+}
 _KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the base model's weights as they are."""
 
@@ -97,6 +106,11 @@ class Adapter:
         self._low_rank: dict[str, dict[str, Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+                raise ImpRAGError(
+                    f"{self.folder / WEIGHTS}: {name} holds integers, or numbers that are not "
+                    "finite; take the adapter before it was quantised, or train it again"
+                )
             plain = name.removeprefix(PREFIX)
             if match := _PART.fullmatch(plain):
                 parts = self._low_rank.setdefault(match["module"], {})
@@ -272,7 +286,7 @@ class Adapter:
         if _matches(settings.get("exclude_modules") or [], name):
             return False
         saved = settings.get("modules_to_save") or []
-        if any(re.match(rf"(^|.*\.){one}($|\..*)", name) for one in saved):
+        if any(re.match(rf"(^|.*\.){re.escape(one)}($|\..*)", name) for one in saved):
             return False
         targets = settings.get("target_modules") or []
         if targets == "all-linear":
@@ -296,8 +310,12 @@ def _settings(path: Path) -> dict[str, Any]:
         raise ImpRAGError(f"{path} must hold one JSON object")
     if settings.get("peft_type") != "LORA":
         raise ImpRAGError(f"the adapter in {path.parent} is {settings.get('peft_type')}, not LORA")
-    if "lora_alpha" not in settings:
+    if settings.get("lora_alpha") is None:
         raise ImpRAGError(f"{path} lacks lora_alpha")
+    for name, kinds in _KINDS.items():
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, kinds) and _are_expressions(value)):
+            raise ImpRAGError(f"{path}: {name} cannot be {value!r}")
     others = [
         name
         for name, value in settings.items()
@@ -312,6 +330,15 @@ def _settings(path: Path) -> dict[str, Any]:
             f"settings {named(others)}; merge it with peft and give the merged model"
         )
     return settings
+
+
+def _are_expressions(value: Any) -> bool:
+    """Whether a text, or the keys of a pattern, are regular expressions; names in lists are not."""
+    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
+    try:
+        return all(re.compile(text) for text in texts)
+    except re.error:
+        return False
 
 
 def _matches(targets: str | list[str], name: str) -> bool:

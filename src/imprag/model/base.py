@@ -151,13 +151,15 @@ def _folder(name_or_path: str | Path) -> Path | None:
     if str(name_or_path) == EMBEDDED and not path.exists():
         return _embedded()
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != ".gguf":
             raise ImpRAGError(f"{path} is a file, but neither a model folder nor a .gguf file")
         check_readable(path)
         return _convert_gguf(path, f"{short_name(path.stem)}-{sha256(path)[:12]}")
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise ImpRAGError(f"{path} holds no model: it has no config.json")
+            files = ", ".join(sorted(file.name for file in path.glob("*.gguf")))
+            advice = f"; give one of its GGUF files: {files}" if files else ""
+            raise ImpRAGError(f"{path} holds no model: it has no config.json{advice}")
         return path
     return None
 
@@ -188,6 +190,8 @@ def _convert_gguf(path: Path, key: str) -> Path:
 
 
 def _write_converted(path: Path, folder: Path) -> None:
+    from imprag.model.gguf_checks import check_all_read  # with gguf, which takes a while
+
     logging.getLogger(__name__).info("converting %s into %s, once", path, folder)
     try:
         with quiet_transformers(), _parsed_once():
@@ -195,6 +199,7 @@ def _write_converted(path: Path, folder: Path) -> None:
                 path.parent, gguf_file=path.name, dtype=torch.float32, **_TELL
             )
             check_complete(found, path)
+            check_all_read(path, lm)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             # A model loaded from GGUF counts as quantised and refuses to be saved; its weights
             # are plain tensors, so they go into a plain model.

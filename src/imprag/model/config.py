@@ -113,6 +113,8 @@ class ImpRAGConfig:
         """
         if k is None:
             return min(self.k, available)
+        if isinstance(k, bool) or not hasattr(k, "__index__"):  # NumPy's integers have it
+            raise ImpRAGError(f"k must be a whole number, not {k!r}")
         if k < 0:
             raise ImpRAGError(f"k must not be negative, but is {k}")
         if k > available:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,7 +85,7 @@ class Origin:
     that it is the same in every dtype and tells fine-tunings apart that rounding hides.
 
     Args:
-        folder: of the model's safetensors files.
+        folder: of the model's files.
         adapter: the folder of an adapter that was merged into it.
     """
 
@@ -104,7 +105,8 @@ class Origin:
 
     def weights(self) -> "_OriginWeights | None":
         """The weights themselves; None where the files are gone."""
-        with contextlib.suppress(OSError, SafetensorError, ImpRAGError):
+        unreadable = OSError, SafetensorError, ImpRAGError, RuntimeError, pickle.UnpicklingError
+        with contextlib.suppress(*unreadable):
             adapter = Adapter(self.adapter) if self.adapter else None
             return _OriginWeights(TensorFiles(self.folder), adapter)
         return None

@@ -71,8 +71,10 @@ def check_arguments(arguments: Mapping[str, Any], known: Collection[str]) -> dic
     elif "generation_config" in checked:
         del checked["generation_config"]
     _refuse_unknown(checked, {*known, "generation_config"}, "")
-    length = checked.get("max_new_tokens")
-    if length is not None and length < 1:
+    length = checked.get("max_new_tokens", 1)
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise ImpRAGError(f"max_new_tokens must be a whole number, not {length!r}")
+    if length < 1:
         raise ImpRAGError(
             f"max_new_tokens must be at least 1, not {length}; retrieve finds passages without "
             "an answer"

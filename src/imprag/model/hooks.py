@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from imprag.errors import ImpRAGError
 from imprag.model.attention import Attention, StateHook
 from imprag.model.support import check_forward
 
@@ -89,6 +90,9 @@ class StopForward(Exception):
 class LayerWrapper(nn.Module):
     """Takes a decoder layer's place in a view and runs it with another attention.
 
+    A layer that never calls that attention, because a library has patched it, would run as if
+    there were no passages; the call raises an ImpRAGError instead.
+
     Args:
         layer: the decoder layer.
         **attention: a ``state_hook``, or ``attend`` in place of the layer's own attention.
@@ -106,10 +110,19 @@ class LayerWrapper(nn.Module):
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Any:
         if self.before is not None:
             self.before(LayerInput(hidden_states, arguments))
+        called: list[bool] = []
         try:
-            return self.layer(hidden_states, **self.attention, **arguments)
+            output = self.layer(hidden_states, **_noted(self.attention, called), **arguments)
         except StopForward:
             return hidden_states
+        # A compiled pass makes later tokens; that of the prompt, which is not compiled, has looked.
+        if self.attention and not called and not torch.compiler.is_compiling():
+            raise ImpRAGError(
+                f"a {type(self.layer).__name__} of this model does not call transformers' "
+                "attention, perhaps because a library has patched it, so passages cannot be read "
+                "through it: load the model without that library"
+            )
+        return output
 
     def __getattr__(self, name: str) -> Any:
         # Some models ask their layers for settings, such as the kind of their attention.
@@ -117,6 +130,21 @@ class LayerWrapper(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
+
+
+def _noted(attention: dict[str, Any], called: list[bool]) -> dict[str, Any]:
+    """The same functions, which note in ``called`` that they were called."""
+    if torch.compiler.is_compiling():
+        return attention
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called.append(True)
+            return function(*args, **kwargs)
+
+        return call
+
+    return {name: noted(function) for name, function in attention.items()}
 
 
 class RecordingLayer(LayerWrapper):

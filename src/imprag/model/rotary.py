@@ -22,7 +22,8 @@ def positions_limit(lm: PreTrainedModel) -> int:
     config = lm.config.get_text_config()
     limits = [int(config.max_position_embeddings)]
     for settings in _settings(lm):
-        if settings.get("rope_type") == "longrope":
+        # Ministral 3 scales queries by their positions from there on.
+        if settings.get("rope_type") == "longrope" or settings.get("llama_4_scaling_beta"):
             limits.append(int(settings["original_max_position_embeddings"]))
     return min(limits)
 

@@ -11,8 +11,18 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
 def plain_model(lm: nn.Module) -> PreTrainedModel:
-    """The model itself, where ``torch.compile`` has wrapped it."""
-    plain: PreTrainedModel = getattr(lm, "_orig_mod", lm)
+    """The model itself, where ``torch.compile`` has wrapped it.
+
+    Raises:
+        ImpRAGError: something else has wrapped it.
+    """
+    plain = getattr(lm, "_orig_mod", lm)
+    if not isinstance(plain, PreTrainedModel):
+        kind, has_adapter = type(plain).__name__, hasattr(plain, "merge_and_unload")
+        raise ImpRAGError(
+            f"a model of transformers is needed, not {kind}: give the model inside it"
+            + (", merged with its adapter by merge_and_unload()" if has_adapter else "")
+        )
     return plain
 
 
@@ -47,6 +57,9 @@ def check_instance(lm: PreTrainedModel, name: str) -> None:
                     f"layers of {name} were compiled one by one, so passages cannot be read "
                     "through them: load it anew and use compile_bottom and compile_decoding"
                 )
+        for part in (layer, getattr(layer, "self_attn", layer)):
+            if not hasattr(part, "_hf_hook"):  # accelerate's forward calls the original
+                check_forward(part)
 
 
 def check_forward(module: nn.Module) -> None:

@@ -1,8 +1,9 @@
-"""Files of weights: what is no such file is named, and nothing is ever unpickled from them."""
+"""Files of weights: what is no such file is named, and nothing but tensors is unpickled."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -54,15 +55,31 @@ def check_model_files(folder: Path) -> None:
     """Look into the files of a model folder, without reading the weights.
 
     Raises:
-        ImpRAGError: a file is missing, damaged, or a pointer.
+        ImpRAGError: a file is missing, damaged, or a pointer, or it has quantised weights that
+            ``config.json`` does not tell of.
     """
     for path in [*folder.glob("*.json"), *folder.glob("*.model")]:
         check_readable(path)
-    read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    is_quantized = isinstance(config, dict) and config.get("quantization_config") is not None
     for path in _files(folder):
         check_safetensors(path)
+        if not is_quantized:
+            _check_numbers(path)
     for path in (*folder.glob("*.bin"), *folder.glob("*.pt")):
         check_readable(path)
+
+
+def _check_numbers(path: Path) -> None:
+    """Refuse weights that are no floating-point numbers: they would be taken as they are."""
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            kind = file.get_slice(name).get_dtype() if name.endswith(".weight") else "F"
+            if "F" not in kind:
+                raise ImpRAGError(
+                    f"{path} holds {name} as {kind}, but config.json names no quantization_config: "
+                    "take the model before it was quantised"
+                )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -84,12 +101,20 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self._file_of: dict[str, Path] = {}
+        self._pickled: dict[str, Tensor] = {}
         for path in _files(folder):
             with safe_open(path, "pt") as file:
                 self._file_of |= dict.fromkeys(file.keys(), path)
+        if not self._file_of:
+            for path in folder.glob("pytorch_model*.bin"):
+                self._pickled |= torch.load(path, "cpu", mmap=True, weights_only=True)
 
     def get(self, name: str) -> Tensor | None:
-        """A tensor as it is in its file."""
+        """A tensor as it is in its file, where a decoder that was saved alone lacks the prefix."""
+        plain = name.partition(".")[2]
+        if (pickled := self._pickled.get(name, self._pickled.get(plain))) is not None:
+            return pickled
+        name = name if name in self._file_of else plain
         if (path := self._file_of.get(name)) is None:
             return None
         with safe_open(path, "pt") as file:
@@ -105,8 +130,8 @@ def _files(folder: Path) -> Iterable[Path]:
         return []
     index = read_json(folder / INDEX)
     places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict):
-        raise ImpRAGError(f"{folder / INDEX} is damaged: it has no weight_map")
+    if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+        raise ImpRAGError(f"{folder / INDEX} is damaged: it has no weight_map of file names")
     return [folder / name for name in sorted(set(places.values()))]
 
 
