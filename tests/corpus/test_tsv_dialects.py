@@ -27,6 +27,7 @@ HEADER = "id\ttext\ttitle\n"
         '1\t"Heroes" is an album.\tHeroes\n2\tplain\tLow\n',
         '1\t"a" and "b"\t"T\n2\t"\tU\n3\tit ends"\tV\n',
         '1\tfirst\t"A\n2\tsecond\t"B\n',
+        'doc 1\t"opens\tOne\ndoc 2\tsecond\tTwo\ndoc 3\tcloses"\tThree\n',
     ],
 )
 def test_quotation_marks_of_unquoted_text_swallow_no_row(tmp_path: Path, rows: str) -> None:
@@ -71,6 +72,23 @@ def test_a_short_row_between_quotation_marks_is_named(tmp_path: Path) -> None:
 def test_headers_are_optional(tmp_path: Path, content: str, expected: list[Passage]) -> None:
     (tmp_path / "c.tsv").write_text(content, newline="")
     assert list(read_passages(tmp_path / "c.tsv")) == expected
+
+
+def test_a_row_with_a_tab_too_many_does_not_swallow_the_next(tmp_path: Path) -> None:
+    content = HEADER + '1\t"opens\tx\tOne\n2\tcloses"\tTwo\n3\tthird\tThree\n'
+    with pytest.raises(ImpRAGError, match="line 2: a quotation mark opens a field"):
+        read(tmp_path, content)
+    assert read(tmp_path, content, skip_bad_lines=True) == [("2", 'closes"'), ("3", "third")]
+
+
+def test_a_first_row_that_holds_the_name_of_a_column_is_no_header(tmp_path: Path) -> None:
+    assert read(tmp_path, "1\tcontents\n2\tsecond\n") == [("1", "contents"), ("2", "second")]
+
+
+def test_lines_that_end_with_carriage_returns_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.tsv").write_text("id\ttext\r1\tfirst\r2\tsecond\r", newline="")
+    with pytest.raises(ImpRAGError, match="CR alone"):
+        list(read_passages(tmp_path / "c.tsv"))
 
 
 def test_a_row_of_one_column_that_would_span_lines_is_refused(tmp_path: Path) -> None:

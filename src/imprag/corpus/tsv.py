@@ -69,8 +69,10 @@ def tsv_records(path: Path) -> Iterator[Record]:
 def _header(path: Path) -> tuple[list[str], bool]:
     """The names of the columns, and whether the first line holds them."""
     line = next(text_lines(path), "")
+    if "\r" in line.rstrip("\r\n"):
+        raise ImpRAGError(f"{path}: its lines end with CR alone; save it with LF or CRLF")
     names = [_name(cell) for cell in _cells(line)]
-    if any(name in names for name in _TEXT_NAMES):
+    if any(name in names for name in _TEXT_NAMES) and not names[0].isdecimal():
         if twice := next((name for name in names if name and names.count(name) > 1), None):
             raise ImpRAGError(f"{path}, line 1: two columns are called {twice!r}")
         return names, True
@@ -144,13 +146,14 @@ def _quoted(lines: _Lines, header: list[str]) -> Iterator[_Row]:
             if first.strip("\r\n"):
                 yield _Row(lines.number, _cells(first))
             continue
-        number, read = lines.number, [first]
+        number, read, cells = lines.number, [first], _cells(first)
+        width, id_words = len(cells), _id_words(cells, header)
 
-        def one_row(read: list[str] = read) -> Iterator[str]:
+        def one_row(read: list[str] = read, id_words: int = id_words) -> Iterator[str]:
             yield read[0]
             for line in lines:
                 read.append(line)
-                if len(read) > 2 and _is_row(read[-2], header):
+                if len(read) > 2 and _is_row(read[-2], header, id_words):
                     return  # a line between the first and the last is a row by itself
                 yield line
 
@@ -160,7 +163,8 @@ def _quoted(lines: _Lines, header: list[str]) -> Iterator[_Row]:
             problem = f"no tab-separated values ({error})"
         else:
             spans_rows = len(read) > 1 and (
-                len(cells) != len(header) or (_is_row(first, header) and _is_row(read[-1], header))
+                len(cells) != len(header)
+                or (width >= len(header) and _is_row(read[-1], header, id_words))
             )
             if not spans_rows:
                 yield _Row(number, cells)
@@ -176,11 +180,15 @@ def _quoted(lines: _Lines, header: list[str]) -> Iterator[_Row]:
         yield _Row(number, BadRecord(problem))
 
 
-def _is_row(line: str, header: list[str]) -> bool:
-    """Whether a line, split at tabs, has an id and as many columns as the header."""
+def _id_words(cells: list[str], header: list[str]) -> int:
+    """How many words the id in a row has; 1 where the rows have none, 0 where it is empty."""
+    named = zip(header, cells, strict=False)
+    return min((len(cell.split()) for name, cell in named if name in ("id", "_id")), default=1)
+
+
+def _is_row(line: str, header: list[str], most_words: int) -> bool:
+    """Whether a line, split at tabs, has as many columns as the header and an id of few words."""
     cells = _cells(line)
     if len(cells) != len(header) or not any(cells):
         return False
-    cell_of = dict(zip(header, cells, strict=True))
-    names = [name for name in ("id", "_id") if name in cell_of]
-    return all(cell_of[name] and not cell_of[name].split()[1:] for name in names)
+    return 1 <= _id_words(cells, header) <= max(1, most_words)
