@@ -477,3 +477,11 @@ def test_a_dataset_without_the_library_says_what_to_install(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImpRAGError, match=r'needs datasets; run: pip install "imprag\[eval\]"'):
         list(read_passages(path))
+
+
+def test_pages_of_kilt_without_text_are_counted(tmp_path: Path) -> None:
+    page = {"wikipedia_id": "1", "wikipedia_title": "T", "text": ["T\n"]}
+    (tmp_path / "k.jsonl").write_text(json.dumps(page) + "\n" + json.dumps(page))
+    reader = read_passages(tmp_path / "k.jsonl")
+    assert list(reader) == []
+    assert reader.skipped.summary() == ["documents without text, left out: 2"]

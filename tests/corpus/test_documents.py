@@ -178,3 +178,68 @@ def test_parsing_takes_linear_time(parse: Callable[[str], object]) -> None:
             "# a" + pattern * (5_000 // len(pattern)) + "\n\na " + pattern * (5_000 // len(pattern))
         )
         assert time.process_time() - start < 1.5, pattern
+
+
+def test_substitutions_of_rest_stand_for_their_text_and_tables_keep_their_cells() -> None:
+    source = """Go
+==
+
+Needs |Min| or |x| of |other|; |Badge|.
+
+|Attribute  | Index |
+
+.. |Min| replace:: 3.11
+   or later
+.. |Badge| image:: badge.svg
+   :target: page
+"""
+    outline = parse_rest(source)
+    assert outline.title == "Go"
+    assert outline.sections[0].blocks == [
+        "Needs 3.11 or later or |x| of |other|; .",
+        "|Attribute  | Index |",
+    ]
+
+
+def test_arguments_and_captions_of_rest_directives_are_text() -> None:
+    source = """.. tab:: Linux
+
+   apt install
+
+.. py:function:: foo(a, b)
+
+   Does foo.
+
+.. csv-table:: Prices
+   :header: "Item", "Price"
+
+   tea, 1
+
+.. code-block:: python
+   :caption: Example
+
+   print()
+
+.. figure:: picture.png
+
+   The legend.
+"""
+    assert [block for section in parse_rest(source).sections for block in section.blocks] == [
+        *("Linux", "apt install", "foo(a, b)", "Does foo."),
+        *('"Item", "Price"', "Prices", "tea, 1", "Example", "print()", "The legend."),
+    ]
+
+
+@pytest.mark.parametrize("line", ["|a|b|c|d|\n", "- a\n", "- - - a\n", "a\n\n", "1. a\n"])
+def test_markdown_of_nothing_but_tiny_blocks_is_kept_as_it_is(line: str) -> None:
+    source = line * (1_000_000 // len(line))
+    start = time.process_time()
+    outline = parse_markdown(source)
+    assert time.process_time() - start < 2
+    assert outline.sections[0].text == source.strip("\n")
+
+
+def test_rest_with_a_long_indented_block_takes_linear_time() -> None:
+    start = time.process_time()
+    parse_rest(".. a comment\n" + "   y\n" * 100_000)
+    assert time.process_time() - start < 3

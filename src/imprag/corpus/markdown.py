@@ -16,6 +16,11 @@ _FRONT_MATTER_LINE = re.compile(r"$|\s|#|[-\]}]|[^:=\n]{1,80}[:=]")
 _TITLE_LINE = re.compile(r"[\"']?title[\"']? *[:=] *(\S.{0,1000})", re.IGNORECASE)
 _HEADING_CHARACTERS = 300  # more than that in an HTML heading means that it was never closed
 _INLINE_CHARACTERS = 4000  # the parser's time grows with the square of a paragraph's length
+# The parser takes some 25 microseconds for a block, cell or list marker. A text with more of them
+# than this, and than one in so many characters, is no document that people write; it stays as is.
+_BLOCKS = 200_000
+_CHARACTERS_OF_A_BLOCK = 5
+_LIST_MARKER = re.compile(r"(?:[-+*]|\d\.) ")
 _BRACKETS = 200  # more than that in a part are no links; they stay as they are
 _PLAIN = re.compile(r"[^\\`*_\[\]<>&!~]*")
 _TABLE_OF_CONTENTS = ("[toc]", "[[toc]]", "[[_toc_]]", "{:toc}")
@@ -28,7 +33,20 @@ def parse_markdown(text: str) -> Outline:
     comments, lists of links into the document itself, and front matter but for its title.
     """
     title, body = _front_matter(text)
+    if _is_dense(body):
+        outline = Outline(title)
+        outline.block(body)
+        return outline
     return _Reader(title).read(body)
+
+
+def _is_dense(text: str) -> bool:
+    """Whether a text has so many tiny blocks that parsing it would take too long."""
+    if len(text) < _BLOCKS:
+        return False
+    markers = sum(1 for _ in _LIST_MARKER.finditer(text))
+    blocks = text.count("\n") + text.count("|") // 3 + markers
+    return blocks > max(_BLOCKS, len(text) // _CHARACTERS_OF_A_BLOCK)
 
 
 def _front_matter(text: str) -> tuple[str | None, str]:

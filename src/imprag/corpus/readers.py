@@ -26,7 +26,7 @@ from imprag.corpus.tsv import tsv_records
 from imprag.errors import ImpRAGError
 
 #: To be raised when the same files give other passages; cached corpora are then read again.
-REVISION = 2
+REVISION = 3
 
 _DOCUMENT_WORDS = 100
 _LISTED_LINES = 100
@@ -65,7 +65,7 @@ class SkippedLines:
     Attributes:
         count: of lines (or rows, or files) that cannot be read.
         first: what was wrong with the first hundred of them.
-        empty: documents without text.
+        empty: documents, or pages of KILT, without text.
         unread: other files in a folder, by their kind.
     """
 
@@ -148,7 +148,7 @@ class PassageReader:
                 skipped.add(f"{record.place}: {problem}")
                 continue
             has_good = True
-            skipped.empty += not passages and isinstance(record.fields, Document)
+            skipped.empty += not passages
             for passage in passages:
                 yield record.place, passage
 

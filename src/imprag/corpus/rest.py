@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from imprag.corpus.outline import Outline
 
 _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1{2,}\s*$")
+_SHORT_UNDERLINE = re.compile(r"([!-/:-@\[-`{-~])\1\s*$")
 _BORDER = re.compile(r"[-=+|:\s]{3,}$")
 _DIRECTIVE = re.compile(r"\.\. (?:\|[^|\n]{1,200}\| )?([A-Za-z][\w:.+-]{0,60})::(.*)")
 _FOOTNOTE = re.compile(r"\.\. \[([^\]\n]{1,80})\] ?(.*)")
@@ -22,16 +23,20 @@ _WITHOUT_TEXT = {
     *("default-role", "highlight", "literalinclude", "currentmodule", "automodule", "autoclass"),
     *("autofunction", "autosummary", "target-notes", "unicode", "replace", "date", "class"),
 }
-#: Directives whose argument is the beginning of their text or a title.
-_WITH_ARGUMENT = {
-    *("note", "warning", "tip", "hint", "important", "caution", "danger", "error", "attention"),
-    *("admonition", "topic", "sidebar", "rubric", "epigraph", "versionadded", "versionchanged"),
-    *("deprecated", "seealso", "math", "function", "class", "method", "option", "glossary"),
-}
+#: Directives whose argument is no text; that of others is a title, a signature or their beginning.
+_ARGUMENT_IS_NO_TEXT = {"figure", "container", "only", "ifconfig", "grid", "tabs", "rst-class"}
+_CAPTION = re.compile(r":(?:header|caption):\s+(.+)")
 _CODE = {"code", "code-block", "sourcecode", "parsed-literal", "literal", "doctest", "testcode"}
+#: The definition of a substitution: its name, directive and argument.
+_DEFINITION = re.compile(
+    r"^[ \t]*\.\. \|([^|\n]{1,200})\| ([A-Za-z][\w:.+-]{0,60})::(.*(?:\n[ \t]+\S.*)*)",
+    re.MULTILINE,
+)
+_SUBSTITUTION = re.compile(
+    r"(?<![\w|])(?<!\.\. )\|([^|\s](?:[^|\n]{0,198}[^|\s])?)\|_{0,2}(?![\w|])"
+)
 _DEEPEST = 8  # directives inside directives; what lies deeper is kept as it is
 _INLINE = (
-    (re.compile(r"\|[A-Za-z][^|`\n]{0,60}\|_{0,2}"), ""),  # substitutions, mostly badges
     (re.compile(r"(?<!`)``([^`\n]{1,300})``"), r"\1"),
     (re.compile(r":[\w:+.-]{1,60}:`([^`<]{1,300}?)\s{0,3}(?:<[^`>]{0,300}>)?`"), r"\1"),
     (re.compile(r"`([^`<]{1,300}?)\s{0,3}<[^`>]{1,500}>`_{0,2}"), r"\1"),
@@ -45,13 +50,24 @@ _INLINE = (
 def parse_rest(text: str) -> Outline:
     """Title and sections of a reStructuredText document.
 
-    Text and code stay. Left out are targets of links, images, substitutions, comments, tables of
-    contents and other directives without text.
+    Text and code stay, with substitutions in their places. Left out are targets of links, images,
+    comments, tables of contents and other directives without text.
     """
-    lines = [line.expandtabs().rstrip() for line in text.split("\n")]
+    lines = [line.expandtabs().rstrip() for line in _substituted(text).split("\n")]
     outline = _parse(lines, 0)
     # As docutils does: a heading is the title only if no other one has its style.
     return outline if outline.highest < 2 else _parse(lines, 0, has_title=False)
+
+
+def _substituted(text: str) -> str:
+    """Text with what its substitutions stand for; those for images, mostly badges, are dropped."""
+    meaning = {
+        name: " ".join(argument.split()) if directive == "replace" else ""
+        for name, directive, argument in _DEFINITION.findall(text)
+    }
+    if not meaning:
+        return text
+    return _SUBSTITUTION.sub(lambda found: meaning.get(found[1], found[0]), text)
 
 
 def _parse(lines: Sequence[str], depth: int, has_title: bool = True) -> Outline:
@@ -91,9 +107,13 @@ def _heading(lines: Sequence[str], number: int) -> tuple[str, tuple[str, bool], 
             return words.strip(), (first[0], True), 3
         return None
     below = others[0]
-    if not first or first[0].isspace() or not _ADORNMENT.match(below):
+    if not first or first[0].isspace():
         return None
-    return (first, (below[0], False), 2) if len(first) <= len(below) + 2 else None
+    if _ADORNMENT.match(below):
+        is_heading = len(first) <= len(below) + 2
+    else:
+        is_heading = len(first) <= len(below) and bool(_SHORT_UNDERLINE.match(below))
+    return (first, (below[0], False), 2) if is_heading else None
 
 
 def _end_of_block(lines: Sequence[str], number: int) -> int:
@@ -138,12 +158,15 @@ def _add_explicit(outline: Outline, lines: Sequence[str], depth: int) -> None:
     if not directive or directive[1].lower() in _WITHOUT_TEXT or lines[0].startswith(".. |"):
         return
     name, argument = directive[1].lower(), directive[2].strip()
-    while body and (not body[0] or _OPTION.match(body[0])):
-        body = body[1:]
+    start = next((n for n, line in enumerate(body) if line and not _OPTION.match(line)), len(body))
+    captions = [found[1] for line in body[:start] if (found := _CAPTION.match(line))]
+    body = body[start:]
+    for caption in captions:
+        outline.block(caption)
     if name in _CODE or depth == _DEEPEST:
         outline.block("\n".join(body))
         return
-    if name in _WITH_ARGUMENT and argument:
+    if argument and name not in _ARGUMENT_IS_NO_TEXT:
         outline.block(_inline(argument))
     for section in _parse(body, depth + 1).sections:
         for block in [*section.headings[-1:], *section.blocks]:
@@ -152,7 +175,8 @@ def _add_explicit(outline: Outline, lines: Sequence[str], depth: int) -> None:
 
 def _unindented(lines: Sequence[str]) -> list[str]:
     indents = [len(line) - len(line.lstrip()) for line in lines if line]
-    return [line[min(indents, default=0) :] for line in lines]
+    indent = min(indents, default=0)
+    return [line[indent:] for line in lines]
 
 
 def _inline(text: str) -> str:
