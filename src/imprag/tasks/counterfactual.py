@@ -15,10 +15,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from imprag.building import check_free
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.tasks.example import Answer, Example, read_examples
-from imprag.tasks.open_corpus import check_free, write_open_corpus
+from imprag.tasks.open_corpus import write_open_corpus
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 _SHORTEST_NAME = 3  # letters

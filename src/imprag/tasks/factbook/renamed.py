@@ -15,13 +15,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from imprag.building import check_free
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.tasks.example import Answer, Example, read_examples
 from imprag.tasks.factbook import tasks
 from imprag.tasks.factbook.build import load_benchmark
 from imprag.tasks.factbook.splits import choose, drawn, split_by_passage
-from imprag.tasks.open_corpus import check_free, write_open_corpus
+from imprag.tasks.open_corpus import write_open_corpus
 
 # Capitalised within a sentence.
 _PROPER = re.compile(r"(?<=[a-z,;(] )[A-Z][a-zà-ÿ]{2,}\b")
