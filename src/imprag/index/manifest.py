@@ -86,7 +86,7 @@ class IndexManifest:
         check_fingerprints(
             "index",
             command,
-            ("by another model", model_fingerprint, self.model_fingerprint),
+            ("by another model or version of ImpRAG", model_fingerprint, self.model_fingerprint),
             ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
         )
 

@@ -8,6 +8,7 @@ from imprag.building import StoredFile, check_fingerprints, read_manifest
 from imprag.files import write_json
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.layer_groups import LayerGroups
+from imprag.model.text import passage_settings
 
 FORMAT_VERSION = 2
 MANIFEST = "memory.json"
@@ -134,7 +135,7 @@ class MemoryManifest:
             "passage memory",
             f"imprag memory build {source} --out {folder} --overwrite",
             (
-                "by another model, or with other b, t or passage settings",
+                "by another model or version of ImpRAG, or with other b, t or passage settings",
                 model_fingerprint,
                 self.model_fingerprint,
             ),
@@ -152,7 +153,7 @@ class MemoryManifest:
 
 
 def states_fingerprint(groups: LayerGroups, tokenizer: Any) -> str:
-    """Names everything that decides a passage's states: model, tokenizer and settings.
+    """Names everything that decides a passage's states: model, tokenizer, settings, encoding.
 
     Of the model the weights of layers 0..t and the configuration. With frozen keys and values it
     is that of the base model.
@@ -163,7 +164,7 @@ def states_fingerprint(groups: LayerGroups, tokenizer: Any) -> str:
     """
     groups = groups.passage_reader
     config = groups.config
-    settings: dict[str, Any] = {**config.embedding_settings(), "t": config.t}
+    settings: dict[str, Any] = {**passage_settings(tokenizer, config), "t": config.t}
     if groups.frozen is not None:
         settings["frozen"] = model_fingerprint(groups.frozen.lm, tokenizer, config.t + 1)
     return model_fingerprint(groups.lm, tokenizer, config.t + 1, settings=settings)
