@@ -1,5 +1,6 @@
 """Control tokens, prefixes and chat templates of tokenizers of several kinds."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +9,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
-from imprag.model import ImpRAGConfig
+from imprag.model import ImpRAGConfig, LayerGroups
 from imprag.model.chat import ChatPrompt, PlainPrompt
 from imprag.model.control_tokens import control_ids, encode_text, prefix_ids
+from imprag.model.encoder import PassageEncoder
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
+from imprag.rag import ImpRAG
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -172,3 +176,29 @@ def test_passages_that_are_not_valid_unicode_are_named() -> None:
         ImpRAGError, match="text of passage 'p' is not valid Unicode at character 2"
     ):
         passage_tokens(wrapped(byte_level()), config, [Passage("p", "", "a\ud83d")])
+
+
+def test_control_tokens_without_an_embedding_are_refused_where_they_are_used() -> None:
+    """Tokenizers get new control tokens, such as one for padding, without the model's knowledge."""
+    lm, tokenizer = tiny_lm(), tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<new_pad>"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    lm.generation_config.pad_token_id = tokenizer.pad_token_id
+    assert tokenizer.pad_token_id == 97
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=1, max_passage_tokens=16)
+    rag = ImpRAG(LayerGroups(lm, config), tokenizer)
+    prompts = ["w1 w2 w3 <|im_start|>", "w4"]  # in text, it is text
+    arguments: dict[str, Any] = {"k": 0, "stop": (), "max_new_tokens": 4}
+    found = [answer.answer for answer in rag.generate(prompts, **arguments)]
+    assert found == [rag.ask(prompt, **arguments).answer for prompt in prompts]
+    refused = "a text uses the control token 98, but tiny embeds the tokens 0 to 96 only"
+    tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}"
+    for ask in (rag.ask, rag.retrieve):
+        asked: Any = "w1" if ask == rag.ask else ["w1"]
+        with pytest.raises(ImpRAGError, match=refused):
+            ask(asked, k=0, chat=True)
+    marked = replace(config, passage_template="<|im_start|> {text}")
+    encoder = PassageEncoder(LayerGroups(lm, marked), tokenizer)
+    assert encoder.fingerprint() != rag.encoder.fingerprint()
+    with pytest.raises(ImpRAGError, match=refused):
+        encoder([Passage("p", "", "w1 w2")])
