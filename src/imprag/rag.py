@@ -16,7 +16,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import cache_dir
+from imprag.files import cache_dir, expand_home
 from imprag.index.folder import Encoder, IndexFolder, RetrievedPassage
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.memory.manifest import states_fingerprint
@@ -123,7 +123,7 @@ class ImpRAG:
         Raises:
             ImpRAGError: no such model, index or memory, or they do not belong together.
         """
-        folder = Path(name_or_path)
+        folder = expand_home(name_or_path)
         is_default = str(name_or_path) == DEFAULT or fitted_to_default(folder)
         groups, tokenizer = load_pretrained(name_or_path, dtype, device, **settings)
         fitted = fitted_index(folder)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from imprag.corpus.passage import Passage
 from imprag.corpus.readers import PassageReader, SkippedLines
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, sha256, write_json
+from imprag.files import atomic_path, expand_home, read_json, sha256, write_json
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # in version 1, the fingerprint is that of ids, titles and texts alone
@@ -91,7 +91,7 @@ class Corpus:
             ImpRAGError: the folder is taken, an id occurs twice, a passage has no id or no text,
                 there is no passage at all, or the disk is full.
         """
-        path = Path(path)
+        path = expand_home(path)
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise ImpRAGError(f"{path} exists already; delete it or choose another folder")
         with atomic_path(path) as folder:
@@ -131,7 +131,7 @@ class Corpus:
             ImpRAGError: the folder is no corpus, was made by another version of ImpRAG, or one of
                 its files is missing or damaged. Of large files only the size is compared.
         """
-        path = Path(path)
+        path = expand_home(path)
         if not (path / MANIFEST).is_file():
             raise ImpRAGError(f"{path} is no corpus folder: it has no {MANIFEST}")
         manifest = read_json(path / MANIFEST)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.files import cache_dir, content_digest, short_name
+from imprag.files import cache_dir, content_digest, expand_home, short_name
 from imprag.index.folder import IndexFolder, RetrievedPassage
 from imprag.model.base import quiet_transformers, resolve_device, resolve_dtype
 from imprag.optional import install, require
@@ -137,4 +137,4 @@ def _folder(name_or_path: str) -> Path:
                 f"the teacher {DEFAULT_TEACHER} is not installed; run: {install('demo')}"
             )
         return Path(spec.origin).parent / "model"
-    return Path(name_or_path)
+    return expand_home(name_or_path)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from imprag.building import check_free
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.tasks.example import Answer, Example, read_examples
 from imprag.tasks.open_corpus import write_open_corpus
 
@@ -51,7 +52,7 @@ def make_counterfactual(
         ImpRAGError: a file cannot be read, no question can be kept, or the folder is taken or
             cannot be written.
     """
-    out = Path(out)
+    out = expand_home(out)
     check_free(out)
     passage_of = {passage.id: passage for passage in load_corpus(corpus)}
     asked: dict[str, list[Example]] = defaultdict(list)

@@ -32,6 +32,7 @@ from pydantic import (
 
 from imprag.corpus.library import BUILT_IN_CORPORA
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.model.config import (
     FrozenPassages,
     ImpRAGConfig,
@@ -55,6 +56,7 @@ _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 def _locate(value: str, info: ValidationInfo) -> str:
     """A path seen from the recipe's folder, else from the working folder; names stay names."""
+    value = str(expand_home(value)) if value.startswith("~") else value
     folder = (info.context or {}).get("folder")
     if folder is not None and value not in BUILT_IN_CORPORA:
         for place in (Path(folder) / value, Path(value)):
@@ -705,7 +707,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ImpRAGError: the file is missing or no YAML, or a key or value is wrong; the message names
             the key and the value, and for an unknown key the nearest one that there is.
     """
-    path = Path(path)
+    path = expand_home(path)
     content = read_yaml(path)
     for override in overrides:
         key = apply_override(content, override)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from imprag.corpus import Corpus, Fact, Passage, factbook_fields, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, sha256, write_json
+from imprag.files import atomic_path, expand_home, read_json, sha256, write_json
 from imprag.locking import new_folder
 from imprag.tasks.example import Example, write_examples
 from imprag.tasks.factbook import tasks
@@ -70,7 +70,7 @@ def build_factbook(out: str | Path, seed: int = 0) -> dict[str, Any]:
         ImpRAGError: the folder is taken or cannot be written, or a package with the text is
             missing or of another version.
     """
-    out = Path(out)
+    out = expand_home(out)
     with new_folder(out):
         material = _Material(load_corpus("default"), seed)
         files: dict[str, Any] = {}
@@ -105,7 +105,7 @@ def load_benchmark(folder: str | Path) -> dict[str, Any]:
         ImpRAGError: the folder holds no benchmark or one of another version, or a file is missing
             or was changed.
     """
-    folder = Path(folder)
+    folder = expand_home(folder)
     again = f'delete it and run "imprag tasks build factbook --out {folder}"'
     if not (folder / MANIFEST).is_file():
         raise ImpRAGError(f"{folder} is no benchmark: it has no {MANIFEST}")

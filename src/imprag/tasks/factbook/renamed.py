@@ -18,6 +18,7 @@ from tqdm import tqdm
 from imprag.building import check_free
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.tasks.example import Answer, Example, read_examples
 from imprag.tasks.factbook import tasks
 from imprag.tasks.factbook.build import load_benchmark
@@ -68,7 +69,7 @@ def rename_countries(
         ImpRAGError: the benchmark is none or made from another corpus, there are not enough names,
             or the folder is taken or cannot be written.
     """
-    benchmark, out = Path(benchmark), Path(out)
+    benchmark, out = expand_home(benchmark), expand_home(out)
     check_free(out)
     manifest = load_benchmark(benchmark)
     corpus = load_corpus("default")
