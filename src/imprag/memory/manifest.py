@@ -4,7 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from imprag.building import StoredFile, check_fingerprints, read_manifest
+from safetensors import SafetensorError, safe_open
+
+from imprag.building import StoredFile, check_fingerprints, damaged, read_manifest
 from imprag.files import write_json
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.layer_groups import LayerGroups
@@ -141,6 +143,19 @@ class MemoryManifest:
             ),
             ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
         )
+
+    def check_headers(self, folder: Path) -> None:
+        """Look into the head of every file, which names its tensors and their places.
+
+        Raises:
+            ImpRAGError: a file is no whole safetensors file.
+        """
+        for file in self.files:
+            try:
+                with safe_open(folder / file.name, "pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise damaged(folder / file.name, str(error)) from error
 
     def verify_files(self, folder: Path) -> None:
         """Compare every file with its checksum.
