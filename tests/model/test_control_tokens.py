@@ -1,5 +1,6 @@
 """Control tokens, prefixes and chat templates of tokenizers of several kinds."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Passage
@@ -16,6 +17,7 @@ from imprag.model import ImpRAGConfig, LayerGroups
 from imprag.model.chat import ChatPrompt, PlainPrompt
 from imprag.model.control_tokens import control_ids, encode_text, prefix_ids
 from imprag.model.encoder import PassageEncoder
+from imprag.model.fingerprint import tokenizer_fingerprint
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
 from imprag.rag import ImpRAG
 
@@ -202,3 +204,55 @@ def test_control_tokens_without_an_embedding_are_refused_where_they_are_used() -
     assert encoder.fingerprint() != rag.encoder.fingerprint()
     with pytest.raises(ImpRAGError, match=refused):
         encoder([Passage("p", "", "w1 w2")])
+
+
+class Letters(PreTrainedTokenizer):
+    """A tokenizer without a backend in Rust: one token for each letter, and perhaps control tokens
+    that are pieces of its vocabulary, too."""
+
+    model_input_names = ("input_ids", "attention_mask")
+
+    def __init__(self, pieces: bool = False, **settings: Any) -> None:
+        self.whole = "|".join([*map(re.escape, SPECIAL), "."] if pieces else ["."])
+        self.names = [*SPECIAL, "<unk>", *map(chr, range(32, 127))]
+        super().__init__(**settings)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.names)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return re.findall(self.whole, text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.get_vocab().get(token, self.names.index("<unk>"))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.names[index]
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_tokenizer_written_in_python_keeps_control_tokens_out_of_text(pieces: bool) -> None:
+    special = dict(zip(("pad", "bos", "eos"), SPECIAL, strict=False))
+    tokenizer = Letters(
+        pieces=pieces,
+        **{f"{name}_token": token for name, token in special.items()},
+        unk_token="<unk>",
+        additional_special_tokens=SPECIAL[3:],
+    )
+    control = control_ids(tokenizer)
+    assert {tokenizer.convert_tokens_to_ids(token) for token in SPECIAL} == control
+    text = "a</s>b <|im_start|>"
+    (row,) = encode_text(tokenizer, [text])
+    assert control.isdisjoint(row)
+    assert tokenizer.convert_ids_to_tokens(row) == list(text)
+    assert prompt_tokens(tokenizer, [text], 100) == [row]
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, max_passage_tokens=16)
+    (passage,) = passage_tokens(tokenizer, config, [Passage("p", "T", text)])
+    assert control.isdisjoint(passage)
+    others = (Letters(unk_token="<unk>"), tokenizer)
+    assert len({tokenizer_fingerprint(one) for one in others}) == 2
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(tokenizer)
