@@ -20,9 +20,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from imprag.building import check_free
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks import Answer, Example, check_free, read_examples, write_open_corpus
+from imprag.files import expand_home
+from imprag.tasks import Answer, Example, read_examples, write_open_corpus
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 _SHORTEST_NAME = 3  # letters
@@ -54,7 +56,7 @@ def make_counterfactual(
         ImpRAGError: a file cannot be read, no question can be kept, or the folder is taken or
             cannot be written.
     """
-    out = Path(out)
+    out = expand_home(out)
     check_free(out)
     passage_of = {passage.id: passage for passage in load_corpus(corpus)}
     asked: dict[str, list[Example]] = defaultdict(list)

@@ -20,13 +20,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imprag.benchmarks.factbook import choose, drawn
+from imprag.building import check_free
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.model.base import load_tokenizer
 from imprag.tasks import (
     Answer,
     Example,
-    check_free,
     load_benchmark,
     read_examples,
     split_of_passages,
@@ -78,7 +79,7 @@ def rename_countries(
         ImpRAGError: the benchmark is none or made from another corpus, there are not enough names,
             or the folder is taken or cannot be written.
     """
-    benchmark, out = Path(benchmark), Path(out)
+    benchmark, out = expand_home(benchmark), expand_home(out)
     check_free(out)
     manifest = load_benchmark(benchmark)
     corpus = load_corpus("default")

@@ -107,6 +107,16 @@ def is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
+def check_free(path: Path) -> None:
+    """Refuse a folder that is taken.
+
+    Raises:
+        ImpRAGError: it is, by :func:`is_free`.
+    """
+    if not is_free(path):
+        raise ImpRAGError(f"{path} exists already; delete it or choose another folder")
+
+
 _IN_WORDS = {"corpus_fingerprint": "corpus", "model_fingerprint": "model"}
 
 

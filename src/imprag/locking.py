@@ -8,6 +8,7 @@ from pathlib import Path
 
 import filelock
 
+from imprag.building import check_free
 from imprag.files import write_error
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -56,6 +57,22 @@ def only_builder(out: Path) -> Iterator[bool]:
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[None]:
+    """Hold the lock on a folder that is about to be made, and that nobody has made yet.
+
+    Args:
+        out: the folder; an empty one counts as not made.
+
+    Raises:
+        ImpRAGError: the folder is taken, perhaps by the process that was waited for.
+    """
+    check_free(out)
+    with only_builder(out):
+        check_free(out)
+        yield
 
 
 def make_once(folder: Path, make: Callable[[], object]) -> Path:

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from imprag.corpus.decoding import encoding_of
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.text_checks import check_unicode
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -20,7 +21,7 @@ def prompts_of_file(path: Path) -> list[str]:
         ImpRAGError: the file cannot be read, or a prompt is not valid Unicode.
     """
     try:
-        with open(path, "rb") as stream:
+        with open(expand_home(path), "rb") as stream:
             return list(read_prompts(stream, str(path)))
     except OSError as error:
         reason = error.strerror or error

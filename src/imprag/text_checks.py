@@ -26,14 +26,23 @@ def check_unicode(text: str, name: str, place: str = "") -> None:
         ) from None
 
 
+def check_several(prompts: Sequence[str]) -> None:
+    """Refuse one text where a list of them is expected: its letters would be taken for texts.
+
+    Raises:
+        ImpRAGError: so.
+    """
+    if isinstance(prompts, str):
+        raise ImpRAGError("prompts must be a list of texts, but are one text; pass [prompt]")
+
+
 def check_prompts(prompts: Sequence[str]) -> None:
     """Refuse prompts that nobody can answer, whatever the model.
 
     Raises:
         ImpRAGError: they are no list of texts, or one of them is empty or not valid Unicode.
     """
-    if isinstance(prompts, str):
-        raise ImpRAGError("prompts must be a list of texts, but are one text; pass [prompt]")
+    check_several(prompts)
     if not isinstance(prompts, Sequence):
         raise ImpRAGError(f"prompts must be a list of texts, not {type(prompts).__name__}")
     for number, prompt in enumerate(prompts, start=1):

@@ -1,6 +1,8 @@
 """``imprag adapt`` on a tiny model, of whole weights and with an adapter."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +13,7 @@ from peft import LoraConfig
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
 from imprag.cli.adapt import Kind, _notes
+from imprag.locking import only_builder
 from imprag.model import ImpRAGConfig, ImpRAGModel, load_pretrained, save_pretrained
 from imprag.model.peft_adapters import add_adapter
 from imprag.tasks.self_supervised import FROM_PASSAGES
@@ -99,7 +102,7 @@ def test_a_model_is_made_that_searches_the_same_index(
     (home / "moved").rename(home / "index")
 
     assert adapt(home, out, *tasks) == 2
-    assert "exists already; choose another folder" in capsys.readouterr().err
+    assert "exists already; delete it or choose another folder" in capsys.readouterr().err
     again = ["adapt", "--model", out, "--index", home / "index", "--out", tmp_path / "again"]
     assert run(*again, *tasks, "--steps", 2, "--start-share", 0.5) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("| nq ")
@@ -117,3 +120,22 @@ def test_passages_that_give_no_prompts(
     assert adapt(home, tmp_path / "out", "--synthetic", "question") == 2
     assert "gives an example of question" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_call_for_the_same_folder_waits_and_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    codes: list[int] = []
+    with only_builder(out):
+        second = threading.Thread(target=lambda: codes.append(adapt(home, out)))
+        second.start()
+        while f"another process is building {out}" not in capsys.readouterr().err:
+            assert second.is_alive()
+            time.sleep(0.01)
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+    second.join()
+    assert codes == [2]
+    assert f"{out} exists already; delete it or choose another folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

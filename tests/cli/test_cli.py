@@ -115,6 +115,13 @@ def test_chat_without_a_chat_template_is_refused(
     for command in ("ask", "search"):
         assert ask(home, command, "w1", "--chat") == 2
         assert "no chat template" in capsys.readouterr().err
+    prompts = home / "chat-prompts.txt"
+    prompts.write_text("w1")
+    build = ("memory", "build", "--out", home / "chat-memory", "--chat")
+    assert ask(home, *build, "--prompts", prompts, "--top-passages", 1) == 2
+    assert "no chat template" in capsys.readouterr().err
+    assert ask(home, *build) == 2
+    assert "--chat is for --prompts" in capsys.readouterr().err
 
 
 def test_typed_prompts_are_answered_one_by_one(
@@ -290,6 +297,19 @@ def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, cap
     assert "1 of 2 passages were not in the memory" in captured.err
     assert ask(home, "memory", "build", "--out", tmp_path / "x", "--top-passages", 1) == 2
     assert "belong together" in capsys.readouterr().err
+
+
+def test_info_names_a_damaged_file_of_a_memory(home: Path, tmp_path: Path, capsys) -> None:
+    memory = tmp_path / "memory"
+    assert ask(home, "memory", "build", "--out", memory) == 0
+    assert main(["info", str(memory)]) == 0
+    (shard,) = memory.glob("*.safetensors")
+    content = shard.read_bytes()
+    for damage in (b"\xff" * len(content), content[:-1], None):
+        shard.unlink() if damage is None else shard.write_bytes(damage)
+        capsys.readouterr()
+        assert main(["info", str(memory)]) == 2
+        assert f"{shard} is damaged" in capsys.readouterr().err
 
 
 def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path, capsys) -> None:

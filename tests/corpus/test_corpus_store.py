@@ -227,6 +227,31 @@ def test_verify_finds_a_changed_byte(tmp_path: Path, name: str) -> None:
         corpus.verify()
 
 
+@pytest.mark.parametrize("name", [store.PASSAGES, store.ID_ROWS, store.ID_HASHES])
+def test_garbage_of_the_right_size_is_refused_at_open(tmp_path: Path, name: str) -> None:
+    Corpus.build(numbered(3000), tmp_path / "c")
+    file = tmp_path / "c" / name
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(ImpRAGError, match=rf"{name} is damaged \(its checksum differs\)"):
+        Corpus.open(tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", [store.PASSAGES, store.ID_ROWS])
+def test_garbage_in_a_large_file_is_refused_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(store, "_CHECKED_BYTES", 0)
+    Corpus.build(numbered(3000), tmp_path / "c")
+    file = tmp_path / "c" / name
+    content = bytearray(file.read_bytes())
+    middle = slice(len(content) // 20, len(content) * 9 // 10)  # Arrow reads its end at once
+    content[middle] = b"\xff" * len(content[middle])
+    file.write_bytes(content)
+    corpus = Corpus.open(tmp_path / "c")
+    with pytest.raises(ImpRAGError, match=rf"{name} is damaged .* build it again"):
+        corpus.rows([f"p{n}" for n in range(3000)])
+
+
 def test_what_is_no_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="is no corpus folder"):
         Corpus.open(tmp_path)

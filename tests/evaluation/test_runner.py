@@ -13,6 +13,7 @@ import pytest
 from tiny_evaluation import COUNT, PASSAGES, example, make_corpus, make_rag, make_tasks
 from tiny_evaluation import read_predictions as read
 
+from conftest import tiny_tokenizer
 from imprag import evaluate
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
@@ -229,6 +230,31 @@ def test_in_context_puts_the_passages_before_the_prompt(
     )
     assert read_ids == [[] for _ in prompts]
     assert [one["prompt"] for one in read(tmp_path / "run")][1] == "Q: w4 w1 A:"
+
+
+def test_chat_puts_prompts_into_the_chat_template(
+    rag: ImpRAG, corpus: Corpus, tasks: list[TaskExamples], tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "w5 {{ messages[0].content }} w6 w7"
+    model = ImpRAG(rag.groups, tokenizer, rag.index)
+    out = tmp_path / "run"
+    evaluate(model, tasks[:1], out, chat=True)
+    asked = read(out)
+    prompts = [one["prompt"] for one in asked]
+    assert prompts[1] == "Q: w1 w3 A:"
+    found = model.retrieve(prompts, 10, chat=True)
+    assert [[one.passage.id for one in row] for row in found] == [
+        [passage["id"] for passage in one["passages"]][:10] for one in asked
+    ]
+    length = tasks[0].task.max_new_tokens
+    answers = [one.answer for one in model.generate(prompts, chat=True, max_new_tokens=length)]
+    assert answers == [one["answer"] for one in asked]
+    assert answers != [one.answer for one in model.generate(prompts, max_new_tokens=length)]
+    with pytest.raises(ImpRAGError, match="holds another run: .*chat"):
+        evaluate(model, tasks[:1], out)
+    with pytest.raises(ImpRAGError, match="no model retrieves or answers"):
+        evaluate(None, tasks[:1], tmp_path / "b", source=bm25_retrieval(corpus), chat=True)
 
 
 def test_retrieval_only_needs_no_model(

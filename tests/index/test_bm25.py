@@ -10,6 +10,7 @@ from conftest import TEXTS
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.bm25 import BM25
+from imprag.index.teacher import TextEncoder
 
 
 def lucene_bm25(query: list[str], documents: list[list[str]]) -> list[float]:
@@ -50,6 +51,14 @@ def test_bm25_takes_any_query(corpus: Corpus) -> None:
     assert rows[3][0].passage.id == "p2"
     with pytest.raises(ImpRAGError, match="k is 5, but the corpus has only 4 passages"):
         bm25.retrieve(["who"], 5)
+    for search in (bm25.retrieve, bm25.rank):
+        with pytest.raises(ImpRAGError, match=r"are one text; pass \[prompt\]"):
+            search("who", 1)
+
+
+def test_a_text_encoder_takes_no_single_text() -> None:
+    with pytest.raises(ImpRAGError, match=r"are one text; pass \[prompt\]"):
+        TextEncoder.queries(object.__new__(TextEncoder), "who")
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,10 @@ class TestBadInput:
 
     def test_another_model_or_corpus(self, index):
         index.manifest.check(model_fingerprint="model-one", corpus_fingerprint="corpus-one")
-        with pytest.raises(ImpRAGError, match=r"another model \(fingerprint model-one, not m2\)"):
+        with pytest.raises(
+            ImpRAGError,
+            match=r"another model or version of ImpRAG \(fingerprint model-one, not m2\)",
+        ):
             index.manifest.check(model_fingerprint="m2")
         with pytest.raises(ImpRAGError, match="another corpus"):
             index.manifest.check(corpus_fingerprint="c2")

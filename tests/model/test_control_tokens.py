@@ -1,19 +1,25 @@
 """Control tokens, prefixes and chat templates of tokenizers of several kinds."""
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
+from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
-from imprag.model import ImpRAGConfig
+from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.chat import ChatPrompt, PlainPrompt
 from imprag.model.control_tokens import control_ids, encode_text, prefix_ids
+from imprag.model.encoder import PassageEncoder
+from imprag.model.fingerprint import tokenizer_fingerprint
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
+from imprag.rag import ImpRAG
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -172,3 +178,81 @@ def test_passages_that_are_not_valid_unicode_are_named() -> None:
         ImpRAGError, match="text of passage 'p' is not valid Unicode at character 2"
     ):
         passage_tokens(wrapped(byte_level()), config, [Passage("p", "", "a\ud83d")])
+
+
+def test_control_tokens_without_an_embedding_are_refused_where_they_are_used() -> None:
+    """Tokenizers get new control tokens, such as one for padding, without the model's knowledge."""
+    lm, tokenizer = tiny_lm(), tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<new_pad>"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    lm.generation_config.pad_token_id = tokenizer.pad_token_id
+    assert tokenizer.pad_token_id == 97
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=1, max_passage_tokens=16)
+    rag = ImpRAG(ImpRAGModel(lm, config), tokenizer)
+    prompts = ["w1 w2 w3 <|im_start|>", "w4"]  # in text, it is text
+    arguments: dict[str, Any] = {"k": 0, "stop": (), "max_new_tokens": 4}
+    found = [answer.answer for answer in rag.generate(prompts, **arguments)]
+    assert found == [rag.ask(prompt, **arguments).answer for prompt in prompts]
+    refused = "a text uses the control token 98, but tiny embeds the tokens 0 to 96 only"
+    tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}"
+    for ask in (rag.ask, rag.retrieve):
+        asked: Any = "w1" if ask == rag.ask else ["w1"]
+        with pytest.raises(ImpRAGError, match=refused):
+            ask(asked, k=0, chat=True)
+    marked = replace(config, passage_template="<|im_start|> {text}")
+    encoder = PassageEncoder(ImpRAGModel(lm, marked), tokenizer)
+    assert encoder.fingerprint() != rag.encoder.fingerprint()
+    with pytest.raises(ImpRAGError, match=refused):
+        encoder([Passage("p", "", "w1 w2")])
+
+
+class Letters(PreTrainedTokenizer):
+    """A tokenizer without a backend in Rust: one token for each letter, and perhaps control tokens
+    that are pieces of its vocabulary, too."""
+
+    model_input_names = ("input_ids", "attention_mask")
+
+    def __init__(self, pieces: bool = False, **settings: Any) -> None:
+        self.whole = "|".join([*map(re.escape, SPECIAL), "."] if pieces else ["."])
+        self.names = [*SPECIAL, "<unk>", *map(chr, range(32, 127))]
+        super().__init__(**settings)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.names)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return re.findall(self.whole, text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.get_vocab().get(token, self.names.index("<unk>"))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.names[index]
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_tokenizer_written_in_python_keeps_control_tokens_out_of_text(pieces: bool) -> None:
+    special = dict(zip(("pad", "bos", "eos"), SPECIAL, strict=False))
+    tokenizer = Letters(
+        pieces=pieces,
+        **{f"{name}_token": token for name, token in special.items()},
+        unk_token="<unk>",
+        additional_special_tokens=SPECIAL[3:],
+    )
+    control = control_ids(tokenizer)
+    assert {tokenizer.convert_tokens_to_ids(token) for token in SPECIAL} == control
+    text = "a</s>b <|im_start|>"
+    (row,) = encode_text(tokenizer, [text])
+    assert control.isdisjoint(row)
+    assert tokenizer.convert_ids_to_tokens(row) == list(text)
+    assert prompt_tokens(tokenizer, [text], 100) == [row]
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, max_passage_tokens=16)
+    (passage,) = passage_tokens(tokenizer, config, [Passage("p", "T", text)])
+    assert control.isdisjoint(passage)
+    others = (Letters(unk_token="<unk>"), tokenizer)
+    assert len({tokenizer_fingerprint(one) for one in others}) == 2
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(tokenizer)

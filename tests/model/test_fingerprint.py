@@ -230,6 +230,22 @@ def test_an_index_of_an_earlier_version_is_refused_with_the_command_that_rebuild
         rag.use_memory(tmp_path / "memory")
 
 
+def test_other_rules_of_encoding_text_are_another_model(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as what counts as a control token; no setting names it."""
+    before = fingerprints(model)
+    rules = {
+        "encode_text": lambda tokenizer, texts: tokenizer(texts)["input_ids"],
+        "prefix_ids": lambda tokenizer: [1],
+    }
+    for name, rule in rules.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(f"imprag.model.text.{name}", rule)
+            assert not set(fingerprints(model)) & set(before), name
+    assert fingerprints(model) == before
+
+
 def test_settings_that_decide_states_are_part_of_the_fingerprint(model: Path) -> None:
     config = {"base_model": "m", "b": 1, "t": 4}
     assert ImpRAGConfig(**config).embedding_settings() == {

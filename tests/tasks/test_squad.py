@@ -8,9 +8,10 @@ import official_formats as official
 import pytest
 
 from imprag.cli import main
-from imprag.corpus import load_corpus
+from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.tasks import read_examples
+from imprag.tasks.open_corpus import write_open_corpus
 from imprag.tasks.squad import import_squad
 
 ROW = {
@@ -68,6 +69,7 @@ def test_mistakes_leave_nothing(tmp_path: Path) -> None:
         import_squad(none, tmp_path / "squad")
     assert not (tmp_path / "squad").exists()
     (tmp_path / "squad").mkdir()
+    (tmp_path / "squad" / "note.txt").write_text("mine")
     with pytest.raises(ImpRAGError, match="exists already"):
         import_squad(bad, tmp_path / "squad")
 
@@ -76,3 +78,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = written(tmp_path / "rows.jsonl", ROW)
     assert main(["tasks", "import-squad", str(source), "--out", str(tmp_path / "s"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"passages": 1, "questions": 1}
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_not_taken_for_ones_own(
+    tmp_path: Path,
+) -> None:
+    write_open_corpus(tmp_path / "out", [], {"a": Passage("a", "", "one")})
+    with pytest.raises(ImpRAGError, match="exists already; delete it or choose another folder"):
+        write_open_corpus(tmp_path / "out", [], {"b": Passage("b", "", "two")})
+    assert '"a"' in (tmp_path / "out" / "passages.jsonl").read_text()

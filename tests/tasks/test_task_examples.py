@@ -88,6 +88,21 @@ def test_files_whose_examples_name_their_tasks(tmp_path: Path) -> None:
     assert nq.source == str(file)
 
 
+def test_a_tilde_is_the_home_directory(
+    benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    example = Example("q", "who?", [Answer("me")], task="nq")
+    write_examples("~/q.jsonl", [example])
+    for name in ("~/q.jsonl", "nq=~/q.jsonl"):
+        (found,) = read_tasks([name])
+        assert list(found.examples) == [example]
+    monkeypatch.setenv("HOME", str(benchmark.parent))
+    whole = read_tasks(data=benchmark)
+    again = read_tasks(data=f"~/{benchmark.name}")
+    assert [one.fingerprint() for one in again] == [one.fingerprint() for one in whole]
+
+
 def test_official_files(tmp_path: Path) -> None:
     file = tmp_path / "NQ-open.dev.jsonl"
     file.write_text('{"question": "who", "answer": ["x", "y"]}\n')

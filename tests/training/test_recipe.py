@@ -335,6 +335,24 @@ def test_paths_are_seen_from_the_recipe_first(
     assert recipe.evaluation.tasks == (f"nq={home / 'both.jsonl'}", str(work / "only.jsonl"))
 
 
+def test_a_tilde_in_any_path_is_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("c.jsonl", "q.jsonl", "recipe.yaml"):
+        (tmp_path / name).touch()
+    (tmp_path / "recipe.yaml").write_text(
+        "{model: {base: ~/lm, start: ~/lm}, corpus: [~/c.jsonl, ~/gone], "
+        "data: [{tasks: ~/q.jsonl, task: nq}, {synthetic: cloze, corpus: ~/c.jsonl}], "
+        "teacher: {retriever: ~/t}, evaluation: {data: ~/b, tasks: [nq=~/q.jsonl], corpus: ~/e}}"
+    )
+    recipe = load_recipe("~/recipe.yaml")
+    assert "~" not in recipe.to_yaml()
+    assert recipe.corpus == (str(tmp_path / "c.jsonl"), str(tmp_path / "gone"))
+    assert recipe.evaluation is not None
+    assert recipe.evaluation.tasks == (f"nq={tmp_path}/q.jsonl",)
+
+
 def test_layers_of_a_model_folder(tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "config.json").write_text('{"num_hidden_layers": 6}')

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from imprag.corpus import load_corpus
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
 from imprag.index.stored_embeddings import StoredEmbeddings
+from imprag.locking import only_builder
 from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.base import load_base_model
 from imprag.model.pretrained import EMBEDDINGS
@@ -226,6 +228,55 @@ def test_a_resumed_run_may_save_at_other_steps(world: Path, tmp_path: Path) -> N
     assert weights(again / "model").keys() == weights(whole / "model").keys()
     for name, tensor in weights(again / "model").items():
         assert tensor.equal(weights(whole / "model")[name])
+
+
+def test_a_run_whose_data_were_edited_is_not_resumed(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, run = tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, own)
+    settings = recipe(own, train={"steps": 2, "precision": "fp32", "save_steps": 1})
+    train(settings, run)
+    for path in (run / "model", run / "checkpoint-2"):  # as if it had been killed before
+        shutil.rmtree(path)
+    edits = {
+        "corpus": ("corpus.jsonl", '"text": "w20 ', '"text": "w21 '),
+        "data.0 (nq)": ("nq.jsonl", "w10 w20", "w10 w21"),
+    }
+    for name, (file, old, new) in edits.items():
+        content = (own / file).read_text()
+        (own / file).write_text(content.replace(old, new))
+        with pytest.raises(ImpRAGError) as error:
+            train(settings, run, resume=True)
+        assert str(error.value).startswith(f"{name} changed since the run in {run} began; restore")
+        (own / file).write_text(content)
+    assert not (run / "model").exists()
+    (run / "inputs.json").unlink()  # as in a folder of an earlier version
+    assert "note" not in capsys.readouterr().err
+    assert train(settings, run, resume=True)["steps"] == 2
+    assert "is of an earlier version, which did not note" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_waits_and_is_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, errors = tmp_path / "run", []
+
+    def second() -> None:
+        with pytest.raises(ImpRAGError) as error:
+            train(recipe(world), out)
+        errors.append(str(error.value))
+
+    with only_builder(out):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while f"another process is building {out}" not in capsys.readouterr().err:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        out.mkdir()
+        (out / "recipe.yaml").write_text(recipe(world).to_yaml())
+    thread.join()
+    assert errors == [f"{out} holds a run already; go on with it by --resume"]
 
 
 def test_memory_is_part_of_a_checkpoint(world: Path, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def adapt(
     from typing import get_args
 
     from imprag.evaluation.tables import markdown_table
+    from imprag.locking import new_folder
     from imprag.model.adapter import SETTINGS
     from imprag.model.compact import can_be_changed, write_changed_adapter
     from imprag.model.fitted import write_fitted_index
@@ -104,52 +105,51 @@ def adapt(
     from imprag.training.recipe import TeacherSettings
 
     kept = out.with_name(f"{out.name}.inputs")
-    if out.exists():
-        raise ImpRAGError(f"{out} exists already; choose another folder or remove it")
-    rag = ImpRAG.from_pretrained(model, index, dtype="float32", device=device)
-    folder = rag.index
-    corpus = folder.corpus
-    keep = not_held_out({} if leave_out is None else {str(leave_out): {"train"}})
-    left_out: frozenset[int] = frozenset()
-    if leave_out is not None:
-        left_out = frozenset(n for n, passage in enumerate(corpus) if not keep(passage))
-    sources = []
-    for found in read_tasks(tasks, data=data, split=split) if tasks else ():
-        found = found.draw(limit, seed)
-        examples = retrieval_examples(found, corpus, None, TeacherSettings(), "gold")
-        sources.append(TrainingSource(found.task.name, examples))
-    for kind in synthetic or get_args(Kind):
-        examples = synthetic_examples(kind, corpus, limit=limit, seed=seed, keep=keep)
-        if examples:
-            sources.append(TrainingSource(kind, examples))
-        elif synthetic:
-            raise ImpRAGError(f"no passage of {corpus.path} gives an example of {kind}")
-    if not sources:
-        raise ImpRAGError("the passages give no prompts; bring some of your own by --tasks")
-    name, projection = query_projection(rag.groups)
-    before = projection.weight.detach().clone()
-    recalls = run_adaptation(
-        rag.groups,
-        rag.tokenizer,
-        corpus,
-        folder.index,
-        sources,
-        steps=steps,
-        learning_rate=learning_rate,
-        start_share=start_share,
-        seed=seed,
-        left_out=left_out,
-        kept=kept,
-    )
-    adapter = DEFAULT_FOLDER if model == DEFAULT else Path(model)
-    if (adapter / SETTINGS).is_file() and can_be_changed(adapter):
-        change = projection.weight.detach() - before
-        write_changed_adapter(adapter, out, name, change.cpu(), max_rank, rag.config)
-    else:
-        save_pretrained(rag.groups, rag.tokenizer, out)
-    # Without an index, it was the one that the model brings: its own, or the built-in corpus'.
-    write_fitted_index(out, index or rag.fitted_index)
-    kept.unlink()
+    with new_folder(out):
+        rag = ImpRAG.from_pretrained(model, index, dtype="float32", device=device)
+        folder = rag.index
+        corpus = folder.corpus
+        keep = not_held_out({} if leave_out is None else {str(leave_out): {"train"}})
+        left_out: frozenset[int] = frozenset()
+        if leave_out is not None:
+            left_out = frozenset(n for n, passage in enumerate(corpus) if not keep(passage))
+        sources = []
+        for found in read_tasks(tasks, data=data, split=split) if tasks else ():
+            found = found.draw(limit, seed)
+            examples = retrieval_examples(found, corpus, None, TeacherSettings(), "gold")
+            sources.append(TrainingSource(found.task.name, examples))
+        for kind in synthetic or get_args(Kind):
+            examples = synthetic_examples(kind, corpus, limit=limit, seed=seed, keep=keep)
+            if examples:
+                sources.append(TrainingSource(kind, examples))
+            elif synthetic:
+                raise ImpRAGError(f"no passage of {corpus.path} gives an example of {kind}")
+        if not sources:
+            raise ImpRAGError("the passages give no prompts; bring some of your own by --tasks")
+        name, projection = query_projection(rag.groups)
+        before = projection.weight.detach().clone()
+        recalls = run_adaptation(
+            rag.groups,
+            rag.tokenizer,
+            corpus,
+            folder.index,
+            sources,
+            steps=steps,
+            learning_rate=learning_rate,
+            start_share=start_share,
+            seed=seed,
+            left_out=left_out,
+            kept=kept,
+        )
+        adapter = DEFAULT_FOLDER if model == DEFAULT else Path(model)
+        if (adapter / SETTINGS).is_file() and can_be_changed(adapter):
+            change = projection.weight.detach() - before
+            write_changed_adapter(adapter, out, name, change.cpu(), max_rank, rag.config)
+        else:
+            save_pretrained(rag.groups, rag.tokenizer, out)
+        # Without an index, it was the one that the model brings: its own, or the built-in corpus'.
+        write_fitted_index(out, index or rag.fitted_index)
+        kept.unlink(missing_ok=True)
     notes = _notes(recalls, asked=bool(tasks))
     if json:
         recalled = [asdict(one) for one in recalls]

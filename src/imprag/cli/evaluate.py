@@ -33,6 +33,7 @@ def evaluate(
     retrieval_only: Flag = False,
     k: int | None = None,
     in_context: Flag = False,
+    chat: Flag = False,
     reading_score_weight: float | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -75,6 +76,7 @@ def evaluate(
         k: Passages that the model reads; its own number if not given.
         in_context: Put the passages before the prompt, as ordinary RAG does, instead of reading
             them in layers b to t.
+        chat: Ask an instruct model through its own chat template, as `imprag ask --chat` does.
         reading_score_weight: With the model's own retrieval, how much more it reads from passages
             that score better; its own setting if not given.
         limit: At most so many examples of each task.
@@ -148,6 +150,7 @@ def evaluate(
         source=source,
         k=k,
         in_context=in_context,
+        chat=chat,
         limit=limit,
         seed=seed,
         batch_size=batch_size,

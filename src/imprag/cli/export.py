@@ -29,24 +29,26 @@ def export(run: Path, /, *, out: Path, corpus: str = "default", dtype: str = "au
     from imprag.corpus import load_corpus
     from imprag.files import write_json
     from imprag.index.stored_embeddings import write_embeddings
+    from imprag.locking import new_folder
     from imprag.model.compact import write_compact_adapter
     from imprag.model.encoder import PassageEncoder
     from imprag.model.pretrained import EMBEDDINGS, load_pretrained
     from imprag.training.run import MODEL, RECIPE, training_time
 
-    write_compact_adapter(run / MODEL, out)
-    groups, tokenizer = load_pretrained(out, dtype)
-    write_embeddings(load_corpus(corpus), PassageEncoder(groups, tokenizer), out / EMBEDDINGS)
-    # Where the recipe's files lay on this machine is nobody's business.
-    recipe = (run / RECIPE).read_text(encoding="utf-8")
-    (out / RECIPE).write_text(recipe.replace(f"{Path.cwd()}{os.sep}", ""), encoding="utf-8")
-    write_json(
-        out / "provenance.json",
-        {
-            "command": f"imprag export {run} --out {out} --corpus {corpus}",
-            **training_time(run),
-            **versions(torch=torch.__version__, transformers=transformers.__version__),
-        },
-    )
+    with new_folder(out):
+        write_compact_adapter(run / MODEL, out)
+        groups, tokenizer = load_pretrained(out, dtype)
+        write_embeddings(load_corpus(corpus), PassageEncoder(groups, tokenizer), out / EMBEDDINGS)
+        # Where the recipe's files lay on this machine is nobody's business.
+        recipe = (run / RECIPE).read_text(encoding="utf-8")
+        (out / RECIPE).write_text(recipe.replace(f"{Path.cwd()}{os.sep}", ""), encoding="utf-8")
+        write_json(
+            out / "provenance.json",
+            {
+                "command": f"imprag export {run} --out {out} --corpus {corpus}",
+                **training_time(run),
+                **versions(torch=torch.__version__, transformers=transformers.__version__),
+            },
+        )
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB", file=sys.stderr)

@@ -88,6 +88,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
         return common | facts | {"corpus": folder.corpus.manifest}
     if (path / MEMORY_MANIFEST).is_file():
         memory = MemoryManifest.read(path)
+        memory.check_headers(path)
         if verify:
             memory.verify_files(path)
         return common | {"kind": "memory", "memory": memory.summary()}

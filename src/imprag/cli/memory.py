@@ -30,6 +30,7 @@ def build(
     keep_tokens: float = 1.0,
     top_passages: int | None = None,
     prompts: Path | None = None,
+    chat: Flag = False,
     overwrite: Flag = False,
     dry_run: Flag = False,
     seed: int = 0,
@@ -57,6 +58,8 @@ def build(
             attention in it; 0.5 halves the memory again.
         top_passages: Store only so many passages: those that `--prompts` retrieve most often.
         prompts: A file with a prompt on each line, as users ask them.
+        chat: Put each of `--prompts` into the model's own chat template, for users who ask by
+            `imprag ask --chat`.
         overwrite: Delete a memory in `--out` of other passages, of another model or with other
             settings, and build anew.
         dry_run: Say how large the memory would be, and build nothing.
@@ -69,10 +72,12 @@ def build(
 
     if (top_passages is None) != (prompts is None):
         raise ImpRAGError("--top-passages and --prompts belong together: the prompts choose")
+    if chat and prompts is None:
+        raise ImpRAGError("--chat is for --prompts: leave it out where there are none")
     rag = ImpRAG.from_pretrained(model, index, dtype=dtype, device=device)
     rows = None
     if prompts is not None and top_passages is not None:
-        rows = _most_retrieved(rag, prompts, top_passages)
+        rows = _most_retrieved(rag, prompts, top_passages, chat=chat)
     if dry_run:
         sizes = predict_memory(
             rag.corpus, rag.groups, rag.tokenizer, codec=codec, keep_tokens=keep_tokens, rows=rows
@@ -94,7 +99,7 @@ def build(
     print(f"{out}: {len(store):,} passages, {size:,} bytes each", file=sys.stderr)
 
 
-def _most_retrieved(rag: "ImpRAG", file: Path, count: int) -> list[int]:
+def _most_retrieved(rag: "ImpRAG", file: Path, count: int, *, chat: bool) -> list[int]:
     """Corpus rows of the passages that the prompts of a file retrieve most often."""
     from collections import Counter
 
@@ -105,6 +110,6 @@ def _most_retrieved(rag: "ImpRAG", file: Path, count: int) -> list[int]:
         raise ImpRAGError("--top-passages needs at least one passage and one prompt")
     found: Counter[str] = Counter()
     for start in tqdm(range(0, len(prompts), 64), desc="Retrieving", unit=" batches"):
-        for row in rag.retrieve(prompts[start : start + 64]):
+        for row in rag.retrieve(prompts[start : start + 64], chat=chat):
             found.update(one.passage.id for one in row)
     return rag.corpus.rows([passage_id for passage_id, _ in found.most_common(count)])

@@ -24,6 +24,7 @@ from imprag.corpus.tables import arrow_records, dataset_records, parquet_records
 from imprag.corpus.text import split_spans
 from imprag.corpus.tsv import tsv_records
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 
 #: To be raised when the same files give other passages; cached corpora are then read again.
 REVISION = 3
@@ -245,7 +246,7 @@ def read_passages(
     Raises:
         ImpRAGError: ``path`` does not exist or is in no format that is known.
     """
-    path = Path(path)
+    path = expand_home(path)
     if not path.exists():
         raise ImpRAGError(f"{path} does not exist")
     if is_special(path):

@@ -10,6 +10,7 @@ A corpus folder holds
   checksum.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from imprag.corpus.passage import Passage
 from imprag.corpus.readers import PassageReader, SkippedLines
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, sha256, write_json
+from imprag.files import atomic_path, expand_home, read_json, sha256, write_json
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # in version 1, the fingerprint is that of ids, titles and texts alone
@@ -45,6 +46,7 @@ _UNSORTED = "unsorted.bin"
 _SCHEMA = pa.schema([(name, pa.large_string()) for name in ("id", "title", "text", "meta")])
 _UINT64 = np.dtype("<u8")
 _SORT_ROWS = 1 << 22
+_CHECKED_BYTES = 1 << 24  # a file of this size is read in some hundredths of a second
 
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -89,7 +91,7 @@ class Corpus:
             ImpRAGError: the folder is taken, an id occurs twice, a passage has no id or no text,
                 there is no passage at all, or the disk is full.
         """
-        path = Path(path)
+        path = expand_home(path)
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise ImpRAGError(f"{path} exists already; delete it or choose another folder")
         with atomic_path(path) as folder:
@@ -127,9 +129,9 @@ class Corpus:
 
         Raises:
             ImpRAGError: the folder is no corpus, was made by another version of ImpRAG, or one of
-                its files is missing or truncated.
+                its files is missing or damaged. Of large files only the size is compared.
         """
-        path = Path(path)
+        path = expand_home(path)
         if not (path / MANIFEST).is_file():
             raise ImpRAGError(f"{path} is no corpus folder: it has no {MANIFEST}")
         manifest = read_json(path / MANIFEST)
@@ -147,6 +149,8 @@ class Corpus:
                 raise _damaged(file, "it is missing")
             if file.stat().st_size != expected["bytes"]:
                 raise _damaged(file, f"{file.stat().st_size} bytes, not {expected['bytes']}")
+            if expected["bytes"] <= _CHECKED_BYTES:
+                _check_content(file, expected)
         return cls(path, manifest)
 
     def verify(self) -> None:
@@ -156,8 +160,7 @@ class Corpus:
             ImpRAGError: a file has changed since the corpus was built.
         """
         for name, expected in self.manifest["files"].items():
-            if sha256(self.path / name) != expected["sha256"]:
-                raise _damaged(self.path / name, "its checksum differs")
+            _check_content(self.path / name, expected)
 
     @property
     def fingerprint(self) -> str:
@@ -180,7 +183,9 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Passage]:
         for number in range(self._batches.num_record_batches):
-            yield from map(_passage, self._batches.get_batch(number).to_pylist())
+            with self._reading():
+                passages = list(map(_passage, self._batches.get_batch(number).to_pylist()))
+            yield from passages
 
     def __repr__(self) -> str:
         return f"Corpus({str(self.path)!r}, {len(self)} passages)"
@@ -191,7 +196,8 @@ class Corpus:
         Raises:
             IndexError: a row lies outside the corpus.
         """
-        return [_passage(fields) for fields in self._records(rows)]
+        with self._reading():
+            return [_passage(fields) for fields in self._records(rows)]
 
     def rows(self, ids: Sequence[str]) -> list[int]:
         """The rows of the passages with the given ids, in the given order.
@@ -216,10 +222,22 @@ class Corpus:
         asked = np.repeat(np.arange(len(ids)), ends - starts).tolist()
         ranges = zip(starts, ends, strict=True)
         rows = [int(row) for start, end in ranges for row in self._rows[start:end]]
-        for number, row, record in zip(asked, rows, self._records(rows, ["id"]), strict=True):
+        if max(rows, default=0) >= len(self):
+            raise _damaged(self.path / ID_ROWS, "it names rows that the corpus has not")
+        with self._reading():
+            records = self._records(rows, ["id"])
+        for number, row, record in zip(asked, rows, records, strict=True):
             if record["id"] == ids[number] and found[number] is None:
                 found[number] = row
         return found
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Name the file where what it holds cannot be read."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # Arrow's, JSON's and Unicode's are of these
+            raise _damaged(self.path / PASSAGES, str(error)) from error
 
     def _records(
         self, rows: Sequence[int], columns: Sequence[str] | None = None
@@ -339,6 +357,11 @@ def _sort_hashes(hashes: UInt64Array, folder: Path) -> None:
             order = np.argsort(hashes[chosen], kind="stable")
             hashes[chosen[order]].tofile(sorted_hashes)
             chosen[order].astype(_UINT64).tofile(rows)
+
+
+def _check_content(file: Path, expected: dict[str, Any]) -> None:
+    if sha256(file) != expected["sha256"]:
+        raise _damaged(file, "its checksum differs")
 
 
 def _damaged(file: Path, reason: str) -> ImpRAGError:

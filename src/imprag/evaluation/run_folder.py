@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, read_json, write_json
+from imprag.files import atomic_path, expand_home, read_json, write_json
 
 RECIPE = "recipe.yaml"
 PREDICTIONS = "predictions.jsonl"
@@ -50,7 +50,7 @@ class RunFolder:
         Raises:
             ImpRAGError: it holds no run, or one of another format.
         """
-        path = Path(path)
+        path = expand_home(path)
         if not (path / RECIPE).is_file():
             raise ImpRAGError(
                 f"{path} is no run folder: it has no {RECIPE}; make one with imprag eval"
@@ -75,7 +75,7 @@ class RunFolder:
         Raises:
             ImpRAGError: the folder holds something else, or a run with other settings.
         """
-        path = Path(path)
+        path = expand_home(path)
         if (path / RECIPE).exists():
             run = cls.open(path)
             # Settings as YAML gives them back: without tuples and the like.

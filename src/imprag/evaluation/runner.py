@@ -26,6 +26,7 @@ from imprag.evaluation.scoring import (
 from imprag.evaluation.visible import visible_characters
 from imprag.files import expand_home
 from imprag.locking import only_builder
+from imprag.model.chat import ChatPrompt, PlainPrompt
 from imprag.tasks import TaskExamples
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def evaluate(
     source: PassageSource | None = None,
     k: int | None = None,
     in_context: bool = False,
+    chat: bool = False,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
@@ -66,6 +68,7 @@ def evaluate(
         k: passages to read; the model's own number if not given.
         in_context: put the passages' texts before the prompt, as RAG with any language model does,
             instead of reading them in layers b..t.
+        chat: put each prompt into the model's own chat template, as for :meth:`ImpRAG.generate`.
         limit: at most so many examples of each task, drawn by ``seed``.
         seed: for ``limit``.
         batch_size: prompts in one batch.
@@ -94,6 +97,8 @@ def evaluate(
             "where only retrieval is measured, nobody reads: leave out k and in_context; recall is "
             f"measured at {', '.join(map(str, RECALL_DEPTHS))} anyway"
         )
+    if chat and rag is None and source.name != "self":
+        raise ImpRAGError("chat is for a model's prompts, but no model retrieves or answers")
     if rag is None or source.corpus is None:
         k = 0  # nobody reads, or there is nothing to read
     elif k is None:
@@ -104,8 +109,12 @@ def evaluate(
     if source.corpus is not None and not source.ranks:
         tasks = [_with_gold(item) for item in tasks]
     pages = gold_pages(tasks, source.corpus)
+    asked = ChatPrompt if chat else str
     questions = [
-        [Question(item.task, example, item.task.prompt(example)) for example in item.examples]
+        [
+            Question(item.task, example, asked(item.task.prompt(example)))
+            for example in item.examples
+        ]
         for item in tasks
     ]
     system.check(questions)
@@ -115,6 +124,8 @@ def evaluate(
         "seed": seed,
         **system.settings(name),
     }
+    if chat:
+        settings["chat"] = True
     environment: dict[str, Any] = {"batch_size": batch_size}
     if rag is not None:
         environment["device"] = str(rag.groups.device)
@@ -259,14 +270,14 @@ class _System:
     ) -> list[str]:
         prompts = [question.prompt for question in batch]
         if self.in_context:
-            from imprag.model.chat import PlainPrompt
             from imprag.model.text import passage_tokens
 
             for number, row in enumerate(read):
                 # As long, and in the same template, as where layers b..t read them.
                 ids = passage_tokens(rag.tokenizer, rag.config, [item.passage for item in row])
                 texts = rag.tokenizer.batch_decode(ids, skip_special_tokens=True)
-                prompts[number] = PlainPrompt("\n\n".join([*texts, prompts[number]]))
+                kind = ChatPrompt if isinstance(prompts[number], ChatPrompt) else PlainPrompt
+                prompts[number] = kind("\n\n".join([*texts, prompts[number]]))
             read = [[] for _ in batch]
         answers = rag.generate(
             prompts,

@@ -14,6 +14,7 @@ from imprag.files import atomic_path, cache_dir
 from imprag.index.folder import RetrievedPassage, retrieved_passages
 from imprag.locking import make_once
 from imprag.optional import require
+from imprag.text_checks import check_several
 
 SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
 _TERMS = "words, characters and pairs"  # what `search_terms` makes; part of the cache key
@@ -65,8 +66,9 @@ class BM25:
         """Corpus rows and scores of what :meth:`retrieve` finds, (queries, k) each.
 
         Raises:
-            ImpRAGError: k is larger than the corpus.
+            ImpRAGError: k is larger than the corpus, or one text is given in place of a list.
         """
+        check_several(queries)
         if k > len(self.corpus):
             raise ImpRAGError(f"k is {k}, but the corpus has only {len(self.corpus)} passages")
         if not queries:

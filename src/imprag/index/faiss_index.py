@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from imprag.building import damaged, is_free, versions, write_file
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path
+from imprag.files import atomic_path, expand_home
 from imprag.index.faiss_structures import STRUCTURES
 from imprag.index.faiss_vectors import empty_vectors, map_faiss, vector_blocks, write_vectors
 from imprag.index.manifest import MANIFEST, IndexManifest
@@ -108,7 +108,7 @@ class FaissIndex(PassageIndex):
         return np.take_along_axis(scores, order, 1), ids
 
     def save(self, path: Path | str, *, corpus_fingerprint: str | None = None) -> None:
-        path = Path(path)
+        path = expand_home(path)
         fingerprint = corpus_fingerprint or self._manifest.corpus_fingerprint
         manifest = dataclasses.replace(self.manifest, corpus_fingerprint=fingerprint)
         if is_free(path):

@@ -87,7 +87,7 @@ class IndexManifest:
             "index",
             command,
             (
-                "by another model, or with other passage settings",
+                "by another model or version of ImpRAG, or with other passage settings",
                 model_fingerprint,
                 self.model_fingerprint,
             ),

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.index.manifest import IndexManifest
 
 FloatArray = npt.NDArray[np.float32]
@@ -29,7 +30,7 @@ class PassageIndex(abc.ABC):
         Raises:
             ImpRAGError: there is no finished index, or it is damaged.
         """
-        path = Path(path)
+        path = expand_home(path)
         manifest = IndexManifest.read(path)
         if manifest.backend == "faiss":
             from imprag.index.faiss_index import FaissIndex

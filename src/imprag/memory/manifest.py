@@ -4,10 +4,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from imprag.building import StoredFile, check_fingerprints, read_manifest
+from safetensors import SafetensorError, safe_open
+
+from imprag.building import StoredFile, check_fingerprints, damaged, read_manifest
 from imprag.files import write_json
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.model import ImpRAGModel
+from imprag.model.text import passage_settings
 
 FORMAT_VERSION = 2
 MANIFEST = "memory.json"
@@ -134,12 +137,25 @@ class MemoryManifest:
             "passage memory",
             f"imprag memory build {source} --out {folder} --overwrite",
             (
-                "by another model, or with other b, t or passage settings",
+                "by another model or version of ImpRAG, or with other b, t or passage settings",
                 model_fingerprint,
                 self.model_fingerprint,
             ),
             ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
         )
+
+    def check_headers(self, folder: Path) -> None:
+        """Look into the head of every file, which names its tensors and their places.
+
+        Raises:
+            ImpRAGError: a file is no whole safetensors file.
+        """
+        for file in self.files:
+            try:
+                with safe_open(folder / file.name, "pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise damaged(folder / file.name, str(error)) from error
 
     def verify_files(self, folder: Path) -> None:
         """Compare every file with its checksum.
@@ -152,7 +168,7 @@ class MemoryManifest:
 
 
 def states_fingerprint(groups: ImpRAGModel, tokenizer: Any) -> str:
-    """Names everything that decides a passage's states: model, tokenizer and settings.
+    """Names everything that decides a passage's states: model, tokenizer, settings, encoding.
 
     Of the model the weights of layers 0..t and the configuration. With frozen keys and values it
     is that of the base model.
@@ -163,7 +179,7 @@ def states_fingerprint(groups: ImpRAGModel, tokenizer: Any) -> str:
     """
     groups = groups.passage_reader
     config = groups.config
-    settings: dict[str, Any] = {**config.embedding_settings(), "t": config.t}
+    settings: dict[str, Any] = {**passage_settings(tokenizer, config), "t": config.t}
     if groups.frozen is not None:
         settings["frozen"] = model_fingerprint(groups.frozen.lm, tokenizer, config.t + 1)
     return model_fingerprint(groups.lm, tokenizer, config.t + 1, settings=settings)

@@ -100,8 +100,28 @@ class Decoder:
         # Padding on the right is hidden by causality alone; attention without a mask is faster.
         right = bool(attention_mask[:, 0].all())
         self.view(wrappers, depth)(
-            input_ids=input_ids,
+            input_ids=self.embedded(input_ids, attention_mask),
             attention_mask=None if right else attention_mask,
             position_ids=positions(attention_mask, position_offset),
             use_cache=False,
         )
+
+    def embedded(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids that all have an embedding; those of padding may have lacked one.
+
+        A tokenizer may have control tokens that its model was never given embeddings for.
+
+        Raises:
+            ImpRAGError: a token of a text has none.
+        """
+        count = self.lm.get_input_embeddings().num_embeddings
+        if int(input_ids.max()) < count:
+            return input_ids
+        input_ids = input_ids.masked_fill(attention_mask == 0, 0)
+        if (highest := int(input_ids.max())) >= count:
+            raise ImpRAGError(
+                f"a text uses the control token {highest}, but {self.config.base_model} embeds the "
+                f"tokens 0 to {count - 1} only; leave it out of the prompt or template, or take "
+                "the tokenizer that belongs to the model"
+            )
+        return input_ids

@@ -11,7 +11,7 @@ from imprag.model.fingerprint import model_fingerprint
 from imprag.model.inputs import batches_by_length, pad
 from imprag.model.load_checks import check_tokenizer
 from imprag.model.model import ImpRAGModel
-from imprag.model.text import cut_tokens, passage_tokens
+from imprag.model.text import cut_tokens, passage_settings, passage_tokens
 
 
 class PassageEncoder:
@@ -38,7 +38,7 @@ class PassageEncoder:
         return self.groups.embedding_dim
 
     def fingerprint(self) -> str:
-        """Names everything that decides an embedding: model and tokenizer, and settings.
+        """Names everything that decides an embedding: model, tokenizer, settings, text's encoding.
 
         Of the model the weights of layers 0..b and the configuration. What makes the queries of
         layer b has no part in it, and may be trained without any index becoming another model's.
@@ -49,7 +49,7 @@ class PassageEncoder:
             self.tokenizer,
             config.b + 1,
             last_queries=False,
-            settings=config.embedding_settings(),
+            settings=passage_settings(self.tokenizer, config),
         )
 
     @property

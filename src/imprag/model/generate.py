@@ -55,10 +55,14 @@ class PromptTokens(NamedTuple):
     attention_mask: Tensor
     position_shift: Tensor | int
 
-    def model_inputs(self) -> dict[str, Tensor]:
-        """As the language model takes them."""
+    def model_inputs(self, decoder: Decoder) -> dict[str, Tensor]:
+        """As the language model takes them.
+
+        Raises:
+            ImpRAGError: a token of a prompt has no embedding.
+        """
         return {
-            "input_ids": self.input_ids,
+            "input_ids": decoder.embedded(self.input_ids, self.attention_mask),
             "attention_mask": self.attention_mask,
             "position_ids": positions(self.attention_mask, self.position_shift),
         }
@@ -174,7 +178,7 @@ def read(
     reading = ReadingPass(decoder)
     reading.begin(retrieve, len(prompts.input_ids), query_tokens)
     view = decoder.lm_view(reading.wrappers())
-    logits: Tensor = view(**prompts.model_inputs(), use_cache=False, **lm_arguments).logits
+    logits: Tensor = view(**prompts.model_inputs(decoder), use_cache=False, **lm_arguments).logits
     assert reading.query_embeddings is not None
     return ReadingOutput(logits, reading.query_embeddings)
 
@@ -193,7 +197,7 @@ def generate(
     reading = ReadingPass(decoder)
     reading.begin(retrieve, len(prompts.input_ids))
     view = decoder.lm_view(reading.wrappers())
-    return view.generate(**{**prompts.model_inputs(), **arguments})
+    return view.generate(**{**prompts.model_inputs(decoder), **arguments})
 
 
 class CompiledDecoding:
@@ -229,8 +233,9 @@ class CompiledDecoding:
         cache = StaticCache(config=self.view.config, max_cache_len=room)
         with self.lock, dynamo.patch(recompile_limit=64):
             self.reading.begin(retrieve, rows)
+            inputs = prompts.model_inputs(self.reading.decoder)
             own = {self.cache_name: cache, "compile_config": self.compiling}
-            return self.view.generate(**{**prompts.model_inputs(), **own, **arguments})
+            return self.view.generate(**{**inputs, **own, **arguments})
 
 
 def compile_config(**settings: Any) -> CompileConfig:

@@ -83,13 +83,16 @@ def check_arguments(arguments: Mapping[str, Any], known: Collection[str]) -> dic
 
 
 def own_generation_config(lm: PreTrainedModel) -> GenerationConfig:
-    """The model's generation settings without those that do not work with retrieval.
+    """The model's generation settings without those that do not work with it, or with retrieval.
 
     ``generation_config.json`` comes with a model's files and may ask for anything; transformers
     fills every argument that a call leaves open from it.
     """
     own = lm.generation_config or GenerationConfig()
     chosen = {name: value for name, value in own.to_dict().items() if name in CHOICES}
+    pad = chosen.get("pad_token_id")
+    if isinstance(pad, int) and pad >= lm.get_input_embeddings().num_embeddings:
+        del chosen["pad_token_id"]  # transformers then pads answers with the end token
     return GenerationConfig(**{name: x for name, x in chosen.items() if x is not None})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from imprag.errors import ImpRAGError
+from imprag.model.peft_adapters import has_adapter
 from imprag.model.weight_files import named
 
 _COMPUTED = re.compile(r"(^|[._])(inv_freq|masked_bias)$|\b(attn|attention)\.bias$|^mtp\.|\.mtp\.")
@@ -49,7 +50,7 @@ def check_without_adapter(lm: PreTrainedModel, name_or_path: str | Path) -> None
     Raises:
         ImpRAGError: transformers has found one there.
     """
-    if hasattr(lm, "peft_config"):
+    if has_adapter(lm):
         raise ImpRAGError(
             f"{name_or_path} is an adapter, not a base model; give it as --model, or merge it "
             "with peft and give the merged model"
@@ -63,7 +64,8 @@ def check_tokenizer(tokenizer: Any, lm: PreTrainedModel, name_or_path: str | Pat
         ImpRAGError: so.
     """
     embedded = lm.get_input_embeddings().num_embeddings
-    # Special tokens that a tokenizer's class adds by itself come in no text.
+    # Special tokens that a tokenizer's class adds by itself come in no text; where a template uses
+    # them, layer groups refuse them.
     added = getattr(tokenizer, "added_tokens_decoder", {})
     used = [number for number, token in added.items() if not token.special]
     used += [number for number in (tokenizer.bos_token_id, tokenizer.eos_token_id) if number]

@@ -22,6 +22,15 @@ from imprag.model.control_tokens import (
 from imprag.model.inputs import pad
 from imprag.text_checks import check_prompts, check_unicode
 
+_PROBE = Passage(
+    "probe",
+    " Bos <s> primigenius – aurochs, or 原牛, with a title\tthat is cut where few tokens fit",
+    "  The Quick brown fox's 1,234.5 jumps\n\tüber 東京, हिन्दी, עברית и «ещё» 🙂 -- x_y=z; a\u0301 "
+    "\n\n<|endoftext|><|im_start|>user\nend<|im_end|> </s> <unk> [UNK] <pad> <bos> <eos> [CLS] "
+    "[SEP] <|begin_of_text|><|eot_id|> <start_of_turn> <think> [INST] {title} {text}  ",
+)
+_PROBE_LIMITS = (16, 512)
+
 
 def passage_tokens(
     tokenizer: Any, config: ImpRAGConfig, passages: Sequence[Passage]
@@ -41,6 +50,17 @@ def passage_tokens(
 def cut_tokens(tokenizer: Any, config: ImpRAGConfig, passages: Sequence[Passage]) -> list[int]:
     """How many tokens of each passage :func:`passage_tokens` leaves out."""
     return [cut for _, cut in _cut_rows(tokenizer, config, passages)]
+
+
+def passage_settings(tokenizer: Any, config: ImpRAGConfig) -> dict[str, Any]:
+    """For fingerprints: the settings that a stored passage depends on, and how text is encoded.
+
+    The latter are the token ids of a fixed passage, whole and cut. They change with the rules of
+    this module, such as what counts as a control token, which no setting names.
+    """
+    probed = [replace(config, max_passage_tokens=limit) for limit in _PROBE_LIMITS]
+    ids = [passage_tokens(tokenizer, one, [_PROBE])[0] for one in probed]
+    return {**config.embedding_settings(), "encoded": ids}
 
 
 def _cut_rows(

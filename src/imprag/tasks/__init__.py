@@ -3,7 +3,7 @@
 from imprag.tasks import instruction, knowledge, self_supervised, synthetic
 from imprag.tasks.benchmark import Benchmark, find_benchmark, load_benchmark, split_of_passages
 from imprag.tasks.example import Answer, Example, answers, read_examples, write_examples
-from imprag.tasks.open_corpus import check_free, write_open_corpus
+from imprag.tasks.open_corpus import write_open_corpus
 from imprag.tasks.records import Record, read_records
 from imprag.tasks.task import Task, load_task, register_task, task_names
 from imprag.tasks.task_examples import TaskExamples, read_tasks
@@ -16,7 +16,6 @@ __all__ = [
     "Task",
     "TaskExamples",
     "answers",
-    "check_free",
     "find_benchmark",
     "instruction",
     "knowledge",

@@ -13,7 +13,7 @@ from typing import Any
 
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
-from imprag.files import read_json, sha256
+from imprag.files import expand_home, read_json, sha256
 from imprag.plugins import plugins
 
 #: The file that makes a folder a benchmark.
@@ -53,7 +53,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 def is_benchmark(folder: str | Path) -> bool:
     """Whether the folder has the manifest of a benchmark."""
-    return (Path(folder) / MANIFEST).is_file()
+    return (expand_home(folder) / MANIFEST).is_file()
 
 
 def load_benchmark(folder: str | Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def load_benchmark(folder: str | Path) -> dict[str, Any]:
         ImpRAGError: the folder holds no benchmark or one of another version, or a file is missing
             or was changed.
     """
-    folder = Path(folder)
+    folder = expand_home(folder)
     if not is_benchmark(folder):
         raise ImpRAGError(f"{folder} is no benchmark: it has no {MANIFEST}")
     manifest: dict[str, Any] = read_json(folder / MANIFEST)

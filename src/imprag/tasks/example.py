@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path
+from imprag.files import atomic_path, expand_home
 from imprag.tasks.records import Record, read_records
 
 
@@ -168,7 +168,7 @@ def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
         ImpRAGError: an example holds what JSON cannot, the disk is full, or the folder cannot be
             written.
     """
-    path = Path(path)
+    path = expand_home(path)
     count = 0
     with atomic_path(path) as temporary, open(temporary, "wb") as raw:
         # Without a time stamp the same examples give the same bytes.

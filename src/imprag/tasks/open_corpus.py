@@ -6,22 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from imprag.corpus import Passage
-from imprag.errors import ImpRAGError
 from imprag.files import atomic_path
+from imprag.locking import new_folder
 from imprag.tasks.example import Example, write_examples
 
 PASSAGES = "passages.jsonl"
 QUESTIONS = "questions.jsonl"
-
-
-def check_free(out: Path) -> None:
-    """Refuse a folder that is there already, before any work is done for it.
-
-    Raises:
-        ImpRAGError: it is.
-    """
-    if out.exists():
-        raise ImpRAGError(f"{out} exists already; delete it or choose another folder")
 
 
 def write_open_corpus(
@@ -37,9 +27,9 @@ def write_open_corpus(
         The numbers of ``passages`` and ``questions``.
 
     Raises:
-        ImpRAGError: the folder cannot be written.
+        ImpRAGError: the folder is taken or cannot be written.
     """
-    with atomic_path(out) as folder:
+    with new_folder(out), atomic_path(out) as folder:
         folder.mkdir()
         count = write_examples(folder / QUESTIONS, questions)
         with open(folder / PASSAGES, "w", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.optional import require
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
@@ -117,7 +118,7 @@ def read_records(source: str | Path, split: str = "validation") -> Iterator[Reco
     Raises:
         ImpRAGError: there is no such file or data set, or it is not in its format.
     """
-    path = Path(source)
+    path = expand_home(source)
     if path.is_dir():
         return _from_datasets(str(source), split, on_disk=True)
     if path.is_file():

@@ -8,10 +8,12 @@ from urllib.parse import unquote
 
 from tqdm import tqdm
 
+from imprag.building import check_free
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.tasks.example import Example, answers
-from imprag.tasks.open_corpus import check_free, write_open_corpus
+from imprag.tasks.open_corpus import write_open_corpus
 from imprag.tasks.records import Record, read_records
 
 
@@ -34,7 +36,7 @@ def import_squad(source: str | Path, out: str | Path, split: str = "train") -> d
     Raises:
         ImpRAGError: the source is not in its format, or the folder is taken or cannot be written.
     """
-    out = Path(out)
+    out = expand_home(out)
     check_free(out)
     passages: dict[str, Passage] = {}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.tasks.benchmark import load_benchmark
 from imprag.tasks.example import Example, read_examples
 from imprag.tasks.task import Task, load_task
@@ -81,7 +82,10 @@ def read_tasks(
     """
     benchmark = {} if data is None else load_benchmark(data)
     files = {
-        name: {split: Path(data or "") / entry["file"] for split, entry in task["splits"].items()}
+        name: {
+            split: expand_home(data or "") / entry["file"]
+            for split, entry in task["splits"].items()
+        }
         for name, task in benchmark.get("tasks", {}).items()
     }
     names = names or _with_split(files, split or "test")
@@ -125,8 +129,8 @@ def _of_file(name: str, split: str, known: Iterable[str]) -> Iterator[TaskExampl
     if equals:
         found = load_task(task)
         yield TaskExamples(found, list(found.read(source, split)), source)
-    elif Path(name).is_file():
-        yield from _by_task(Path(name))
+    elif (path := expand_home(name)).is_file():
+        yield from _by_task(path)
     else:
         of_data = f"; the benchmark has {', '.join(known)}" if known else ""
         raise ImpRAGError(

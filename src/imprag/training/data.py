@@ -1,5 +1,6 @@
 """From a recipe's data to training examples: prompt, response, right and wrong passages."""
 
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -62,6 +63,13 @@ class TrainingSource:
     name: str
     examples: Sequence[TrainingExample]
     weight: float = 1.0
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all examples with their labels, in order."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(repr(example).encode(errors="surrogatepass"))
+        return digest.hexdigest()
 
 
 def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.training.architecture import num_layers
 from imprag.training.recipe import Recipe
 from imprag.training.removed_keys import drop_removed_keys
@@ -37,7 +38,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ImpRAGError: a file is missing or no YAML, or a key or value is wrong; the message names the
             key and the value, and for an unknown or removed key what to write instead.
     """
-    path = Path(path)
+    path = expand_home(path)
     content, folders = _read_chain(path)
     for override in overrides:
         key = apply_override(content, override)

@@ -2,7 +2,9 @@
 
 import copy
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home, read_json, write_json
+from imprag.locking import only_builder
 from imprag.model import ImpRAGModel, load_base_model
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.pretrained import load_pretrained, save_pretrained
 from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.batches import Batches
 from imprag.training.batching import Plan
-from imprag.training.data import load_sources
+from imprag.training.data import TrainingSource, load_sources
 from imprag.training.names import name_vectors
 from imprag.training.own_ranks import OwnRanks
 from imprag.training.packages import require_packages
@@ -39,6 +43,7 @@ from imprag.training.trainer import (
 MODEL = "model"
 RANKS = "own-ranks"
 RECIPE = "recipe.yaml"
+INPUTS = "inputs.json"
 
 
 def train(
@@ -52,7 +57,8 @@ def train(
 
     Args:
         recipe: what to train, on what, how.
-        out: the run folder: ``recipe.yaml``, ``metrics.jsonl``, checkpoints, the model.
+        out: the run folder: ``recipe.yaml``, ``inputs.json`` (fingerprints of the data),
+            ``metrics.jsonl``, checkpoints, the model.
         resume: go on from the last checkpoint in ``out``, exactly as if nothing had happened.
         evaluator: given the corpus and a folder, makes what evaluates the model every
             ``eval_steps`` steps; `imprag.evaluation.development.DevelopmentSet`.
@@ -61,17 +67,32 @@ def train(
         the model's folder, steps, seconds and last losses.
 
     Raises:
-        ImpRAGError: the folder holds another run, data are missing or broken, the loss is no
-            finite number, the disk is full, or a package is missing.
+        ImpRAGError: the folder holds another run, or one whose data were edited since; data are
+            missing or broken, the loss is no finite number, the disk is full, or a package is
+            missing.
     """
     require_packages(recipe)
-    out = Path(out)
+    out = expand_home(out)
     processes = PartialState(cpu=not torch.cuda.is_available())
+    with only_builder(out) if processes.is_main_process else nullcontext():
+        return _train(recipe, out, resume, evaluator, processes)
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    evaluator: Callable[[Corpus, Path], Evaluate] | None,
+    processes: PartialState,
+) -> dict[str, Any]:
+    """As :func:`train`, under the lock on the run folder."""
     checkpoint = [_start(recipe, out, resume)] if processes.is_main_process else [None]
     checkpoint = broadcast_object_list(checkpoint)
     with processes.main_process_first():  # the others find its files in the cache
         corpus = load_corpus(recipe.corpus)
         sources = load_sources(recipe, corpus)
+        if processes.is_main_process:
+            _check_inputs(out, corpus, sources, resumed=checkpoint[0] is not None)
         evaluate = evaluator(corpus, out / "development") if evaluator else None
 
     set_seed(recipe.seed)
@@ -187,6 +208,42 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
         check_checkpoint(checkpoint)
     _cut_metrics(out / METRICS, 0 if checkpoint is None else int(checkpoint.name.split("-")[-1]))
     return str(checkpoint) if checkpoint else None
+
+
+def _check_inputs(
+    out: Path, corpus: Corpus, sources: Sequence[TrainingSource], *, resumed: bool
+) -> None:
+    """Refuse data that were edited since the run began; at its beginning, note what they are.
+
+    Args:
+        out: the run folder.
+        corpus: the passages.
+        sources: the training examples, which also tell of the teacher's ranks.
+        resumed: whether the run goes on from a checkpoint.
+
+    Raises:
+        ImpRAGError: the corpus or the examples of a source differ from those that were noted.
+    """
+    now = {"corpus": corpus.fingerprint}
+    now |= {f"data.{n} ({one.name})": one.fingerprint() for n, one in enumerate(sources)}
+    path = out / INPUTS
+    if path.is_file():
+        before = read_json(path)
+        known = before if isinstance(before, dict) else {}
+        other = [name for name, fingerprint in now.items() if known.get(name) != fingerprint]
+        if other:
+            raise ImpRAGError(
+                f"{', '.join(other[:3])} changed since the run in {out} began; restore what it "
+                "began with, or choose another folder"
+            )
+        return
+    if resumed:
+        print(
+            f"note: {out} is of an earlier version, which did not note what its data were; that "
+            "they are the same is not checked",
+            file=sys.stderr,
+        )
+    write_json(path, now)
 
 
 def _cut_metrics(path: Path, step: int) -> None:

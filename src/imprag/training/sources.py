@@ -19,11 +19,13 @@ from pydantic import (
 
 from imprag.corpus.library import BUILT_IN_CORPORA
 from imprag.errors import ImpRAGError
+from imprag.files import expand_home
 from imprag.tasks import load_task
 
 
 def locate(value: str, info: ValidationInfo) -> str:
     """A path seen from the recipes' folders, else from the working folder; names stay names."""
+    value = str(expand_home(value)) if value.startswith("~") else value
     folders = (info.context or {}).get("folders")
     if folders is not None and value not in BUILT_IN_CORPORA:
         for place in (*(Path(folder) / value for folder in folders), Path(value)):

@@ -32,8 +32,8 @@ from imprag.benchmarks.factbook.splits import (
     split_names,
 )
 from imprag.corpus import Corpus, Fact, Passage, factbook_fields, load_corpus
-from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, sha256, write_json
+from imprag.files import atomic_path, expand_home, sha256, write_json
+from imprag.locking import new_folder
 from imprag.tasks.benchmark import MANIFEST
 from imprag.tasks.example import Example, write_examples
 from imprag.tasks.synthetic import phrase_denoising, sentence_generation
@@ -69,30 +69,31 @@ def build_factbook(out: str | Path, seed: int = 0) -> dict[str, Any]:
         ImpRAGError: the folder is taken or cannot be written, or a package with the text is
             missing or of another version.
     """
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ImpRAGError(f"{out} exists already; delete it or choose another folder")
-    material = _Material(load_corpus("default"), seed)
-    files: dict[str, Any] = {}
-    with atomic_path(out) as folder:
-        sets = list(_example_sets(material))
-        for task, split, examples in tqdm(sets, "factbook benchmark", unit=" files", disable=None):
-            if split == "train":
-                examples = (one for one in examples if not material.held_out.told_by(one))
-            file = f"{task.name}/{split}.jsonl"
-            count = write_examples(
-                folder / file, (replace(example, task=task.name) for example in examples)
-            )
-            entry = files.setdefault(
-                task.name, {"corpus": task.name.partition("/")[0], "splits": {}}
-            )
-            entry["splits"][split] = {
-                "file": file,
-                "examples": count,
-                "sha256": sha256(folder / file),
-            }
-        manifest = material.manifest(files)
-        write_json(folder / MANIFEST, manifest)
+    out = expand_home(out)
+    with new_folder(out):
+        material = _Material(load_corpus("default"), seed)
+        files: dict[str, Any] = {}
+        with atomic_path(out) as folder:
+            sets = list(_example_sets(material))
+            for task, split, examples in tqdm(
+                sets, "factbook benchmark", unit=" files", disable=None
+            ):
+                if split == "train":
+                    examples = (one for one in examples if not material.held_out.told_by(one))
+                file = f"{task.name}/{split}.jsonl"
+                count = write_examples(
+                    folder / file, (replace(example, task=task.name) for example in examples)
+                )
+                entry = files.setdefault(
+                    task.name, {"corpus": task.name.partition("/")[0], "splits": {}}
+                )
+                entry["splits"][split] = {
+                    "file": file,
+                    "examples": count,
+                    "sha256": sha256(folder / file),
+                }
+            manifest = material.manifest(files)
+            write_json(folder / MANIFEST, manifest)
     return manifest
 
 
