@@ -172,8 +172,8 @@ class BatchSettings(Section):
 
     memory: NonNegativeInt = 0
     """Cross-batch memory: the passages of this many earlier batches are negatives too, with the
-    embeddings that they had then. Do not use it from an untrained retriever on (beyond the
-    paper)."""
+    embeddings that they had then. Use it late in training: from the first step on it prevented
+    learning (beyond the paper)."""
 
     passage_tokens: tuple[LengthStep, ...] = ()
     """A length curriculum: passages that are only embedded are cut, and later less. It halves the
@@ -211,16 +211,16 @@ class BottomStage(Section):
     """Share of training."""
 
     generate_every: NonNegativeInt = 0
-    """Every n-th step generates as in warmup; with 0 none does, and reading is unlearned. 4 to 10
-    keep it."""
+    """Every n-th step also generates, as in warmup. At 0 none does, and the layers above b lose the
+    ability to read; 4 to 10 preserve it."""
 
 
 class WarmupStage(Section):
     """Training with the teacher's or gold labels (paper, section 3, equation 3)."""
 
     fraction: _Fraction = 0.3
-    """Share of training (paper: 3 of 10 epochs). What `bottom` and `warmup` leave is
-    self-distillation; 1 does without it."""
+    """Share of training (paper: 3 of 10 epochs). The rest after `bottom` and `warmup` is
+    self-distillation; where the two sum to 1 there is none."""
 
 
 class SelfDistillationStage(Section):
@@ -243,8 +243,8 @@ class StageSettings(Section):
     refresh_steps: PositiveInt | None = None
     """From warmup on, the model's own index ranks the corpus at the start of each stage and every
     this many steps. Prompts read its first ranks beside their positives, and in warmup these are
-    hard negatives. Each time embeds the whole corpus. By default candidates are the teacher's
-    (paper)."""
+    hard negatives. Each ranking embeds the whole corpus. By default the candidates are the
+    teacher's (paper)."""
 
     retrieval_weight: PositiveFloat = 1.0
     """λ; the paper gives no figure. Raise it if retrieval stops improving while the generation loss
@@ -269,8 +269,8 @@ class TrainSettings(Section):
     """Passes through as many examples as all sources have together (paper: 10)."""
 
     bottom_learning_rate: PositiveFloat | None = None
-    """Learning rate of layers 0..b, which retrieve. By default `trainer.learning_rate`; retrieval
-    often bears twice that of reading."""
+    """Learning rate of layers 0..b, which retrieve. They often train well with twice the rate of
+    the layers above. By default it is `trainer.learning_rate`."""
 
     freeze_embeddings: bool = False
     """Keeps the token embeddings as they are, and the head where it is tied to them. They are a

@@ -80,8 +80,8 @@ class TaskSource(Section):
     trained on one form of prompt finds little for others (beyond the paper)."""
 
     verify: bool = False
-    """Asks whether an answer is right, which it is half of the time, instead of asking for it: for
-    prompts with labels as answers, as FEVER's (beyond the paper)."""
+    """Asks whether a given answer is right, which it is half of the time, instead of asking for the
+    answer. It prepares for tasks with labels as answers, such as FEVER (beyond the paper)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
