@@ -25,7 +25,7 @@ def together(home: Path, *arguments: str) -> list[tuple[int, str, str]]:
         if not child:
             for descriptor, path in enumerate(outputs, 1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-            time.sleep(begin - time.time())
+            time.sleep(max(0.0, begin - time.time()))
             code = 1
             try:
                 code = main(list(arguments))
