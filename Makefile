@@ -6,7 +6,7 @@
 # make reproduce-default-quick  a small beginning, in 20 minutes (docs/model-card.md says what to expect)
 # make test-newest, make test-lowest     run the tests that depend on versions with the newest and
 #                               the lowest versions of all dependencies; FULL=1 runs the whole suite
-# make bench   measures time and memory beside ordinary RAG (over an hour; nothing else should run)
+# make bench   measures time and memory beside in-context RAG (over an hour; nothing else should run)
 # make check   lint and types
 PYTHON ?= python3
 VENV := .venv

@@ -35,9 +35,9 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
     return count * 2 * 2048**3 / (time.perf_counter() - start)
 
 
-def bottom_parameters(groups: ImpRAGModel) -> int:
+def bottom_parameters(model: ImpRAGModel) -> int:
     """Of the linear layers that every token runs through where only embeddings are wanted."""
-    *whole, last = groups.lm.base_model.layers[: groups.config.b]
+    *whole, last = model.lm.base_model.layers[: model.config.b]
     projections = [getattr(last.self_attn, f"{name}_proj") for name in "qkv"]
     return sum(
         module.weight.numel()
@@ -59,23 +59,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
-    groups, tokenizer = load_pretrained(arguments.model, arguments.dtype)
+    model, tokenizer = load_pretrained(arguments.model, arguments.dtype)
     corpus = load_corpus(arguments.corpus)
     rows = np.random.default_rng(0).permutation(len(corpus))[: arguments.passages]
     passages = corpus.passages(rows.tolist())
-    encoder = PassageEncoder(groups, tokenizer, arguments.batch_tokens)
-    tokens = sum(map(len, passage_tokens(tokenizer, groups.config, passages)))
-    parameters = bottom_parameters(groups)
+    encoder = PassageEncoder(model, tokenizer, arguments.batch_tokens)
+    tokens = sum(map(len, passage_tokens(tokenizer, model.config, passages)))
+    parameters = bottom_parameters(model)
     if arguments.compile:
-        groups.compile_bottom()
+        model.compile_bottom()
     encoder(passages)
     rounds = []
     for _ in range(arguments.rounds):
-        before = matmul_rate(groups.lm.dtype)
+        before = matmul_rate(model.lm.dtype)
         start = time.perf_counter()
         encoder(passages)
         seconds = time.perf_counter() - start
-        machine = (before + matmul_rate(groups.lm.dtype)) / 2
+        machine = (before + matmul_rate(model.lm.dtype)) / 2
         rounds.append((2 * parameters * tokens / seconds / machine, tokens / seconds, machine))
     ratio, speed, machine = (statistics.median(column) for column in zip(*rounds, strict=True))
     result = {
@@ -88,7 +88,7 @@ def main() -> None:
         "tokens": tokens,
         "parameters": parameters,
         "compiled": arguments.compile,
-        "dtype": str(groups.lm.dtype),
+        "dtype": str(model.lm.dtype),
         "threads": torch.get_num_threads(),
     }
     if arguments.json:

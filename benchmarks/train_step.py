@@ -23,22 +23,22 @@ from encode import bottom_parameters, matmul_rate
 from imprag.corpus import load_corpus
 from imprag.model import ImpRAGModel, load_base_model
 from imprag.training.batches import Batches
-from imprag.training.batching import Plan
 from imprag.training.data import load_sources
 from imprag.training.recipe_file import load_recipe
+from imprag.training.samplers.batch_sampler import BatchSampler
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingBatch, TrainingModel
 
 
 def operations(model: TrainingModel, batch: TrainingBatch) -> float:
     """6 x parameters x tokens of a batch."""
-    groups = model.groups
+    model = model.model
     layers = [
         sum(m.weight.numel() for m in layer.modules() if isinstance(m, torch.nn.Linear))
-        for layer in groups.lm.base_model.layers
+        for layer in model.lm.base_model.layers
     ]
-    bottom, reading = bottom_parameters(groups), sum(layers[: groups.config.t + 1])
-    head = groups.lm.get_output_embeddings().weight.numel()
+    bottom, reading = bottom_parameters(model), sum(layers[: model.config.t + 1])
+    head = model.lm.get_output_embeddings().weight.numel()
     read = {passage for passages in batch.candidates for passage in passages}
     total = 0.0
     for number, passage in enumerate(batch.passages):
@@ -59,7 +59,7 @@ def main() -> None:
 
     recipe = load_recipe(arguments.config, arguments.set)
     corpus = load_corpus(recipe.corpus)
-    plan = Plan(load_sources(recipe, corpus), recipe.batch, corpus, recipe.seed)
+    plan = BatchSampler(load_sources(recipe, corpus), recipe.batch, corpus, recipe.seed)
     schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     if recipe.train.freeze_embeddings:
@@ -69,7 +69,7 @@ def main() -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    device = model.groups.device.type
+    device = model.model.device.type
 
     def step(batch: TrainingBatch) -> float:
         start = time.perf_counter()

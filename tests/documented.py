@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, read_passages
-from imprag.files import sha256, write_json
 from imprag.index.folder import IndexFolder
 from imprag.index.stored_embeddings import write_embeddings
-from imprag.memory import build_memory
+from imprag.io.files import sha256, write_json
+from imprag.kv_cache import build_kv_cache
 from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
-from imprag.model.encoder import PassageEncoder
-from imprag.model.pretrained import EMBEDDINGS
+from imprag.model.load import EMBEDDINGS
+from imprag.model.passage_encoder import PassageEncoder
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -204,19 +204,19 @@ def make_home(home: Path) -> None:
     lm.save_pretrained(home / "lm")
     tokenizer.save_pretrained(home / "lm")
     config = ImpRAGConfig(
-        base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16, reading_score_weight=2.0
+        base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16, attention_score_bias=2.0
     )
-    groups = ImpRAGModel(lm, config)
-    save_pretrained(groups, tokenizer, home / "my-model")
+    model = ImpRAGModel(lm, config)
+    save_pretrained(model, tokenizer, home / "my-model")
 
     passages = _passages()
     for name in ("passages.jsonl", "dev-passages.jsonl", "my-notes.jsonl"):
         _write_lines(home / name, passages)
     corpus = Corpus.build(read_passages(home / "passages.jsonl"), home / "my-corpus")
-    encoder = PassageEncoder(groups, tokenizer)
+    encoder = PassageEncoder(model, tokenizer)
     write_embeddings(corpus, encoder, home / "my-model" / EMBEDDINGS)
     IndexFolder.build(corpus, encoder, home / "my-index", progress=False)
-    build_memory(corpus, groups, tokenizer, home / "my-memory", codec="int8", progress=False)
+    build_kv_cache(corpus, model, tokenizer, home / "my-memory", codec="int8", progress=False)
     for name in ("INDEX", "wiki-index", "default-index", "default-and-wikipedia"):
         shutil.copytree(home / "my-index", home / name)
 

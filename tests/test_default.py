@@ -7,7 +7,7 @@ from conftest import needs_smollm2
 from imprag import ImpRAG
 from imprag.corpus import load_corpus
 from imprag.index.stored_embeddings import StoredEmbeddings
-from imprag.model.pretrained import DEFAULT_FOLDER, EMBEDDINGS
+from imprag.model.load import DEFAULT_FOLDER, EMBEDDINGS
 
 pytestmark = [needs_smollm2, pytest.mark.real_model]
 

@@ -27,7 +27,7 @@ from documented import ROOT, Block, blocks, calls, help_examples, inline_command
 from imprag.cli import app, main
 from imprag.corpus import Corpus, load_corpus
 from imprag.index.folder import RetrievedPassage
-from imprag.rag import ImpRAG
+from imprag.pipeline import ImpRAG
 from imprag.tasks import Benchmark
 
 SHELL = [block for block in blocks() if is_shell(block)]
@@ -187,14 +187,14 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = template / "my-corpus"
     monkeypatch.setenv("IMPRAG_CACHE", str(template.parent / "cache"))
     for name, value in {
-        "imprag.model.pretrained._default": lambda: template / "my-model",
-        "imprag.model.pretrained.DEFAULT_FOLDER": template / "my-model",
+        "imprag.model.load._default": lambda: template / "my-model",
+        "imprag.model.load.DEFAULT_FOLDER": template / "my-model",
         "imprag.model.base._cpu_is_faster_in_bfloat16": lambda: False,
         "imprag.model.base._embedded": lambda: template / "lm",
         "imprag.corpus.library._built_in": lambda name: Corpus.open(corpus),
         "imprag.benchmarks.factbook.build_factbook": write_benchmark,
         "imprag.tasks.benchmark.plugins": lambda group: {"factbook": Benchmark(2, write_benchmark)},
-        "imprag.index.teacher.require_teacher": lambda *name: None,
+        "imprag.retrieval.dense.require_teacher": lambda *name: None,
         "imprag.evaluation.scoring.bootstrap_interval": lambda scores: (0.0, 1.0),
         "imprag.evaluation.runner.write_report": lambda run, corpus: None,
         "imprag.evaluation.speed._long_passages": lambda *arguments: Corpus.open(corpus),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_rag import PASSAGES, PROMPTS, tiny_rag
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -17,8 +18,7 @@ from transformers import (
 
 from conftest import tiny_lm
 from imprag.errors import ImpRAGError
-from imprag.rag import ImpRAG
-from test_rag import PASSAGES, PROMPTS, tiny_rag
+from imprag.pipeline import ImpRAG
 
 PROMPT = PROMPTS[2]
 
@@ -117,9 +117,9 @@ def test_arguments_that_would_change_the_answer_are_refused_in_one_line(
 
 def test_settings_of_the_models_own_generation_config_cannot_move_the_query(rag: ImpRAG) -> None:
     expected = outcome(rag)
-    own = rag.groups.lm.generation_config
+    own = rag.model.lm.generation_config
     try:
-        rag.groups.lm.generation_config = GenerationConfig(
+        rag.model.lm.generation_config = GenerationConfig(
             prefill_chunk_size=2,
             use_cache=False,
             return_dict_in_generate=True,
@@ -127,7 +127,7 @@ def test_settings_of_the_models_own_generation_config_cannot_move_the_query(rag:
         )
         assert outcome(rag) == expected
     finally:
-        rag.groups.lm.generation_config = own
+        rag.model.lm.generation_config = own
 
 
 # The number of passages
@@ -194,7 +194,7 @@ def test_a_stream_follows_one_answer(rag: ImpRAG, monkeypatch: pytest.MonkeyPatc
         rag.stream(PROMPT, num_beams=2)
     expected = rag.ask(PROMPT, max_new_tokens=6).answer
     own = GenerationConfig(num_beams=2, pad_token_id=0)
-    monkeypatch.setattr(rag.groups.lm, "generation_config", own)
+    monkeypatch.setattr(rag.model.lm, "generation_config", own)
     assert "".join(rag.stream(PROMPT, max_new_tokens=6)).strip() == expected
 
 

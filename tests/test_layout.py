@@ -48,7 +48,7 @@ COPIES = {
     "cli/ask.py repeats cli/ask.py": "ask and search begin alike",
     "memory/manifest.py repeats index/manifest.py": "both will share a manifest of files",
     "model/layer_groups.py repeats model/layer_groups.py": "will be split",
-    "training/own_ranks.py repeats evaluation/speed.py": "one signature by chance",
+    "training/miner.py repeats evaluation/speed.py": "one signature by chance",
     "training/recipe.py repeats model/config.py": "the recipe repeats the model's settings",
 }
 
@@ -138,13 +138,13 @@ def test_the_core_names_no_benchmark_of_the_package() -> None:
     [
         ("imprag.corpus.text", "from imprag.tasks import Task", True),
         ("imprag.corpus.text", "def f():\n    from imprag import tasks", True),
-        ("imprag.files", "try:\n    import imprag.corpus.text\nexcept OSError:\n    pass", True),
-        ("imprag.memory.build", "from imprag.rag import ImpRAG", True),
+        ("imprag.io.files", "try:\n    import imprag.corpus.text\nexcept OSError:\n    pass", True),
+        ("imprag.kv_cache.build", "from imprag.pipeline import ImpRAG", True),
         ("imprag.tasks.task", "from imprag.benchmarks.factbook import tasks", True),
         ("imprag.tasks.task", "from imprag.corpus import Passage\nimport json", False),
         ("imprag.tasks.task", "from imprag.tasks import kilt", False),
-        ("imprag.index", "if TYPE_CHECKING:\n    from imprag.rag import ImpRAG", False),
-        ("imprag.index", "if TYPE_CHECKING:\n    x = 1\nelse:\n    import imprag.rag", True),
+        ("imprag.index", "if TYPE_CHECKING:\n    from imprag.pipeline import ImpRAG", False),
+        ("imprag.index", "if TYPE_CHECKING:\n    x = 1\nelse:\n    import imprag.pipeline", True),
     ],
 )
 def test_an_upward_import_is_found(module: str, code: str, upwards: bool) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import documented
 from imprag.errors import ImpRAGError
-from imprag.optional import missing, note_without, require
+from imprag.io.optional import missing, note_without, require
 
 BLOCKED = ("matplotlib", "tensorboard", "bm25s", "datasets")
 _RUN = """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imprag.errors import ImpRAGError
-from imprag.plugins import plugins
+from imprag.io.plugins import plugins
 from imprag.tasks import find_benchmark, load_benchmark, load_task, task, task_names
 
 QUIZ = """
@@ -24,13 +24,13 @@ def install(
     """Puts a package with one module and entry points where Python finds it."""
     monkeypatch.setattr(task, "_TASKS", dict(task._TASKS))
 
-    def install(package: str, code: str, **groups: str) -> None:
+    def install(package: str, code: str, **model: str) -> None:
         folder = tmp_path / package
         info = folder / f"{package}-1.dist-info"
         info.mkdir(parents=True)
         (folder / f"{package}.py").write_text(code)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
-        points = "".join(f"[imprag.{group}]\n{point}\n" for group, point in groups.items())
+        points = "".join(f"[imprag.{group}]\n{point}\n" for group, point in model.items())
         (info / "entry_points.txt").write_text(points)
         monkeypatch.syspath_prepend(folder)
         plugins.cache_clear()

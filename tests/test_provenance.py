@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from imprag.model.pretrained import DEFAULT_FOLDER
+from imprag.model.load import DEFAULT_FOLDER
 
 
 def test_provenance_is_a_summary_whose_last_training_is_the_shipped_recipe() -> None:

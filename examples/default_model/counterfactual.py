@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from imprag.building import check_free
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
+from imprag.io.building import check_free
+from imprag.io.files import expand_home
 from imprag.tasks import Answer, Example, read_examples, write_open_corpus
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")

@@ -20,10 +20,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imprag.benchmarks.factbook import choose, drawn
-from imprag.building import check_free
 from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
+from imprag.io.building import check_free
+from imprag.io.files import expand_home
 from imprag.model.base import load_tokenizer
 from imprag.tasks import (
     Answer,

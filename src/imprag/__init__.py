@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from imprag.corpus import Passage as Passage
     from imprag.evaluation.runner import evaluate as evaluate
     from imprag.index import PassageIndex as PassageIndex
-    from imprag.memory import PassageMemory as PassageMemory
+    from imprag.kv_cache import PassageKVCache as PassageKVCache
     from imprag.model import ImpRAGConfig as ImpRAGConfig
     from imprag.model import ImpRAGModel as ImpRAGModel
-    from imprag.rag import ImpRAG as ImpRAG
+    from imprag.pipeline import ImpRAG as ImpRAG
     from imprag.tasks import load_task as load_task
 
 _HOMES = {
     "Corpus": "imprag.corpus",
-    "ImpRAG": "imprag.rag",
+    "ImpRAG": "imprag.pipeline",
     "ImpRAGConfig": "imprag.model",
     "ImpRAGModel": "imprag.model",
     "Passage": "imprag.corpus",
     "PassageIndex": "imprag.index",
-    "PassageMemory": "imprag.memory",
+    "PassageKVCache": "imprag.kv_cache",
     "evaluate": "imprag.evaluation.runner",
     "load_task": "imprag.tasks",
 }

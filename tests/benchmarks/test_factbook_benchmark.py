@@ -17,7 +17,7 @@ from imprag.benchmarks.factbook.names import Country, read_countries
 from imprag.benchmarks.factbook.relations import load_relations
 from imprag.corpus import factbook_fields
 from imprag.errors import ImpRAGError
-from imprag.files import sha256, write_json
+from imprag.io.files import sha256, write_json
 from imprag.tasks import load_benchmark, load_task
 from imprag.tasks.matching import contains_answer
 

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import imprag.memory.build  # noqa: F401
+import imprag.kv_cache.build  # noqa: F401
 from imprag.cli import main
-from imprag.rag import ImpRAG
+from imprag.pipeline import ImpRAG
 
 
 def together(home: Path, *arguments: str) -> list[tuple[int, str, str]]:
@@ -53,7 +53,7 @@ def run(home: Path) -> None:
                     home, "memory", "build", *model, "--index", index, "--out", memory
                 ),
                 "ask": together(
-                    home, "ask", "w1 w2", "--json", *model, "--index", index, "--memory", memory
+                    home, "ask", "w1 w2", "--json", *model, "--index", index, "--kv-cache", memory
                 ),
             }
         )

@@ -13,11 +13,11 @@ from peft import LoraConfig
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
 from imprag.cli.adapt import Kind, _notes
-from imprag.locking import only_builder
+from imprag.io.locking import only_builder
 from imprag.model import ImpRAGConfig, ImpRAGModel, load_pretrained, save_pretrained
 from imprag.model.peft_adapters import add_adapter
 from imprag.tasks.self_supervised import FROM_PASSAGES
-from imprag.training.adaptation import SourceRecall
+from imprag.training.adapt import SourceRecall
 
 
 def run(*arguments: object) -> int:

@@ -278,7 +278,7 @@ def test_memory_is_built_described_and_read(home: Path, tmp_path: Path, capsys) 
     assert facts["kind"] == "memory"
     assert facts["memory"]["count"] == 9
     answers = []
-    for arguments in ((), ("--memory", memory)):
+    for arguments in ((), ("--kv-cache", memory)):
         assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4, *arguments) == 0
         captured = capsys.readouterr()
         assert "not in the memory" not in captured.err
@@ -292,7 +292,7 @@ def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, cap
     hot = ("--out", tmp_path / "hot", "--prompts", prompts, "--top-passages", 1)
     assert ask(home, "memory", "build", *hot) == 0
     capsys.readouterr()
-    assert ask(home, "ask", "w1 w2", "--json", "--memory", tmp_path / "hot") == 0
+    assert ask(home, "ask", "w1 w2", "--json", "--kv-cache", tmp_path / "hot") == 0
     captured = capsys.readouterr()
     assert "1 of 2 passages were not in the memory" in captured.err
     assert ask(home, "memory", "build", "--out", tmp_path / "x", "--top-passages", 1) == 2
@@ -317,5 +317,5 @@ def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path, capsys
     config = ImpRAGConfig(base_model="tiny", b=1, t=4, k=2, max_passage_tokens=16)
     save_pretrained(ImpRAGModel(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
     arguments = ("--model", tmp_path / "model", "--index", home / "index")
-    assert run("ask", "w1", *arguments, "--memory", tmp_path / "memory") == 2
+    assert run("ask", "w1", *arguments, "--kv-cache", tmp_path / "memory") == 2
     assert "made by another model" in capsys.readouterr().err

@@ -108,10 +108,10 @@ def test_a_large_weight_reads_the_best_passage_alone(home: Path, tmp_path: Path)
         lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
         return [json.loads(line)["answer"] for line in lines]
 
-    weighted = answers("weighted", "--k", 2, "--reading-score-weight", 1e4)
+    weighted = answers("weighted", "--k", 2, "--attention-score-bias", 1e4)
     assert weighted == answers("first", "--k", 1)
-    assert weighted != answers("alike", "--k", 2, "--reading-score-weight", 0)
-    assert "reading_score_weight: 10000.0" in (tmp_path / "weighted" / "recipe.yaml").read_text()
+    assert weighted != answers("alike", "--k", 2, "--attention-score-bias", 0)
+    assert "attention_score_bias: 10000.0" in (tmp_path / "weighted" / "recipe.yaml").read_text()
 
 
 def test_bm25_finds_by_words(runs: list[Path]) -> None:
@@ -153,7 +153,7 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
         (("--no-retrieval", "--oracle-passages"), "use one of --no-retrieval, --oracle-passages"),
         (("--corpus", "factbook"), "--corpus and --query-template are not for the model's own"),
         (("--query-template", "oracle"), "are not for the model's own retrieval"),
-        (("--no-retrieval", "--reading-score-weight", "2"), "is for the model's own retrieval"),
+        (("--no-retrieval", "--attention-score-bias", "2"), "is for the model's own retrieval"),
         (("--retriever", "bm25", "--no-retrieval"), "--retriever bm25 has no use"),
         (("--no-retrieval", "--among", "3"), "--among says how many passages --oracle-passages"),
         (("--oracle-passages", "--among", "3", "--k", "3"), "use it with that, without --k"),

@@ -14,7 +14,7 @@ from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
 from imprag.corpus import load_corpus
 from imprag.errors import ImpRAGError
-from imprag.locking import make_once, only_builder
+from imprag.io.locking import make_once, only_builder
 from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 
 
@@ -66,7 +66,7 @@ def test_a_killed_builder_leaves_no_stale_lock(tmp_path: Path, capsys) -> None:
     script = """
 import os, signal, sys
 from pathlib import Path
-from imprag.locking import only_builder
+from imprag.io.locking import only_builder
 with only_builder(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """

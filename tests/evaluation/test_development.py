@@ -14,10 +14,10 @@ from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.evaluation.development import DevelopmentSet
-from imprag.files import sha256
 from imprag.index.folder import IndexFolder
+from imprag.io.files import sha256
 from imprag.model import ImpRAGConfig, ImpRAGModel
-from imprag.rag import ImpRAG
+from imprag.pipeline import ImpRAG
 from imprag.tasks import Example, write_examples
 from imprag.training.recipe import EvaluationSettings
 
@@ -140,13 +140,13 @@ def test_one_task_has_no_means_of_its_own(data: Path, corpus: Corpus, tmp_path: 
 def test_the_model_retrieves_and_reads_as_it_does_alone(
     data: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    groups, tokenizer = make_groups(), tiny_tokenizer()
+    model, tokenizer = make_groups(), tiny_tokenizer()
     DevelopmentSet(settings(data, "nq", corpus="split"), corpus, tmp_path / "dev")(
-        groups, tokenizer, 1
+        model, tokenizer, 1
     )
     passages = Corpus.build((corpus[n] for n in DEV), tmp_path / "alone")
-    rag = ImpRAG(groups, tokenizer)
-    rag = ImpRAG(groups, tokenizer, IndexFolder.build(passages, rag.encoder, tmp_path / "index"))
+    rag = ImpRAG(model, tokenizer)
+    rag = ImpRAG(model, tokenizer, IndexFolder.build(passages, rag.encoder, tmp_path / "index"))
     predictions = read_predictions(tmp_path / "dev/step-1")
     for one, answer in zip(
         predictions, rag.generate([one["prompt"] for one in predictions]), strict=True
@@ -169,12 +169,12 @@ def test_the_model_retrieves_and_reads_as_it_does_alone(
 def test_every_step_sees_the_weights_of_that_step(
     data: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    groups, tokenizer = make_groups(), tiny_tokenizer()
+    model, tokenizer = make_groups(), tiny_tokenizer()
     development = DevelopmentSet(settings(data, "nq"), corpus, tmp_path / "dev")
-    development(groups, tokenizer, 1)
+    development(model, tokenizer, 1)
     with torch.no_grad():
-        groups.lm.base_model.layers[1].self_attn.k_proj.weight.neg_()
-    development(groups, tokenizer, 2)
+        model.lm.base_model.layers[1].self_attn.k_proj.weight.neg_()
+    development(model, tokenizer, 2)
     rows = [
         [one["passages"] for one in read_predictions(tmp_path / f"dev/step-{n}")] for n in (1, 2)
     ]
@@ -190,30 +190,30 @@ def test_every_step_sees_the_weights_of_that_step(
 
 
 def test_training_goes_on_untouched(data: Path, corpus: Corpus, tmp_path: Path) -> None:
-    groups, tokenizer = make_groups(), tiny_tokenizer()
-    groups.train()
+    model, tokenizer = make_groups(), tiny_tokenizer()
+    model.train()
     before = torch.get_rng_state()
     development = DevelopmentSet(settings(data, limit=2), corpus, tmp_path / "dev")
     with torch.autocast("cpu", torch.bfloat16):
-        development(groups, tokenizer, 1)
-    assert groups.training
-    assert groups.lm.training
+        development(model, tokenizer, 1)
+    assert model.training
+    assert model.lm.training
     assert torch.equal(torch.get_rng_state(), before)
     ids = torch.tensor([[5, 6, 7]])
-    groups.query_embeddings(ids, torch.ones_like(ids)).sum().backward()
-    assert groups.lm.get_input_embeddings().weight.grad is not None
+    model.query_embeddings(ids, torch.ones_like(ids)).sum().backward()
+    assert model.lm.get_input_embeddings().weight.grad is not None
 
 
 def test_no_dropout_in_a_measurement(data: Path, corpus: Corpus, tmp_path: Path) -> None:
     means = []
     for mode in (True, False):
-        groups = make_groups()
-        for layer in groups.lm.base_model.layers:
+        model = make_groups()
+        for layer in model.lm.base_model.layers:
             layer.mlp.down_proj = torch.nn.Sequential(layer.mlp.down_proj, torch.nn.Dropout(0.9))
-        groups.train(mode)
+        model.train(mode)
         development = DevelopmentSet(settings(data, "nq"), corpus, tmp_path / f"{mode}")
-        means.append(development(groups, tiny_tokenizer(), 1))
-        assert groups.training is mode
+        means.append(development(model, tiny_tokenizer(), 1))
+        assert model.training is mode
     assert means[0] == means[1]
 
 
@@ -269,15 +269,15 @@ def test_finished_measurements_are_taken(
 
 def test_an_interrupted_measurement_begins_anew(data: Path, corpus: Corpus, tmp_path: Path) -> None:
     development = DevelopmentSet(settings(data, "nq", limit=2), corpus, tmp_path / "dev")
-    groups, tokenizer = make_groups(), tiny_tokenizer()
-    means = development(groups, tokenizer, 1)
+    model, tokenizer = make_groups(), tiny_tokenizer()
+    means = development(model, tokenizer, 1)
     # Left by a training that was killed; the weights of the resumed one differ.
     other = make_groups(seed=1)
     development(other, tokenizer, 2)
     IndexFolder.build(corpus, ImpRAG(other, tokenizer).encoder, tmp_path / "dev/.index")
     (tmp_path / "dev/step-2/results.json").unlink()
     (tmp_path / "dev/step-2-gold/results.json").unlink()
-    assert development(groups, tokenizer, 2) == means
+    assert development(model, tokenizer, 2) == means
     for run in ("step-{}", "step-{}-gold"):
         first, second = (read_predictions(tmp_path / "dev" / run.format(n)) for n in (1, 2))
         assert first == second

@@ -29,8 +29,8 @@ from imprag.evaluation.passage_sources import (
 from imprag.evaluation.report import write_report
 from imprag.evaluation.run_folder import RunFolder
 from imprag.index.folder import IndexFolder, RetrievedPassage
-from imprag.optional import note_without
-from imprag.rag import ImpRAG
+from imprag.io.optional import note_without
+from imprag.pipeline import ImpRAG
 from imprag.tasks import Answer, Example, Task, TaskExamples, load_task
 
 TEXTS = {passage.id: passage.text for passage in PASSAGES}
@@ -207,7 +207,7 @@ def test_oracle_leaves_out_examples_without_gold_passages_after_drawing(
 
 
 def test_without_passages(rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path) -> None:
-    bare = ImpRAG(rag.groups, rag.tokenizer)
+    bare = ImpRAG(rag.model, rag.tokenizer)
     results = evaluate(bare, tasks, tmp_path / "run", source=no_passages())
     alone = bare.generate([one["prompt"] for one in read(tmp_path / "run")[:11]], k=0)
     assert [one["answer"] for one in read(tmp_path / "run")[:11]] == [a.answer for a in alone]
@@ -237,7 +237,7 @@ def test_chat_puts_prompts_into_the_chat_template(
 ) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "w5 {{ messages[0].content }} w6 w7"
-    model = ImpRAG(rag.groups, tokenizer, rag.index)
+    model = ImpRAG(rag.model, tokenizer, rag.index)
     out = tmp_path / "run"
     evaluate(model, tasks[:1], out, chat=True)
     asked = read(out)
@@ -559,7 +559,7 @@ def test_an_answer_behind_the_cut_is_not_found(rag: ImpRAG, tmp_path: Path) -> N
     long = Passage("long", "page 1", " ".join(words))
     corpus = Corpus.build([long, Passage("short", "page 2", "w1 w2")], tmp_path / "corpus")
     index = IndexFolder.build(corpus, rag.encoder, tmp_path / "index", progress=False)
-    own = ImpRAG(rag.groups, rag.tokenizer, index)
+    own = ImpRAG(rag.model, rag.tokenizer, index)
     nq = load_task("nq")
     questions = [
         Example("seen", "w3", [Answer("w23")]),

@@ -45,11 +45,11 @@ def measure(
     monkeypatch.setattr(speed, "Teacher", FirstPassages)
     monkeypatch.setattr(speed, "TextEncoder", lambda **settings: None)
     monkeypatch.setattr(torch, "compile", lambda call, **settings: call)  # takes minutes
-    config = ImpRAGConfig(base_model="tiny", b=1, t=3, reading_score_weight=2.0)
-    groups = ImpRAGModel(tiny_lm(), config)
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, attention_score_bias=2.0)
+    model = ImpRAGModel(tiny_lm(), config)
     given: dict = {"k": (1, 10), "codecs": ("fp32", "int8"), "compiled": True}
     return speed.benchmark(
-        groups,
+        model,
         tiny_tokenizer(),
         corpus,
         tmp_path,

@@ -11,7 +11,7 @@ from imprag.evaluation.run_folder import RunFolder
 from imprag.evaluation.scoring import summarize
 from imprag.index.folder import IndexFolder
 from imprag.model import ImpRAGConfig, ImpRAGModel
-from imprag.rag import ImpRAG
+from imprag.pipeline import ImpRAG
 from imprag.tasks import Answer, Example, TaskExamples, load_task
 
 COUNT = 24
@@ -30,7 +30,7 @@ def make_rag(corpus: Corpus, folder: Path, seed: int = 0) -> ImpRAG:
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=3, max_passage_tokens=16)
     rag = ImpRAG(ImpRAGModel(tiny_lm(seed=seed), config), tiny_tokenizer())
     index = IndexFolder.build(corpus, rag.encoder, folder, progress=False)
-    return ImpRAG(rag.groups, rag.tokenizer, index)
+    return ImpRAG(rag.model, rag.tokenizer, index)
 
 
 def example(id: str, text: str, answers: Sequence[str], *gold: str) -> Example:

@@ -13,10 +13,10 @@ import pytest
 from killed_build import COUNTS, SHARD
 from stub_corpus import ClusterEncoder, StubCorpus
 
-from imprag.building import building_folder
 from imprag.errors import ImpRAGError
 from imprag.index import PassageIndex, build_index
 from imprag.index.manifest import MANIFEST
+from imprag.io.building import building_folder
 
 DIMENSION = 8
 

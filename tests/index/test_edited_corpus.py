@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from edited_build import NEW, OLD, Encoder, build
 
-from imprag.building import building_folder
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.folder import CORPUS, INDEX, IndexFolder
+from imprag.io.building import building_folder
 
 PASSAGES = [Passage(f"p{n}", f"Title {n}", f"Text {n}.", {"page": n}) for n in range(6)]
 EDITS = {

@@ -268,7 +268,7 @@ class TestChanges:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("imprag.index.faiss_index.write_ids", full)
+        monkeypatch.setattr("imprag.index.faiss.index.write_ids", full)
         with pytest.raises(ImpRAGError, match=r"cannot write .*No space left"):
             index.save(tmp_path / "index")
         assert len(PassageIndex.open(tmp_path / "index")) == 100

@@ -217,11 +217,11 @@ def test_an_adapter_that_unties_weights_is_refused(tmp_path: Path) -> None:
 def test_a_bare_adapter_is_a_model(base: Path, tmp_path: Path) -> None:
     folder = write_adapter(base, tmp_path / "adapter")
     (folder / "imprag.json").unlink()
-    groups, tokenizer = load_pretrained(folder, **EXACT, k=3)
-    assert (groups.config.b, groups.config.t, groups.config.k) == (1, 4, 3)
-    assert groups.config.base_model == str(base)
+    model, tokenizer = load_pretrained(folder, **EXACT, k=3)
+    assert (model.config.b, model.config.t, model.config.k) == (1, 4, 3)
+    assert model.config.base_model == str(base)
     assert tokenizer("w1").input_ids == [4]
-    assert_same(dict(groups.lm.state_dict()), by_peft(base, folder))
+    assert_same(dict(model.lm.state_dict()), by_peft(base, folder))
     settings = json.loads((folder / SETTINGS).read_text())
     (folder / SETTINGS).write_text(json.dumps(settings | {"base_model_name_or_path": None}))
     with pytest.raises(ImpRAGError, match="names no base model"):

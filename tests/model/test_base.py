@@ -87,7 +87,7 @@ def test_dtypes_and_devices() -> None:
 
 _CONVERT = """
 import sys, pathlib, time
-from imprag.files import atomic_path
+from imprag.io.files import atomic_path
 print("ready", flush=True)
 with atomic_path(pathlib.Path(sys.argv[1])) as folder:
     folder.mkdir()

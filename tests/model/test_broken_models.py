@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
 from imprag.errors import ImpRAGError
-from imprag.files import read_json, write_json
+from imprag.io.files import read_json, write_json
 from imprag.model import load_pretrained
 from imprag.model.base import load_base_model
 from imprag.training.trainer import check_checkpoint

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.files import read_json
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings, write_embeddings
+from imprag.io.files import read_json
 from imprag.model import ImpRAGConfig, ImpRAGModel, load_pretrained, save_pretrained
 from imprag.model.compact import WEIGHTS, write_changed_adapter, write_compact_adapter
-from imprag.model.encoder import PassageEncoder
+from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.peft_adapters import add_adapter
 
 EXACT = {"dtype": "float32", "device": "cpu"}
@@ -37,8 +37,8 @@ def adapter(tmp_path: Path) -> Path:
             torch.nn.init.normal_(parameter, std=1e-4 if "layers.1" in name else 0.05)
         elif "modules_to_save" in name:
             torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
-    groups = ImpRAGModel(lm.eval(), ImpRAGConfig(base_model=str(tmp_path / "base"), b=2, t=4))
-    save_pretrained(groups, tiny_tokenizer(), tmp_path / "adapter")
+    model = ImpRAGModel(lm.eval(), ImpRAGConfig(base_model=str(tmp_path / "base"), b=2, t=4))
+    save_pretrained(model, tiny_tokenizer(), tmp_path / "adapter")
     return tmp_path / "adapter"
 
 

@@ -16,10 +16,10 @@ from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.chat import ChatPrompt, PlainPrompt
 from imprag.model.control_tokens import control_ids, encode_text, prefix_ids
-from imprag.model.encoder import PassageEncoder
 from imprag.model.fingerprint import tokenizer_fingerprint
+from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
-from imprag.rag import ImpRAG
+from imprag.pipeline import ImpRAG
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CHATML = (

@@ -47,21 +47,21 @@ def assert_equal(name: str) -> None:
     whole, lm = plain(name), plain(name)
     depth = lm.config.num_hidden_layers
     config = ImpRAGConfig(base_model=name, b=0, t=depth - 1, k=3, max_passage_tokens=16)
-    groups = ImpRAGModel(lm, config)
+    model = ImpRAGModel(lm, config)
     generator = torch.Generator().manual_seed(3)
     sizes, most = (6, 4, 5), small.VOCABULARY
     rows = [torch.randint(3, most, (n,), generator=generator).tolist() for n in sizes]
     *passages, prompt = rows
     context = [token for passage in passages for token in passage]
     ids, mask = pad([prompt], CPU)
-    prefix = groups.encode_passages([passages], "full")
+    prefix = model.encode_passages([passages], "full")
     expected = whole(torch.tensor([context + prompt]), use_cache=False).logits[0, -len(prompt) :]
-    found = groups(ids, mask, fixed(prefix), position_shift=len(context)).logits[0]
+    found = model(ids, mask, fixed(prefix), position_shift=len(context)).logits[0]
     torch.testing.assert_close(found, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
     greedy = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = whole.generate(torch.tensor([context + prompt]), **greedy)[0, -4:]
     assert (
-        groups.generate(ids, mask, fixed(prefix), position_shift=len(context), **greedy)[
+        model.generate(ids, mask, fixed(prefix), position_shift=len(context), **greedy)[
             0, -4:
         ].tolist()
         == expected.tolist()

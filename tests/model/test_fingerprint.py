@@ -14,14 +14,14 @@ from transformers import AutoTokenizer
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.files import read_json, write_json
 from imprag.index.folder import IndexFolder
-from imprag.memory import DiskStore, build_memory
-from imprag.memory.manifest import states_fingerprint
+from imprag.io.files import read_json, write_json
+from imprag.kv_cache import DiskStore, build_kv_cache
+from imprag.kv_cache.manifest import states_fingerprint
 from imprag.model import ImpRAGConfig, load_pretrained
-from imprag.model.encoder import PassageEncoder
 from imprag.model.fingerprint import config_fingerprint, tokenizer_fingerprint
-from imprag.rag import ImpRAG
+from imprag.model.passage_encoder import PassageEncoder
+from imprag.pipeline import ImpRAG
 
 EMBEDDING = "model.embed_tokens.weight"
 KEYS = "model.layers.1.self_attn.k_proj.weight"
@@ -36,8 +36,8 @@ def model(tmp_path: Path) -> Path:
 
 def fingerprints(folder: Path, dtype: str = "float32") -> tuple[str, str]:
     """Of embeddings (layers 0..b) and of states (layers 0..t)."""
-    groups, tokenizer = load_pretrained(folder, dtype, "cpu")
-    return PassageEncoder(groups, tokenizer).fingerprint(), states_fingerprint(groups, tokenizer)
+    model, tokenizer = load_pretrained(folder, dtype, "cpu")
+    return PassageEncoder(model, tokenizer).fingerprint(), states_fingerprint(model, tokenizer)
 
 
 def with_config(model: Path, folder: Path, **values: Any) -> Path:
@@ -141,11 +141,11 @@ def test_a_fine_tuning_below_the_precision_of_bfloat16_is_another_model(
 
 def test_a_weight_that_was_changed_after_loading_counts_as_it_is(model: Path) -> None:
     for dtype in ("float32", "bfloat16"):
-        groups, tokenizer = load_pretrained(model, dtype, "cpu")
-        encoder = PassageEncoder(groups, tokenizer)
+        model, tokenizer = load_pretrained(model, dtype, "cpu")
+        encoder = PassageEncoder(model, tokenizer)
         before = encoder.fingerprint()
         with torch.no_grad():
-            groups.lm.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+            model.lm.model.layers[0].mlp.up_proj.weight[0, 0] += 1
         assert encoder.fingerprint() != before
 
 
@@ -185,16 +185,16 @@ def test_another_tokenizer_is_another_model(model: Path, tmp_path: Path) -> None
 def test_index_and_memory_of_another_configuration_or_tokenizer_are_refused(
     model: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    groups, tokenizer = load_pretrained(model, "float32", "cpu")
+    model, tokenizer = load_pretrained(model, "float32", "cpu")
     index = tmp_path / "index"
-    IndexFolder.build(corpus, PassageEncoder(groups, tokenizer), index, progress=False)
-    build_memory(corpus, groups, tokenizer, tmp_path / "memory", progress=False)
+    IndexFolder.build(corpus, PassageEncoder(model, tokenizer), index, progress=False)
+    build_kv_cache(corpus, model, tokenizer, tmp_path / "memory", progress=False)
 
     def use(folder: Path, memory: bool) -> None:
         rag = ImpRAG.from_pretrained(folder, None if memory else index, dtype="float32")
         if memory:
             rag._index = IndexFolder.open(index)
-            rag.use_memory(tmp_path / "memory")
+            rag.use_kv_cache(tmp_path / "memory")
 
     rope = {"rope_theta": 50.0, "rope_type": "default"}
     other_rope = with_config(model, tmp_path / "rope", rope_parameters=rope)
@@ -209,25 +209,23 @@ def test_index_and_memory_of_another_configuration_or_tokenizer_are_refused(
                 use(folder, memory)
     opened = DiskStore(tmp_path / "memory", corpus)  # by the caller
     with pytest.raises(ImpRAGError, match="made by another model"):
-        ImpRAG(*load_pretrained(other_eps, "float32", "cpu")).use_memory(opened)
+        ImpRAG(*load_pretrained(other_eps, "float32", "cpu")).use_kv_cache(opened)
 
 
 def test_an_index_of_an_earlier_version_is_refused_with_the_command_that_rebuilds(
     model: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    groups, tokenizer = load_pretrained(model, "float32", "cpu")
-    IndexFolder.build(corpus, PassageEncoder(groups, tokenizer), tmp_path / "i", progress=False)
-    build_memory(corpus, groups, tokenizer, tmp_path / "memory", progress=False)
+    model, tokenizer = load_pretrained(model, "float32", "cpu")
+    IndexFolder.build(corpus, PassageEncoder(model, tokenizer), tmp_path / "i", progress=False)
+    build_kv_cache(corpus, model, tokenizer, tmp_path / "memory", progress=False)
     for path in (tmp_path / "i" / "index" / "index.json", tmp_path / "memory" / "memory.json"):
         write_json(path, read_json(path) | {"model_fingerprint": "0123456789abcdef" * 2})
     with pytest.raises(ImpRAGError, match=r"earlier version of.*: imprag index .* --overwrite"):
         ImpRAG.from_pretrained(model, tmp_path / "i", dtype="float32")
-    rag = ImpRAG(groups, tokenizer)
+    rag = ImpRAG(model, tokenizer)
     rag._index = IndexFolder.open(tmp_path / "i")
-    with pytest.raises(
-        ImpRAGError, match="earlier version of.*: imprag memory build .* --overwrite"
-    ):
-        rag.use_memory(tmp_path / "memory")
+    with pytest.raises(ImpRAGError, match="earlier version of.*: imprag kv build .* --overwrite"):
+        rag.use_kv_cache(tmp_path / "memory")
 
 
 def test_other_rules_of_encoding_text_are_another_model(

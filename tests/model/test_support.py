@@ -48,12 +48,12 @@ def config_of(**settings: object) -> ImpRAGConfig:
     return ImpRAGConfig(**{**values, **settings})
 
 
-def tokens(groups: ImpRAGModel) -> tuple[list[int], int]:
+def tokens(model: ImpRAGModel) -> tuple[list[int], int]:
     """An answer, and how often the model retrieved for it."""
-    prefix = groups.encode_passages([[[9, 8, 7, 6]]])
+    prefix = model.encode_passages([[[9, 8, 7, 6]]])
     asked: list[Tensor] = []
     ids, mask = pad([[1, 20, 21]], CPU)
-    output = groups.generate(
+    output = model.generate(
         ids,
         mask,
         lambda queries: asked.append(queries) or prefix,
@@ -69,20 +69,20 @@ def tokens(groups: ImpRAGModel) -> tuple[list[int], int]:
 @pytest.mark.parametrize("later", [False, True])
 def test_a_model_whose_forward_was_replaced_is_refused(part: str, later: bool) -> None:
     lm = tiny_lm()
-    groups = ImpRAGModel(lm, config_of()) if later else None
+    model = ImpRAGModel(lm, config_of()) if later else None
     add_hook_to_module(lm if part == "the model" else lm.base_model, ModelHook())
     with pytest.raises(ImpRAGError, match="forward method .* was replaced"):
-        tokens(groups or ImpRAGModel(lm, config_of()))
+        tokens(model or ImpRAGModel(lm, config_of()))
 
 
 def test_hooks_on_layers_change_nothing() -> None:
     lm = tiny_lm()
-    groups = ImpRAGModel(lm, config_of())
-    expected = tokens(groups)
+    model = ImpRAGModel(lm, config_of())
+    expected = tokens(model)
     for layer in lm.base_model.layers:
         add_hook_to_module(layer, ModelHook())
         add_hook_to_module(layer.self_attn, ModelHook())
-    assert tokens(groups) == expected
+    assert tokens(model) == expected
     assert expected[1] == 1
 
 
@@ -211,7 +211,7 @@ ROPES = {
 }
 
 
-def groups_with(rope: str) -> ImpRAGModel:
+def model_with(rope: str) -> ImpRAGModel:
     more = {"longrope": {"original_max_position_embeddings": 200}, "dynamic": {}}[rope]
     longest = {"longrope": 8192, "dynamic": 200}[rope]
     family = {"longrope": "phi3", "dynamic": "llama"}[rope]
@@ -225,36 +225,36 @@ def groups_with(rope: str) -> ImpRAGModel:
 
 
 @torch.no_grad()
-def last_logits(groups: ImpRAGModel, rows: list[list[int]]) -> Tensor:
+def last_logits(model: ImpRAGModel, rows: list[list[int]]) -> Tensor:
     ids, mask = pad(rows, CPU, left=True)
-    prefix = groups.encode_passages([[[20, 21, 22]]] * len(rows))
-    return groups(ids, mask, fixed(prefix), position_shift=64).logits[0, -1]
+    prefix = model.encode_passages([[[20, 21, 22]]] * len(rows))
+    return model(ids, mask, fixed(prefix), position_shift=64).logits[0, -1]
 
 
 @pytest.mark.parametrize("rope", sorted(ROPES))
 def test_answers_do_not_depend_on_the_longest_prompt_of_a_batch(rope: str) -> None:
-    groups = groups_with(rope)
+    model = model_with(rope)
     short, long, too_long = list(range(5, 15)), list(range(3, 93)), [5] * 140
-    expected = last_logits(groups, [short])
-    torch.testing.assert_close(last_logits(groups, [short, long]), expected, atol=1e-5, rtol=0)
+    expected = last_logits(model, [short])
+    torch.testing.assert_close(last_logits(model, [short, long]), expected, atol=1e-5, rtol=0)
     with torch.no_grad():  # turns the frequencies of the model itself
-        groups.lm(torch.tensor([[7] * 250]), use_cache=False)
-    torch.testing.assert_close(last_logits(groups, [short]), expected, atol=1e-5, rtol=0)
+        model.lm(torch.tensor([[7] * 250]), use_cache=False)
+    torch.testing.assert_close(last_logits(model, [short]), expected, atol=1e-5, rtol=0)
     with pytest.raises(ImpRAGError, match="position 203 is reached, but from 200 on"):
-        last_logits(groups, [short, too_long])
-    assert groups.positions_limit == 200
+        last_logits(model, [short, too_long])
+    assert model.positions_limit == 200
     with pytest.raises(ImpRAGError, match="leave out compile_decoding"):
-        groups.compile_decoding()
+        model.compile_decoding()
 
 
 @pytest.mark.parametrize("rope", sorted(ROPES))
 def test_a_prompt_asks_the_same_wherever_it_stands(rope: str) -> None:
-    groups = groups_with(rope)
+    model = model_with(rope)
     ids, mask = pad([list(range(5, 60))], CPU, left=True)
     with torch.no_grad():
-        prefix = groups.encode_passages([[]])
-        asked = groups(ids, mask, fixed(prefix), position_shift=128).query_embeddings
-        torch.testing.assert_close(asked, groups.query_embeddings(ids, mask), atol=1e-5, rtol=1e-4)
+        prefix = model.encode_passages([[]])
+        asked = model(ids, mask, fixed(prefix), position_shift=128).query_embeddings
+        torch.testing.assert_close(asked, model.query_embeddings(ids, mask), atol=1e-5, rtol=1e-4)
 
 
 def test_queries_that_are_scaled_by_their_positions_are_refused_from_there_on() -> None:
@@ -270,21 +270,21 @@ def test_queries_that_are_scaled_by_their_positions_are_refused_from_there_on() 
 
 
 def test_threads_that_share_a_model_do_not_disturb_each_other() -> None:
-    groups = groups_with("longrope")
+    model = model_with("longrope")
     short = list(range(5, 15))
-    expected = last_logits(groups, [short])
+    expected = last_logits(model, [short])
     stop = threading.Event()
 
     def disturb() -> None:
         while not stop.is_set():
             with torch.no_grad():
-                groups.lm(torch.tensor([[7] * 250]), use_cache=False)
+                model.lm(torch.tensor([[7] * 250]), use_cache=False)
 
     thread = threading.Thread(target=disturb)
     thread.start()
     try:
         for _ in range(10):
-            torch.testing.assert_close(last_logits(groups, [short]), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(last_logits(model, [short]), expected, atol=1e-5, rtol=0)
     finally:
         stop.set()
         thread.join()
@@ -294,8 +294,8 @@ def test_threads_that_share_a_model_do_not_disturb_each_other() -> None:
 def test_received_attention_of_gpt_neox() -> None:
     """Its layers call their attention ``attention``."""
     lm = lm_of("gpt_neox", num_key_value_heads=..., head_dim=...)
-    groups = ImpRAGModel(lm, config_of())
-    states = groups.encode(*pad([[5, 6, 7], [8, 9]], CPU), with_attention=True)
+    model = ImpRAGModel(lm, config_of())
+    states = model.encode(*pad([[5, 6, 7], [8, 9]], CPU), with_attention=True)
     for received in states.attention.values():
         sums = (received * states.mask[:, None]).sum(dim=-1)
         torch.testing.assert_close(sums, torch.tensor([[3.0], [2.0]]).expand_as(sums))

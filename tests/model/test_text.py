@@ -60,15 +60,15 @@ def test_prompts_that_cannot_be_answered(prompts: list[str], message: str) -> No
         prompt_tokens(tiny_tokenizer(), prompts, 3)
 
 
-def group_cost(lengths: list[int], groups: list[list[int]], size: int) -> float:
-    return sum(len(group) * max(lengths[i] for i in group) + size / 16 for group in groups)
+def group_cost(lengths: list[int], model: list[list[int]], size: int) -> float:
+    return sum(len(group) * max(lengths[i] for i in group) + size / 16 for group in model)
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(10, 200))
 def test_groups_hold_every_row_once_and_keep_to_their_size(lengths: list[int], size: int) -> None:
-    groups = batches_by_length(lengths, size)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
+    model = batches_by_length(lengths, size)
+    assert sorted(i for group in model for i in group) == list(range(len(lengths)))
+    for group in model:
         assert len(group) * max(lengths[i] for i in group) <= size or len(group) == 1
 
 
@@ -77,11 +77,11 @@ def test_no_other_groups_of_neighbours_cost_less(lengths: list[int], size: int) 
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     costs = []
     for cuts in itertools.product([False, True], repeat=len(order) - 1):
-        groups = [[order[0]]]
+        model = [[order[0]]]
         for i, cut in zip(order[1:], cuts, strict=True):
-            groups.append([i]) if cut else groups[-1].append(i)
-        if all(len(group) * lengths[group[-1]] <= size or len(group) == 1 for group in groups):
-            costs.append(group_cost(lengths, groups, size))
+            model.append([i]) if cut else model[-1].append(i)
+        if all(len(group) * lengths[group[-1]] <= size or len(group) == 1 for group in model):
+            costs.append(group_cost(lengths, model, size))
     assert group_cost(lengths, batches_by_length(lengths, size), size) == pytest.approx(min(costs))
 
 
@@ -94,23 +94,23 @@ def test_groups_of_like_length() -> None:
 
 
 def test_encoder_gives_each_passage_its_own_embedding_in_order() -> None:
-    groups, tokenizer = ImpRAGModel(tiny_lm(), config()), tiny_tokenizer()
+    model, tokenizer = ImpRAGModel(tiny_lm(), config()), tiny_tokenizer()
     passages = [Passage(str(n), f"w{n}", words(n)) for n in (20, 3, 11, 7, 30, 1)]
-    encoder = PassageEncoder(groups, tokenizer, batch_tokens=40)
+    encoder = PassageEncoder(model, tokenizer, batch_tokens=40)
     embeddings = encoder(passages)
     assert embeddings.shape == (6, encoder.dimension)
     assert embeddings.dtype == np.float32
     for passage, embedding in zip(passages, embeddings, strict=True):
-        (row,) = passage_tokens(tokenizer, groups.config, [passage])
+        (row,) = passage_tokens(tokenizer, model.config, [passage])
         with torch.no_grad():
-            expected = groups.passage_embeddings(*pad([row], torch.device("cpu")))[0]
+            expected = model.passage_embeddings(*pad([row], torch.device("cpu")))[0]
         np.testing.assert_allclose(embedding, expected.numpy(), atol=1e-5)
 
 
 def test_encoder_fingerprint_follows_what_decides_embeddings() -> None:
     def fingerprint(seed: int = 0, **settings: object) -> str:
-        groups = ImpRAGModel(tiny_lm(seed=seed), config(**settings))
-        return PassageEncoder(groups, tiny_tokenizer()).fingerprint()
+        model = ImpRAGModel(tiny_lm(seed=seed), config(**settings))
+        return PassageEncoder(model, tiny_tokenizer()).fingerprint()
 
     assert fingerprint() == fingerprint(k=3, passage_encoding="full", score_scale=0.5)
     others = [{"seed": 1}, {"max_passage_tokens": 99}, {"passage_template": "{text}"}]
@@ -118,10 +118,10 @@ def test_encoder_fingerprint_follows_what_decides_embeddings() -> None:
 
 
 def test_queries_of_layer_b_have_no_part_in_the_encoders_fingerprint() -> None:
-    groups = ImpRAGModel(tiny_lm("qwen3"), config())
-    encoder = PassageEncoder(groups, tiny_tokenizer())
+    model = ImpRAGModel(tiny_lm("qwen3"), config())
+    encoder = PassageEncoder(model, tiny_tokenizer())
     before = encoder.fingerprint()
-    layers = groups.lm.base_model.layers
+    layers = model.lm.base_model.layers
     with torch.no_grad():
         layers[1].self_attn.q_proj.weight += 1
         layers[1].self_attn.q_norm.weight += 1
@@ -139,7 +139,7 @@ def test_identity_with_the_plain_model_on_real_weights_and_text() -> None:
     plain, tokenizer = load_base_model("smollm2-135m", "float32", "cpu")
     lm, _ = load_base_model("smollm2-135m", "float32", "cpu")
     settings = ImpRAGConfig(base_model="smollm2-135m", b=0, t=29, passage_encoding="full")
-    groups = ImpRAGModel(lm, settings)
+    model = ImpRAGModel(lm, settings)
     passages = [
         Passage("1", "Chad", "The capital of Chad is N'Djamena, a city on the Chari river."),
         Passage("2", "Mali", "The capital of Mali is Bamako, on the Niger river."),
@@ -147,16 +147,16 @@ def test_identity_with_the_plain_model_on_real_weights_and_text() -> None:
     rows = passage_tokens(tokenizer, settings, passages)
     (prompt,) = prompt_tokens(tokenizer, ["In short, the capital of Chad is"], 100)
     context = [token for row in rows for token in row]
-    ids, mask = pad([prompt], groups.device)
+    ids, mask = pad([prompt], model.device)
     with torch.no_grad():
-        prefix = groups.encode_passages([rows])
+        prefix = model.encode_passages([rows])
         expected = plain(torch.tensor([context + prompt])).logits[0, -len(prompt) :]
-        actual = groups(ids, mask, fixed(prefix), position_shift=len(context)).logits[0]
+        actual = model(ids, mask, fixed(prefix), position_shift=len(context)).logits[0]
         assert expected.abs().max() > 10
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
         greedy = {"max_new_tokens": 16, "do_sample": False}
         expected_tokens = plain.generate(torch.tensor([context + prompt]), **greedy)[0]
-        actual_tokens = groups.generate(
+        actual_tokens = model.generate(
             ids, mask, fixed(prefix), position_shift=len(context), **greedy
         )[0]
     answer = actual_tokens[len(prompt) :]

@@ -9,7 +9,7 @@ import pytest
 
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
-from imprag.files import sha256, write_json
+from imprag.io.files import sha256, write_json
 from imprag.tasks import (
     Answer,
     Example,

@@ -25,12 +25,12 @@ from imprag.corpus import load_corpus
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
 from imprag.index.stored_embeddings import StoredEmbeddings
-from imprag.locking import only_builder
+from imprag.io.locking import only_builder
 from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.base import load_base_model
-from imprag.model.pretrained import EMBEDDINGS
-from imprag.training.adapters import add_adapters, begin_with, halve_frozen
+from imprag.model.load import EMBEDDINGS
 from imprag.training.data import load_sources
+from imprag.training.lora import add_adapters, begin_with, halve_frozen
 from imprag.training.names import name_vectors
 from imprag.training.recipe import LoraGroup, LoraSettings, Recipe
 from imprag.training.run import check_fsdp, train, training_time
@@ -157,7 +157,7 @@ def test_grids_of_alike_entities(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"batch": {"memory": 2}, "stages": {"refresh_steps": 2}},
+        {"batch": {"memory": 2}, "stages": {"mine_every": 2}},
         {"lora": {"bottom": {"rank": 4}, "reading": {"rank": 2}, "norms": True}},
     ],
     ids=["full", "lora"],
@@ -303,8 +303,8 @@ def test_what_fsdp_cannot_run(world: Path) -> None:
     check_fsdp(whole, plain)
     with pytest.raises(ImpRAGError, match="NO_WRAP"):
         check_fsdp(by_layer, plain)
-    refreshing = recipe(world, stages={"refresh_steps": 2})
-    with pytest.raises(ImpRAGError, match="refresh_steps needs all weights"):
+    refreshing = recipe(world, stages={"mine_every": 2})
+    with pytest.raises(ImpRAGError, match="mine_every needs all weights"):
         check_fsdp(whole, refreshing)
     evaluating = recipe(world, evaluation={"tasks": [str(world / "nq.jsonl")]})
     with pytest.raises(ImpRAGError, match="evaluation needs all weights"):
@@ -349,9 +349,9 @@ def test_adapters_train_their_layers_only(world: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_that_is_not_trained_stays(world: Path, tmp_path: Path) -> None:
     """Of the retriever, which reading is trained above."""
-    groups = {"bottom": {"rank": 2}, "top": {"rank": 2}, "norms": True}
-    first = train(recipe(world, lora={**groups, "reading": {"rank": 2}}), tmp_path / "first")
-    held = {**groups, "bottom": {"rank": 2, "trained": False}, "reading": {"rank": 2}}
+    model = {"bottom": {"rank": 2}, "top": {"rank": 2}, "norms": True}
+    first = train(recipe(world, lora={**model, "reading": {"rank": 2}}), tmp_path / "first")
+    held = {**model, "bottom": {"rank": 2, "trained": False}, "reading": {"rank": 2}}
     done = train(recipe(world, model={"start": first["model"]}, lora=held), tmp_path / "second")
     before, after = (load_pretrained(run["model"], "float32")[0].lm for run in (first, done))
     for layer, (old, new) in enumerate(zip(before.model.layers, after.model.layers, strict=True)):
@@ -401,8 +401,8 @@ def test_a_run_that_is_finished_twice_took_both_times(tmp_path: Path) -> None:
 
 
 def test_a_trained_adapter_is_exported(world: Path, tmp_path: Path) -> None:
-    groups = {part: {"rank": 2} for part in ("bottom", "reading")}
-    done = train(recipe(world, lora={**groups, "norms": True}), tmp_path / "run")
+    model = {part: {"rank": 2} for part in ("bottom", "reading")}
+    done = train(recipe(world, lora={**model, "norms": True}), tmp_path / "run")
     corpus, out = world / "corpus.jsonl", tmp_path / "small"
     arguments = [str(tmp_path / "run"), "--out", str(out), "--corpus", str(corpus)]
     assert main(["export", *arguments, "--dtype", "float32"]) == 0
@@ -450,7 +450,7 @@ def test_the_best_evaluated_model_is_kept(world: Path, tmp_path: Path) -> None:
     steps: list[int] = []
 
     def evaluator(corpus: Any, folder: Path) -> Any:
-        def evaluate(groups: Any, tokenizer: Any, step: int) -> dict[str, float]:
+        def evaluate(model: Any, tokenizer: Any, step: int) -> dict[str, float]:
             steps.append(step)
             return {"exact_match": figures[step]}
 

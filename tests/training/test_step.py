@@ -40,16 +40,16 @@ KINDS = {
 # The reference
 
 
-def reference(groups: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) -> StepOutput:
+def reference(model: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) -> StepOutput:
     """The losses by loops in float64 over prompts and passages, each run alone."""
-    states = [groups.encode(*alone(passage)) for passage in batch.passages]
-    queries = [groups.query_embeddings(*alone(prompt))[0] for prompt in batch.prompts]
+    states = [model.encode(*alone(passage)) for passage in batch.passages]
+    queries = [model.query_embeddings(*alone(prompt))[0] for prompt in batch.prompts]
     scores = [[query.double() @ p.embeddings[0].double() for p in states] for query in queries]
 
     def read(prompt: int, candidates: list[int]) -> Tensor:
         """log P of each response token, (tokens,)."""
         before, response = batch.prompts[prompt], torch.tensor(batch.responses[prompt])
-        prefix = groups.encode_passages([[]])
+        prefix = model.encode_passages([[]])
         if candidates:
             keys, values = (
                 {
@@ -59,9 +59,9 @@ def reference(groups: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) 
                 for name in ("keys", "values")
             )
             prefix = PassageKV(keys, values, [[keys[B].shape[2]]])
-        shift = max(len(candidates), groups.config.k) * LONGEST if candidates else 0
+        shift = max(len(candidates), model.config.k) * LONGEST if candidates else 0
         text = alone([*before, *response.tolist()])
-        logits = groups(*text, fixed(prefix), position_shift=shift).logits[0].double()
+        logits = model(*text, fixed(prefix), position_shift=shift).logits[0].double()
         following = logits[len(before) - 1 : -1].log_softmax(dim=-1)
         return following.gather(1, response[:, None])[:, 0]
 
@@ -120,10 +120,10 @@ def test_losses_and_gradients_equal_those_of_the_reference(name: str, kind: str)
     model = tiny_model(stages=stages)
     output = model(batch)
     output.loss.backward()
-    found = gradients(model.groups)
+    found = gradients(model.model)
 
     model.zero_grad()
-    expected = reference(model.groups, batch, stages)
+    expected = reference(model.model, batch, stages)
     if expected.loss.requires_grad:
         expected.loss.backward()
     for field in ("loss", "generation", "retrieval"):
@@ -132,7 +132,7 @@ def test_losses_and_gradients_equal_those_of_the_reference(name: str, kind: str)
         )
     if batch.passages:
         torch.testing.assert_close(output.scores.double(), expected.scores, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found, gradients(model.groups), rtol=1e-3, atol=2e-5)
+    torch.testing.assert_close(found, gradients(model.model), rtol=1e-3, atol=2e-5)
 
 
 def test_the_reference_batch_has_both_losses() -> None:
@@ -178,7 +178,7 @@ def test_every_row_runs_once(batch_tokens: int) -> None:
     calls: list[Tensor] = []
     batch = replace(MIXED, self_distillation=True)
     model = tiny_model(batch_tokens)
-    embed = model.groups.lm.get_input_embeddings()
+    embed = model.model.lm.get_input_embeddings()
     embed.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0]))
     model(batch)
     for input_ids in calls:
@@ -219,15 +219,15 @@ def test_remembered_passages_are_further_negatives() -> None:
     model = tiny_model()
     first = replace(random_batch([0] * 3, [[]] * 3, 4), columns=(10, 11, 12, 13))
     model(first)
-    remembered = torch.stack([model.memory[row] for row in (13, 10)])
-    assert remembered.equal(model.groups.passage_embeddings(*rows(first.passages))[[3, 0]])
+    remembered = torch.stack([model.cross_batch_memory[row] for row in (13, 10)])
+    assert remembered.equal(model.model.passage_embeddings(*rows(first.passages))[[3, 0]])
 
     batch = random_batch([0] * 4, [[]] * 4, 5, seed=1)
     wrong = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]]).bool()
     later = replace(batch, columns=range(5), remembered=(13, 99, 10), remembered_negative=wrong)
-    queries = model.groups.query_embeddings(*rows(batch.prompts))
+    queries = model.model.query_embeddings(*rows(batch.prompts))
     alone = model(batch).scores
-    model.memory = {13: remembered[0], 10: remembered[1], 77: remembered[0]}
+    model.cross_batch_memory = {13: remembered[0], 10: remembered[1], 77: remembered[0]}
     output = model(later)
     expected = nce_loss(
         torch.cat([alone, queries @ remembered.T], dim=1),
@@ -235,8 +235,8 @@ def test_remembered_passages_are_further_negatives() -> None:
         torch.cat([batch.negative, wrong[:, [0, 2]]], dim=1),  # 99 is not known
     )
     torch.testing.assert_close(output.retrieval, expected, rtol=1e-5, atol=1e-5)
-    assert set(model.memory) == {0, 1, 2, 3, 4, 10, 13}
-    assert not any(embedding.requires_grad for embedding in model.memory.values())
+    assert set(model.cross_batch_memory) == {0, 1, 2, 3, 4, 10, 13}
+    assert not any(embedding.requires_grad for embedding in model.cross_batch_memory.values())
 
 
 def rows(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -252,7 +252,7 @@ def with_passages_apart() -> tuple[TrainingModel, ImpRAGModel, ImpRAGModel]:
     What a loss asks of the passages' side is then told apart from what it asks of the prompts'.
     """
     model = tiny_model()
-    prompts, passages = model.groups, copy.deepcopy(model.groups)
+    prompts, passages = model.model, copy.deepcopy(model.model)
     prompts.encode = passages.encode
     prompts.passage_embeddings = passages.passage_embeddings
     return model, prompts, passages
@@ -264,10 +264,10 @@ ALL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 }
 
 
-def learning(groups: ImpRAGModel) -> list[set[str]]:
+def learning(model: ImpRAGModel) -> list[set[str]]:
     """The parts of each layer that received a gradient; one that is zero throughout is an error."""
     parts: list[set[str]] = []
-    for layer in groups.lm.base_model.layers:
+    for layer in model.lm.base_model.layers:
         received = {n.split(".")[-2]: p.grad for n, p in layer.named_parameters()}
         parts.append({name for name, gradient in received.items() if gradient is not None})
         assert all(received[name].abs().max() > 0 for name in parts[-1])
@@ -297,7 +297,7 @@ def test_retrieval_teaches_both_towers_and_nothing_above(self_distillation: bool
         assert side.lm.base_model.norm.weight.grad is None
 
 
-def count_rows(groups: ImpRAGModel) -> tuple[list[int], list[int]]:
+def count_rows(model: ImpRAGModel) -> tuple[list[int], list[int]]:
     """Counters of what runs through each layer: sequences, and single tokens."""
     sequences, single = [0] * LAYERS, [0] * LAYERS
 
@@ -308,7 +308,7 @@ def count_rows(groups: ImpRAGModel) -> tuple[list[int], list[int]]:
 
         return count
 
-    for number, layer in enumerate(groups.lm.base_model.layers):
+    for number, layer in enumerate(model.lm.base_model.layers):
         layer.register_forward_pre_hook(counter(number))
     return sequences, single
 

@@ -17,8 +17,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from imprag.training.batching import PlannedBatch
 from imprag.training.distributed import mean_over_processes
+from imprag.training.samplers.batch_sampler import BatchIndices
 from imprag.training.step import TrainingBatch
 
 PROCESSES = 2
@@ -44,7 +44,7 @@ BATCHES = {
 
 def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
     """A process's part, dealt out as in training."""
-    part = PlannedBatch(
+    part = BatchIndices(
         examples=tuple(range(len(batch.prompts))),
         generated=tuple(map(bool, batch.responses)),
         passages=tuple(range(len(batch.passages))),

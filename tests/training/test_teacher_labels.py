@@ -8,8 +8,8 @@ import pytest
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.index.bm25 import BM25
-from imprag.index.teacher import Teacher
+from imprag.retrieval.dense import Teacher
+from imprag.retrieval.lexical import BM25
 from imprag.training import teacher
 from imprag.training.teacher import label_prompts, load_retriever
 

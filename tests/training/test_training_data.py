@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import sha256, write_json
+from imprag.io.files import sha256, write_json
 from imprag.tasks import Answer, Example, TaskExamples, load_task, write_examples
 from imprag.training import data
 from imprag.training.data import load_sources, read_source, retrieval_examples, synthetic_examples
@@ -113,14 +113,14 @@ def test_wordings_take_turns_by_example(corpus: Corpus, tmp_path: Path) -> None:
     write_examples(tmp_path / "nq.jsonl", examples)
     content = {"tasks": str(tmp_path / "nq.jsonl"), "task": "nq"}
     asked = read_source(
-        TaskSource(**content, wordings=("{input} Be brief. A:", "Look up: {input}"))
+        TaskSource(**content, prompt_templates=("{input} Be brief. A:", "Look up: {input}"))
     )
     prompts = [asked.task.prompt(one) for one in examples]
     assert prompts == [asked.task.prompt(one) for one in examples]
     starts = {prompt.replace(one.input, "") for prompt, one in zip(prompts, examples, strict=True)}
     assert starts == {"Q:  A:", " Be brief. A:", "Look up: "}
     with pytest.raises(ValidationError, match="has no {input}: Be brief"):
-        TaskSource(**content, wordings=("Be brief",))
+        TaskSource(**content, prompt_templates=("Be brief",))
 
 
 def test_answers_are_verified(corpus: Corpus, tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_answers_are_verified(corpus: Corpus, tmp_path: Path) -> None:
     assert {one.response for one in found.examples} <= {" True", " False", " yes", " no"}
     assert {one.positives for one in found.examples} == {(1,)}
     assert {one.answers for one in found.examples} == {()}
-    with pytest.raises(ValidationError, match="verify has wordings of its own"):
-        TaskSource(**source, verify=True, wordings=("{input}?",))
+    with pytest.raises(ValidationError, match="verify has prompt templates of its own"):
+        TaskSource(**source, verify=True, prompt_templates=("{input}?",))
 
 
 @pytest.mark.parametrize(

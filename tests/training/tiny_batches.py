@@ -21,7 +21,7 @@ STAGES = StageSettings(
 )
 
 
-def tiny_groups() -> ImpRAGModel:
+def tiny_imprag_model() -> ImpRAGModel:
     """Six layers, of which 0..1 retrieve and 1..3 read."""
     config = ImpRAGConfig(base_model="tiny", b=B, t=T, k=3, max_passage_tokens=LONGEST)
     return ImpRAGModel(tiny_lm(layers=LAYERS), config)
@@ -29,7 +29,7 @@ def tiny_groups() -> ImpRAGModel:
 
 def tiny_model(batch_tokens: int | None = None, stages: StageSettings = STAGES) -> TrainingModel:
     """The same weights at every call."""
-    return TrainingModel(tiny_groups(), stages, batch_tokens)
+    return TrainingModel(tiny_imprag_model(), stages, batch_tokens)
 
 
 def random_batch(

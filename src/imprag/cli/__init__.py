@@ -20,7 +20,7 @@ from imprag.cli.export import export
 from imprag.cli.home import expand_home
 from imprag.cli.index import index
 from imprag.cli.info import info
-from imprag.cli.memory import memory
+from imprag.cli.kv import kv
 from imprag.cli.tasks import tasks
 from imprag.cli.train import train
 from imprag.errors import ImpRAGError
@@ -37,7 +37,7 @@ for command in (ask, search, index, train, adapt, export, info, compare, bench):
     app.command(command)
 app.command(evaluate, name="eval")
 app.command(tasks)
-app.command(memory)
+app.command(kv)
 
 
 def main(arguments: list[str] | None = None) -> int:

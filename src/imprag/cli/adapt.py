@@ -12,7 +12,7 @@ from imprag.errors import ImpRAGError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imprag.training.adaptation import SourceRecall
+    from imprag.training.adapt import SourceRecall
 
 MEANINGFUL = 50
 """Prompts of a kind, below which its figures are within chance of each other."""
@@ -80,22 +80,22 @@ def adapt(
         device: `cpu`, `cuda`, `cuda:1` ...
         json: Print the results as one JSON object.
     """
-    from imprag.optional import require
+    from imprag.io.optional import require
 
     require("training", "train", "pydantic", "accelerate")
     from dataclasses import asdict
     from typing import get_args
 
     from imprag.evaluation.tables import markdown_table
-    from imprag.locking import new_folder
+    from imprag.io.locking import new_folder
     from imprag.model.adapter import SETTINGS
     from imprag.model.compact import can_be_changed, write_changed_adapter
     from imprag.model.fitted import write_fitted_index
-    from imprag.model.pretrained import DEFAULT, DEFAULT_FOLDER, save_pretrained
-    from imprag.rag import ImpRAG
+    from imprag.model.load import DEFAULT, DEFAULT_FOLDER, save_pretrained
+    from imprag.pipeline import ImpRAG
     from imprag.tasks import read_tasks
-    from imprag.training.adaptation import adapt as run_adaptation
-    from imprag.training.adaptation import query_projection
+    from imprag.training.adapt import adapt as run_adaptation
+    from imprag.training.adapt import query_projection
     from imprag.training.data import (
         TrainingSource,
         not_held_out,
@@ -126,10 +126,10 @@ def adapt(
                 raise ImpRAGError(f"no passage of {corpus.path} gives an example of {kind}")
         if not sources:
             raise ImpRAGError("the passages give no prompts; bring some of your own by --tasks")
-        name, projection = query_projection(rag.groups)
+        name, projection = query_projection(rag.model)
         before = projection.weight.detach().clone()
         recalls = run_adaptation(
-            rag.groups,
+            rag.model,
             rag.tokenizer,
             corpus,
             folder.index,
@@ -146,7 +146,7 @@ def adapt(
             change = projection.weight.detach() - before
             write_changed_adapter(adapter, out, name, change.cpu(), max_rank, rag.config)
         else:
-            save_pretrained(rag.groups, rag.tokenizer, out)
+            save_pretrained(rag.model, rag.tokenizer, out)
         # Without an index, it was the one that the model brings: its own, or the built-in corpus'.
         write_fitted_index(out, index or rag.fitted_index)
         kept.unlink(missing_ok=True)

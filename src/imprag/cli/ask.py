@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
+from imprag.corpus.prompt_files import prompts_of_standard_input
 from imprag.errors import ImpRAGError
-from imprag.prompts import prompts_of_standard_input
-from imprag.text_checks import check_prompts
+from imprag.io.text_checks import check_prompts
 
 if TYPE_CHECKING:
     from imprag.index.folder import RetrievedPassage
-    from imprag.index.teacher import Teacher
-    from imprag.rag import ImpRAG
+    from imprag.pipeline import ImpRAG
+    from imprag.retrieval.dense import Teacher
 
 BATCH = 8
 
@@ -33,8 +33,8 @@ class Source:
     index: Path | None = None
     """An index folder made by `imprag index` with the same model; if not given, the one that the
     model was fitted to by `imprag adapt`, or the built-in corpus of the default model."""
-    memory: Path | None = None
-    """A folder made by `imprag memory build` with the same model and index."""
+    kv_cache: Path | None = None
+    """A folder made by `imprag kv build` with the same model and index."""
     k: int | None = None
     """Passages to retrieve; the model's own number if not given."""
     teacher_retrieval: bool = False
@@ -47,15 +47,15 @@ class Source:
     def load(self) -> "tuple[ImpRAG, Teacher | None]":
         with _uncollected():
             from imprag.corpus import load_corpus
-            from imprag.index.teacher import Teacher, TextEncoder, require_teacher
-            from imprag.rag import ImpRAG
+            from imprag.pipeline import ImpRAG
+            from imprag.retrieval.dense import Teacher, TextEncoder, require_teacher
 
         if self.teacher_retrieval:
             require_teacher()
         # The teacher's scores mean something else.
-        settings = {"reading_score_weight": 0.0} if self.teacher_retrieval else {}
+        settings = {"attention_score_bias": 0.0} if self.teacher_retrieval else {}
         rag = ImpRAG.from_pretrained(
-            self.model, self.index, self.memory, dtype=self.dtype, device=self.device, **settings
+            self.model, self.index, self.kv_cache, dtype=self.dtype, device=self.device, **settings
         )
         if self.index is None and rag.fitted_index is not None:
             print(
@@ -127,10 +127,10 @@ def ask(
             else:
                 _print_passages(answer.prompt, answer.passages)
                 print(f"\nanswer: {answer.answer}\n", flush=True)
-    if source.memory is not None and rag.memory.misses:
+    if source.kv_cache is not None and rag.kv_cache.misses:
         print(
-            f"note: {rag.memory.misses:,} of {rag.memory.misses + rag.memory.hits:,} passages were "
-            "not in the memory and had to be encoded",
+            f"note: {rag.kv_cache.misses:,} of {rag.kv_cache.misses + rag.kv_cache.hits:,} passages were "
+            "not in the KV cache and had to be encoded",
             file=sys.stderr,
         )
 

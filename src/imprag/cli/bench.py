@@ -33,9 +33,9 @@ def bench(
     threads: int | None = None,
     json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Measure time and memory beside ordinary RAG with the same model.
+    """Measure time and memory beside in-context RAG with the same model.
 
-    Ordinary RAG retrieves with all-MiniLM-L6-v2 and puts the passages before the prompt. All arms
+    In-context RAG retrieves with all-MiniLM-L6-v2 and puts the passages before the prompt. All arms
     answer the same prompts in turn, with 16 new tokens and passages of the same length. Let nothing
     else run meanwhile. An arm that fails is left out; what the others measured is kept.
 
@@ -46,14 +46,14 @@ def bench(
     - `imprag bench --out bench --k 10 --passage-tokens 128 --codecs bf16 --compiled`
 
     Args:
-        out: A folder for the results, the plots, and the indexes and memories that are measured.
+        out: A folder for the results, the plots, and the indexes and KV caches that are measured.
         model: The model: `default`, a folder, a GGUF file or a Hugging Face id.
         k: Numbers of passages.
         passage_tokens: Lengths of passages.
         codecs: Of the stored keys and values.
         runs: Of each arm, after two for warming up.
         quick: Ten passages of 128 tokens only, bf16 and pq, 6 runs: three minutes.
-        compiled: Also measure decoding by a compiled pass: ordinary RAG's, and ImpRAG's with the
+        compiled: Also measure decoding by a compiled pass: in-context RAG's, and ImpRAG's with the
             first codec. Minutes of compiling more.
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
         device: `cpu`, `cuda`, `cuda:1` ...
@@ -65,10 +65,10 @@ def bench(
     from imprag.corpus import load_corpus
     from imprag.evaluation.speed import benchmark, environment, growth, ratios
     from imprag.evaluation.speed_report import table, write_plots
-    from imprag.files import write_json
-    from imprag.index.teacher import require_teacher
-    from imprag.optional import missing, note_without
-    from imprag.rag import ImpRAG
+    from imprag.io.files import write_json
+    from imprag.io.optional import missing, note_without
+    from imprag.pipeline import ImpRAG
+    from imprag.retrieval.dense import require_teacher
 
     if runs < 1 or not k or not passage_tokens or min(*k, *passage_tokens, 1) < 1:
         raise ImpRAGError("runs, numbers and lengths of passages must be at least 1")
@@ -81,7 +81,7 @@ def bench(
     corpus = load_corpus("factbook")
     rag = ImpRAG.from_pretrained(model, dtype=dtype, device=device)
     rows, failures = benchmark(
-        rag.groups,
+        rag.model,
         rag.tokenizer,
         corpus,
         out,
@@ -97,7 +97,7 @@ def bench(
         "growth": growth(rows),
         "rows": rows,
         "failures": failures,
-        "environment": environment(rag.groups),
+        "environment": environment(rag.model),
     }
     write_json(out / "speed.json", results)
     text = table(rows)

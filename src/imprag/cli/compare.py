@@ -37,7 +37,7 @@ def compare(
     from imprag.evaluation.compare import compare as compare_runs
     from imprag.evaluation.report import require_packages
     from imprag.evaluation.tables import HEADLINE, LABELS
-    from imprag.files import atomic_path
+    from imprag.io.files import atomic_path
 
     if html is not None:
         require_packages()

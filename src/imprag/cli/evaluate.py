@@ -23,7 +23,7 @@ def evaluate(
     split: str | None = None,
     model: str = "default",
     index: Path | None = None,
-    memory: Path | None = None,
+    kv_cache: Path | None = None,
     corpus: str | None = None,
     retriever: Literal["self", "teacher", "bm25"] = "self",
     query_template: Literal["none", "oracle"] = "none",
@@ -34,7 +34,7 @@ def evaluate(
     k: int | None = None,
     in_context: Flag = False,
     chat: Flag = False,
-    reading_score_weight: float | None = None,
+    attention_score_bias: float | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
@@ -61,7 +61,7 @@ def evaluate(
         split: The split of the benchmark (`test` if not given), or of a data set on the hub.
         model: The model: `default`, a folder, a GGUF file or a Hugging Face id.
         index: An index folder made by `imprag index` with the same model.
-        memory: A folder made by `imprag memory build` with the same model and index; what it holds
+        kv_cache: A folder made by `imprag kv build` with the same model and index; what it holds
             is read from it.
         corpus: What the teacher, BM25 and `--oracle-passages` take passages from, as for
             `imprag index`; if not given, the passages of `--index`, or else the benchmark's corpus.
@@ -74,10 +74,10 @@ def evaluate(
             others, drawn by `--seed`, in random order.
         retrieval_only: Measure retrieval alone; nothing is generated.
         k: Passages that the model reads; its own number if not given.
-        in_context: Put the passages before the prompt, as ordinary RAG does, instead of reading
+        in_context: Put the passages before the prompt, as in-context RAG does, instead of reading
             them in layers b to t.
         chat: Ask an instruct model through its own chat template, as `imprag ask --chat` does.
-        reading_score_weight: With the model's own retrieval, how much more it reads from passages
+        attention_score_bias: With the model's own retrieval, how much more it reads from passages
             that score better; its own setting if not given.
         limit: At most so many examples of each task.
         seed: Draws the examples of `--limit` and the passages of `--among`.
@@ -98,9 +98,9 @@ def evaluate(
     from imprag.evaluation.run_folder import resumed_dtype
     from imprag.evaluation.runner import evaluate as run_evaluation
     from imprag.evaluation.tables import results_table
-    from imprag.index.bm25 import require_bm25
-    from imprag.index.teacher import require_teacher
-    from imprag.rag import ImpRAG
+    from imprag.pipeline import ImpRAG
+    from imprag.retrieval.dense import require_teacher
+    from imprag.retrieval.lexical import require_bm25
     from imprag.tasks import read_tasks
 
     if no_retrieval + oracle_passages + retrieval_only > 1:
@@ -115,8 +115,8 @@ def evaluate(
             "--corpus and --query-template are not for the model's own retrieval: it searches "
             "--index by the prompt"
         )
-    if reading_score_weight is not None and not own:
-        raise ImpRAGError("--reading-score-weight is for the model's own retrieval")
+    if attention_score_bias is not None and not own:
+        raise ImpRAGError("--attention-score-bias is for the model's own retrieval")
     if retriever != "self" and (no_retrieval or oracle_passages):
         raise ImpRAGError(f"--retriever {retriever} has no use where nothing is retrieved")
     require_packages()
@@ -127,10 +127,10 @@ def evaluate(
     examples = read_tasks(tasks or (), data=data, split=split)
     rag = None
     if own or not retrieval_only:
-        weight = reading_score_weight if own else 0.0  # other scores mean something else
-        settings = {} if weight is None else {"reading_score_weight": weight}
+        weight = attention_score_bias if own else 0.0  # other scores mean something else
+        settings = {} if weight is None else {"attention_score_bias": weight}
         dtype = resumed_dtype(out, dtype)
-        rag = ImpRAG.from_pretrained(model, index, memory, dtype=dtype, device=device, **settings)
+        rag = ImpRAG.from_pretrained(model, index, kv_cache, dtype=dtype, device=device, **settings)
     if rag is not None and own:
         source = own_retrieval(rag)
     elif no_retrieval:

@@ -25,20 +25,20 @@ def export(run: Path, /, *, out: Path, corpus: str = "default", dtype: str = "au
     import torch
     import transformers
 
-    from imprag.building import versions
     from imprag.corpus import load_corpus
-    from imprag.files import write_json
     from imprag.index.stored_embeddings import write_embeddings
-    from imprag.locking import new_folder
+    from imprag.io.building import versions
+    from imprag.io.files import write_json
+    from imprag.io.locking import new_folder
     from imprag.model.compact import write_compact_adapter
-    from imprag.model.encoder import PassageEncoder
-    from imprag.model.pretrained import EMBEDDINGS, load_pretrained
+    from imprag.model.load import EMBEDDINGS, load_pretrained
+    from imprag.model.passage_encoder import PassageEncoder
     from imprag.training.run import MODEL, RECIPE, training_time
 
     with new_folder(out):
         write_compact_adapter(run / MODEL, out)
-        groups, tokenizer = load_pretrained(out, dtype)
-        write_embeddings(load_corpus(corpus), PassageEncoder(groups, tokenizer), out / EMBEDDINGS)
+        model, tokenizer = load_pretrained(out, dtype)
+        write_embeddings(load_corpus(corpus), PassageEncoder(model, tokenizer), out / EMBEDDINGS)
         # Where the recipe's files lay on this machine is nobody's business.
         recipe = (run / RECIPE).read_text(encoding="utf-8")
         (out / RECIPE).write_text(recipe.replace(f"{Path.cwd()}{os.sep}", ""), encoding="utf-8")

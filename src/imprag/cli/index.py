@@ -51,7 +51,7 @@ def index(
     from imprag.corpus.readers import SkippedLines
     from imprag.index.fitting import fit_documents
     from imprag.index.folder import IndexFolder
-    from imprag.rag import ImpRAG
+    from imprag.pipeline import ImpRAG
 
     if not corpora:
         raise ImpRAGError("say which corpus: default, a file or a folder")
@@ -60,7 +60,7 @@ def index(
         print(line, file=sys.stderr)
     rag = ImpRAG.from_pretrained(model, dtype=dtype, device=device)
     if compile:
-        rag.groups.compile_bottom()
+        rag.model.compile_bottom()
     passages, cut = fit_documents(passages, rag.encoder)
     folder = IndexFolder.build(passages, rag.encoder, out, kind=kind, overwrite=overwrite)
     cut.write(out)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from imprag.cli.console import print_json
 from imprag.errors import ImpRAGError
-from imprag.files import cache_dir, read_json
+from imprag.io.files import cache_dir, read_json
 
 PACKAGES = (
     "imprag",
@@ -32,7 +32,7 @@ def info(
     verify: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Describe an index, memory, corpus or model folder, or this installation.
+    """Describe an index, KV cache, corpus or model folder, or this installation.
 
     For example:
 
@@ -49,7 +49,7 @@ def info(
     elif path.is_dir():
         facts = _folder(path, verify)
     else:
-        raise ImpRAGError(f"{path} is no folder; give an index, memory, corpus or model folder")
+        raise ImpRAGError(f"{path} is no folder; give an index, KV cache, corpus or model folder")
     if json:
         print_json(facts)
     else:
@@ -71,8 +71,8 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
     from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
     from imprag.index.fitting import read_cut
     from imprag.index.folder import INDEX, IndexFolder
-    from imprag.memory.manifest import MANIFEST as MEMORY_MANIFEST
-    from imprag.memory.manifest import MemoryManifest
+    from imprag.kv_cache.manifest import MANIFEST as KV_MANIFEST
+    from imprag.kv_cache.manifest import KVCacheManifest
     from imprag.model.config import CONFIG_NAME
 
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -86,12 +86,12 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
         if cut := read_cut(path):
             facts["cut"] = cut
         return common | facts | {"corpus": folder.corpus.manifest}
-    if (path / MEMORY_MANIFEST).is_file():
-        memory = MemoryManifest.read(path)
-        memory.check_headers(path)
+    if (path / KV_MANIFEST).is_file():
+        cache = KVCacheManifest.read(path)
+        cache.check_headers(path)
         if verify:
-            memory.verify_files(path)
-        return common | {"kind": "memory", "memory": memory.summary()}
+            cache.verify_files(path)
+        return common | {"kind": "kv_cache", "kv_cache": cache.summary()}
     if (path / CORPUS_MANIFEST).is_file():
         corpus = Corpus.open(path)
         if verify:
@@ -99,7 +99,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
         return common | {"kind": "corpus", "corpus": corpus.manifest}
     if (path / CONFIG_NAME).is_file():
         return common | {"kind": "model", "model": read_json(path / CONFIG_NAME)}
-    raise ImpRAGError(f"{path} holds no index, memory, corpus or ImpRAG model")
+    raise ImpRAGError(f"{path} holds no index, KV cache, corpus or ImpRAG model")
 
 
 def _print(facts: dict[str, Any], indent: str = "") -> None:

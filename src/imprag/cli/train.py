@@ -12,7 +12,7 @@ from imprag.cli.console import print_json
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
-    from imprag.training.plan import TrainingPlan
+    from imprag.training.cost import CostEstimate
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -55,16 +55,16 @@ def train(
             H100 at 40 % of its bfloat16 peak.
         json: Print the results, or the plan of a dry run, as one JSON object.
     """
-    from imprag.optional import require
+    from imprag.io.optional import require
 
     require("training", "train", "pydantic", "accelerate")
     from imprag.training.recipe_file import load_recipe
 
     recipe = load_recipe(config, overrides or ())
     if dry_run:
-        from imprag.training.plan import TrainingPlan
+        from imprag.training.cost import CostEstimate
 
-        plan = TrainingPlan(recipe, devices=devices, flops=flops)
+        plan = CostEstimate(recipe, devices=devices, flops=flops)
         print_json(plan.to_dict()) if json else print(_plan_text(plan))
         return
     if out is None:
@@ -90,7 +90,7 @@ def train(
             print(f"{name}: {value}")
 
 
-def _plan_text(plan: "TrainingPlan") -> str:
+def _plan_text(plan: "CostEstimate") -> str:
     """The plan in tables."""
     from imprag.evaluation.tables import markdown_table
 

@@ -14,8 +14,8 @@ from imprag.corpus.readers import REVISION as READING_REVISION
 from imprag.corpus.readers import JoinedReader, PassageReader, read_passages, source_files
 from imprag.corpus.store import FORMAT_VERSION, MANIFEST, Corpus
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, cache_dir, content_digest, expand_home, short_name
-from imprag.locking import make_once
+from imprag.io.files import atomic_path, cache_dir, content_digest, expand_home, short_name
+from imprag.io.locking import make_once
 
 
 class _Part(NamedTuple):

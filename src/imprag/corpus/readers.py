@@ -24,7 +24,7 @@ from imprag.corpus.tables import arrow_records, dataset_records, parquet_records
 from imprag.corpus.text import split_spans
 from imprag.corpus.tsv import tsv_records
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
+from imprag.io.files import expand_home
 
 #: To be raised when the same files give other passages; cached corpora are then read again.
 REVISION = 3

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from imprag.corpus.passage import Passage
 from imprag.corpus.readers import PassageReader, SkippedLines
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, expand_home, read_json, sha256, write_json
+from imprag.io.files import atomic_path, expand_home, read_json, sha256, write_json
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # in version 1, the fingerprint is that of ids, titles and texts alone
@@ -166,7 +166,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """SHA-256 of all ids, titles, texts and metadata in order, whatever format they came from.
 
-        Indexes, memories, caches and runs that depend on a corpus are compared by it.
+        Indexes, KV caches, caches and runs that depend on a corpus are compared by it.
         """
         return str(self.manifest["fingerprint"])
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from imprag.corpus.records import Record
 from imprag.errors import ImpRAGError
-from imprag.optional import require
+from imprag.io.optional import require
 
 _BATCH_ROWS = 1024
 

@@ -11,8 +11,8 @@ from imprag.evaluation.run_folder import PREDICTIONS, RunFolder
 from imprag.evaluation.scoring import summary
 from imprag.evaluation.statistics import PairedTest, paired_bootstrap
 from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
-from imprag.files import atomic_path
-from imprag.optional import missing
+from imprag.io.files import atomic_path
+from imprag.io.optional import missing
 
 
 def test_cells(test: PairedTest) -> tuple[str, str]:

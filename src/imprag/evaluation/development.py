@@ -19,8 +19,8 @@ from imprag.evaluation.runner import check_distinct, evaluate, gold_pages
 from imprag.evaluation.scoring import score_answer, score_retrieval
 from imprag.index.folder import IndexFolder
 from imprag.model import ImpRAGModel
-from imprag.model.encoder import PassageEncoder
-from imprag.rag import ImpRAG
+from imprag.model.passage_encoder import PassageEncoder
+from imprag.pipeline import ImpRAG
 from imprag.tasks import TaskExamples, load_benchmark, read_tasks, split_of_passages
 from imprag.training.recipe import EvaluationSettings
 
@@ -74,11 +74,11 @@ class DevelopmentSet:
                 f"{', '.join(self.metrics)}"
             )
 
-    def __call__(self, groups: ImpRAGModel, tokenizer: Any, step: int) -> dict[str, float]:
+    def __call__(self, model: ImpRAGModel, tokenizer: Any, step: int) -> dict[str, float]:
         """Measure a model, or take the results of a measurement that is there already.
 
         Args:
-            groups: the model; in evaluation mode meanwhile.
+            model: the model; in evaluation mode meanwhile.
             tokenizer: its tokenizer.
             step: of the training, for the run folders' names.
 
@@ -87,29 +87,27 @@ class DevelopmentSet:
             tasks, as ``TASK/METRIC`` its mean in each; then the same of the answers with a gold
             passage among three, all names beginning with ``gold_among_3/``.
         """
-        training = groups.training
-        groups.eval()
+        training = model.training
+        model.eval()
         try:
-            by_retrieval = partial(self._answer_by_retrieval, groups, tokenizer)
+            by_retrieval = partial(self._answer_by_retrieval, model, tokenizer)
             means = _means(_finish(self._folder / f"step-{step}", by_retrieval))
             if self._with_gold:
-                by_gold = partial(self._answer_by_gold, groups, tokenizer)
+                by_gold = partial(self._answer_by_gold, model, tokenizer)
                 gold = _means(_finish(self._folder / f"step-{step}-gold", by_gold))
                 means |= {GOLD_AMONG + name: mean for name, mean in gold.items()}
         finally:
-            groups.train(training)
+            model.train(training)
         return means
 
-    def _answer_by_retrieval(
-        self, groups: ImpRAGModel, tokenizer: Any, out: Path
-    ) -> dict[str, Any]:
-        encoder = PassageEncoder(groups, tokenizer)
+    def _answer_by_retrieval(self, model: ImpRAGModel, tokenizer: Any, out: Path) -> dict[str, Any]:
+        encoder = PassageEncoder(model, tokenizer)
         with IndexFolder.temporary(self.corpus, encoder, self._folder / ".index") as index:
-            return evaluate(ImpRAG(groups, tokenizer, index), self.tasks, out)
+            return evaluate(ImpRAG(model, tokenizer, index), self.tasks, out)
 
-    def _answer_by_gold(self, groups: ImpRAGModel, tokenizer: Any, out: Path) -> dict[str, Any]:
+    def _answer_by_gold(self, model: ImpRAGModel, tokenizer: Any, out: Path) -> dict[str, Any]:
         source = gold_among(self.corpus, _AMONG)
-        return evaluate(ImpRAG(groups, tokenizer), self._with_gold, out, source=source, k=_AMONG)
+        return evaluate(ImpRAG(model, tokenizer), self._with_gold, out, source=source, k=_AMONG)
 
 
 def _development_corpus(settings: EvaluationSettings, corpus: Corpus, folder: Path) -> Corpus:

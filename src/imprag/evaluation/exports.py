@@ -9,7 +9,7 @@ from typing import TextIO
 from urllib.parse import quote
 
 from imprag.evaluation.run_folder import Prediction, RunFolder
-from imprag.files import atomic_path
+from imprag.io.files import atomic_path
 
 TREC_RUN = "run.trec"
 TREC_QRELS = "qrels.trec"

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.evaluation.visible import VisibleCharacters, visible_characters
-from imprag.index.bm25 import BM25, SETTINGS
 from imprag.index.folder import RetrievedPassage
-from imprag.index.teacher import Teacher, TextEncoder
+from imprag.retrieval.dense import Teacher, TextEncoder
+from imprag.retrieval.lexical import BM25, SETTINGS
 from imprag.tasks import Example, Task
 
 if TYPE_CHECKING:
-    from imprag.rag import ImpRAG
+    from imprag.pipeline import ImpRAG
 
 QueryTemplate = Literal["none", "oracle"]
 

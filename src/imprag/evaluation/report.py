@@ -11,8 +11,8 @@ import yaml
 from imprag.evaluation.run_folder import Prediction, RunFolder
 from imprag.evaluation.scoring import RECALL_DEPTHS
 from imprag.evaluation.tables import LABELS, percent
-from imprag.files import atomic_path
-from imprag.optional import missing, note_without, require
+from imprag.io.files import atomic_path
+from imprag.io.optional import missing, note_without, require
 from imprag.tasks.matching import contains_answer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, expand_home, read_json, write_json
+from imprag.io.files import atomic_path, expand_home, read_json, write_json
 
 RECIPE = "recipe.yaml"
 PREDICTIONS = "predictions.jsonl"

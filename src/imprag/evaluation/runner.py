@@ -24,14 +24,14 @@ from imprag.evaluation.scoring import (
     summarize,
 )
 from imprag.evaluation.visible import visible_characters
-from imprag.files import expand_home
-from imprag.locking import only_builder
+from imprag.io.files import expand_home
+from imprag.io.locking import only_builder
 from imprag.model.chat import ChatPrompt, PlainPrompt
 from imprag.tasks import TaskExamples
 
 if TYPE_CHECKING:
     from imprag.index.folder import RetrievedPassage
-    from imprag.rag import ImpRAG
+    from imprag.pipeline import ImpRAG
 
 FORMAT_VERSION = 1
 
@@ -128,7 +128,7 @@ def evaluate(
         settings["chat"] = True
     environment: dict[str, Any] = {"batch_size": batch_size}
     if rag is not None:
-        environment["device"] = str(rag.groups.device)
+        environment["device"] = str(rag.model.device)
     with only_builder(out):
         run = RunFolder.start(out, settings, environment)
         batches = [
@@ -178,7 +178,7 @@ class _System:
             return
         from imprag.model.text import prompt_tokens
 
-        positions = self.rag.groups.positions_limit
+        positions = self.rag.model.positions_limit
         passages = self.rag.config.position_shift(self.k)
         for task, example, prompt in (question for group in questions for question in group):
             try:
@@ -209,7 +209,7 @@ class _System:
             return {"passages": passages}
         from imprag.model.fingerprint import model_fingerprint
 
-        lm, config = self.rag.groups.lm, dataclasses.asdict(self.rag.config)
+        lm, config = self.rag.model.lm, dataclasses.asdict(self.rag.config)
         for place in ("base_model", "base_model_fingerprint", "format_version", "k"):
             del config[place]
         model = {
@@ -219,8 +219,8 @@ class _System:
             **config,
         }
         reading: dict[str, Any] = {"k": self.k, "in_context": self.in_context}
-        if (store := self.rag.memory.store) is not None:
-            reading["memory"] = {"codec": store.codec.name, "keep_tokens": store.keep_tokens}
+        if (store := self.rag.kv_cache.store) is not None:
+            reading["kv_cache"] = {"codec": store.codec.name, "kv_keep_ratio": store.kv_keep_ratio}
         return {"passages": passages, "reading": reading, "model": model}
 
     def predict(self, batch: Sequence[Question], pages: Mapping[str, str]) -> list[Prediction]:

@@ -1,6 +1,6 @@
-"""How fast answers come, and what they hold in memory, beside ordinary RAG with the same model.
+"""How fast answers come, and what they hold in memory, beside in-context RAG with the same model.
 
-*Ordinary RAG* retrieves with all-MiniLM-L6-v2 and puts the passages before the prompt. All arms run
+*In-context RAG* retrieves with all-MiniLM-L6-v2 and puts the passages before the prompt. All arms run
 in one process, in turn, on the same prompts and on passages of the same number of tokens; each
 makes the same number of new tokens with Hugging Face ``generate``, in the same dtype.
 """
@@ -23,18 +23,18 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from imprag.building import versions
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.files import write_json
 from imprag.index.folder import IndexFolder
-from imprag.index.teacher import Teacher, TextEncoder
-from imprag.memory import DiskStore, PassageMemory, build_memory
-from imprag.model.encoder import PassageEncoder
+from imprag.io.building import versions
+from imprag.io.files import write_json
+from imprag.kv_cache import DiskStore, PassageKVCache, build_kv_cache
 from imprag.model.generate import compile_config
 from imprag.model.model import ImpRAGModel
+from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.text import passage_tokens, prompt_batch
-from imprag.rag import ImpRAG
+from imprag.pipeline import ImpRAG
+from imprag.retrieval.dense import Teacher, TextEncoder
 
 PROMPTS = tuple(
     f"Q: {question} A:"
@@ -53,7 +53,7 @@ PROMPTS = tuple(
 )
 NEW_TOKENS = 16
 WARM_UP = 2
-RAG = "ordinary RAG"
+RAG = "in-context RAG"
 NONE = "no retrieval"
 LIVE = "ImpRAG, live"
 FULL = "ImpRAG, full"
@@ -63,7 +63,7 @@ COMPILED = ", compiled"
 
 
 def stored(codec: str) -> str:
-    """The name of the arm that reads a memory of this codec."""
+    """The name of the arm that reads a KV cache of this codec."""
     return f"ImpRAG, stored {codec}"
 
 
@@ -108,7 +108,7 @@ class ReadingArm:
     """ImpRAG: live or stored, or without passages.
 
     Args:
-        rag: with its memory.
+        rag: with its KV cache.
         k: passages.
     """
 
@@ -130,18 +130,18 @@ class ReadingArm:
     def kv_bytes(self, prompt: str) -> int:
         """The passages' at layers b..t, and the prompt's and answer's own at all layers."""
         ids, _ = prompt_batch(self.rag.tokenizer, [prompt], 10**6, torch.device("cpu"))
-        own = (ids.shape[1] + NEW_TOKENS) * _token_bytes(self.rag.groups)
+        own = (ids.shape[1] + NEW_TOKENS) * _token_bytes(self.rag.model)
         if not self.k:
             return own
         found = [[one.passage for one in row] for row in self.rag.retrieve([prompt], self.k)]
-        return own + self.rag.memory.kv(found).nbytes
+        return own + self.rag.kv_cache.kv(found).nbytes
 
 
 class InContextArm:
-    """Ordinary RAG.
+    """In-context RAG.
 
     Args:
-        groups: whose language model answers, as it is.
+        model: whose language model answers, as it is.
         tokenizer: its tokenizer.
         teacher: retrieves.
         k: passages.
@@ -150,14 +150,14 @@ class InContextArm:
 
     def __init__(
         self,
-        groups: ImpRAGModel,
+        model: ImpRAGModel,
         tokenizer: Any,
         teacher: Teacher,
         k: int,
         *,
         compiled: bool = False,
     ) -> None:
-        self.groups = groups
+        self.model = model
         self.tokenizer = tokenizer
         self.teacher = teacher
         self.k = k
@@ -168,7 +168,7 @@ class InContextArm:
     def __call__(self, prompt: str, stamps: Stamps) -> None:
         """Answer."""
         ids = self._input(prompt)
-        self.groups.lm.generate(
+        self.model.lm.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=NEW_TOKENS,
@@ -180,19 +180,19 @@ class InContextArm:
 
     def kv_bytes(self, prompt: str) -> int:
         """Those of all tokens at all layers."""
-        return (self._input(prompt).shape[1] + NEW_TOKENS) * _token_bytes(self.groups)
+        return (self._input(prompt).shape[1] + NEW_TOKENS) * _token_bytes(self.model)
 
     def _input(self, prompt: str) -> Tensor:
         found = [one.passage for one in self.teacher.retrieve([prompt], self.k)[0]]
-        device = self.groups.device
+        device = self.model.device
         own, _ = prompt_batch(self.tokenizer, [prompt], 10**6, device)
-        passages = passage_tokens(self.tokenizer, self.groups.config, found)
+        passages = passage_tokens(self.tokenizer, self.model.config, found)
         context = torch.tensor([[token for row in passages for token in row]], device=device)
         return torch.cat([context, own], dim=1)
 
 
 def benchmark(
-    groups: ImpRAGModel,
+    model: ImpRAGModel,
     tokenizer: Any,
     corpus: Corpus,
     folder: Path,
@@ -207,16 +207,16 @@ def benchmark(
     """Measure all arms for every number and length of passages.
 
     Args:
-        groups: the model.
+        model: the model.
         tokenizer: its tokenizer.
         corpus: real text, of which passages are made.
-        folder: for the indexes and memories that are measured; used again by the next call.
+        folder: for the indexes and KV caches that are measured; used again by the next call.
         k: numbers of passages.
         passage_tokens: their lengths.
-        codecs: of the memories that are read.
+        codecs: of the KV caches that are read.
         runs: of each arm, after ``WARM_UP`` others.
         passages: in the corpus that is searched.
-        compiled: measure decoding by a compiled pass, too: ordinary RAG's, and that of the first
+        compiled: measure decoding by a compiled pass, too: in-context RAG's, and that of the first
             codec.
 
     Returns:
@@ -230,7 +230,7 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     for tokens in passage_tokens:
-        cut = groups.with_settings(max_passage_tokens=tokens, passage_encoding="independent")
+        cut = model.with_settings(max_passage_tokens=tokens, passage_encoding="independent")
         place = folder / f"{tokens}-tokens"
         texts = _long_passages(corpus, tokenizer, place / "corpus", tokens, passages)
         setting = _Setting(cut, tokenizer, texts, place, codecs, compiled)
@@ -252,7 +252,7 @@ def benchmark(
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], codec: str = "bf16") -> dict[str, float]:
-    """ImpRAG's figures as shares of ordinary RAG's, for ten passages of 128 tokens.
+    """ImpRAG's figures as shares of in-context RAG's, for ten passages of 128 tokens.
 
     Times and bytes below 1, tokens per second above 1 are in ImpRAG's favour.
     """
@@ -297,14 +297,14 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return slopes
 
 
-def environment(groups: ImpRAGModel) -> dict[str, Any]:
+def environment(model: ImpRAGModel) -> dict[str, Any]:
     """What the figures depend on besides the settings."""
     return {
-        "model": groups.config.base_model,
-        "b": groups.config.b,
-        "t": groups.config.t,
-        "dtype": str(groups.lm.dtype).removeprefix("torch."),
-        "device": str(groups.device),
+        "model": model.config.base_model,
+        "b": model.config.b,
+        "t": model.config.t,
+        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "device": str(model.device),
         "threads": torch.get_num_threads(),
         "new_tokens": NEW_TOKENS,
         **versions(torch=torch.__version__, transformers=transformers.__version__),
@@ -312,30 +312,30 @@ def environment(groups: ImpRAGModel) -> dict[str, Any]:
 
 
 class _Setting:
-    """Corpus, indexes and memories for one length of passages."""
+    """Corpus, indexes and KV caches for one length of passages."""
 
     def __init__(
         self,
-        groups: ImpRAGModel,
+        model: ImpRAGModel,
         tokenizer: Any,
         corpus: Corpus,
         folder: Path,
         codecs: Sequence[str],
         compiled: bool,
     ) -> None:
-        self.groups = groups
+        self.model = model
         self.tokenizer = tokenizer
         self.compiled = compiled
         self.index = IndexFolder.build(
-            corpus, PassageEncoder(groups, tokenizer), folder / "index", progress=False
+            corpus, PassageEncoder(model, tokenizer), folder / "index", progress=False
         )
-        self.teacher = Teacher(corpus, TextEncoder(device=str(groups.device)))
+        self.teacher = Teacher(corpus, TextEncoder(device=str(model.device)))
         self.stores: dict[str, DiskStore] = {}
         self.failed: dict[str, str] = {}
         for codec in codecs:
             with _failure_kept(stored(codec), self.failed):
-                self.stores[codec] = build_memory(
-                    corpus, groups, tokenizer, folder / codec, codec=codec, progress=False
+                self.stores[codec] = build_kv_cache(
+                    corpus, model, tokenizer, folder / codec, codec=codec, progress=False
                 )
         self.memory_bytes = {
             stored(codec): store.manifest.summary()["bytes_per_passage"]
@@ -357,19 +357,19 @@ class _Setting:
         return arms
 
     def _makers(self, k: int) -> dict[str, Callable[[], Arm]]:
-        groups, tokenizer, teacher = self.groups, self.tokenizer, self.teacher
-        rag = ImpRAG(groups, tokenizer, self.index)
+        model, tokenizer, teacher = self.model, self.tokenizer, self.teacher
+        rag = ImpRAG(model, tokenizer, self.index)
         makers: dict[str, Callable[[], Arm]] = {
             NONE: lambda: ReadingArm(rag, 0),
-            RAG: lambda: InContextArm(groups, tokenizer, teacher, k),
+            RAG: lambda: InContextArm(model, tokenizer, teacher, k),
             LIVE: lambda: ReadingArm(rag, k),
             FULL: lambda: self._full_arm(k),
         }
         for codec, store in self.stores.items():
-            makers[stored(codec)] = partial(self._stored_arm, groups, store, k)
+            makers[stored(codec)] = partial(self._stored_arm, model, store, k)
         if self.compiled:
             makers[RAG + COMPILED] = lambda: InContextArm(
-                groups, tokenizer, teacher, k, compiled=True
+                model, tokenizer, teacher, k, compiled=True
             )
             for codec, store in list(self.stores.items())[:1]:
                 makers[stored(codec) + COMPILED] = partial(self._compiled_arm, store, k)
@@ -379,24 +379,24 @@ class _Setting:
 
     def _full_arm(self, k: int) -> ReadingArm:
         # Passages in one sequence cannot be weighed one by one; it takes the same time.
-        full = self.groups.with_settings(passage_encoding="full", reading_score_weight=0.0)
+        full = self.model.with_settings(passage_encoding="full", attention_score_bias=0.0)
         return ReadingArm(ImpRAG(full, self.tokenizer, self.index), k)
 
     def _compiled_arm(self, store: DiskStore, k: int) -> ReadingArm:
-        groups = self.groups.with_settings()
-        groups.compile_decoding()
-        return self._stored_arm(groups, store, k)
+        model = self.model.with_settings()
+        model.compile_decoding()
+        return self._stored_arm(model, store, k)
 
     def _coded_arm(self, k: int) -> ReadingArm:
-        reading = ImpRAG(self.groups, self.tokenizer, self.index)
-        reading.memory = PassageMemory(
-            self.groups, self.tokenizer, self.stores["pq"], keep_coded=True
+        reading = ImpRAG(self.model, self.tokenizer, self.index)
+        reading.kv_cache = PassageKVCache(
+            self.model, self.tokenizer, self.stores["pq"], keep_coded=True
         )
         return ReadingArm(reading, k)
 
-    def _stored_arm(self, groups: ImpRAGModel, store: DiskStore, k: int) -> ReadingArm:
-        reading = ImpRAG(groups, self.tokenizer, self.index)
-        reading.use_memory(store)
+    def _stored_arm(self, model: ImpRAGModel, store: DiskStore, k: int) -> ReadingArm:
+        reading = ImpRAG(model, self.tokenizer, self.index)
+        reading.use_kv_cache(store)
         return ReadingArm(reading, k)
 
 
@@ -505,7 +505,7 @@ def _status(name: str) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
-def _token_bytes(groups: ImpRAGModel) -> int:
+def _token_bytes(model: ImpRAGModel) -> int:
     """Keys and values of one token at all layers."""
-    size: int = groups.lm.dtype.itemsize
-    return 2 * len(groups.lm.base_model.layers) * groups.embedding_dim * size
+    size: int = model.lm.dtype.itemsize
+    return 2 * len(model.lm.base_model.layers) * model.embedding_dim * size

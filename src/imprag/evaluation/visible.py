@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imprag.corpus import Passage
 
 if TYPE_CHECKING:
-    from imprag.rag import ImpRAG
+    from imprag.pipeline import ImpRAG
 
 #: How many characters of a passage's text are seen.
 VisibleCharacters = Callable[[Passage], int]

@@ -26,7 +26,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imprag.building import (
+from imprag.corpus.passage import Passage
+from imprag.errors import ImpRAGError
+from imprag.index.faiss.index import FaissIndex, write_ids
+from imprag.index.faiss.structures import KINDS, STRUCTURES
+from imprag.index.faiss.vectors import DTYPES, map_faiss, progress_bar, write_vectors
+from imprag.index.manifest import MANIFEST, IndexManifest
+from imprag.index.passage_index import FloatArray, checked_embeddings
+from imprag.io.building import (
     OVERWRITE,
     building_folder,
     check_name,
@@ -41,15 +48,8 @@ from imprag.building import (
     versions,
     write_file,
 )
-from imprag.corpus.passage import Passage
-from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, expand_home
-from imprag.index.faiss_index import FaissIndex, write_ids
-from imprag.index.faiss_structures import KINDS, STRUCTURES
-from imprag.index.faiss_vectors import DTYPES, map_faiss, progress_bar, write_vectors
-from imprag.index.manifest import MANIFEST, IndexManifest
-from imprag.index.passage_index import FloatArray, checked_embeddings
-from imprag.locking import only_builder
+from imprag.io.files import atomic_path, expand_home
+from imprag.io.locking import only_builder
 
 _BASE_MEMORY = 150_000_000  # Python with NumPy, Arrow and FAISS
 

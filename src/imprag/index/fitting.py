@@ -12,8 +12,8 @@ from tqdm import tqdm
 from imprag.corpus import Corpus, Passage
 from imprag.corpus.readers import JoinedReader, SkippedLines
 from imprag.corpus.text import split_text
-from imprag.files import cache_dir, read_json, write_json
-from imprag.locking import make_once
+from imprag.io.files import cache_dir, read_json, write_json
+from imprag.io.locking import make_once
 
 CUT = "cut.json"
 _BATCH = 1024

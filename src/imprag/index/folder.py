@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from imprag.building import OVERWRITE, building_folder, discard, remove_work, sweep
 from imprag.corpus import Corpus, Passage
 from imprag.corpus.store import MANIFEST
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, expand_home
 from imprag.index.build import build_index
 from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
 from imprag.index.passage_index import PassageIndex
-from imprag.locking import only_builder
+from imprag.io.building import OVERWRITE, building_folder, discard, remove_work, sweep
+from imprag.io.files import atomic_path, expand_home
+from imprag.io.locking import only_builder
 
 CORPUS = "corpus"
 INDEX = "index"

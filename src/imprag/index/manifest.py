@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from imprag.building import StoredFile, check_fingerprints, read_manifest
-from imprag.files import write_json
+from imprag.io.building import StoredFile, check_fingerprints, read_manifest
+from imprag.io.files import write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "index.json"

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
 from imprag.index.manifest import IndexManifest
+from imprag.io.files import expand_home
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -33,7 +33,7 @@ class PassageIndex(abc.ABC):
         path = expand_home(path)
         manifest = IndexManifest.read(path)
         if manifest.backend == "faiss":
-            from imprag.index.faiss_index import FaissIndex
+            from imprag.index.faiss.index import FaissIndex
 
             return FaissIndex(path, manifest)
         raise ImpRAGError(f"{path} needs the back end {manifest.backend!r}, which is unknown here")

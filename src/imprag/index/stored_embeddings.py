@@ -25,7 +25,7 @@ def write_embeddings(corpus: Corpus, encoder: Encoder, path: Path) -> None:
         path: a safetensors file: ``codes`` (passages, dimension) int8, ``scales`` (dimension)
             float32, and the fingerprints of model and corpus.
     """
-    from imprag.index.faiss_vectors import progress_bar
+    from imprag.index.faiss.vectors import progress_bar
 
     embeddings = np.empty((len(corpus), encoder.dimension), np.float32)
     with progress_bar("Embedding", len(corpus), True) as bar:

@@ -2,10 +2,10 @@
 
 from imprag.model.base import load_base_model
 from imprag.model.config import ImpRAGConfig
-from imprag.model.encoder import PassageEncoder
 from imprag.model.kv import EncodedPassages, PassageKV
+from imprag.model.load import load_pretrained, save_pretrained
 from imprag.model.model import ImpRAGModel
-from imprag.model.pretrained import load_pretrained, save_pretrained
+from imprag.model.passage_encoder import PassageEncoder
 
 __all__ = [
     "EncodedPassages",

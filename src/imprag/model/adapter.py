@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from imprag.errors import ImpRAGError
-from imprag.files import read_json
+from imprag.io.files import read_json
 from imprag.model.weight_files import named, read_tensors
 
 WEIGHTS = "adapter_model.safetensors"

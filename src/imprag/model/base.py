@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, cache_dir, expand_home, sha256, short_name
-from imprag.locking import make_once
+from imprag.io.files import atomic_path, cache_dir, expand_home, sha256, short_name
+from imprag.io.locking import make_once
 from imprag.model.fingerprint import Origin
 from imprag.model.fingerprint import weights_fingerprint as weights_fingerprint
 from imprag.model.load_checks import check_complete, check_tokenizer, check_without_adapter

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, write_json
+from imprag.io.files import atomic_path, write_json
 from imprag.model.adapter import PREFIX, SETTINGS, WEIGHTS, Adapter
 from imprag.model.config import ImpRAGConfig
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from imprag.errors import ImpRAGError
-from imprag.files import read_json, write_json
+from imprag.io.files import read_json, write_json
 
 PassageEncoding = Literal["independent", "segmented", "full"]
 FrozenPassages = Literal["none", "hidden_states", "kv"]
@@ -40,12 +40,12 @@ class ImpRAGConfig:
             between passages blocked. ``full``: one sequence, later passages see earlier ones.
         passage_template: how a passage becomes text; ``{title}`` is optional, ``{text}`` is not.
         frozen_passages: read passages as the base model encodes them, however the model was
-            trained (paper, Table 7). ``kv``: its keys and values, so that one stored memory
+            trained (paper, Table 7). ``kv``: its keys and values, so that one stored KV cache
             serves all models trained on the same base. ``hidden_states``: its hidden states, from
             which the trained layers b..t make keys and values. ``none``: all by the trained model.
         score_scale: factor on E_q · E_p in training and search alike; ``None`` means
             1/sqrt(h_k * d_h), which keeps the scores of an untrained model in a softmax's range.
-        reading_score_weight: w; in answering, a prompt's attention to a passage's tokens weighs
+        attention_score_bias: w; in answering, a prompt's attention to a passage's tokens weighs
             exp(w · (s - s of its best passage)) times. 0 reads all alike (paper). Beyond the paper,
             and not for passages that are encoded as one sequence (``full``).
         base_model_fingerprint: of the weights that an adapter belongs to.
@@ -61,7 +61,7 @@ class ImpRAGConfig:
     passage_template: str = "{title}\n{text}"
     frozen_passages: FrozenPassages = "none"
     score_scale: float | None = None
-    reading_score_weight: float = 0.0
+    attention_score_bias: float = 0.0
     base_model_fingerprint: str | None = None
     trained: bool = False
     format_version: int = FORMAT_VERSION
@@ -81,13 +81,13 @@ class ImpRAGConfig:
             )
         if self.score_scale is not None and not self.score_scale > 0:
             raise ImpRAGError(f"score_scale must be positive, not {self.score_scale}")
-        if not 0 <= self.reading_score_weight < math.inf:
+        if not 0 <= self.attention_score_bias < math.inf:
             raise ImpRAGError(
-                f"reading_score_weight must not be negative, but is {self.reading_score_weight}"
+                f"attention_score_bias must not be negative, but is {self.attention_score_bias}"
             )
-        if self.reading_score_weight and self.passage_encoding == "full":
+        if self.attention_score_bias and self.passage_encoding == "full":
             raise ImpRAGError(
-                "reading_score_weight weighs single passages, but passage_encoding full makes one "
+                "attention_score_bias weighs single passages, but passage_encoding full makes one "
                 "sequence of them: set it to 0, or encode them independently or segmented"
             )
         for name, choices in (

@@ -35,9 +35,9 @@ class Decoder:
         open_attention(lm)
         self.lm = lm
         self.config = config
-        if config.reading_score_weight and not self.uses_sdpa:
+        if config.attention_score_bias and not self.uses_sdpa:
             raise ImpRAGError(
-                f"reading_score_weight cannot be used with {config.base_model}, whose attention is "
+                f"attention_score_bias cannot be used with {config.base_model}, whose attention is "
                 "its own code: set it to 0"
             )
         self.rotary: dict[str, nn.Module] = held_rotary(lm)

@@ -1,6 +1,6 @@
 """Fingerprints: what decides the states that a model computes, as one short text.
 
-An index and a passage memory hold the fingerprint of the model that made them, and every other
+An index and a KV cache hold the fingerprint of the model that made them, and every other
 model is refused. It covers the weights of the layers in question, the model's ``config.json`` and
 the tokenizer.
 """

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from imprag.errors import ImpRAGError
-from imprag.files import read_json, write_json
+from imprag.io.files import read_json, write_json
 
 FITTED = "fitted_to.json"
 

@@ -131,38 +131,38 @@ def _compare(whole: PreTrainedModel, parts: PreTrainedModel) -> None:
 
     depth = len(parts.base_model.layers)
 
-    def groups(b: int, t: int) -> "ImpRAGModel":
+    def model(b: int, t: int) -> "ImpRAGModel":
         config = ImpRAGConfig(base_model="a small model", b=b, t=t, k=2, max_passage_tokens=16)
         return ImpRAGModel(parts, config, checked=True)
 
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in (5, 7, 6, 4)]
     *passages, long, short = rows
-    everything = groups(0, depth - 1)
+    everything = model(0, depth - 1)
     _reads_as_in_context(everything, whole, passages, long)
-    some = groups(1, depth - 2)
+    some = model(1, depth - 2)
     _batches_as_rows(some, passages, [long, short])
     _decodes_as_uncached(some, passages, [long, short])
     _embeds_as_whole(some, [long, short])
 
 
 def _reads_as_in_context(
-    groups: "ImpRAGModel", whole: PreTrainedModel, passages: list[list[int]], prompt: list[int]
+    model: "ImpRAGModel", whole: PreTrainedModel, passages: list[list[int]], prompt: list[int]
 ) -> None:
     context = [token for passage in passages for token in passage]
     expected = whole(torch.tensor([context + prompt]), use_cache=False).logits
-    prefix = groups.encode_passages([passages], "full")
-    found = groups(*pad([prompt], _CPU), fixed(prefix), position_shift=len(context)).logits
+    prefix = model.encode_passages([passages], "full")
+    found = model(*pad([prompt], _CPU), fixed(prefix), position_shift=len(context)).logits
     _same("it answers otherwise than in one piece", found[0], expected[0, -len(prompt) :])
 
 
 def _batches_as_rows(
-    groups: "ImpRAGModel", passages: list[list[int]], prompts: list[list[int]]
+    model: "ImpRAGModel", passages: list[list[int]], prompts: list[list[int]]
 ) -> None:
     def run(rows: list[int]) -> Tensor:
-        prefix = groups.encode_passages([passages[: n + 1] for n in rows])
+        prefix = model.encode_passages([passages[: n + 1] for n in rows])
         ids, mask = pad([prompts[n] for n in rows], _CPU, left=True)
-        logits: Tensor = groups(ids, mask, fixed(prefix), position_shift=32).logits
+        logits: Tensor = model(ids, mask, fixed(prefix), position_shift=32).logits
         return logits[:, -1]
 
     alone = torch.cat([run([n]) for n in range(len(prompts))])
@@ -170,12 +170,12 @@ def _batches_as_rows(
 
 
 def _decodes_as_uncached(
-    groups: "ImpRAGModel", passages: list[list[int]], prompts: list[list[int]]
+    model: "ImpRAGModel", passages: list[list[int]], prompts: list[list[int]]
 ) -> None:
     ids, mask = pad(prompts, _CPU, left=True)
-    prefix = groups.encode_passages([passages, passages[:1]])
+    prefix = model.encode_passages([passages, passages[:1]])
     steps = 3
-    output = groups.generate(
+    output = model.generate(
         ids,
         mask,
         fixed(prefix),
@@ -188,19 +188,19 @@ def _decodes_as_uncached(
     )
     found = torch.stack(output.logits, dim=1)
     longer = torch.cat([mask, torch.ones(len(prompts), steps, dtype=mask.dtype)], dim=1)
-    expected = groups(output.sequences, longer, fixed(prefix), position_shift=32).logits
+    expected = model(output.sequences, longer, fixed(prefix), position_shift=32).logits
     _same("it decodes otherwise with a cache", found, expected[:, -steps - 1 : -1])
 
 
-def _embeds_as_whole(groups: "ImpRAGModel", rows: list[list[int]]) -> None:
-    whole = groups.encode(*pad(rows, _CPU)).embeddings
-    if whole.shape[1] != groups.embedding_dim:
+def _embeds_as_whole(model: "ImpRAGModel", rows: list[list[int]]) -> None:
+    whole = model.encode(*pad(rows, _CPU)).embeddings
+    if whole.shape[1] != model.embedding_dim:
         raise _Difference("its keys are of another size than its configuration says")
-    _same("passages have two embeddings", groups.passage_embeddings(*pad(rows, _CPU)), whole)
+    _same("passages have two embeddings", model.passage_embeddings(*pad(rows, _CPU)), whole)
     ids, mask = pad(rows, _CPU, left=True)
-    prefix = groups.encode_passages([[]] * len(rows))
-    asked = groups(ids, mask, fixed(prefix), position_shift=32).query_embeddings
-    _same("prompts have two embeddings", groups.query_embeddings(ids, mask), asked)
+    prefix = model.encode_passages([[]] * len(rows))
+    asked = model(ids, mask, fixed(prefix), position_shift=32).query_embeddings
+    _same("prompts have two embeddings", model.query_embeddings(ids, mask), asked)
 
 
 def _same(otherwise: str, found: Tensor, expected: Tensor) -> None:

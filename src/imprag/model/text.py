@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imprag.corpus.passage import Passage
 from imprag.errors import ImpRAGError
+from imprag.io.text_checks import check_prompts, check_unicode
 from imprag.model.chat import ChatPrompt, PlainPrompt, chat_ids, rendered_ids
 from imprag.model.config import ImpRAGConfig
 from imprag.model.control_tokens import (
@@ -20,7 +21,6 @@ from imprag.model.control_tokens import (
     prefix_ids,
 )
 from imprag.model.inputs import pad
-from imprag.text_checks import check_prompts, check_unicode
 
 _PROBE = Passage(
     "probe",

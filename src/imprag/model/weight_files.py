@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imprag.errors import ImpRAGError
-from imprag.files import read_json
+from imprag.io.files import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

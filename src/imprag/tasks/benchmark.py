@@ -13,8 +13,8 @@ from typing import Any
 
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home, read_json, sha256
-from imprag.plugins import plugins
+from imprag.io.files import expand_home, read_json, sha256
+from imprag.io.plugins import plugins
 
 #: The file that makes a folder a benchmark.
 MANIFEST = "benchmark.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, expand_home
+from imprag.io.files import atomic_path, expand_home
 from imprag.tasks.records import Record, read_records
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from imprag.corpus import Passage
-from imprag.files import atomic_path
-from imprag.locking import new_folder
+from imprag.io.files import atomic_path
+from imprag.io.locking import new_folder
 from imprag.tasks.example import Example, write_examples
 
 PASSAGES = "passages.jsonl"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
-from imprag.optional import require
+from imprag.io.files import expand_home
+from imprag.io.optional import require
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
 # JSON can name halves of a character, which no UTF-8 file can hold.

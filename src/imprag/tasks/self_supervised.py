@@ -2,7 +2,7 @@
 
 A retriever that has seen questions only takes their form for the whole of language: asked in
 another form, it finds nothing. So these are made from the passages of any corpus, and from
-questions with answers, in many wordings, of which the instruction often comes last. No wording is
+questions with answers, in many prompt templates, of which the instruction often comes last. No prompt template is
 that of a task of the paper.
 
 What is made from a passage is drawn by the seed and the passage's id; a mention and what is wrong
@@ -184,14 +184,14 @@ def lookup(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         generator = generator_for(seed, passage, LOOKUP)
         entity = passage.subject
         for label, value in _short_fields(passage):
-            wording = generator.choice(_LOOKUPS)
+            prompt_template = generator.choice(_LOOKUPS)
             if generator.random() < 0.5:
                 separator = generator.choice((generator.choice(_SEPARATORS), _mark(generator)))
                 instruction = generator.choice(_INSTRUCTIONS)
                 instruction = instruction.replace("{separator}", separator)
-                wording = f"{{entity}} {separator} {{label}} {instruction}".rstrip()
+                prompt_template = f"{{entity}} {separator} {{label}} {instruction}".rstrip()
             said = label.replace(": ", ", ")
-            text = wording.replace("{entity}", entity).replace("{label}", said)
+            text = prompt_template.replace("{entity}", entity).replace("{label}", said)
             yield _about_field(LOOKUP, passage, label, text, value)
 
 
@@ -213,7 +213,7 @@ def assertion(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
     for passage in passages:
         generator = generator_for(seed, passage, ASSERTION)
         for label, value in _short_fields(passage):
-            wording, answer, false = generator.choice(_STATEMENTS)
+            prompt_template, answer, false = generator.choice(_STATEMENTS)
             pool = pools[label]
             others = [other for other in pool if other != value]
             _remember(value, pool, generator)
@@ -222,7 +222,7 @@ def assertion(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
             said = generator.choice(_ASSERTIONS).format(
                 label=_said(label, generator), entity=passage.subject, value=value
             )
-            yield _about_field(ASSERTION, passage, label, wording.format(text=said), answer)
+            yield _about_field(ASSERTION, passage, label, prompt_template.format(text=said), answer)
 
 
 def keywords(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
@@ -302,13 +302,13 @@ def statement(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         pool = pools[span[0].isdigit()]
         others = [other for other in generator.sample(pool, min(len(pool), 8)) if other != span]
         _remember(span, pool, generator)
-        wording, true, false = generator.choice(_STATEMENTS)
+        prompt_template, true, false = generator.choice(_STATEMENTS)
         answer = true
         if others and generator.random() < 0.5:
             # Of a few, the one that looks most like it.
             other = min(others, key=lambda one: abs(len(one) - len(span)))
             sentence, answer = f"{sentence[:start]}{other}{sentence[end:]}", false
-        text = wording.format(text=_placed(sentence, passage))
+        text = prompt_template.format(text=_placed(sentence, passage))
         yield example_of(STATEMENT, passage, text, answer)
 
 
@@ -323,7 +323,7 @@ def verification(examples: Iterable[Example], seed: int = 0) -> Iterator[Example
         kinds[_kind(example)].append(example)
     for example in examples:
         generator = random.Random(f"{seed} verification {example.id}")
-        wording, true, false = generator.choice(_VERIFICATIONS)
+        prompt_template, true, false = generator.choice(_VERIFICATIONS)
         answer, verdict = example.answers[0], true
         if generator.random() < 0.5:
             right = set(example.answers)
@@ -334,7 +334,7 @@ def verification(examples: Iterable[Example], seed: int = 0) -> Iterator[Example
                 answer, verdict = others[0], false
         yield Example(
             f"verification-{example.id}",
-            wording.format(question=example.input, answer=answer),
+            prompt_template.format(question=example.input, answer=answer),
             [Answer(verdict, example.output[0].provenance)],
             example.meta,
             task="verification",

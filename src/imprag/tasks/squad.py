@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 from tqdm import tqdm
 
-from imprag.building import check_free
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
+from imprag.io.building import check_free
+from imprag.io.files import expand_home
 from imprag.tasks.example import Example, answers
 from imprag.tasks.open_corpus import write_open_corpus
 from imprag.tasks.records import Record, read_records

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imprag.errors import ImpRAGError
-from imprag.plugins import plugins
+from imprag.io.plugins import plugins
 from imprag.tasks.example import Example
 from imprag.tasks.records import Record, read_records
 
@@ -38,7 +38,7 @@ class Task:
             rather than any of them.
         normalize: applied to every example that is read, in whatever format.
         plain_template: used instead of ``template`` for inputs without ``[SEP]``.
-        wordings: further templates, which take turns with ``template`` by the example's id.
+        prompt_templates: further templates, which take turns with ``template`` by the example's id.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Task:
     joint_evidence: bool = False
     normalize: Callable[[Example], Example] | None = None
     plain_template: str = ""
-    wordings: tuple[str, ...] = ()
+    prompt_templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for template in (self.template, *self.wordings):
+        for template in (self.template, *self.prompt_templates):
             if "{input}" not in template:
                 raise ImpRAGError(
                     f"the template of task '{self.name}' has no {{input}}: {template}"
@@ -77,9 +77,9 @@ class Task:
         return template.format_map(texts)
 
     def _template(self, example: Example) -> str:
-        if not self.wordings:
+        if not self.prompt_templates:
             return self.template
-        return random.Random(example.id).choice((self.template, *self.wordings))
+        return random.Random(example.id).choice((self.template, *self.prompt_templates))
 
     def response(self, example: Example) -> str:
         """What the model should add to the prompt: a space and the first answer."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
+from imprag.io.files import expand_home
 from imprag.tasks.benchmark import load_benchmark
 from imprag.tasks.example import Example, read_examples
 from imprag.tasks.task import Task, load_task

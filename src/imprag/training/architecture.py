@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from imprag.errors import ImpRAGError
-from imprag.files import read_json
+from imprag.io.files import read_json
 from imprag.model.base import quiet_transformers
 from imprag.model.support import check_model
 

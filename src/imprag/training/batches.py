@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from imprag.corpus import Corpus
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
-from imprag.training.batching import Plan, PlannedBatch
-from imprag.training.own_ranks import OwnRanks
+from imprag.training.hard_negatives import HardNegativeMiner
 from imprag.training.recipe import LONGEST_TEXT, Recipe
+from imprag.training.samplers.batch_sampler import BatchIndices, BatchSampler
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingBatch
 
@@ -28,19 +28,19 @@ class Batches(Dataset[TrainingBatch]):
         tokenizer: of the model.
         recipe: the model's settings and the batches of an optimizer step.
         rank, world_size: this process's part.
-        own_ranks: ranks the corpus where the recipe refreshes candidates.
+        miner: ranks the corpus where the recipe refreshes candidates.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BatchSampler,
         schedule: Schedule,
         corpus: Corpus,
         tokenizer: Any,
         recipe: Recipe,
         rank: int = 0,
         world_size: int = 1,
-        own_ranks: OwnRanks | None = None,
+        miner: HardNegativeMiner | None = None,
     ) -> None:
         self.plan = plan
         self.schedule = schedule
@@ -49,7 +49,7 @@ class Batches(Dataset[TrainingBatch]):
         self._config = recipe.model.to_config()
         self._per_step = recipe.accumulation
         self._rank, self._world_size = rank, world_size
-        self._own_ranks = own_ranks
+        self._miner = miner
         self._reranked = lru_cache(maxsize=1)(self._reranked_plan)
         self._passage = lru_cache(maxsize=2**15)(self._passage_tokens)
 
@@ -94,8 +94,8 @@ class Batches(Dataset[TrainingBatch]):
             self_distillation=self.schedule.stage(step) == "self_distillation",
         )
 
-    def _reranked_plan(self, refresh: int) -> Plan:
-        assert self._own_ranks is not None
+    def _reranked_plan(self, refresh: int) -> BatchSampler:
+        assert self._miner is not None
         steps = range(refresh, self.schedule.steps)
         batches = [
             step * self._per_step + n
@@ -106,7 +106,7 @@ class Batches(Dataset[TrainingBatch]):
         numbers = self.plan.reading(batches)
         prompts = [self.plan.examples[n].prompt for n in numbers]
         depth = self.plan.settings.candidates + self.plan.settings.positives
-        return self.plan.reranked(numbers, self._own_ranks(prompts, depth, refresh))
+        return self.plan.reranked(numbers, self._miner(prompts, depth, refresh))
 
     def _passage_tokens(self, row: int, limit: int) -> Sequence[int]:
         config = replace(self._config, max_passage_tokens=limit)
@@ -114,7 +114,7 @@ class Batches(Dataset[TrainingBatch]):
         return tokens
 
 
-def _retrieving_only(batch: PlannedBatch) -> PlannedBatch:
+def _retrieving_only(batch: BatchIndices) -> BatchIndices:
     """The batch without responses and without the prompts that retrieve nothing."""
     kept = np.flatnonzero(batch.positive.any(axis=1))
     return replace(

@@ -134,7 +134,7 @@ def read_source(
     if source.verify:
         made = list(verification(found.examples))
         return replace(found, task=VERIFICATION, examples=made)
-    return replace(found, task=replace(found.task, wordings=source.wordings))
+    return replace(found, task=replace(found.task, prompt_templates=source.prompt_templates))
 
 
 def retrieval_examples(

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imprag.training.data import TrainingSource
-from imprag.training.drawing import NameVectors
+from imprag.training.samplers.sampling import NameVectors
 
 
 def name_vectors(

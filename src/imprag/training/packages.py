@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from imprag.index.bm25 import require_bm25
-from imprag.index.teacher import require_teacher
-from imprag.optional import missing, note_without, require
+from imprag.io.optional import missing, note_without, require
+from imprag.retrieval.dense import require_teacher
+from imprag.retrieval.lexical import require_bm25
 from imprag.tasks.benchmark import is_benchmark
 from imprag.training.recipe import Recipe
 from imprag.training.sources import TaskSource

@@ -89,7 +89,7 @@ class ModelSettings(Section):
     its keys and values, so that one store serves all models of the same base; `hidden_states` takes
     its hidden states; `none` trains the encoding too and answers best."""
 
-    reading_score_weight: NonNegativeFloat = 0.0
+    attention_score_bias: NonNegativeFloat = 0.0
     """Adds w · (s(q, p) − max s) to the attention logits of passage p's tokens when prompts are
     answered; training reads all candidates alike. Choose it on development data after training: 2
     for the built-in model (beyond the paper)."""
@@ -170,7 +170,7 @@ class BatchSettings(Section):
     prompt and hard for the others; an answer then costs one passage instead of all candidates
     (beyond the paper)."""
 
-    memory: NonNegativeInt = 0
+    cross_batch_memory: NonNegativeInt = 0
     """Cross-batch memory: the passages of this many earlier batches are negatives too, with the
     embeddings that they had then. Use it late in training: from the first step on it prevented
     learning (beyond the paper)."""
@@ -240,7 +240,7 @@ class StageSettings(Section):
     warmup: WarmupStage = WarmupStage()
     self_distillation: SelfDistillationStage = SelfDistillationStage()
 
-    refresh_steps: PositiveInt | None = None
+    mine_every: PositiveInt | None = None
     """From warmup on, the model's own index ranks the corpus at the start of each stage and every
     this many steps. Prompts read its first ranks beside their positives, and in warmup these are
     hard negatives. Each ranking embeds the whole corpus. By default the candidates are the
@@ -408,9 +408,9 @@ class Recipe(Section):
                     f"{source.synthetic} is to be made from {source.corpus}, which is none of the "
                     f"recipe's corpora: {', '.join(self.corpus)}"
                 )
-        if self.trainer["dataloader_num_workers"] and self.stages.refresh_steps:
+        if self.trainer["dataloader_num_workers"] and self.stages.mine_every:
             raise ImpRAGError(
-                "with stages.refresh_steps, batches need the model, which "
+                "with stages.mine_every, batches need the model, which "
                 "trainer.dataloader_num_workers have not: set one of them to 0 or null"
             )
         return self

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
+from imprag.io.files import expand_home
 from imprag.training.architecture import num_layers
 from imprag.training.recipe import Recipe
 from imprag.training.removed_keys import drop_removed_keys

@@ -16,20 +16,20 @@ from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home, read_json, write_json
-from imprag.locking import only_builder
+from imprag.io.files import expand_home, read_json, write_json
+from imprag.io.locking import only_builder
 from imprag.model import ImpRAGModel, load_base_model
 from imprag.model.fingerprint import model_fingerprint
-from imprag.model.pretrained import load_pretrained, save_pretrained
-from imprag.training.adapters import add_adapters, begin_with, halve_frozen, hold_untrained
+from imprag.model.load import load_pretrained, save_pretrained
 from imprag.training.batches import Batches
-from imprag.training.batching import Plan
 from imprag.training.data import TrainingSource, load_sources
+from imprag.training.hard_negatives import HardNegativeMiner
+from imprag.training.lora import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.names import name_vectors
-from imprag.training.own_ranks import OwnRanks
 from imprag.training.packages import require_packages
 from imprag.training.recipe import Recipe
 from imprag.training.recipe_file import load_recipe
+from imprag.training.samplers.batch_sampler import BatchSampler
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
 from imprag.training.trainer import (
@@ -99,7 +99,7 @@ def _train(
     # Weights stay in float32; autocast computes in bfloat16.
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     names = name_vectors(sources, lm, tokenizer) if recipe.batch.alike_rows else None
-    plan = Plan(sources, recipe.batch, corpus, recipe.seed, names)
+    plan = BatchSampler(sources, recipe.batch, corpus, recipe.seed, names)
     schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
     config = recipe.model.to_config()
     fingerprint = model_fingerprint(lm, tokenizer)
@@ -124,9 +124,9 @@ def _train(
     model = TrainingModel(ImpRAGModel(lm, config, frozen), recipe.stages)
 
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    own_ranks = OwnRanks(model.groups, tokenizer, corpus, out / RANKS, dtype)
+    miner = HardNegativeMiner(model.model, tokenizer, corpus, out / RANKS, dtype)
     part = (processes.process_index, processes.num_processes)
-    batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part, own_ranks)
+    batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part, miner)
     trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
     if trainer.is_fsdp_enabled:
         check_fsdp(trainer.accelerator.state.fsdp_plugin, recipe)
@@ -139,8 +139,8 @@ def _train(
     trainer.load_best()
     folder = out / MODEL
     if trainer.is_world_process_zero() and not folder.exists():
-        groups = trainer.accelerator.unwrap_model(trainer.model).groups
-        save_pretrained(groups, tokenizer, folder)
+        model = trainer.accelerator.unwrap_model(trainer.model).model
+        save_pretrained(model, tokenizer, folder)
     return {
         "model": str(folder),
         "steps": result.global_step,
@@ -177,8 +177,8 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
             "FSDP would shard layers one by one, but passages and prompts go through them in "
             "turns; shard the model as a whole, by fsdp_auto_wrap_policy: NO_WRAP"
         )
-    whole = "evaluation" if recipe.evaluation else "stages.refresh_steps"
-    if recipe.evaluation or recipe.stages.refresh_steps:
+    whole = "evaluation" if recipe.evaluation else "stages.mine_every"
+    if recipe.evaluation or recipe.stages.mine_every:
         raise ImpRAGError(
             f"{whole} needs all weights in one process, which FSDP does not give it: leave it "
             "out, or train with DDP"

@@ -28,7 +28,7 @@ class Schedule:
 
     def last_refresh(self, step: int) -> int | None:
         """The step for which the corpus was last ranked anew, if it was."""
-        stage, every = self.stage(step), self.recipe.stages.refresh_steps
+        stage, every = self.stage(step), self.recipe.stages.mine_every
         if every is None or stage == "bottom":
             return None
         first = self._warmup if stage == "warmup" else self._self_distillation

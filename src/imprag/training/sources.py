@@ -19,7 +19,7 @@ from pydantic import (
 
 from imprag.corpus.library import BUILT_IN_CORPORA
 from imprag.errors import ImpRAGError
-from imprag.files import expand_home
+from imprag.io.files import expand_home
 from imprag.tasks import load_task
 
 
@@ -75,7 +75,7 @@ class TaskSource(Section):
     """Which passages are positives: those that the `teacher` ranks first (paper), or `gold`, the
     provenance that the examples state. Use `gold` where there is provenance (beyond the paper)."""
 
-    wordings: tuple[str, ...] = ()
+    prompt_templates: tuple[str, ...] = ()
     """Further prompt templates with `{input}`, which take turns with the task's own. A retriever
     trained on one form of prompt finds little for others (beyond the paper)."""
 
@@ -85,9 +85,9 @@ class TaskSource(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        replace(load_task(self.task), wordings=self.wordings)
-        if self.verify and self.wordings:
-            raise ImpRAGError("verify has wordings of its own; give it none")
+        replace(load_task(self.task), prompt_templates=self.prompt_templates)
+        if self.verify and self.prompt_templates:
+            raise ImpRAGError("verify has prompt templates of its own; give it none")
         return self
 
     @property

@@ -88,20 +88,20 @@ class TrainingModel(nn.Module):
     passages gave to the prompts still need them.
 
     Args:
-        groups: the model that is trained.
+        model: the model that is trained.
         stages: weights and temperatures.
         batch_tokens: passages and prompts run in groups of like length with at most so many tokens.
     """
 
     def __init__(
-        self, groups: ImpRAGModel, stages: StageSettings, batch_tokens: int | None = None
+        self, model: ImpRAGModel, stages: StageSettings, batch_tokens: int | None = None
     ) -> None:
         super().__init__()
-        cast_block_inputs(groups.lm)
-        self.groups = groups
+        cast_block_inputs(model.lm)
+        self.model = model
         self.stages = stages
-        self.memory: dict[int, Tensor] = {}
-        self.batch_tokens = batch_tokens or (2048 if groups.device.type == "cpu" else 262144)
+        self.cross_batch_memory: dict[int, Tensor] = {}
+        self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 262144)
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """Run a batch; under DDP or FSDP, a process's own part of one."""
@@ -169,18 +169,22 @@ class TrainingModel(nn.Module):
 
     def _remembered_scores(self, batch: TrainingBatch, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of remembered passages and which are negatives, (Q, those still known) each."""
-        known = [n for n, name in enumerate(batch.remembered) if name in self.memory]
+        known = [n for n, name in enumerate(batch.remembered) if name in self.cross_batch_memory]
         if not known or batch.remembered_negative is None:
             return queries.new_zeros(len(queries), 0), batch.negative[:, :0].to(queries.device)
-        embeddings = torch.stack([self.memory[batch.remembered[n]] for n in known])
+        embeddings = torch.stack([self.cross_batch_memory[batch.remembered[n]] for n in known])
         scores = relevance_scores(queries, embeddings.to(queries.device))
         return scores, batch.remembered_negative[:, known].to(queries.device)
 
     def _remember(self, batch: TrainingBatch, embeddings: Tensor) -> None:
         """Keep this batch's embeddings, and of the others those that may still be asked for."""
         if self.training:
-            kept = {name: x for name, x in self.memory.items() if name in batch.remembered}
-            self.memory = kept | dict(zip(batch.columns, embeddings.detach(), strict=False))
+            kept = {
+                name: x for name, x in self.cross_batch_memory.items() if name in batch.remembered
+            }
+            self.cross_batch_memory = kept | dict(
+                zip(batch.columns, embeddings.detach(), strict=False)
+            )
 
     # Running the model
 
@@ -191,16 +195,16 @@ class TrainingModel(nn.Module):
         embeddings: list[Tensor] = []
         order: list[int] = []
         for group in self._groups(batch.passages, read):
-            states.append(self.groups.encode(*self._pad(batch.passages, group)))
+            states.append(self.model.encode(*self._pad(batch.passages, group)))
             embeddings.append(states[-1].embeddings)
             order += group
         for group in self._groups(batch.passages, embedded):
-            embeddings.append(self.groups.passage_embeddings(*self._pad(batch.passages, group)))
+            embeddings.append(self.model.passage_embeddings(*self._pad(batch.passages, group)))
             order += group
         if not order:
             # Another process may have passages. DDP and FSDP want gradients of the same parameters
             # from all processes, so this one brings those of a token that counts nowhere.
-            embeddings.append(self.groups.passage_embeddings(*self._pad([[0]], [0]))[:0])
+            embeddings.append(self.model.passage_embeddings(*self._pad([[0]], [0]))[:0])
         row_of = {passage: row for row, passage in enumerate(order)}
         in_order = [row_of[passage] for passage in range(len(order))]
         return _Encoded(
@@ -217,7 +221,7 @@ class TrainingModel(nn.Module):
         ]
         answering = [prompt for prompt, response in enumerate(batch.responses) if response]
         retrieving = [prompt for prompt, response in enumerate(batch.responses) if not response]
-        tokens = torch.tensor(float(sum(map(len, batch.responses))), device=self.groups.device)
+        tokens = torch.tensor(float(sum(map(len, batch.responses))), device=self.model.device)
         tokens = mean_over_processes(tokens)
         queries: list[Tensor] = []
         order: list[int] = []
@@ -233,14 +237,14 @@ class TrainingModel(nn.Module):
             queries.append(query_embeddings)
             order += group
         for group in self._groups(texts, retrieving):
-            queries.append(self.groups.query_embeddings(*self._pad(batch.prompts, group)))
+            queries.append(self.model.query_embeddings(*self._pad(batch.prompts, group)))
             order += group
         if not answering and tokens > 0:  # as for passages
             logits, _, query_embeddings = self._answer([[0]], [[0]], passages, [[]])
             generation = generation + logits[:0].sum()
             queries.append(query_embeddings[:0])
         elif not order:
-            queries.append(self.groups.query_embeddings(*self._pad([[0]], [0]))[:0])
+            queries.append(self.model.query_embeddings(*self._pad([[0]], [0]))[:0])
         in_order = sorted(range(len(order)), key=order.__getitem__)
         return torch.cat(queries)[in_order], generation
 
@@ -257,17 +261,17 @@ class TrainingModel(nn.Module):
             logits (prompts, n, vocabulary) and labels (prompts, n) of the last n positions, which
             hold all responses, and query embeddings (prompts, h_k * d_h).
         """
-        device = self.groups.device
+        device = self.model.device
         texts = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
         # Padded on the left, responses end in the same column, and only theirs need logits.
         input_ids, attention_mask = pad(texts, device, left=True)
         lengths = torch.tensor([len(response) for response in responses], device=device)
-        shift = [self.groups.config.position_shift(len(passages)) for passages in candidates]
+        shift = [self.model.config.position_shift(len(passages)) for passages in candidates]
         kept = int(lengths.max()) + 1
-        output = self.groups(
+        output = self.model(
             input_ids,
             attention_mask,
-            fixed(passages.kv(self.groups, candidates)),
+            fixed(passages.kv(self.model, candidates)),
             position_shift=torch.tensor(shift, device=device),
             query_tokens=input_ids.shape[1] - 1 - lengths,
             logits_to_keep=kept,
@@ -277,7 +281,7 @@ class TrainingModel(nn.Module):
         return output.logits[:, :-1], labels, output.query_embeddings
 
     def _pad(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return pad([rows[i] for i in group], self.groups.device)
+        return pad([rows[i] for i in group], self.model.device)
 
     def _groups(
         self, rows: Sequence[Sequence[int]], chosen: Sequence[int] | None = None
@@ -285,8 +289,8 @@ class TrainingModel(nn.Module):
         """The chosen rows, all if not given, in groups of like length."""
         chosen = range(len(rows)) if chosen is None else chosen
         lengths = [len(rows[i]) for i in chosen]
-        groups = batches_by_length(lengths, self.batch_tokens)
-        return [[chosen[i] for i in group] for group in groups]
+        model = batches_by_length(lengths, self.batch_tokens)
+        return [[chosen[i] for i in group] for group in model]
 
 
 class _Encoded(NamedTuple):
@@ -302,10 +306,10 @@ class _Encoded(NamedTuple):
     row_of: Mapping[int, int]
     embeddings: Tensor
 
-    def kv(self, groups: ImpRAGModel, candidates: Sequence[Sequence[int]]) -> PassageKV:
+    def kv(self, model: ImpRAGModel, candidates: Sequence[Sequence[int]]) -> PassageKV:
         """What prompts read."""
         if self.states is None:
-            return groups.encode_passages([[] for _ in candidates])
+            return model.encode_passages([[] for _ in candidates])
         return self.states.for_prompts(
             [[self.row_of[p] for p in passages] for passages in candidates]
         )

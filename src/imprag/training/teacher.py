@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.files import atomic_path, cache_dir
-from imprag.index.bm25 import BM25
-from imprag.index.teacher import Teacher, TextEncoder
+from imprag.io.files import atomic_path, cache_dir
+from imprag.retrieval.dense import Teacher, TextEncoder
+from imprag.retrieval.lexical import BM25
 
 _BLOCK = 1024  # prompts in a file of the cache
 

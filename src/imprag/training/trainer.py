@@ -25,7 +25,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from imprag.errors import ImpRAGError
-from imprag.files import read_json
+from imprag.io.files import read_json
 from imprag.model import ImpRAGModel
 from imprag.model.adapter import PREFIX, WEIGHTS
 from imprag.model.base import load_base_model, quiet_transformers
@@ -235,8 +235,8 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         self._load_memory(Path(resume_from_checkpoint))
 
     def _save_memory(self, folder: Path) -> None:
-        memory = self.accelerator.unwrap_model(self.model).memory
-        if self.recipe.batch.memory and memory:
+        memory = self.accelerator.unwrap_model(self.model).cross_batch_memory
+        if self.recipe.batch.cross_batch_memory and memory:
             rows = torch.tensor(list(memory))
             embeddings = torch.stack(list(memory.values()))
             save_file({"rows": rows, "embeddings": embeddings}, folder / MEMORY)
@@ -245,7 +245,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         if (folder / MEMORY).exists():
             saved = load_file(folder / MEMORY)
             memory = dict(zip(saved["rows"].tolist(), saved["embeddings"], strict=True))
-            self.accelerator.unwrap_model(self.model).memory = memory
+            self.accelerator.unwrap_model(self.model).cross_batch_memory = memory
 
     def load_best(self) -> None:
         """Go back to the weights that were the best when evaluated, if any were."""

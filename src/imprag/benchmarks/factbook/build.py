@@ -32,8 +32,8 @@ from imprag.benchmarks.factbook.splits import (
     split_names,
 )
 from imprag.corpus import Corpus, Fact, Passage, factbook_fields, load_corpus
-from imprag.files import atomic_path, expand_home, sha256, write_json
-from imprag.locking import new_folder
+from imprag.io.files import atomic_path, expand_home, sha256, write_json
+from imprag.io.locking import new_folder
 from imprag.tasks.benchmark import MANIFEST
 from imprag.tasks.example import Example, write_examples
 from imprag.tasks.synthetic import phrase_denoising, sentence_generation

@@ -1,0 +1,1 @@
+"""FAISS back end: exact, IVF-PQ and HNSW indexes over memory-mapped vectors."""

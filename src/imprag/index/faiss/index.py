@@ -1,0 +1,253 @@
+"""The FAISS back end of :class:`~imprag.index.passage_index.PassageIndex`."""
+
+import dataclasses
+import itertools
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imprag.errors import ImpRAGError
+from imprag.index.faiss.structures import STRUCTURES
+from imprag.index.faiss.vectors import empty_vectors, map_faiss, vector_blocks, write_vectors
+from imprag.index.manifest import MANIFEST, IndexManifest
+from imprag.index.passage_index import FloatArray, PassageIndex, checked_embeddings
+from imprag.io.building import damaged, is_free, versions, write_file
+from imprag.io.files import atomic_path, expand_home
+
+
+class FaissIndex(PassageIndex):
+    """Vectors in FAISS files and ids in an Arrow file, all memory-mapped.
+
+    A passage is known by its row, its place in the vectors and the ids alike. Rows are never used
+    again and never change:
+
+    - what is added is kept in memory in a flat index of its own, searched beside the stored one,
+      and becomes part of the stored files in :meth:`save`;
+    - what is removed stays in the files, but is passed over in every search. Building the index
+      anew gives its space back.
+
+    Args:
+        path: the folder.
+        manifest: what it holds.
+    """
+
+    _ids: pa.ChunkedArray  # of all rows, the added and the removed ones as well
+    _added: Any
+    _removed: npt.NDArray[np.int64]  # rows, ascending
+
+    def __init__(self, path: Path, manifest: IndexManifest) -> None:
+        self._open(path, manifest)
+
+    @property
+    def manifest(self) -> IndexManifest:
+        return dataclasses.replace(self._manifest, count=len(self))
+
+    def __len__(self) -> int:
+        return len(self._ids) - len(self._removed)
+
+    def add(self, ids: Sequence[str], embeddings: FloatArray) -> None:
+        embeddings = checked_embeddings(embeddings, self._manifest.dimension, self._manifest.dtype)
+        if len(ids) != len(embeddings):
+            raise ImpRAGError(f"{len(ids)} ids, but {len(embeddings)} embeddings")
+        if len(set(ids)) < len(ids):
+            twice = Counter(ids).most_common(1)[0][0]
+            raise ImpRAGError(f"the passage {twice!r} is given twice")
+        if known := self._rows(ids):
+            raise ImpRAGError(
+                f"the passage {next(iter(known))!r} is in the index already; remove it first"
+            )
+        # Rounded as in the file, so that saving changes no score.
+        self._added.add(embeddings.astype(self._manifest.dtype).astype(np.float32))
+        self._ids = pa.chunked_array([*self._ids.chunks, pa.array(ids, pa.large_string())])
+        self._select()
+
+    def remove(self, ids: Sequence[str]) -> int:
+        rows = self._known_rows(ids)
+        self._removed = np.union1d(self._removed, np.fromiter(rows.values(), np.int64))
+        self._select()
+        return len(rows)
+
+    def embeddings(self, ids: Sequence[str]) -> FloatArray:
+        row_of = self._known_rows(ids)
+        rows = np.array([row_of[passage_id] for passage_id in ids], np.int64)
+        stored = self._vectors.ntotal
+        found = np.empty((len(rows), self._manifest.dimension), np.float32)
+        for vectors, first, here in (
+            (self._vectors, 0, rows < stored),
+            (self._added, stored, rows >= stored),
+        ):
+            if here.any():
+                found[here] = vectors.reconstruct_batch(rows[here] - first)
+        return found
+
+    def search(self, queries: FloatArray, k: int) -> tuple[FloatArray, list[list[str]]]:
+        queries = checked_embeddings(queries, self._manifest.dimension, "float32")
+        if not 1 <= k <= len(self):
+            raise ImpRAGError(
+                f"k is {k}, but must be between 1 and {len(self)}, the passages in the index"
+            )
+        scores, rows = self._search_stored(queries, k)
+        if self._added.ntotal:
+            selected = faiss.SearchParameters(sel=self._added_selector)
+            added_scores, added_rows = self._added.search(queries, k, params=selected)
+            added_rows[added_rows >= 0] += self._vectors.ntotal
+            scores = np.hstack([scores, added_scores])
+            rows = np.hstack([rows, added_rows])
+        # Equal scores in the order of their rows, whatever the kind.
+        order = np.lexsort((rows, -scores), axis=1)[:, :k]
+        found = np.take_along_axis(rows, order, 1).tolist()
+        ids = [[self._ids[row].as_py() for row in best] for best in found]
+        return np.take_along_axis(scores, order, 1), ids
+
+    def save(self, path: Path | str, *, corpus_fingerprint: str | None = None) -> None:
+        path = expand_home(path)
+        fingerprint = corpus_fingerprint or self._manifest.corpus_fingerprint
+        manifest = dataclasses.replace(self.manifest, corpus_fingerprint=fingerprint)
+        if is_free(path):
+            with atomic_path(path) as folder:
+                folder.mkdir()
+                self._write(folder, manifest)
+        elif (path / MANIFEST).is_file() and IndexManifest.read(path) == self._manifest:
+            self._write(path, manifest)
+        else:
+            raise ImpRAGError(
+                f"{path} is not the index that was opened, or has been changed since; "
+                "save into a new folder, or open it again and repeat the changes"
+            )
+        self._open(path, IndexManifest.read(path))
+
+    def verify(self) -> None:
+        self._manifest.verify_files(self._path)
+
+    def _open(self, path: Path, manifest: IndexManifest) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._structure = STRUCTURES.get(manifest.kind)
+        self._vectors = map_faiss(self._file("vectors"))
+        self._searched = self._vectors
+        if self._structure is not None:
+            self._searched = self._structure.open(self._file("structure"), self._vectors)
+        self._removed = np.zeros(0, np.int64)
+        try:
+            self._ids = map_ids(self._file("ids"))
+            if "removed" in manifest.files:
+                self._removed = np.load(self._file("removed"))
+        except (ValueError, KeyError) as error:  # Arrow's errors are such, too
+            raise damaged(path, f"its ids cannot be read: {error}") from error
+        rows = {self._vectors.ntotal, self._searched.ntotal, len(self._ids)}
+        if rows != {manifest.count + len(self._removed)}:
+            raise damaged(path / MANIFEST, f"{manifest.count} passages, its files have {rows}")
+        self._added = empty_vectors(manifest.dimension, manifest.dtype)
+        self._select()
+
+    def _file(self, role: str) -> Path:
+        if role not in self._manifest.files:
+            raise damaged(self._path / MANIFEST, f"it names no file for {role}")
+        return self._path / self._manifest.files[role].name
+
+    def _rows(self, ids: Sequence[str]) -> dict[str, int]:
+        """Rows of those ids that are in the index."""
+        wanted = pa.array(ids, pa.large_string())
+        found = np.flatnonzero(pc.is_in(self._ids, value_set=wanted).to_numpy())
+        found = np.setdiff1d(found, self._removed)
+        return {self._ids[row].as_py(): row for row in found.tolist()}
+
+    def _known_rows(self, ids: Sequence[str]) -> dict[str, int]:
+        """Rows of ids, all of which have to be in the index."""
+        rows = self._rows(ids)
+        if unknown := [passage_id for passage_id in ids if passage_id not in rows]:
+            raise ImpRAGError(f"the passage {unknown[0]!r} is not in the index")
+        return rows
+
+    def _select(self) -> None:
+        """Renew what tells FAISS which rows to pass over."""
+        stored = self._vectors.ntotal
+        self._stored_selector = _selector(stored, self._removed)
+        self._added_selector = _selector(self._added.ntotal, self._removed - stored)
+
+    def _search_stored(
+        self, queries: FloatArray, k: int
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """Scores and rows of stored vectors, (queries, k); row -1 where there are fewer."""
+        exact = faiss.SearchParameters(sel=self._stored_selector)
+        scores: FloatArray
+        rows: npt.NDArray[np.int64]
+        if self._structure is None:
+            scores, rows = self._vectors.search(queries, k, params=exact)
+            return scores, rows
+        settings, selector = self._manifest.settings, self._stored_selector
+        approximate = self._structure.parameters(settings, k, selector)
+        scores, rows = self._searched.search(queries, k, params=approximate)
+        # The lists, or the part of the graph, that were looked at may hold fewer than k.
+        few = (rows < 0).any(axis=1)
+        if few.any():
+            scores[few], rows[few] = self._vectors.search(queries[few], k, params=exact)
+        return scores, rows
+
+    def _write(self, folder: Path, manifest: IndexManifest) -> None:
+        """Write this index as it is now; a file that is in the folder and still right is kept."""
+        old = self._manifest.files
+        files = dict(old)
+        if self._added.ntotal:
+            files["vectors"] = write_file(folder, "vectors.faiss", self._write_vectors)
+            files["ids"] = write_file(folder, "ids.arrow", self._write_ids)
+            if self._structure is not None:
+                name = f"{manifest.kind}.faiss"
+                files["structure"] = write_file(folder, name, self._write_structure)
+        if len(self._removed):
+            removed = self._removed
+            files["removed"] = write_file(folder, "removed.npy", lambda s: np.save(s, removed))
+        for file in files.values():
+            if not (folder / file.name).exists():
+                shutil.copyfile(self._path / file.name, folder / file.name)
+        dataclasses.replace(
+            manifest, files=files, versions=versions(faiss=faiss.__version__)
+        ).write(folder)
+        for name in {file.name for file in old.values()} - {file.name for file in files.values()}:
+            (folder / name).unlink(missing_ok=True)
+
+    def _write_vectors(self, stream: BinaryIO) -> None:
+        blocks = itertools.chain(vector_blocks(self._vectors), vector_blocks(self._added))
+        dimension, dtype = self._manifest.dimension, self._manifest.dtype
+        write_vectors(stream, dimension, dtype, len(self._ids), blocks)
+
+    def _write_ids(self, stream: BinaryIO) -> None:
+        write_ids(stream, self._ids.chunks)
+
+    def _write_structure(self, stream: BinaryIO) -> None:
+        assert self._structure is not None
+        added = self._added.reconstruct_n(0, self._added.ntotal)
+        path, dtype = self._file("structure"), self._manifest.dtype
+        structure = self._structure.extend(path, self._vectors, dtype, added)
+        self._structure.write(structure, stream)
+
+
+def write_ids(stream: BinaryIO, chunks: Iterable[pa.Array]) -> None:
+    """Write passage ids, in the order of their rows, as an Arrow file."""
+    schema = pa.schema([("id", pa.large_string())])
+    with pa.ipc.new_file(stream, schema) as writer:
+        for chunk in chunks:
+            writer.write_batch(pa.record_batch([chunk], schema))
+
+
+def map_ids(path: Path) -> pa.ChunkedArray:
+    """Passage ids, memory-mapped."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()["id"]
+
+
+def _selector(rows: int, removed: npt.NDArray[np.int64]) -> Any:
+    """Lets FAISS see those of the first rows that are not removed; None where that is all."""
+    hidden = removed[(removed >= 0) & (removed < rows)]
+    if not len(hidden):
+        return None
+    visible = np.ones(rows, np.bool_)
+    visible[hidden] = False
+    return faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))

@@ -1,0 +1,333 @@
+"""Building a KV cache: encode passages in shards, code their states, go on after a kill.
+
+In ``OUT.building`` lie ``plan.json``, what the codec has learned (``codec-<checksum>.safetensors``)
+and the shards that are finished (``parts/<number>-<checksum>.safetensors``). The result depends on
+the passages, the model and the settings only. Memory holds one shard at a time.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import random
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor
+
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.index.faiss.vectors import progress_bar
+from imprag.io.building import (
+    OVERWRITE,
+    StoredFile,
+    building_folder,
+    check_name,
+    claim,
+    damaged,
+    differences,
+    discard,
+    is_free,
+    move_into_place,
+    numbered_files,
+    readable_size,
+    remove_work,
+    versions,
+    write_file,
+)
+from imprag.io.files import expand_home
+from imprag.io.locking import only_builder
+from imprag.kv_cache.cache import check_independent, encode_parts
+from imprag.kv_cache.codecs.base import Codec, Parts, untrained_codec
+from imprag.kv_cache.codecs.pq import ProductQuantizer
+from imprag.kv_cache.manifest import MANIFEST, KVCacheManifest, Shard, states_fingerprint
+from imprag.kv_cache.stores import DiskStore
+from imprag.model.model import ImpRAGModel
+from imprag.model.text import passage_tokens
+
+SHARD_BYTES = 256_000_000
+_SAMPLE = 256  # passages that a codec learns from, and that sizes are predicted from
+
+
+def predict_kv_cache(
+    corpus: Corpus,
+    model: ImpRAGModel,
+    tokenizer: Any,
+    *,
+    codec: str = "bf16",
+    kv_keep_ratio: float = 1.0,
+    rows: Sequence[int] | None = None,
+) -> dict[str, int]:
+    """The size of a KV cache before it is built, from the lengths of some passages.
+
+    Returns:
+        ``count`` of passages, ``tokens`` that are stored, ``bytes_per_passage`` and ``bytes``.
+    """
+    rows = range(len(corpus)) if rows is None else rows
+    sample = _sample(rows)
+    lengths = map(len, passage_tokens(tokenizer, model.config, corpus.passages(sample)))
+    mean = kv_keep_ratio * sum(lengths) / len(sample)
+    layers = model.config.t - model.config.b + 1
+    vectors = 2 * layers * model.decoder.num_key_heads
+    size = mean * vectors * _bytes_per_vector(codec, model.decoder.head_dim)
+    return {
+        "count": len(rows),
+        "tokens": round(mean * len(rows)),
+        "bytes_per_passage": round(size),
+        "bytes": round(size * len(rows)),
+    }
+
+
+def build_kv_cache(
+    corpus: Corpus,
+    model: ImpRAGModel,
+    tokenizer: Any,
+    out: Path | str,
+    *,
+    codec: str = "bf16",
+    kv_keep_ratio: float = 1.0,
+    rows: Sequence[int] | None = None,
+    shard_passages: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> DiskStore:
+    """Store the keys and values of passages at layers b..t; go on where a call was interrupted.
+
+    Args:
+        corpus: that the passages are of.
+        model: the model.
+        tokenizer: its tokenizer.
+        out: the folder to make. If it holds this very KV cache already, that is opened.
+        codec: one of ``CODECS``.
+        kv_keep_ratio: the share of its tokens that each passage keeps, those that receive most
+            attention in it.
+        rows: of the passages to store; all if not given.
+        shard_passages: passages in a file; as many as have at most 256 MB if not given.
+        seed: of the sample that ``pq`` learns from.
+        overwrite: delete a KV cache of other passages, of another model or with other settings,
+            finished or not, and build anew.
+        progress: tell on standard error how much disk it takes, and show a bar.
+
+    Raises:
+        ImpRAGError: ``out`` holds something else; an unfinished build there has other settings;
+            the model's passages are not encoded independently; the codec cannot take the head
+            size; the disk is full. The parts that are finished are kept.
+    """
+    out = expand_home(out)
+    check_independent(model)
+    if not 0 < kv_keep_ratio <= 1:
+        raise ImpRAGError(f"kv_keep_ratio is a share above 0 and at most 1, not {kv_keep_ratio}")
+    rows = range(len(corpus)) if rows is None else sorted(set(rows))
+    if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
+        raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
+    size = _bytes_per_vector(codec, model.decoder.head_dim)
+    config = model.config
+    goal = KVCacheManifest(
+        model_fingerprint=states_fingerprint(model, tokenizer),
+        corpus_fingerprint=corpus.fingerprint,
+        b=config.b,
+        t=config.t,
+        key_heads=model.decoder.num_key_heads,
+        head_dim=model.decoder.head_dim,
+        codec=codec,
+        bytes_per_vector=size,
+        kv_keep_ratio=kv_keep_ratio,
+        count=len(rows),
+        tokens=0,
+        shards=[],
+        codec_file=None,
+        versions={},
+    )
+    if shard_passages is None:
+        heads = 2 * (config.t - config.b + 1) * goal.key_heads
+        shard_passages = max(1, SHARD_BYTES // (config.max_passage_tokens * heads * size))
+    plan = {**dataclasses.asdict(goal), "shard_passages": shard_passages, "seed": seed}
+    plan["rows"] = hashlib.sha256(np.array(rows).tobytes()).hexdigest()
+    work = building_folder(out)
+    replace = overwrite and not _is_finished(out, corpus, goal, rows)
+    if not (replace or is_free(out) or work.exists()):
+        return _finished(out, corpus, goal, rows)
+    with only_builder(out) as alone:
+        if replace and (out / MANIFEST).is_file() and not _is_finished(out, corpus, goal, rows):
+            discard(out, work)
+        if is_free(out):
+            claim(work, plan, alone=alone, overwrite=overwrite)
+            if progress:
+                predicted = predict_kv_cache(
+                    corpus, model, tokenizer, codec=codec, kv_keep_ratio=kv_keep_ratio, rows=rows
+                )
+                print(prediction(predicted, codec, out), file=sys.stderr)
+            parts = work / "parts"
+            learned, coder = _codec(parts, corpus, model, tokenizer, codec, rows, seed)
+            shards = [rows[n : n + shard_passages] for n in range(0, len(rows), shard_passages)]
+
+            def encode(shard: Sequence[int]) -> list[Parts]:
+                return encode_parts(model, tokenizer, corpus.passages(shard), coder, kv_keep_ratio)
+
+            _write_shards(parts, shards, encode, len(rows), progress)
+            _finish(parts, goal, learned)
+            move_into_place(parts, out)
+        store = _finished(out, corpus, goal, rows)
+        remove_work(work)
+    return store
+
+
+def prediction(sizes: dict[str, int], codec: str, out: Path) -> str:
+    """One line on the disk that a KV cache will take."""
+    free = shutil.disk_usage(out.absolute().parent).free
+    return (
+        f"{codec} KV cache of {sizes['count']:,} passages: "
+        f"about {readable_size(sizes['bytes_per_passage'])} a passage, "
+        f"{readable_size(sizes['bytes'])} on disk ({readable_size(free)} are free)"
+    )
+
+
+def _codec(
+    folder: Path,
+    corpus: Corpus,
+    model: ImpRAGModel,
+    tokenizer: Any,
+    name: str,
+    rows: Sequence[int],
+    seed: int,
+) -> tuple[StoredFile | None, Codec]:
+    """The codec, and the file with what it has learned, which is made at the first call."""
+    if name != "pq":
+        return None, untrained_codec(name, model.decoder.head_dim)
+    for path in folder.glob("codec-*"):
+        file = StoredFile(path.name, path.stat().st_size, check_name(path))
+        return file, ProductQuantizer(**safetensors.torch.load_file(path))
+    quantizer = learn_quantizer(corpus.passages(_sample(rows, seed)), model, tokenizer, seed)
+    state = safetensors.torch.save(quantizer.state())
+    return write_file(folder, "codec.safetensors", lambda stream: stream.write(state)), quantizer
+
+
+def learn_quantizer(
+    passages: Sequence[Passage], model: ImpRAGModel, tokenizer: Any, seed: int = 0
+) -> ProductQuantizer:
+    """Product quantization of the states of such passages.
+
+    Args:
+        passages: some hundreds.
+        model: the model.
+        tokenizer: its tokenizer.
+        seed: of the first centroids.
+
+    Raises:
+        ImpRAGError: the head size is no multiple of 16, or the passages have too few tokens.
+    """
+    plain = untrained_codec("fp32", model.decoder.head_dim)
+    coded = encode_parts(model, tokenizer, passages, plain)
+    sample = torch.cat([parts["states"].cpu() for parts in coded], dim=3)
+    return ProductQuantizer.train(sample, seed=seed)
+
+
+def _write_shards(
+    folder: Path,
+    shards: Sequence[Sequence[int]],
+    encode: Callable[[Sequence[int]], list[Parts]],
+    count: int,
+    progress: bool,
+) -> None:
+    """Encode what is not encoded yet."""
+    there = numbered_files(folder)
+    done = sum(len(shards[number]) for number in there)
+    with progress_bar("Encoding", count, progress, done) as bar:
+        for number, rows in enumerate(shards):
+            if number in there:
+                continue
+            content = _shard(rows, encode(rows))
+            write_file(folder, f"{number:06}.safetensors", partial(_write_tensors, content))
+            bar.update(len(rows))
+
+
+def _shard(rows: Sequence[int], coded: list[Parts]) -> dict[str, Tensor]:
+    """The tensors of a shard: parts of all its passages, (vectors, width) each, behind each other.
+
+    ``starts`` are the passages' first tokens, with their number at the end.
+    """
+    lengths = [next(iter(parts.values())).shape[3] for parts in coded]
+    return {
+        "rows": torch.tensor(rows),
+        "starts": torch.tensor([0, *itertools.accumulate(lengths)]),
+        **{
+            name: torch.cat([parts[name].cpu().flatten(0, 3) for parts in coded])
+            for name in coded[0]
+        },
+    }
+
+
+def _write_tensors(tensors: dict[str, Tensor], stream: BinaryIO) -> None:
+    stream.write(safetensors.torch.save(tensors))
+
+
+def _finish(folder: Path, goal: KVCacheManifest, learned: StoredFile | None) -> None:
+    """Write the manifest; every shard is compared with its checksum on the way."""
+    shards = []
+    for _, path in sorted(numbered_files(folder).items()):
+        digest = check_name(path)
+        with safetensors.safe_open(path, "pt") as file:
+            rows, starts = file.get_tensor("rows"), file.get_tensor("starts")
+        stored = StoredFile(path.name, path.stat().st_size, digest)
+        shards.append(Shard(stored, int(rows[0]), len(rows), int(starts[-1])))
+    dataclasses.replace(
+        goal,
+        tokens=sum(shard.tokens for shard in shards),
+        shards=shards,
+        codec_file=learned,
+        versions=versions(torch=torch.__version__, transformers=transformers.__version__),
+    ).write(folder)
+
+
+def _finished(out: Path, corpus: Corpus, goal: KVCacheManifest, rows: Sequence[int]) -> DiskStore:
+    """The KV cache in ``out``, if it is the one that is wanted."""
+    wanted = dataclasses.asdict(goal)
+    for made in ("tokens", "shards", "codec_file", "versions"):
+        del wanted[made]
+    found = KVCacheManifest.read(out)
+    other = differences(wanted, dataclasses.asdict(found))
+    if other or _stored_rows(out, found) != list(rows):
+        raise ImpRAGError(
+            f"{out} holds a KV cache already, with another {other or 'set of passages'}; "
+            f"{OVERWRITE}, or choose another folder"
+        )
+    return DiskStore(out, corpus)
+
+
+def _stored_rows(folder: Path, manifest: KVCacheManifest) -> list[int]:
+    """Corpus rows of a KV cache's passages, in order."""
+    rows: list[int] = []
+    for shard in manifest.shards:
+        path = folder / shard.file.name
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                rows += file.get_tensor("rows").tolist()
+        except (OSError, safetensors.SafetensorError) as error:
+            raise damaged(path, str(error)) from error
+    return rows
+
+
+def _is_finished(out: Path, corpus: Corpus, goal: KVCacheManifest, rows: Sequence[int]) -> bool:
+    try:
+        _finished(out, corpus, goal, rows)
+    except ImpRAGError:
+        return False
+    return True
+
+
+def _bytes_per_vector(codec: str, head_dim: int) -> int:
+    if codec == "pq":
+        return ProductQuantizer.bytes_for(head_dim)
+    return untrained_codec(codec, head_dim).bytes_per_vector
+
+
+def _sample(rows: Sequence[int], seed: int = 0) -> list[int]:
+    return sorted(random.Random(seed).sample(rows, min(_SAMPLE, len(rows))))

@@ -1,0 +1,1 @@
+"""Codecs of keys and values: floats, scaled integers, product quantization."""

@@ -1,0 +1,173 @@
+"""Where coded passage states lie: in RAM, as many as fit, or in the files of a folder."""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imprag.corpus import Corpus, Passage
+from imprag.io.building import damaged
+from imprag.io.files import expand_home
+from imprag.kv_cache.codecs.base import Codec, Parts, untrained_codec
+from imprag.kv_cache.codecs.pq import ProductQuantizer
+from imprag.kv_cache.manifest import SOURCE, KVCacheManifest
+
+
+class Store(Protocol):
+    """Coded states by passage.
+
+    Attributes:
+        codec: of the states.
+        kv_keep_ratio: the share of a passage's tokens that is stored.
+    """
+
+    @property
+    def codec(self) -> Codec: ...
+
+    @property
+    def kv_keep_ratio(self) -> float: ...
+
+    def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
+        """The parts of each passage, None where it is not stored."""
+
+    def put(self, passage: Passage, parts: Parts) -> None:
+        """Offer parts that were not stored."""
+
+
+class RamStore:
+    """The passages that were asked for last, in at most so many bytes; safe for threads.
+
+    Args:
+        codec: of the states.
+        max_bytes: of all parts together.
+        kv_keep_ratio: the share of its tokens that each passage keeps.
+    """
+
+    def __init__(self, codec: Codec, max_bytes: int, kv_keep_ratio: float = 1.0) -> None:
+        self.codec = codec
+        self.kv_keep_ratio = kv_keep_ratio
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._parts: OrderedDict[tuple[str, str], Parts] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
+        """The parts of each passage, which are then the last to be dropped."""
+        with self._lock:
+            found = []
+            for passage in passages:
+                key = text_of(passage)
+                if key in self._parts:
+                    self._parts.move_to_end(key)
+                found.append(self._parts.get(key))
+            return found
+
+    def put(self, passage: Passage, parts: Parts) -> None:
+        """Keep parts, and drop those that were not asked for longest."""
+        key = text_of(passage)
+        with self._lock:
+            self.bytes += _bytes(parts) - _bytes(self._parts.pop(key, {}))
+            # A copy: the parts may be views of a whole batch.
+            self._parts[key] = {name: part.clone() for name, part in parts.items()}
+            while self.bytes > self.max_bytes:
+                self.bytes -= _bytes(self._parts.popitem(last=False)[1])
+
+
+class DiskStore:
+    """A folder made by :func:`imprag.kv_cache.build_kv_cache`, memory-mapped.
+
+    Only what is asked for is read from the disk, and a shard is opened when it is first needed.
+
+    Args:
+        path: the folder.
+        corpus: that its passages belong to.
+        source: the options of ``imprag kv build`` that name model and index, for messages.
+
+    Raises:
+        ImpRAGError: there is no finished KV cache, a file is missing or has another size, or it
+            belongs to another corpus.
+    """
+
+    def __init__(self, path: Path | str, corpus: Corpus, source: str = SOURCE) -> None:
+        self.path = expand_home(path)
+        self.corpus = corpus
+        self.manifest = KVCacheManifest.read(self.path)
+        fingerprint = corpus.fingerprint
+        self.manifest.check(self.path, corpus_fingerprint=fingerprint, source=source)
+        self.codec = load_codec(self.path, self.manifest)
+        self.kv_keep_ratio = self.manifest.kv_keep_ratio
+        self._first_rows = [shard.first_row for shard in self.manifest.shards]
+        self._shards: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
+        """The parts of each passage as views of the files; None where it is not stored."""
+        rows = self.corpus.find([passage.id for passage in passages])
+        return [
+            # The caller's passage may have the id of one in the corpus, but another text.
+            None if row is None or text_of(self.corpus[row]) != text_of(passage) else self._row(row)
+            for row, passage in zip(rows, passages, strict=True)
+        ]
+
+    def put(self, passage: Passage, parts: Parts) -> None:
+        """Nothing: a folder does not change."""
+
+    def _row(self, row: int) -> Parts | None:
+        number = bisect_right(self._first_rows, row) - 1
+        if number < 0:
+            return None
+        shard = self._shard(number)
+        place = int(torch.searchsorted(shard["rows"], row))
+        if place == len(shard["rows"]) or int(shard["rows"][place]) != row:
+            return None
+        start, end = shard["starts"][place : place + 2].tolist()
+        heads = (self.manifest.t - self.manifest.b + 1, self.manifest.key_heads)
+        parts = {}
+        for name in shard.keys() - {"rows", "starts"}:
+            coded = shard[name]
+            vectors = len(coded) // int(shard["starts"][-1])  # of a token
+            stored = coded[start * vectors : end * vectors]
+            parts[name] = stored.view(-1, *heads, end - start, coded.shape[1])
+        return parts
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        if number not in self._shards:
+            path = self.path / self.manifest.shards[number].file.name
+            try:
+                with safe_open(path, "pt") as file:
+                    self._shards[number] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise damaged(path, str(error)) from error
+        return self._shards[number]
+
+
+def load_codec(path: Path, manifest: KVCacheManifest) -> Codec:
+    """The codec of a KV cache folder."""
+    if manifest.codec_file is None:
+        return untrained_codec(manifest.codec, manifest.head_dim)
+    file = path / manifest.codec_file.name
+    try:
+        return ProductQuantizer(**load_file(file))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise damaged(file, str(error)) from error
+
+
+def _bytes(parts: Parts) -> int:
+    return sum(part.nbytes for part in parts.values())
+
+
+def text_of(passage: Passage) -> tuple[str, str]:
+    """All of a passage that its states depend on; its id need not be unique among the caller's."""
+    return passage.title, passage.text

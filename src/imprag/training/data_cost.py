@@ -1,0 +1,215 @@
+"""The data of a recipe as far as it is here: numbers of examples and mean lengths."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imprag.corpus import Corpus, load_corpus
+from imprag.corpus.library import BUILT_IN_CORPORA
+from imprag.errors import ImpRAGError
+from imprag.model.base import EMBEDDED, load_tokenizer
+from imprag.tasks import Example, Task, TaskExamples, load_task
+from imprag.tasks.self_supervised import maker_of
+from imprag.training.data import read_source
+from imprag.training.recipe import Recipe
+from imprag.training.sources import SyntheticSource, TaskSource
+
+# Where a text or a set is not at hand.
+TOKENS_PER_WORD = 4 / 3
+ASSUMED_PASSAGE_TOKENS = 140  # a hundred words and a title
+ASSUMED_EXAMPLES = 5000
+_ASSUMED_TOKENS: dict[str, tuple[float, float]] = {  # of prompt and response
+    "retrieval": (24, 6),
+    "reading": (440, 45),  # about the mean of the paper's eight instruction tuning sets
+    "phrase_denoising": (165, 15),
+    "sentence_generation": (100, 35),
+    "corpus_text": (0, 140),
+}
+_SAMPLE = 200
+_FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gz")
+
+
+@dataclass(frozen=True)
+class SourceCost:
+    """A source of training examples as far as it is here.
+
+    Attributes:
+        task, place: which, and where it is looked for.
+        state: ``found``, ``on the hub`` (not fetched), or ``missing``.
+        examples: that take part, the recipe's limit where it is not found.
+        share: of a batch's prompts, in the mean.
+        retrieves: whether its prompts read passages.
+        prompt_tokens, response_tokens: mean lengths; measured where it is found.
+        positives: of each prompt in a batch.
+    """
+
+    task: str
+    place: str
+    state: str
+    examples: int
+    share: float
+    retrieves: bool
+    prompt_tokens: float
+    response_tokens: float
+    positives: int
+
+
+@dataclass(frozen=True)
+class CorpusCost:
+    """The corpus as far as it is here.
+
+    Attributes:
+        place: name or path.
+        state: ``found`` or ``missing``.
+        passages: number of them; None where it is missing.
+        passage_tokens: mean length after cutting; measured where it is found.
+    """
+
+    place: str
+    state: str
+    passages: int | None
+    passage_tokens: float
+
+
+def estimate_data(recipe: Recipe) -> tuple[CorpusCost, list[SourceCost]]:
+    """Look for the corpus and every source of a recipe, and measure what is found.
+
+    Raises:
+        ImpRAGError: something is there but cannot be read.
+    """
+    count = _token_counter(recipe.model.base)
+    corpus, planned = _estimate_corpus(recipe, count)
+    known: dict[tuple[str, ...], TaskExamples] = {}
+    sources = [
+        _estimate_task(source, recipe, share, count, known)
+        if isinstance(source, TaskSource)
+        else _estimate_synthetic(source, corpus, share, count)
+        for source, share in zip(recipe.data, _shares(recipe), strict=True)
+    ]
+    return planned, sources
+
+
+def _shares(recipe: Recipe) -> list[float]:
+    """Each source's mean share of a batch's prompts, by the weights.
+
+    Sources that retrieve share the grid, if there is one, and the others what stands beside it.
+    """
+    batch = recipe.batch
+    kinds = [batch.grid is None or source.retrieves for source in recipe.data]
+    beside = batch.others if batch.grid else 0
+    room = {True: 1 - beside / batch.prompts, False: beside / batch.prompts}
+    weights = {True: 0.0, False: 0.0}
+    for source, kind in zip(recipe.data, kinds, strict=True):
+        weights[kind] += source.weight
+    return [
+        room[kind] * source.weight / weights[kind]
+        for source, kind in zip(recipe.data, kinds, strict=True)
+    ]
+
+
+def _token_counter(base: str) -> Callable[[str], float]:
+    """Counts a text's tokens: with the model's tokenizer if it is here, else by its words."""
+    try:
+        tokenizer = load_tokenizer(base) if base == EMBEDDED or Path(base).exists() else None
+    except ImpRAGError:
+        tokenizer = None
+    if tokenizer is None:
+        return lambda text: len(text.split()) * TOKENS_PER_WORD
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _estimate_corpus(
+    recipe: Recipe, count: Callable[[str], float]
+) -> tuple[Corpus | None, CorpusCost]:
+    name, longest = ", ".join(recipe.corpus), recipe.model.max_passage_tokens
+    try:
+        corpus = load_corpus(recipe.corpus)
+    except ImpRAGError:
+        paths = [Path(each) for each in recipe.corpus if each not in BUILT_IN_CORPORA]
+        if paths and all(path.exists() for path in paths):
+            raise
+        assumed = min(longest, ASSUMED_PASSAGE_TOKENS)
+        return None, CorpusCost(name, "missing", None, assumed)
+    passages = (corpus[row] for row in _spread(len(corpus)))
+    template = recipe.model.passage_template
+    texts = (
+        template.replace("{title}", passage.title).replace("{text}", passage.text)
+        for passage in passages
+    )
+    tokens = statistics.fmean(min(longest, count(text)) for text in texts)
+    return corpus, CorpusCost(name, "found", len(corpus), tokens)
+
+
+def _estimate_task(
+    source: TaskSource,
+    recipe: Recipe,
+    share: float,
+    count: Callable[[str], float],
+    known: dict[tuple[str, ...], TaskExamples],
+) -> SourceCost:
+    if Path(source.tasks).exists():
+        state = "found"
+        tasks = read_source(source, known).draw(source.limit, recipe.seed)
+        examples = len(tasks.examples)
+        drawn = [tasks.examples[i] for i in _spread(examples)]
+        prompt, response = _lengths(tasks.task, drawn, count)
+    else:
+        # As in `read_records`: what looks like a file is no name on the hub.
+        is_file = source.tasks.endswith(_FILE_ENDINGS) or source.tasks.startswith((".", "/"))
+        state = "missing" if is_file else "on the hub"
+        examples = source.limit or ASSUMED_EXAMPLES
+        prompt, response = _ASSUMED_TOKENS["retrieval" if source.retrieves else "reading"]
+    return SourceCost(
+        task=source.task,
+        place=source.tasks,
+        state=state,
+        examples=examples,
+        share=share,
+        retrieves=source.retrieves,
+        prompt_tokens=prompt,
+        response_tokens=response,
+        positives=recipe.batch.positives if source.positives == "teacher" else 1,
+    )
+
+
+def _estimate_synthetic(
+    source: SyntheticSource, corpus: Corpus | None, share: float, count: Callable[[str], float]
+) -> SourceCost:
+    if corpus is None:
+        examples = source.limit or ASSUMED_EXAMPLES
+        drawn: list[Example] = []
+    else:
+        corpus = load_corpus(source.corpus) if source.corpus else corpus
+        examples = min(len(corpus), source.limit or len(corpus))
+        make = maker_of(source.synthetic)
+        drawn = list(make(corpus[i] for i in _spread(len(corpus))))
+    if drawn:
+        prompt, response = _lengths(load_task(source.synthetic), drawn, count)
+    else:
+        prompt, response = _ASSUMED_TOKENS.get(source.synthetic, _ASSUMED_TOKENS["retrieval"])
+    return SourceCost(
+        task=source.synthetic,
+        place="the corpus",
+        state="missing" if corpus is None else "found",
+        examples=examples,
+        share=share,
+        retrieves=source.retrieves,
+        prompt_tokens=prompt,
+        response_tokens=response,
+        positives=int(source.retrieves),
+    )
+
+
+def _lengths(
+    task: Task, examples: Sequence[Example], count: Callable[[str], float]
+) -> tuple[float, float]:
+    """Mean tokens of prompts and responses."""
+    prompts = [count(task.prompt(example)) for example in examples]
+    responses = [count(task.response(example)) for example in examples]
+    return statistics.fmean(prompts), statistics.fmean(responses)
+
+
+def _spread(length: int) -> list[int]:
+    """Rows for a sample, evenly from the whole."""
+    return [i * length // min(length, _SAMPLE) for i in range(min(length, _SAMPLE))]

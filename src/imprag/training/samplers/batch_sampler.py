@@ -1,0 +1,407 @@
+"""Which examples and passages make a batch: a pure function of seed and step.
+
+Nothing remembers what was drawn before. So a run that is resumed, with any number of processes or
+workers, goes on with the batches that it would have had.
+"""
+
+import copy
+import itertools
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from imprag.corpus import Corpus
+from imprag.errors import ImpRAGError
+from imprag.tasks.matching import AnswerFinder, contains_answer
+from imprag.training.data import TrainingExample, TrainingSource
+from imprag.training.recipe import BatchSettings
+from imprag.training.samplers.sampling import (
+    Epochs,
+    Mixture,
+    NameVectors,
+    QuestionsAbout,
+    grid_epochs,
+    sample,
+    single_epochs,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchIndices:
+    """A batch by numbers only, for Q prompts and P passages.
+
+    Attributes:
+        examples: numbers in `BatchSampler.examples`, Q.
+        generated: whether the response is generated, Q; else the prompt only retrieves.
+        passages: corpus rows to embed, P, distinct.
+        candidates: the passages that each prompt reads, as indices into ``passages``, Q; () for a
+            prompt that is not generated or does not retrieve.
+        positive: (Q, C) bool, which passages are right. C is P, or, in a shard, the number of
+            passages of all shards in the order of their ranks.
+        negative: (Q, C) bool, which are wrong; a passage may be neither.
+        columns: corpus rows of the C columns.
+        remembered: corpus rows of passages that earlier batches had and this one has not, M.
+        remembered_negative: (Q, M) bool, which of them are wrong.
+        first_column: where ``passages`` begin among the C columns.
+    """
+
+    examples: tuple[int, ...]
+    generated: tuple[bool, ...]
+    passages: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+    positive: npt.NDArray[np.bool_]
+    negative: npt.NDArray[np.bool_]
+    columns: tuple[int, ...]
+    remembered: tuple[int, ...]
+    remembered_negative: npt.NDArray[np.bool_]
+    first_column: int = 0
+
+    def shard(self, rank: int, world_size: int) -> "BatchIndices":
+        """The part of one process, which needs no word with the others about masks.
+
+        Every prompt is in one shard, and so is every column that counts in the masks. A passage
+        that prompts of several shards read is in each of them, because its keys and values are
+        needed there; the column of a copy is neither right nor wrong.
+        """
+        # Prompts that cost alike are dealt out evenly.
+        order = sorted(
+            range(len(self.examples)),
+            key=lambda n: (not self.generated[n], not self.candidates[n]),
+        )
+        prompts = [sorted(order[each::world_size]) for each in range(world_size)]
+        passages = self._deal_passages(prompts)
+        columns = [column for part in passages for column in part]
+        first = sum(map(len, passages[:rank]))
+        own, mine = prompts[rank], passages[rank]
+        place = {passage: index for index, passage in enumerate(mine)}
+        copies = copied_columns(columns)
+
+        def part(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+            chosen = mask[np.ix_(own, columns)]
+            chosen[:, copies] = False
+            return chosen
+
+        return BatchIndices(
+            examples=tuple(self.examples[n] for n in own),
+            generated=tuple(self.generated[n] for n in own),
+            passages=tuple(self.passages[n] for n in mine),
+            candidates=tuple(tuple(place[c] for c in self.candidates[n]) for n in own),
+            positive=part(self.positive),
+            negative=part(self.negative),
+            columns=tuple(self.passages[n] for n in columns),
+            remembered=self.remembered,
+            remembered_negative=self.remembered_negative[own],
+            first_column=first,
+        )
+
+    def _deal_passages(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Each process's passages: those that its prompts read, and a share of the others."""
+        parts = [sorted({c for n in own for c in self.candidates[n]}) for own in prompts]
+        read = {passage for part in parts for passage in part}
+        for passage in range(len(self.passages)):
+            if passage not in read:
+                min(parts, key=len).append(passage)
+        return parts
+
+
+def copied_columns(columns: Sequence[int]) -> list[bool]:
+    """For every column whether an earlier one holds the same passage, and it must not count."""
+    firsts = {column: n for n, column in reversed(list(enumerate(columns)))}
+    return [firsts[column] != n for n, column in enumerate(columns)]
+
+
+class _Asked(NamedTuple):
+    """Prompts of a batch: numbers of the examples, their right passages, which are answered."""
+
+    indices: list[int]
+    right: list[list[int]]
+    answered: set[int]
+
+
+class BatchSampler:
+    """All batches of a training: ``plan(step)`` is the batch of a step.
+
+    A batch without grids is drawn from all sources by their weights. One with a ``grid`` has
+    ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
+    ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
+    with one prompt template of each cell that has any; of sources with articles instead, it takes some
+    questions about each of some articles. Small grids share a batch.
+
+    In every epoch of a source, each example, or each cell of its grids, comes once; those that
+    ``questions_per_passage`` adds come beside.
+
+    Args:
+        sources: the mixture.
+        settings: of batches.
+        corpus: that the rows belong to.
+        seed: of all that is drawn.
+        names: of the entities of grids, for ``alike_rows``.
+
+    Attributes:
+        examples: of all sources, in order; batches name them by their number.
+
+    Raises:
+        ImpRAGError: a source is empty, no source is fit for grids or some would never be drawn, or
+            the corpus has fewer passages than a prompt reads.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[TrainingSource],
+        settings: BatchSettings,
+        corpus: Corpus,
+        seed: int = 0,
+        names: NameVectors | None = None,
+    ) -> None:
+        _check(sources, settings, corpus)
+        self.settings = settings
+        self.examples: list[TrainingExample] = []
+        self._epochs: list[Epochs] = []
+        self._corpus = corpus
+        self._text = lru_cache(maxsize=2**14)(lambda row: corpus[row].text)
+        self._seed = seed
+        self._ranks: dict[int, list[int]] | None = None
+        self._batch = lru_cache(maxsize=settings.cross_batch_memory + 1)(
+            self._without_cross_batch_memory
+        )
+        numbers: list[range] = []
+        grids, singles = {}, {}
+        for number, source in enumerate(sources):
+            key = f"{seed} {number} {source.name}"
+            indices = range(len(self.examples), len(self.examples) + len(source.examples))
+            numbers.append(indices)
+            self.examples += source.examples
+            if settings.grid and _has_grid(source):
+                grids[number] = source.weight
+                generator = random.Random(key)
+                maker = grid_epochs(self.examples, indices, settings.grid, generator, names)
+            else:
+                singles[number] = source.weight
+                maker = single_epochs(indices)
+            self._epochs.append(Epochs(maker, key))
+        self._grid_mixture = Mixture(grids, f"{seed} grids")
+        self._mixture = Mixture(singles, f"{seed} examples")
+        asks_more = settings.questions_per_passage > 0
+        self._questions = QuestionsAbout(numbers if asks_more else [], self.examples)
+
+    def __call__(self, step: int) -> BatchIndices:
+        """The batch of a step, counted from 0."""
+        batch = self._batch(step)
+        earlier = [
+            self._batch(n) for n in range(max(0, step - self.settings.cross_batch_memory), step)
+        ]
+        rows = dict.fromkeys(row for one in earlier for row in one.passages)
+        remembered = tuple(row for row in rows if row not in batch.passages)
+        _, negative = self._masks([self.examples[n] for n in batch.examples], remembered)
+        return replace(batch, remembered=remembered, remembered_negative=negative)
+
+    def reading(self, steps: Iterable[int]) -> list[int]:
+        """Numbers of the examples that read candidates of their own in the batches of these steps.
+
+        The batches that the memory keeps then are among them.
+        """
+        kept = {
+            n
+            for step in steps
+            for n in range(max(0, step - self.settings.cross_batch_memory), step + 1)
+        }
+        asked = (self._asked(step, self._generator(step)) for step in sorted(kept))
+        return sorted({batch.indices[n] for batch in asked for n in batch.answered})
+
+    def reranked(self, numbers: Sequence[int], rows: npt.NDArray[np.integer]) -> "BatchSampler":
+        """The same plan with candidates from the model's own index.
+
+        Args:
+            numbers: of examples, such as `reading` names.
+            rows: of the corpus, best first, for each of them: (examples, depth).
+        """
+        plan = copy.copy(self)
+        plan._ranks = dict(zip(numbers, rows.tolist(), strict=True))
+        plan._batch = lru_cache(maxsize=self.settings.cross_batch_memory + 1)(
+            plan._without_cross_batch_memory
+        )
+        return plan
+
+    def _without_cross_batch_memory(self, step: int) -> BatchIndices:
+        generator = self._generator(step)
+        indices, right, answered = self._asked(step, generator)
+        examples = [self.examples[index] for index in indices]
+        if self._ranks is None:
+            wrong = [self._hard_negatives(one, generator) for one in examples]
+        else:  # what it would read now
+            ranks = [self._ranks[i] if n in answered else [] for n, i in enumerate(indices)]
+            wrong = [
+                [row for row in rows if row not in right[n]][: self.settings.candidates]
+                for n, rows in enumerate(ranks)
+            ]
+        passages = list(dict.fromkeys(itertools.chain(*right, *wrong)))
+        # Prompts read each other's right passages first, so that few passages run through the
+        # reading layers, and each for several prompts.
+        read_anyway = list(dict.fromkeys(row for n in sorted(answered) for row in right[n]))
+        read = [
+            self._candidates(one, right[n], wrong[n], (read_anyway, passages), generator)
+            if n in answered
+            else []
+            for n, one in enumerate(examples)
+        ]
+        for index, rows in self._extra_questions(indices, read, generator):
+            answered.add(len(indices))
+            indices.append(index)
+            examples.append(self.examples[index])
+            read.append(rows)
+        passages = list(dict.fromkeys(itertools.chain(passages, *read)))
+        place = {row: index for index, row in enumerate(passages)}
+        positive, negative = self._masks(examples, passages)
+        return BatchIndices(
+            examples=tuple(indices),
+            generated=tuple(not one.positives or n in answered for n, one in enumerate(examples)),
+            passages=tuple(passages),
+            candidates=tuple(tuple(place[row] for row in rows) for rows in read),
+            positive=positive,
+            negative=negative,
+            columns=tuple(passages),
+            remembered=(),
+            remembered_negative=np.zeros((len(examples), 0), np.bool_),
+        )
+
+    def _generator(self, step: int) -> random.Random:
+        return random.Random(f"{self._seed} batch {step}")
+
+    def _asked(self, step: int, generator: random.Random) -> "_Asked":
+        """The prompts of a batch that bring candidates of their own."""
+        indices = self._drawn(step)
+        examples = [self.examples[index] for index in indices]
+        right = [sample(one.positives, self.settings.positives, generator) for one in examples]
+        retrieving = [n for n, one in enumerate(examples) if one.positives]
+        answered = set(retrieving)
+        if self.settings.generate is not None:
+            # Neighbours in the grid: what they read of each other is hard to tell apart.
+            count = min(self.settings.generate, len(retrieving))
+            first = generator.randint(0, len(retrieving) - count)
+            answered = set(retrieving[first : first + count])
+        return _Asked(indices, right, answered)
+
+    def _extra_questions(
+        self, indices: Sequence[int], read: Sequence[list[int]], generator: random.Random
+    ) -> list[tuple[int, list[int]]]:
+        """Examples about passages that other prompts read, which read the same, with these rows."""
+        found: list[tuple[int, list[int]]] = []
+        if count := self.settings.questions_per_passage:
+            for number, rows in zip(indices, read, strict=True):
+                for row in rows:
+                    asked = [*indices, *(index for index, _ in found)]
+                    for index in self._questions.draw(number, row, asked, count, generator):
+                        if set(self.examples[index].positives) <= set(rows):
+                            found.append((index, rows))
+        return found
+
+    def _drawn(self, step: int) -> list[int]:
+        """The examples of a batch."""
+        counts = [(self._mixture, self.settings.examples)]
+        if self.settings.grid:
+            counts = [
+                (self._grid_mixture, self.settings.grids),
+                (self._mixture, self.settings.others),
+            ]
+        indices: list[int] = []
+        for mixture, count in counts:
+            for draw in range(step * count, (step + 1) * count):
+                source, position = mixture.draw(draw)
+                indices += self._epochs[source].bundle(position)
+        return indices
+
+    def _hard_negatives(self, example: TrainingExample, generator: random.Random) -> list[int]:
+        """Drawn from the example's pool."""
+        found: list[int] = []
+        for row in sample(example.hard_negatives, len(example.hard_negatives), generator):
+            if len(found) == self.settings.hard_negatives:
+                break
+            if not self._may_answer(example, row):
+                found.append(row)
+        return found
+
+    def _candidates(
+        self,
+        example: TrainingExample,
+        right: Sequence[int],
+        wrong: Sequence[int],
+        others: Sequence[Sequence[int]],
+        generator: random.Random,
+    ) -> list[int]:
+        """The corpus rows that a prompt reads, shuffled.
+
+        Up to half are right, as one passage is not enough for two-hop questions. The rest are
+        its hard negatives, then drawn from each of ``others`` in turn, then from the corpus.
+        """
+        count = self.settings.candidates
+        chosen = [*right[: -(-count // 2)]]
+        taken = {*chosen, *example.positives}
+        chosen += wrong[: count - len(chosen)]
+        taken.update(chosen)
+        for rows in others:
+            rest = [row for row in rows if row not in taken]
+            drawn = sample(rest, count - len(chosen), generator)
+            chosen += drawn
+            taken.update(drawn)
+        if len(chosen) < count:
+            size = min(len(self._corpus), count + len(example.positives))
+            drawn = generator.sample(range(len(self._corpus)), size)
+            drawn = [row for row in drawn if row not in chosen]
+            drawn.sort(key=lambda row: row in example.positives)
+            chosen += drawn[: count - len(chosen)]
+        generator.shuffle(chosen)
+        return chosen
+
+    def _masks(
+        self, examples: Sequence[TrainingExample], passages: Sequence[int]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which passages are right and which are wrong for every prompt that retrieves."""
+        positive = np.zeros((len(examples), len(passages)), np.bool_)
+        negative = np.zeros_like(positive)
+        place = {row: column for column, row in enumerate(passages)}
+        finder = AnswerFinder([self._text(row) for row in passages])
+        for n, example in enumerate(examples):
+            if example.positives:
+                right = [place[row] for row in example.positives if row in place]
+                unsure = {place[row] for row in example.known if row in place}
+                unsure |= finder.texts_with(example.answers)
+                positive[n, right] = True
+                negative[n] = True
+                negative[n, [*right, *unsure]] = False
+        return positive, negative
+
+    def _may_answer(self, example: TrainingExample, row: int) -> bool:
+        """Whether the passage holds an answer, so that nobody knows if it is wrong."""
+        return contains_answer(self._text(row), example.answers)
+
+
+def _has_grid(source: TrainingSource) -> bool:
+    return all(example.group and example.positives for example in source.examples)
+
+
+def _check(sources: Sequence[TrainingSource], settings: BatchSettings, corpus: Corpus) -> None:
+    if empty := [source.name for source in sources if not source.examples]:
+        raise ImpRAGError(f"the source '{empty[0]}' has no examples")
+    if settings.candidates > len(corpus):
+        raise ImpRAGError(
+            f"a prompt reads {settings.candidates} candidates, but the corpus has only "
+            f"{len(corpus)} passages"
+        )
+    if settings.grid is None:
+        return
+    single = [source.name for source in sources if not _has_grid(source)]
+    if len(single) == len(sources):
+        raise ImpRAGError(
+            "no source is fit for grids, which need positives and passages with titles; leave out "
+            "batch.grid"
+        )
+    if bool(single) != bool(settings.others):
+        raise ImpRAGError(
+            f"batch.others is {settings.others}, but "
+            + (f"{', '.join(single)} would never be drawn" if single else "all sources are grids")
+        )

@@ -1,0 +1,76 @@
+"""Candidates from the model's own index."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tiny_lm, tiny_tokenizer
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.model import ImpRAGConfig, ImpRAGModel, PassageEncoder
+from imprag.model.text import prompt_batch
+from imprag.training.hard_negatives import HardNegativeMiner
+from imprag.training.recipe import Recipe
+from imprag.training.schedule import Schedule
+
+PROMPTS = ["w1 w2", "w3", "w4 w5 w6 w7"]
+
+
+def test_ranks_are_those_of_the_model_and_are_kept(tmp_path: Path) -> None:
+    passages = [Passage(f"p{n}", f"w{n}", f"w{n + 20} w{n * 7 % 90}") for n in range(30)]
+    corpus = Corpus.build(passages, tmp_path / "corpus")
+    model = ImpRAGModel(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3)).train()
+    tokenizer = tiny_tokenizer()
+
+    def expected() -> np.ndarray:
+        with torch.inference_mode():
+            batch = prompt_batch(tokenizer, PROMPTS, 100, torch.device("cpu"))
+            queries = model.query_embeddings(*batch).numpy()
+        scores = queries @ PassageEncoder(model, tokenizer)(passages).T
+        return np.argsort(-scores, axis=1)
+
+    ranks = HardNegativeMiner(model, tokenizer, corpus, tmp_path / "ranks", torch.float32)
+    before = expected()
+    assert ranks(PROMPTS, 5, 10).tolist() == before[:, :5].tolist()
+    assert model.training
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    assert ranks(PROMPTS, 5, 10).tolist() == before[:, :5].tolist()
+    assert ranks(PROMPTS, 99, 20).tolist() == expected().tolist() != before.tolist()
+    assert [path.name for path in sorted((tmp_path / "ranks").iterdir())] == [
+        "step-10.safetensors",
+        "step-20.safetensors",
+    ]
+
+    (tmp_path / "ranks" / "step-10.safetensors").write_bytes(b"broken")
+    with pytest.raises(ImpRAGError, match="step-10.safetensors is damaged .* delete it"):
+        ranks(PROMPTS, 5, 10)
+
+
+def refreshes(every: int | None) -> list[int | None]:
+    """The last refresh of every step; steps 0 and 1 are ``bottom``, and 2 to 7 are ``warmup``."""
+    recipe = Recipe.model_validate_json(
+        json.dumps(
+            {
+                "data": [{"tasks": "nq.jsonl", "task": "nq"}],
+                "stages": {
+                    "bottom": {"fraction": 0.1},
+                    "warmup": {"fraction": 0.3},
+                    "mine_every": every,
+                },
+            }
+        )
+    )
+    schedule = Schedule(recipe, 20)
+    return [schedule.last_refresh(step) for step in range(20)]
+
+
+def test_when_they_are_taken_anew() -> None:
+    distilling = [*[8] * 4, *[12] * 4, *[16] * 4]
+    assert refreshes(None) == [None] * 20
+    assert refreshes(4) == [None, None, *[2] * 4, *[6] * 2, *distilling]
+    assert refreshes(100) == [None, None, *[2] * 6, *[8] * 12]

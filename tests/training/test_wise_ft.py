@@ -1,0 +1,56 @@
+"""The mean of weights before and after training."""
+
+import torch
+from peft.tuners.lora import LoraLayer
+
+from conftest import tiny_lm
+from imprag.model import ImpRAGConfig
+from imprag.training.lora import add_adapters, begin_with
+from imprag.training.recipe import LoraGroup, LoraSettings
+from imprag.training.wise_ft import move_back, trained_weights
+
+
+def _trained_norm(name: str, parameter: torch.Tensor) -> bool:
+    return "norm" in name and parameter.requires_grad
+
+
+def test_an_adapters_mean_is_that_of_its_products_but_for_second_order() -> None:
+    lm = tiny_lm()
+    settings = LoraSettings(bottom=LoraGroup(rank=4, alpha=8), targets=("q_proj",), norms=True)
+    add_adapters(lm, settings, ImpRAGConfig(base_model="tiny", b=2, t=4))
+    begin_with(lm, tiny_lm(seed=5))
+
+    def state() -> dict[str, torch.Tensor]:
+        norms = {name: p.clone() for name, p in lm.named_parameters() if _trained_norm(name, p)}
+        adapted = {
+            name: module.get_delta_weight("default")
+            for name, module in lm.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        return {name: value.detach() for name, value in {**norms, **adapted}.items()}
+
+    before, beginning = state(), trained_weights(lm)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1e-3 * torch.randn_like(parameter))
+    after = state()
+    move_back(lm, beginning, 0.4)
+    for name, value in state().items():
+        wanted = 0.4 * before[name] + 0.6 * after[name]
+        assert (value - wanted).norm() < 0.01 * (after[name] - before[name]).norm()
+
+
+def test_what_is_not_trained_is_neither_kept_nor_moved() -> None:
+    lm = tiny_lm()
+    lm.get_input_embeddings().requires_grad_(False)
+    beginning = trained_weights(lm)
+    assert not any("embed_tokens" in name for name in beginning)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(1.0)
+    embeddings = lm.get_input_embeddings().weight.clone()
+    move_back(lm, beginning, 1.0)
+    assert torch.equal(lm.get_input_embeddings().weight, embeddings)
+    assert all(torch.equal(lm.get_parameter(name), value) for name, value in beginning.items())
