@@ -57,7 +57,7 @@ reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfa
 	$(BIN)/imprag index default squad/passages.jsonl --model runs/shipped --out runs/shipped-index
 	$(BIN)/imprag adapt --model runs/shipped --index runs/shipped-index --data factbook-bench \
 		--tasks factbook/qa wiki10k/qa factbook/two_hop squad=squad/questions.jsonl \
-		--limit 14000 --steps 1500 --start-share 0.25 --max-rank 96 --out runs/adapted
+		--limit 14000 --steps 1500 --wise-ft-alpha 0.75 --max-rank 96 --out runs/adapted
 
 reproduce-default-quick: factbook-bench
 	$(TRAIN) --config configs/smollm2-factbook.yaml --set train.steps=220 trainer.eval_steps=220 \

@@ -35,7 +35,7 @@ def test_it_finds_and_answers_at_once(rag: ImpRAG) -> None:
     """The index is made of the stored embeddings: nothing is embedded."""
     answer = rag.ask("Q: How long is the coastline of Brazil? A:")
     assert answer.passages[0].passage.title == "Brazil, Geography"
-    assert answer.answer == "7,491 km"
+    assert answer.text == "7,491 km"
 
 
 def test_it_finds_by_a_prompt_that_training_never_showed(rag: ImpRAG) -> None:
@@ -45,4 +45,4 @@ def test_it_finds_by_a_prompt_that_training_never_showed(rag: ImpRAG) -> None:
     )
     # Two sections score alike, and the dtype of the machine decides which is first.
     assert "Chad, Government" in [found.passage.title for found in answer.passages[:2]]
-    assert answer.answer == "N'Djamena"
+    assert answer.text == "N'Djamena"

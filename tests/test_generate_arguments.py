@@ -30,7 +30,7 @@ def rag(tmp_path_factory: pytest.TempPathFactory) -> ImpRAG:
 
 def outcome(rag: ImpRAG, **arguments: Any) -> tuple[str, list[str]]:
     answer = rag.ask(PROMPT, **{"max_new_tokens": 6, **arguments})
-    return answer.answer, [found.passage.id for found in answer.passages]
+    return answer.text, [found.passage.id for found in answer.passages]
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_a_stopping_criterion_of_the_caller_is_joined_with_the_stop_strings(rag:
         return torch.full((len(input_ids),), len(seen) == 2)
 
     seen: list[int] = []
-    answer = rag.ask(PROMPT, stop=(), max_new_tokens=6, stopping_criteria=[after_two]).answer
+    answer = rag.ask(PROMPT, stop=(), max_new_tokens=6, stopping_criteria=[after_two]).text
     assert len(answer.split()) == 2
-    assert rag.ask(PROMPT, stop=(), max_new_tokens=6).answer.startswith(answer)
+    assert rag.ask(PROMPT, stop=(), max_new_tokens=6).text.startswith(answer)
     first = answer.split()[0]
     seen.clear()
-    assert rag.ask(PROMPT, stop=first, stopping_criteria=[after_two]).answer == ""
+    assert rag.ask(PROMPT, stop=first, stopping_criteria=[after_two]).text == ""
 
 
 def test_a_logits_processor_of_the_caller_works(rag: ImpRAG) -> None:
@@ -192,7 +192,7 @@ def test_prompts_may_come_from_an_iterator(rag: ImpRAG) -> None:
 def test_a_stream_follows_one_answer(rag: ImpRAG, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImpRAGError, match="num_beams: a stream follows one answer"):
         rag.stream(PROMPT, num_beams=2)
-    expected = rag.ask(PROMPT, max_new_tokens=6).answer
+    expected = rag.ask(PROMPT, max_new_tokens=6).text
     own = GenerationConfig(num_beams=2, pad_token_id=0)
     monkeypatch.setattr(rag.model.lm, "generation_config", own)
     assert "".join(rag.stream(PROMPT, max_new_tokens=6)).strip() == expected

@@ -11,11 +11,12 @@ import torch
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
+from imprag.generation import until_stop
 from imprag.index.folder import IndexFolder
 from imprag.kv_cache import RamStore
 from imprag.kv_cache.codecs.base import untrained_codec
 from imprag.model import ImpRAGConfig, ImpRAGModel
-from imprag.pipeline import ImpRAG, _until
+from imprag.pipeline import ImpRAG
 
 PASSAGES = [
     Passage(f"p{n}", f"w{n}", " ".join(f"w{(7 * n + i) % 94}" for i in range(4 + n)))
@@ -48,7 +49,7 @@ def test_retrieval_is_the_inner_product_of_the_embeddings(folder: Path) -> None:
     found = rag.retrieve(PROMPTS, k=5)
     passages = rag.encoder(PASSAGES)
     for prompt, row in zip(PROMPTS, found, strict=True):
-        ids, mask = rag._prompt_batch([prompt], 0)
+        ids, mask = rag.prompt_tokens([prompt], 0)
         with torch.no_grad():
             scores = passages @ rag.model.query_embeddings(ids, mask)[0].numpy()
         best = np.argsort(-scores)[:5]
@@ -61,14 +62,14 @@ def test_prompts_of_like_length_share_a_batch(folder: Path) -> None:
     rag = tiny_rag(folder)
     prompts = ["w1", "w2 w3 w4 w5 w6", "w7", "w8 w9 w10 w11 w12"]
     shapes = []
-    batch = rag._prompt_batch
+    batch = rag.prompt_tokens
 
     def noting(texts, room):
         ids, mask = batch(texts, room)
         shapes.append(bool(mask.all()))
         return ids, mask
 
-    rag._prompt_batch = noting
+    rag.prompt_tokens = noting
     answers = rag.generate(prompts, max_new_tokens=2, stop=(), batch_size=2)
     assert shapes == [True, True]
     assert [answer.prompt for answer in answers] == prompts
@@ -80,31 +81,29 @@ def test_answers_read_what_was_retrieved(folder: Path) -> None:
     for answer, found in zip(answers, rag.retrieve(PROMPTS), strict=True):
         assert [f.passage.id for f in answer.passages] == [f.passage.id for f in found]
         again = rag.ask(answer.prompt, passages=found, max_new_tokens=5, stop=())
-        assert again.answer == answer.answer
+        assert again.text == answer.text
         assert again.passages == found
         assert set(answer.timings) == {"query", "search", "encode", "generate", "total"}
         parts = sum(value for name, value in answer.timings.items() if name != "total")
         assert math.isclose(parts, answer.timings["total"], rel_tol=1e-6)
     without = rag.generate(PROMPTS, k=0, max_new_tokens=5, stop=())
     assert [a.passages for a in without] == [[], [], []]
-    assert [a.answer for a in without] != [a.answer for a in answers]
+    assert [a.text for a in without] != [a.text for a in answers]
 
 
 def test_what_scores_better_is_read_more(folder: Path) -> None:
     plain, weighing = tiny_rag(folder), tiny_rag(folder, attention_score_bias=1e4)
     arguments: dict[str, Any] = {"max_new_tokens": 5, "stop": ()}
     answers = weighing.generate(PROMPTS, **arguments)
-    assert [a.answer for a in answers] != [a.answer for a in plain.generate(PROMPTS, **arguments)]
+    assert [a.text for a in answers] != [a.text for a in plain.generate(PROMPTS, **arguments)]
     for answer in answers:
         first = plain.ask(answer.prompt, passages=answer.passages[:1], **arguments)
         assert len(answer.passages) == 3
-        assert answer.answer == first.answer
+        assert answer.text == first.text
         again = weighing.ask(answer.prompt, passages=answer.passages, **arguments)
-        assert again.answer == answer.answer
+        assert again.text == answer.text
     weighing.use_kv_cache(RamStore(untrained_codec("fp32", 16), 10**6))
-    assert [a.answer for a in weighing.generate(PROMPTS, **arguments)] == [
-        a.answer for a in answers
-    ]
+    assert [a.text for a in weighing.generate(PROMPTS, **arguments)] == [a.text for a in answers]
 
 
 @pytest.mark.parametrize("encoding", ["independent", "segmented", "full"])
@@ -113,17 +112,17 @@ def test_batches_do_not_change_answers(folder: Path, encoding: str) -> None:
     together = rag.generate(PROMPTS, max_new_tokens=5, stop=())
     alone = [rag.ask(prompt, max_new_tokens=5, stop=()) for prompt in PROMPTS]
     pairs = rag.generate(PROMPTS, max_new_tokens=5, stop=(), batch_size=2)
-    assert [a.answer for a in together] == [a.answer for a in alone] == [a.answer for a in pairs]
+    assert [a.text for a in together] == [a.text for a in alone] == [a.text for a in pairs]
 
 
 def test_sampling_beams_and_streaming(folder: Path) -> None:
     rag = tiny_rag(folder)
     greedy = rag.ask(PROMPTS[0], max_new_tokens=6, stop=())
-    assert "".join(rag.stream(PROMPTS[0], max_new_tokens=6, stop=())).strip() == greedy.answer
+    assert "".join(rag.stream(PROMPTS[0], max_new_tokens=6, stop=())).strip() == greedy.text
     samples = []
     for _ in range(2):
         torch.manual_seed(3)
-        samples.append(rag.ask(PROMPTS[0], max_new_tokens=6, stop=(), do_sample=True).answer)
+        samples.append(rag.ask(PROMPTS[0], max_new_tokens=6, stop=(), do_sample=True).text)
     assert samples[0] == samples[1]
     beams = rag.ask(PROMPTS[0], max_new_tokens=6, num_beams=3, stop=())
     assert [f.passage for f in beams.passages] == [f.passage for f in greedy.passages]
@@ -133,9 +132,9 @@ def test_sampling_beams_and_streaming(folder: Path) -> None:
 
 def test_stop_strings_end_answers(folder: Path) -> None:
     rag = tiny_rag(folder)
-    whole = rag.ask(PROMPTS[2], max_new_tokens=8, stop=()).answer.split()
+    whole = rag.ask(PROMPTS[2], max_new_tokens=8, stop=()).text.split()
     stop = next(word for word in whole[1:] if word != whole[0])
-    answer = rag.ask(PROMPTS[2], max_new_tokens=8, stop=(stop + " ", stop)).answer
+    answer = rag.ask(PROMPTS[2], max_new_tokens=8, stop=(stop + " ", stop)).text
     assert answer.split() == whole[: whole.index(stop)]
     streamed = "".join(rag.stream(PROMPTS[2], max_new_tokens=8, stop=(stop + " ", stop)))
     assert streamed.split() == answer.split()
@@ -154,8 +153,8 @@ def test_stop_strings_end_answers(folder: Path) -> None:
         (["\n"], ["\n"], ""),
     ],
 )
-def test_text_until_a_stop_string(pieces: list[str], stop: list[str], text: str) -> None:
-    assert "".join(_until(pieces, stop)) == text
+def test_textuntil_stop_a_stop_string(pieces: list[str], stop: list[str], text: str) -> None:
+    assert "".join(until_stop(pieces, stop)) == text
 
 
 def test_errors_of_the_stream_reach_the_caller(folder: Path) -> None:
@@ -195,8 +194,8 @@ def test_saved_models_load_with_their_index(folder: Path, tmp_path: Path) -> Non
     rag.save_pretrained(tmp_path / "model")
     loaded = ImpRAG.from_pretrained(tmp_path / "model", index=folder, dtype="float32", device="cpu")
     expected = rag.generate(PROMPTS, max_new_tokens=5)
-    assert [a.answer for a in loaded.generate(PROMPTS, max_new_tokens=5)] == [
-        a.answer for a in expected
+    assert [a.text for a in loaded.generate(PROMPTS, max_new_tokens=5)] == [
+        a.text for a in expected
     ]
 
 
@@ -211,7 +210,7 @@ def test_push_to_hub_uploads_what_is_saved(folder: Path, monkeypatch: pytest.Mon
             uploaded["files"] = {file.name for file in folder_path.iterdir()}
             return type("Commit", (), {"commit_url": "hub/commit"})
 
-    monkeypatch.setattr("imprag.pipeline.HfApi", Hub)
+    monkeypatch.setattr("imprag.model.load.HfApi", Hub)
     assert tiny_rag(folder).push_to_hub("me/model") == "hub/commit"
     assert uploaded["repository"] == ("me/model", {"private": True, "exist_ok": True})
     assert {"imprag.json", "model.safetensors", "tokenizer.json"} <= uploaded["files"]

@@ -1,21 +1,16 @@
 """ImpRAG put together: a model, an index and its corpus; ask, retrieve, generate, stream."""
 
 import shlex
-import tempfile
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
+from imprag.generation import Answer, GenerationBatch, GenerationSettings
 from imprag.index.folder import Encoder, IndexFolder, RetrievedPassage
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.io.files import cache_dir, expand_home
@@ -26,38 +21,19 @@ from imprag.kv_cache.stores import DiskStore, Store
 from imprag.model.chat import ChatPrompt
 from imprag.model.config import ImpRAGConfig
 from imprag.model.fitted import fitted_index, fitted_to_default
-from imprag.model.generate import fixed
-from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
-from imprag.model.kv import PassageKV
 from imprag.model.load import (
     DEFAULT,
     DEFAULT_FOLDER,
     EMBEDDINGS,
     load_pretrained,
+    push_to_hub,
     save_pretrained,
 )
 from imprag.model.model import ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.text import prompt_batch
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What ImpRAG says to one prompt.
-
-    Attributes:
-        prompt: as given.
-        answer: the new text, without the prompt and the stop string.
-        passages: what was retrieved and read, best first.
-        timings: seconds of the batch that the prompt was in: ``query`` (prompt through layers
-            0..b-1), ``search``, ``encode`` (passages through layers 0..t, or out of the KV cache),
-            ``generate`` (the rest of the prompt's pass and all new tokens), ``total``.
-    """
-
-    prompt: str
-    answer: str
-    passages: list[RetrievedPassage]
-    timings: dict[str, float]
+__all__ = ["Answer", "ImpRAG"]
 
 
 class ImpRAG:
@@ -71,13 +47,14 @@ class ImpRAG:
         name: of the model, for messages; its base model's if not given.
 
     Attributes:
-        kv_cache: gives what is read; without :meth:`use_kv_cache`, passages are encoded when they are.
+        kv_cache: gives the passage KV that prompts read; without :meth:`use_kv_cache`, it encodes
+            passages when they are read.
         fitted_index: the index folder that ``imprag adapt`` fitted the model to, if it did; it is
             opened where no other is given.
 
     Example:
         >>> rag = ImpRAG.from_pretrained("default")  # doctest: +SKIP
-        >>> rag.ask("Q: what is the capital of Chad? A:").answer  # doctest: +SKIP
+        >>> rag.ask("Q: what is the capital of Chad? A:").text  # doctest: +SKIP
     """
 
     def __init__(
@@ -228,7 +205,7 @@ class ImpRAG:
         k = self.passages_to_read(k)
         found: dict[int, list[RetrievedPassage]] = {}
         for batch in _packed(prompts):
-            ids, mask = self._prompt_batch([prompts[n] for n in batch], room=0)
+            ids, mask = self.prompt_tokens([prompts[n] for n in batch], room=0)
             with torch.inference_mode():
                 queries = self.model.query_embeddings(ids, mask)
             rows = self.index.search(queries.cpu().numpy(), k)
@@ -287,8 +264,7 @@ class ImpRAG:
                 index, or an argument does not work with retrieval.
         """
         prompts = _asked(prompts, chat)
-        arguments, stop = _checked(generate_arguments, max_new_tokens), _stops(stop)
-        max_new_tokens = arguments.pop("max_new_tokens")
+        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
         if passages is not None and len(passages) != len(prompts):
@@ -296,9 +272,8 @@ class ImpRAG:
         answers: dict[int, Answer] = {}
         for batch in _packed(prompts, batch_size):
             given = None if passages is None else [passages[n] for n in batch]
-            run = _Run(self, [prompts[n] for n in batch], k, given, max_new_tokens)
-            made = run.answers(run.generate(stop, arguments), stop)
-            answers.update(zip(batch, made, strict=True))
+            run = GenerationBatch(self, [prompts[n] for n in batch], k, given, settings)
+            answers.update(zip(batch, run.answers(run.generate()), strict=True))
         return [answers[n] for n in range(len(prompts))]
 
     def stream(
@@ -319,35 +294,11 @@ class ImpRAG:
         """
         if not isinstance(prompt, str):
             raise ImpRAGError("stream takes one prompt as a text")
-        arguments, stop = _checked(generate_arguments, max_new_tokens), _stops(stop)
-        max_new_tokens = arguments.pop("max_new_tokens")
-        if arguments.setdefault("num_beams", 1) != 1:
+        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
+        if settings.arguments.setdefault("num_beams", 1) != 1:
             raise ImpRAGError("num_beams: a stream follows one answer as it grows; use generate")
         given = None if passages is None else [passages]
-        run = _Run(self, _asked([prompt], chat), k, given, max_new_tokens)
-        return self._stream(run, stop, arguments)
-
-    def _stream(self, run: "_Run", stop: Sequence[str], arguments: dict[str, Any]) -> Iterator[str]:
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        left = threading.Event()
-        failure: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                run.generate(stop, {**arguments, "streamer": streamer}, left)
-            except BaseException as error:
-                failure.append(error)
-                streamer.end()
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from _until(streamer, stop)
-        finally:
-            left.set()
-            thread.join()
-        if failure:
-            raise failure[0]
+        return GenerationBatch(self, _asked([prompt], chat), k, given, settings).stream()
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write settings and weights, or the adapter, into a new folder."""
@@ -359,138 +310,24 @@ class ImpRAG:
         Returns:
             the address of the commit.
         """
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "model"
-            self.save_pretrained(folder)
-            api = HfApi()
-            api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repository, folder_path=folder)
-        return str(commit.commit_url)
+        return push_to_hub(self.model, self.tokenizer, repository, private=private)
 
     def passages_to_read(self, k: int | None = None) -> int:
         """How many passages a prompt retrieves; see :meth:`ImpRAGConfig.passages_to_read`."""
         return 0 if k == 0 else self.config.passages_to_read(k, len(self.index.index))
 
-    def _prompt_batch(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
-        limit = self.model.positions_limit - room
-        return prompt_batch(self.tokenizer, prompts, max(limit, 0), self.model.device)
-
-
-class _Run:
-    """One batch on its way: prompt, search, passages, new tokens; takes the times."""
-
-    def __init__(
-        self,
-        rag: ImpRAG,
-        prompts: Sequence[str],
-        k: int | None,
-        passages: Sequence[Sequence[RetrievedPassage]] | None,
-        max_new_tokens: int,
-    ) -> None:
-        self.rag = rag
-        self.prompts = prompts
-        given = [] if passages is None else [found for row in passages for found in row]
-        if not all(isinstance(found, RetrievedPassage) for found in given):
-            raise ImpRAGError(
-                "passages must be RetrievedPassage(passage, score), as retrieve returns them"
-            )
-        # Known before the prompt runs, and before its room is counted.
-        self.k = rag.passages_to_read(k) if passages is None else 0
-        self.max_new_tokens = max_new_tokens
-        self.found = [[] for _ in prompts] if passages is None else [list(p) for p in passages]
-        self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
-        self.retrieves = self.k > 0
-        counts = [self.k if self.retrieves else len(row) for row in self.found]
-        shifts = [rag.config.position_shift(count) for count in counts]
-        self.input_ids, self.mask = rag._prompt_batch(prompts, max(shifts) + max_new_tokens)
-        self.shift = torch.tensor(shifts, device=rag.model.device)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        stop: Sequence[str],
-        arguments: dict[str, Any],
-        left: threading.Event | None = None,
-    ) -> Tensor:
-        """New tokens, (prompts, length).
+    def prompt_tokens(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
+        """``input_ids`` and ``attention_mask`` of prompts, padded on the left.
 
         Args:
-            stop: texts at which an answer ends.
-            arguments: for ``generate``, checked.
-            left: ends generation with the next token when it is set.
+            prompts: texts.
+            room: positions for passages and new tokens.
+
+        Raises:
+            ImpRAGError: a prompt is too long.
         """
-        self._start = self._last = time.perf_counter()
-        retrieve = self._retrieve if self.retrieves else fixed(self._encode())
-        arguments = dict(arguments)
-        ends: list[Any] = [*(arguments.pop("stopping_criteria", None) or ())]
-        if stop:
-            ends.append(_StopAt(stop, self.rag.tokenizer, self.input_ids.shape[1]))
-        if left is not None:
-            ends.append(_StopWhen(left))
-        output: Tensor = self.rag.model.generate(
-            self.input_ids,
-            self.mask,
-            retrieve,
-            position_shift=self.shift,
-            stopping_criteria=StoppingCriteriaList(ends),
-            **{"do_sample": False, "max_new_tokens": self.max_new_tokens, **arguments},
-        )
-        self._lap("generate")
-        self.timings["total"] = self._last - self._start
-        return output[:, self.input_ids.shape[1] :]
-
-    def answers(self, tokens: Tensor, stop: Sequence[str]) -> list[Answer]:
-        """Texts of the new tokens, cut at the stop strings."""
-        texts = self.rag.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [
-            Answer(prompt, "".join(_until([text], stop)).strip(), found, self.timings)
-            for prompt, text, found in zip(self.prompts, texts, self.found, strict=True)
-        ]
-
-    def _retrieve(self, query_embeddings: Tensor) -> PassageKV:
-        queries = query_embeddings.cpu().numpy()
-        self._lap("query")
-        self.found = self.rag.index.search(queries, self.k)
-        self._lap("search")
-        return self._encode()
-
-    def _encode(self) -> PassageKV:
-        passages = [[found.passage for found in row] for row in self.found]
-        kv = self.rag.kv_cache.kv(passages)
-        if weight := self.rag.config.attention_score_bias:
-            scores = [[found.score for found in row] for row in self.found]
-            kv = kv.with_score_bias(scores, weight)
-        self._lap("encode")
-        return kv
-
-    def _lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.timings[name] = now - self._last
-        self._last = now
-
-
-class _StopAt:
-    """A stopping criterion: ends a row when a stop string stands in its new text."""
-
-    def __init__(self, stop: Sequence[str], tokenizer: Any, prompt_length: int) -> None:
-        self.stop = stop
-        self.tokenizer = tokenizer
-        self.prompt_length = prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
-        ended = [any(stop in text.lstrip() for stop in self.stop) for text in texts]
-        return torch.tensor(ended, device=input_ids.device)
-
-
-class _StopWhen:
-    """A stopping criterion: ends all rows when an event is set."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+        limit = self.model.positions_limit - room
+        return prompt_batch(self.tokenizer, prompts, max(limit, 0), self.model.device)
 
 
 def _asked(prompts: Any, chat: bool) -> Sequence[str]:
@@ -501,53 +338,8 @@ def _asked(prompts: Any, chat: bool) -> Sequence[str]:
     return [ChatPrompt(prompt) for prompt in prompts] if chat else list(prompts)
 
 
-def _checked(arguments: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
-    """Arguments for ``generate`` that give one answer to each prompt."""
-    arguments = {**arguments, "max_new_tokens": max_new_tokens}
-    arguments = check_arguments(arguments, {*CHOICES, *CALLBACKS})
-    criteria = arguments.get("stopping_criteria")
-    if criteria is not None and not isinstance(criteria, list | tuple):
-        arguments["stopping_criteria"] = [criteria]
-    config = arguments.pop("generation_config", None)
-    if config is not None:
-        chosen = {name: value for name, value in config.to_diff_dict().items() if name in CHOICES}
-        # Only the length has a default of its own here, which the configuration replaces.
-        arguments = {
-            **chosen,
-            **arguments,
-            **{n: x for n, x in chosen.items() if n == "max_new_tokens"},
-        }
-    return arguments
-
-
-def _stops(stop: Sequence[str] | str | None) -> Sequence[str]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if not all(isinstance(text, str) and text for text in stops):
-        raise ImpRAGError("stop must be texts that are not empty")
-    return stops
-
-
 def _packed(prompts: Sequence[str], size: int = 8) -> Iterator[list[int]]:
     """Numbers of the prompts in batches of like length, the longest first: little is padded."""
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
     for start in range(0, len(prompts), size):
         yield order[start : start + size]
-
-
-def _until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass text on from its first letter until a stop string begins, without any part of it."""
-    held, begun = "", False
-    for piece in pieces:
-        held = held + piece if begun else (held + piece).lstrip()
-        begun = begun or bool(held)
-        ends = [held.index(text) for text in stop if text in held]
-        if ends:
-            yield held[: min(ends)]
-            return
-        # The end of what is held may be the beginning of a stop string.
-        keep = max(
-            (n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0
-        )
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
-    yield held

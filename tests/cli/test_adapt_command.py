@@ -104,7 +104,7 @@ def test_a_model_is_made_that_searches_the_same_index(
     assert adapt(home, out, *tasks) == 2
     assert "exists already; delete it or choose another folder" in capsys.readouterr().err
     again = ["adapt", "--model", out, "--index", home / "index", "--out", tmp_path / "again"]
-    assert run(*again, *tasks, "--steps", 2, "--start-share", 0.5) == 0
+    assert run(*again, *tasks, "--steps", 2, "--wise-ft-alpha", 0.5) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("| nq ")
 
 

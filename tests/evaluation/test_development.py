@@ -151,7 +151,7 @@ def test_the_model_retrieves_and_reads_as_it_does_alone(
     for one, answer in zip(
         predictions, rag.generate([one["prompt"] for one in predictions]), strict=True
     ):
-        assert one["answer"] == answer.answer
+        assert one["answer"] == answer.text
         assert [item["id"] for item in one["passages"][:2]] == [
             item.passage.id for item in answer.passages
         ]

@@ -135,7 +135,7 @@ def test_r_precision_is_that_of_pages(finished: Path) -> None:
 def test_answers_are_those_of_one_pass(finished: Path, rag: ImpRAG) -> None:
     predictions = [one for one in read(finished) if one["task"] == "nq"]
     answers = rag.generate([one["prompt"] for one in predictions], max_new_tokens=32)
-    assert [one["answer"] for one in predictions] == [answer.answer for answer in answers]
+    assert [one["answer"] for one in predictions] == [answer.text for answer in answers]
     for one, answer in zip(predictions, answers, strict=True):
         assert [p["id"] for p in one["passages"][:3]] == [p.passage.id for p in answer.passages]
 
@@ -210,7 +210,7 @@ def test_without_passages(rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
     bare = ImpRAG(rag.model, rag.tokenizer)
     results = evaluate(bare, tasks, tmp_path / "run", source=no_passages())
     alone = bare.generate([one["prompt"] for one in read(tmp_path / "run")[:11]], k=0)
-    assert [one["answer"] for one in read(tmp_path / "run")[:11]] == [a.answer for a in alone]
+    assert [one["answer"] for one in read(tmp_path / "run")[:11]] == [a.text for a in alone]
     assert all(one["passages"] == [] for one in read(tmp_path / "run"))
     assert RunFolder.open(tmp_path / "run").recipe["settings"]["reading"]["k"] == 0
     assert set(results["tasks"]["hotpotqa"]["metrics"]) == {"exact_match", "f1"}

@@ -49,7 +49,7 @@ def make_tasks(rag: ImpRAG) -> list[TaskExamples]:
     ]
     answers = rag.generate([nq.prompt(one) for one in questions], max_new_tokens=nq.max_new_tokens)
     for n in range(0, len(questions), 3):
-        questions[n] = example(f"q{n}", questions[n].input, [answers[n].answer], f"p {n}")
+        questions[n] = example(f"q{n}", questions[n].input, [answers[n].text], f"p {n}")
     two_hop = [
         example(f"h{n}", f"w{n + 3} w{n}", [f"w{n + 7}"], f"p {n}", f"p {n + 1}") for n in range(5)
     ]

@@ -191,8 +191,8 @@ def test_control_tokens_without_an_embedding_are_refused_where_they_are_used() -
     rag = ImpRAG(ImpRAGModel(lm, config), tokenizer)
     prompts = ["w1 w2 w3 <|im_start|>", "w4"]  # in text, it is text
     arguments: dict[str, Any] = {"k": 0, "stop": (), "max_new_tokens": 4}
-    found = [answer.answer for answer in rag.generate(prompts, **arguments)]
-    assert found == [rag.ask(prompt, **arguments).answer for prompt in prompts]
+    found = [answer.text for answer in rag.generate(prompts, **arguments)]
+    assert found == [rag.ask(prompt, **arguments).text for prompt in prompts]
     refused = "a text uses the control token 98, but tiny embeds the tokens 0 to 96 only"
     tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}"
     for ask in (rag.ask, rag.retrieve):

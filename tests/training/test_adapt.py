@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_model(folder: IndexFolder) -> None:
     assert not torch.equal(weight(1), weight(2))
 
 
-def test_a_share_of_the_start_lies_between(folder: IndexFolder) -> None:
+def test_saved_weights_are_interpolated(folder: IndexFolder) -> None:
     def weight(**settings: object) -> torch.Tensor:
         model = model_of()
         run(model, folder, questions(), steps=5, **settings)
@@ -81,12 +81,12 @@ def test_a_share_of_the_start_lies_between(folder: IndexFolder) -> None:
 
     start = adaptation.query_projection(model_of())[1].weight.detach()
     expected = 0.25 * start + 0.75 * weight()
-    torch.testing.assert_close(weight(start_share=0.25), expected)
+    torch.testing.assert_close(weight(wise_ft_alpha=0.75), expected)
     assert not torch.equal(expected, start)
 
 
-def test_what_is_found_is_that_of_the_mean(folder: IndexFolder) -> None:
-    (recall,) = run(model_of(), folder, questions(), start_share=0.9999)
+def test_recall_afterwards_is_that_of_the_interpolated_weights(folder: IndexFolder) -> None:
+    (recall,) = run(model_of(), folder, questions(), wise_ft_alpha=0.0001)
     assert recall.after == recall.before
 
 
@@ -161,8 +161,8 @@ def test_mistakes(folder: IndexFolder) -> None:
         run(model_of("phi3"), folder, questions())
     with pytest.raises(ImpRAGError, match="0 steps of 32 prompts"):
         run(model_of(), folder, questions(), steps=0)
-    for share in (-0.1, 1.0, math.nan):
-        with pytest.raises(ImpRAGError, match="the start's share has to be from 0 to below 1"):
-            run(model_of(), folder, questions(), start_share=share)
+    for alpha in (0.0, 1.1, math.nan):
+        with pytest.raises(ImpRAGError, match="wise_ft_alpha must be above 0 and at most 1"):
+            run(model_of(), folder, questions(), wise_ft_alpha=alpha)
     with pytest.raises(ImpRAGError, match="the loss of step 2 is nan; lower the learning rate"):
         run(model_of(), folder, questions(), learning_rate=math.inf)

@@ -98,10 +98,10 @@ batch_settings = st.builds(
 def test_batches_keep_their_promises(
     corpus: Corpus, sources: list[TrainingSource], given: BatchSettings, seed: int, step: int
 ) -> None:
-    plan = BatchSampler(sources, given, corpus, seed)
-    batch = plan(step)
+    sampler = BatchSampler(sources, given, corpus, seed)
+    batch = sampler(step)
     assert_equal(batch, BatchSampler(sources, given, corpus, seed)(step))
-    assert plan.examples == [one for source in sources for one in source.examples]
+    assert sampler.examples == [one for source in sources for one in source.examples]
     size = len(batch.examples)
     assert len(batch.generated) == len(batch.candidates) == size
     assert len(set(batch.passages)) == len(batch.passages)
@@ -113,7 +113,7 @@ def test_batches_keep_their_promises(
     assert batch.examples[: len(own)] == own
     retrieving = beside = 0
     for n, index in enumerate(batch.examples):
-        example = plan.examples[index]
+        example = sampler.examples[index]
         right, known = set(example.positives), set(example.known)
         for column, row in enumerate(batch.passages):
             answered = set(corpus[row].text.split()) & set(example.answers)
@@ -148,7 +148,7 @@ def test_batches_keep_their_promises(
             assert 1 <= len(right & set(read)) <= (given.candidates + 1) // 2
         else:
             assert read == []
-    drawn_examples = [plan.examples[index] for index in batch.examples[: given.examples]]
+    drawn_examples = [sampler.examples[index] for index in batch.examples[: given.examples]]
     assert len(drawn_examples) == given.examples == size - beside
     assert beside <= given.questions_per_passage * given.candidates * retrieving
     with_positives = sum(bool(example.positives) for example in drawn_examples)
@@ -161,8 +161,8 @@ def test_batches_keep_their_promises(
 def test_seed_and_step_decide(corpus: Corpus) -> None:
     sources = [facts(5, 5), reading(9)]
     given = BatchSettings(hard_negatives=0)
-    plan = BatchSampler(sources, given, corpus, 1)
-    batches = [plan(step) for step in range(30)]
+    sampler = BatchSampler(sources, given, corpus, 1)
+    batches = [sampler(step) for step in range(30)]
     # In any order, and from the middle.
     other = BatchSampler(sources, given, corpus, 1)
     for step in (29, 3, 17, 0, 28):
@@ -177,8 +177,8 @@ def test_an_epoch_has_every_example_once(
     corpus: Corpus, size: int, batch_size: int, seed: int
 ) -> None:
     given = BatchSettings(examples=batch_size, generate=0)
-    plan = BatchSampler([reading(size)], given, corpus, seed)
-    drawn = [index for step in range(3 * size) for index in plan(step).examples]
+    sampler = BatchSampler([reading(size)], given, corpus, seed)
+    drawn = [index for step in range(3 * size) for index in sampler(step).examples]
     epochs = [drawn[start : start + size] for start in range(0, 3 * size, size)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(size))
@@ -187,8 +187,8 @@ def test_an_epoch_has_every_example_once(
 
 
 def test_epochs_of_a_source_among_others(corpus: Corpus) -> None:
-    plan = BatchSampler([reading(30), reading(30, 2.0)], BatchSettings(examples=10), corpus)
-    drawn = [index for step in range(250) for index in plan(step).examples]
+    sampler = BatchSampler([reading(30), reading(30, 2.0)], BatchSettings(examples=10), corpus)
+    drawn = [index for step in range(250) for index in sampler(step).examples]
     for first in (0, 30):
         own = [index for index in drawn if first <= index < first + 30]
         for start in range(0, len(own) - 30, 30):
@@ -198,16 +198,16 @@ def test_epochs_of_a_source_among_others(corpus: Corpus) -> None:
 def test_weights_are_the_shares_of_the_draws(corpus: Corpus) -> None:
     weights = {"a": 1.0, "b": 3.0, "c": 0.05}
     sources = [replace(reading(50), name=name, weight=w) for name, w in weights.items()]
-    plan = BatchSampler(sources, BatchSettings(examples=10), corpus)
-    drawn = Counter(index // 50 for step in range(1000) for index in plan(step).examples)
+    sampler = BatchSampler(sources, BatchSettings(examples=10), corpus)
+    drawn = Counter(index // 50 for step in range(1000) for index in sampler(step).examples)
     for number, weight in enumerate(weights.values()):
         assert drawn[number] / 10_000 == pytest.approx(weight / 4.05, abs=0.002)
     # Not only in the long run: no source keeps away for long.
-    early = Counter(index // 50 for step in range(20) for index in plan(step).examples)
+    early = Counter(index // 50 for step in range(20) for index in sampler(step).examples)
     assert 25 <= early[0] <= 75
     rare = [reading(5, 1e-9), reading(5)]
-    plan = BatchSampler(rare, BatchSettings(examples=100), corpus)
-    assert any(index < 5 for step in range(11) for index in plan(step).examples)
+    sampler = BatchSampler(rare, BatchSettings(examples=100), corpus)
+    assert any(index < 5 for step in range(11) for index in sampler(step).examples)
 
 
 # --- Grids --------------------------------------------------------------------------------------
@@ -219,14 +219,14 @@ def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> B
 
 
 def test_neighbours_are_answered(corpus: Corpus) -> None:
-    plan = grid_plan(corpus, [facts(12, 3)], grid=(4, 3), generate=3, candidates=3)
+    sampler = grid_plan(corpus, [facts(12, 3)], grid=(4, 3), generate=3, candidates=3)
     firsts = set()
     for step in range(20):
-        batch = plan(step)
+        batch = sampler(step)
         answered = [n for n, generated in enumerate(batch.generated) if generated]
         firsts.add(answered[0])
         assert answered == list(range(answered[0], answered[0] + 3))
-        entities = {plan.examples[batch.examples[n]].group[0] for n in answered}
+        entities = {sampler.examples[batch.examples[n]].group[0] for n in answered}
         assert len(entities) <= 2
     assert len(firsts) > 3
 
@@ -239,39 +239,41 @@ def test_sources_have_their_own_questions_about_a_passage(corpus: Corpus) -> Non
     given = BatchSettings(
         examples=4, generate=1, questions_per_passage=5, hard_negatives=0, candidates=1
     )
-    plan = BatchSampler(sources, given, corpus)
+    sampler = BatchSampler(sources, given, corpus)
     for step in range(30):
-        batch = plan(step)
-        answered = [plan.examples[batch.examples[n]].id for n in range(4) if batch.generated[n]]
-        beside = [plan.examples[index] for index in batch.examples[4:]]
+        batch = sampler(step)
+        answered = [sampler.examples[batch.examples[n]].id for n in range(4) if batch.generated[n]]
+        beside = [sampler.examples[index] for index in batch.examples[4:]]
         assert {example.id[0] for example in beside} <= {answered[0][0]}
-        drawn = {plan.examples[index].id for index in batch.examples[:4]}
-        (row,) = {e.positives[0] for e in plan.examples if e.id == answered[0]}
-        same = {e.id for e in plan.examples if e.positives == (row,) and e.id[0] == answered[0][0]}
+        drawn = {sampler.examples[index].id for index in batch.examples[:4]}
+        (row,) = {e.positives[0] for e in sampler.examples if e.id == answered[0]}
+        same = {
+            e.id for e in sampler.examples if e.positives == (row,) and e.id[0] == answered[0][0]
+        }
         assert {example.id for example in beside} == same - drawn
 
 
-def epoch_of(plan: BatchSampler, cells: int, first: int = 0) -> list[BatchIndices]:
+def epoch_of(sampler: BatchSampler, cells: int, first: int = 0) -> list[BatchIndices]:
     """The batches from a step on until they have so many prompts."""
     batches: list[BatchIndices] = []
     while sum(len(batch.examples) for batch in batches) < cells:
-        batches.append(plan(first + len(batches)))
+        batches.append(sampler(first + len(batches)))
     return batches
 
 
 def test_grids_cross_entities_and_relations(corpus: Corpus) -> None:
-    plan = grid_plan(corpus, [facts(12, 8)], grid=(4, 4))
-    batches = epoch_of(plan, 12 * 8 - 8)
+    sampler = grid_plan(corpus, [facts(12, 8)], grid=(4, 4))
+    batches = epoch_of(sampler, 12 * 8 - 8)
     assert len(batches) == 6  # three groups of entities, two of relations
     for batch in batches:
-        model = [plan.examples[index].group for index in batch.examples]
+        model = [sampler.examples[index].group for index in batch.examples]
         entities, relations = {e for e, _ in model}, {r for _, r in model}
         assert len(entities) == len(relations) == 4
         diagonal = {(f"entity {n}", f"relation {n}") for n in range(8)}
         assert set(model) == {(e, r) for e in entities for r in relations} - diagonal
         # Every cell's passage is there, and right for all cells that share it.
         for n, index in enumerate(batch.examples):
-            (row,) = plan.examples[index].positives
+            (row,) = sampler.examples[index].positives
             column = batch.passages.index(row)
             assert batch.positive[n].tolist() == [c == column for c in range(len(batch.passages))]
             assert (batch.negative[n] == ~batch.positive[n]).all()
@@ -297,10 +299,10 @@ def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
     given = BatchSettings(grid=(4, 3), alike_rows=True, hard_negatives=0, candidates=1)
     cells = {example.group for example in source.examples}
 
-    def likeness(plan: BatchSampler) -> float:
+    def likeness(sampler: BatchSampler) -> float:
         """Mean cosine of the entities of a batch, over an epoch."""
-        batches = epoch_of(plan, len(cells))
-        asked = [[plan.examples[index].group for index in batch.examples] for batch in batches]
+        batches = epoch_of(sampler, len(cells))
+        asked = [[sampler.examples[index].group for index in batch.examples] for batch in batches]
         assert sorted(group for model in asked for group in model) == sorted(cells)
         means = []
         for model in asked:
@@ -337,15 +339,15 @@ def test_every_cell_comes_once_an_epoch_and_wordings_take_turns(
     source = facts(entities, relations, prompt_templates)
     names = {f"entity {n}": np.array([n % 3, n % 4, 1.0]) for n in range(entities)}
     given = BatchSettings(grid=(rows, columns), hard_negatives=0, candidates=1)
-    plan = BatchSampler([source], given, corpus, names=names if alike else None)
+    sampler = BatchSampler([source], given, corpus, names=names if alike else None)
     cells = {example.group for example in source.examples}
     seen: list[int] = []
     step = 0
     for _ in range(prompt_templates):
-        batches = epoch_of(plan, len(cells), step)
+        batches = epoch_of(sampler, len(cells), step)
         step += len(batches)
         drawn = [index for batch in batches for index in batch.examples]
-        assert sorted(plan.examples[index].group for index in drawn) == sorted(cells)
+        assert sorted(sampler.examples[index].group for index in drawn) == sorted(cells)
         assert all(len(batch.examples) <= rows * columns for batch in batches)
         seen += drawn
     assert sorted(seen) == list(range(len(source.examples)))
@@ -357,12 +359,12 @@ def test_articles_bring_several_questions_each(corpus: Corpus) -> None:
         for article in range(9)
         for n in range(8)
     ]
-    plan = grid_plan(corpus, [TrainingSource("articles", examples)], grid=(3, 4))
-    batches = epoch_of(plan, len(examples))
+    sampler = grid_plan(corpus, [TrainingSource("articles", examples)], grid=(3, 4))
+    batches = epoch_of(sampler, len(examples))
     assert sorted(i for batch in batches for i in batch.examples) == list(range(len(examples)))
     assert len(batches) == 6
     for batch in batches:
-        counts = Counter(plan.examples[index].group for index in batch.examples)
+        counts = Counter(sampler.examples[index].group for index in batch.examples)
         assert set(counts.values()) <= {4, 8}
         assert sum(counts.values()) == 12
 
@@ -371,18 +373,18 @@ def test_sparse_grids_share_a_batch(corpus: Corpus) -> None:
     examples = [
         question(f"{n}", [n % ROWS], group=(f"entity {n}", f"relation {n}")) for n in range(24)
     ]
-    plan = grid_plan(corpus, [TrainingSource("sparse", examples)], grid=(2, 3))
-    batches = epoch_of(plan, 24)
+    sampler = grid_plan(corpus, [TrainingSource("sparse", examples)], grid=(2, 3))
+    batches = epoch_of(sampler, 24)
     assert [len(batch.examples) for batch in batches] == [6] * 4
 
 
 def test_grids_with_prompts_of_other_sources(corpus: Corpus) -> None:
     sources = [facts(4, 4), reading(10), replace(facts(4, 4), weight=3.0), reading(10, 3.0)]
-    plan = grid_plan(corpus, sources, grid=(2, 2), others=5)
+    sampler = grid_plan(corpus, sources, grid=(2, 2), others=5)
     drawn = [Counter() for _ in range(2)]
     for step in range(200):
-        batch = plan(step)
-        *cells, a, b, c, d, e = [plan.examples[index] for index in batch.examples]
+        batch = sampler(step)
+        *cells, a, b, c, d, e = [sampler.examples[index] for index in batch.examples]
         assert all(cell.positives for cell in cells)
         assert not any(one.positives for one in (a, b, c, d, e))
         first = batch.examples[0]
@@ -398,13 +400,15 @@ def test_grids_with_prompts_of_other_sources(corpus: Corpus) -> None:
 
 def test_two_hop_questions_read_both_passages(corpus: Corpus) -> None:
     source = TrainingSource("two hops", [question(f"{n}", [n, n + 20]) for n in range(8)])
-    plan = BatchSampler([source], BatchSettings(examples=4, candidates=3, hard_negatives=0), corpus)
+    sampler = BatchSampler(
+        [source], BatchSettings(examples=4, candidates=3, hard_negatives=0), corpus
+    )
     orders = set()
     for step in range(20):
-        batch = plan(step)
+        batch = sampler(step)
         for n, index in enumerate(batch.examples):
             read = [batch.passages[column] for column in batch.candidates[n]]
-            assert set(plan.examples[index].positives) < set(read)
+            assert set(sampler.examples[index].positives) < set(read)
             orders.add(tuple(batch.positive[n][list(batch.candidates[n])]))
     assert len(orders) == 3  # shuffled
 
@@ -476,13 +480,13 @@ def test_one_process_has_the_whole_batch(corpus: Corpus) -> None:
 def test_passages_of_earlier_batches_are_negatives(
     corpus: Corpus, sources: list[TrainingSource], memory: int, step: int
 ) -> None:
-    plan = BatchSampler(sources, BatchSettings(memory=memory, candidates=1), corpus)
-    batch = plan(step)
-    earlier = {row for n in range(max(0, step - memory), step) for row in plan(n).passages}
+    sampler = BatchSampler(sources, BatchSettings(memory=memory, candidates=1), corpus)
+    batch = sampler(step)
+    earlier = {row for n in range(max(0, step - memory), step) for row in sampler(n).passages}
     assert len(set(batch.remembered)) == len(batch.remembered)
     assert set(batch.remembered) == earlier - set(batch.passages)
     for n, index in enumerate(batch.examples):
-        example = plan.examples[index]
+        example = sampler.examples[index]
         for column, row in enumerate(batch.remembered):
             answered = set(corpus[row].text.split()) & set(example.answers)
             wrong = row not in {*example.positives, *example.known} and not answered
@@ -490,17 +494,17 @@ def test_passages_of_earlier_batches_are_negatives(
 
 
 def test_candidates_from_the_models_own_ranks(corpus: Corpus) -> None:
-    plan = BatchSampler(
+    sampler = BatchSampler(
         [facts(4, 4)], BatchSettings(examples=4, candidates=3, hard_negatives=2), corpus
     )
-    numbers = plan.reading([5])
-    ranks = np.array([[30, *plan.examples[number].positives, 31, 32] for number in numbers])
-    batch = plan.reranked(numbers, ranks)(5)
-    assert batch.examples == plan(5).examples
+    numbers = sampler.reading([5])
+    ranks = np.array([[30, *sampler.examples[number].positives, 31, 32] for number in numbers])
+    batch = sampler.reranked(numbers, ranks)(5)
+    assert batch.examples == sampler(5).examples
     for read in batch.candidates:
         rows = {batch.passages[column] for column in read}
         assert {30, 31} < rows  # the first ranks, beside the right passage
-    assert plan(5).passages != batch.passages
+    assert sampler(5).passages != batch.passages
 
 
 @settings(max_examples=40)
@@ -513,11 +517,11 @@ def test_ranks_are_wanted_for_those_that_read(
     first: int,
     count: int,
 ) -> None:
-    plan = BatchSampler(sources, given.model_copy(update={"memory": memory}), corpus)
+    sampler = BatchSampler(sources, given.model_copy(update={"memory": memory}), corpus)
     steps = range(first, first + count)
-    numbers = plan.reading(steps)
+    numbers = sampler.reading(steps)
     ranks = np.array([[(number + n) % ROWS for n in range(9)] for number in numbers], np.int64)
-    reranked = plan.reranked(numbers, ranks.reshape(-1, 9))
+    reranked = sampler.reranked(numbers, ranks.reshape(-1, 9))
     read = set()
     for step in range(max(0, first - memory), first + count):
         batch = reranked(step) if step in steps else reranked._batch(step)
@@ -530,26 +534,26 @@ def test_what_others_read_is_asked_about_too(corpus: Corpus) -> None:
     sources = [facts(12, 8, prompt_templates=2), reading(5)]
     given = BatchSettings(examples=2, candidates=4, hard_negatives=0)
     alone = BatchSampler(sources, given, corpus)
-    plan = BatchSampler(sources, given.model_copy(update={"questions_per_passage": 1}), corpus)
+    sampler = BatchSampler(sources, given.model_copy(update={"questions_per_passage": 1}), corpus)
     added = 0
     for step in range(40):
-        first, batch = alone(step), plan(step)
+        first, batch = alone(step), sampler(step)
         drawn = len(first.examples)
         assert batch.examples[:drawn] == first.examples
         assert batch.candidates[:drawn] == first.candidates
         assert batch.passages == first.passages  # they cost no passage
-        model = [e.group for e in (plan.examples[i] for i in batch.examples) if e.positives]
+        model = [e.group for e in (sampler.examples[i] for i in batch.examples) if e.positives]
         assert len(set(model)) == len(model)
         for n in range(drawn, len(batch.examples)):
-            example = plan.examples[batch.examples[n]]
+            example = sampler.examples[batch.examples[n]]
             (row,) = example.positives
             assert batch.generated[n]
             assert batch.candidates[n] in first.candidates
             assert batch.passages.index(row) in batch.candidates[n]
             assert batch.positive[n, batch.passages.index(row)]
         added += len(batch.examples) - drawn
-        asked = {plan.examples[index].positives[0] for index in batch.examples[drawn:]}
-        about = {e.positives[0] for e in plan.examples if e.positives and e.group not in model}
+        asked = {sampler.examples[index].positives[0] for index in batch.examples[drawn:]}
+        about = {e.positives[0] for e in sampler.examples if e.positives and e.group not in model}
         read = {batch.passages[c] for rows in first.candidates for c in rows}
         assert not (read - asked) & about  # as far as there are questions
     assert added > 40
@@ -563,10 +567,10 @@ def test_questions_of_the_same_relation_come_first(corpus: Corpus) -> None:
         for n in range(2)
     ]
     given = BatchSettings(examples=1, candidates=6, hard_negatives=0, questions_per_passage=1)
-    plan = BatchSampler([TrainingSource("facts", examples)], given, corpus)
+    sampler = BatchSampler([TrainingSource("facts", examples)], given, corpus)
     for step in range(10):
-        batch = plan.reranked(plan.reading([step]), np.arange(6)[None])(step)
-        model = [plan.examples[index].group for index in batch.examples]
+        batch = sampler.reranked(sampler.reading([step]), np.arange(6)[None])(step)
+        model = [sampler.examples[index].group for index in batch.examples]
         first, *others = model
         assert sorted(others) == sorted(
             [(f"e{n}", first[1]) for n in range(6) if f"e{n}" != first[0]]
@@ -578,13 +582,13 @@ def test_questions_of_the_same_relation_come_first(corpus: Corpus) -> None:
 def test_two_hops_are_asked_only_where_both_passages_are_read(corpus: Corpus) -> None:
     examples = [question(f"{n}", [n, (n + 1) % 8], group=(f"e{n}", "r")) for n in range(8)]
     given = BatchSettings(examples=1, candidates=4, hard_negatives=0, questions_per_passage=3)
-    plan = BatchSampler([TrainingSource("two hops", examples)], given, corpus)
+    sampler = BatchSampler([TrainingSource("two hops", examples)], given, corpus)
     added = 0
     for step in range(20):
-        batch = plan(step)
+        batch = sampler(step)
         for n, index in enumerate(batch.examples):
             read = {batch.passages[column] for column in batch.candidates[n]}
-            assert set(plan.examples[index].positives) <= read
+            assert set(sampler.examples[index].positives) <= read
         added += len(batch.examples) - 1
     assert added > 0
 

@@ -122,7 +122,7 @@ def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path
     found = rag.retrieve(prompts, k=1)
     first = [passages[0].passage.id for passages in found]
     assert first == [f"p{number}" for number in range(FACTS)]
-    answers = [answer.answer for answer in rag.generate(prompts, max_new_tokens=3)]
+    answers = [answer.text for answer in rag.generate(prompts, max_new_tokens=3)]
     assert answers == [question["output"][0]["answer"] for question in questions]
 
 

@@ -1,4 +1,4 @@
-"""The mean of weights before and after training."""
+"""Interpolation of weights before and after training."""
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -7,7 +7,7 @@ from conftest import tiny_lm
 from imprag.model import ImpRAGConfig
 from imprag.training.lora import add_adapters, begin_with
 from imprag.training.recipe import LoraGroup, LoraSettings
-from imprag.training.wise_ft import move_back, trained_weights
+from imprag.training.wise_ft import interpolate, trained_weights
 
 
 def _trained_norm(name: str, parameter: torch.Tensor) -> bool:
@@ -29,14 +29,14 @@ def test_an_adapters_mean_is_that_of_its_products_but_for_second_order() -> None
         }
         return {name: value.detach() for name, value in {**norms, **adapted}.items()}
 
-    before, beginning = state(), trained_weights(lm)
+    before, initial = state(), trained_weights(lm)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.requires_grad:
                 parameter.add_(1e-3 * torch.randn_like(parameter))
     after = state()
-    move_back(lm, beginning, 0.4)
+    interpolate(lm, initial, 0.6)
     for name, value in state().items():
         wanted = 0.4 * before[name] + 0.6 * after[name]
         assert (value - wanted).norm() < 0.01 * (after[name] - before[name]).norm()
@@ -45,12 +45,12 @@ def test_an_adapters_mean_is_that_of_its_products_but_for_second_order() -> None
 def test_what_is_not_trained_is_neither_kept_nor_moved() -> None:
     lm = tiny_lm()
     lm.get_input_embeddings().requires_grad_(False)
-    beginning = trained_weights(lm)
-    assert not any("embed_tokens" in name for name in beginning)
+    initial = trained_weights(lm)
+    assert not any("embed_tokens" in name for name in initial)
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.add_(1.0)
     embeddings = lm.get_input_embeddings().weight.clone()
-    move_back(lm, beginning, 1.0)
+    interpolate(lm, initial, 0.0)
     assert torch.equal(lm.get_input_embeddings().weight, embeddings)
-    assert all(torch.equal(lm.get_parameter(name), value) for name, value in beginning.items())
+    assert all(torch.equal(lm.get_parameter(name), value) for name, value in initial.items())

@@ -35,7 +35,7 @@ def adapt(
     limit: int = 20_000,
     steps: int = 1000,
     learning_rate: float = 0.01,
-    start_share: float = 0.0,
+    wise_ft_alpha: float = 1.0,
     max_rank: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -73,8 +73,8 @@ def adapt(
         limit: At most so many prompts of each kind and task.
         steps: Steps of 256 prompts each.
         learning_rate: At first; it falls to nothing.
-        start_share: Of the queries as they were, in the mean that is kept: .25 costs this corpus
-            little, and leaves more for other passages and prompts.
+        wise_ft_alpha: Saved weights = (1 - alpha) · initial + alpha · trained. .75 costs this
+            corpus little, and keeps more for other passages and prompts.
         max_rank: With a model that is an adapter, the rank of what is added to it.
         seed: Draws prompts.
         device: `cpu`, `cuda`, `cuda:1` ...
@@ -136,7 +136,7 @@ def adapt(
             sources,
             steps=steps,
             learning_rate=learning_rate,
-            start_share=start_share,
+            wise_ft_alpha=wise_ft_alpha,
             seed=seed,
             left_out=left_out,
             kept=kept,

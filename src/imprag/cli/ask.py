@@ -90,6 +90,15 @@ Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
+def _start(
+    source: Source | None, prompt: str, chat: bool
+) -> "tuple[Source, Iterable[list[str]], ImpRAG, Teacher | None]":
+    """The source, the batches of prompts, and who answers them; prompts are checked first."""
+    source = source or Source()
+    prompts = _prompts(prompt, chat=chat)
+    return source, prompts, *source.load()
+
+
 def ask(
     prompt: Prompt,
     /,
@@ -114,23 +123,22 @@ def ask(
         chat: Ask an instruct model through its own chat template.
         json: Print one JSON object per prompt and line.
     """
-    source = source or Source()
-    prompts = _prompts(prompt, chat=chat)
-    rag, teacher = source.load()
+    source, prompts, rag, teacher = _start(source, prompt, chat)
     for batch in prompts:
         passages = teacher.retrieve(batch, _k(source, rag, teacher)) if teacher else None
         for answer in rag.generate(
             batch, source.k, passages=passages, max_new_tokens=max_new_tokens
         ):
             if json:
-                _print_json(answer.prompt, answer.passages, answer.timings, answer=answer.answer)
+                _print_json(answer.prompt, answer.passages, answer.timings, answer=answer.text)
             else:
                 _print_passages(answer.prompt, answer.passages)
-                print(f"\nanswer: {answer.answer}\n", flush=True)
+                print(f"\nanswer: {answer.text}\n", flush=True)
     if source.kv_cache is not None and rag.kv_cache.misses:
+        cache = rag.kv_cache
         print(
-            f"note: {rag.kv_cache.misses:,} of {rag.kv_cache.misses + rag.kv_cache.hits:,} passages were "
-            "not in the KV cache and had to be encoded",
+            f"note: {cache.misses:,} of {cache.misses + cache.hits:,} passages were not in the KV "
+            "cache and had to be encoded",
             file=sys.stderr,
         )
 
@@ -158,9 +166,7 @@ def search(
     """
     import time
 
-    source = source or Source()
-    prompts = _prompts(prompt, chat=chat)
-    rag, teacher = source.load()
+    source, prompts, rag, teacher = _start(source, prompt, chat)
     for batch in prompts:
         start = time.perf_counter()
         found = (teacher or rag).retrieve(batch, _k(source, rag, teacher))

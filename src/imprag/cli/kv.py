@@ -39,8 +39,8 @@ def build(
 ) -> None:
     """Store keys and values of an index's passages at the layers that read them.
 
-    `imprag ask` and `imprag eval` take the folder as `--kv-cache`. An interrupted build goes on where
-    it stopped when the same command is given again.
+    `imprag ask` and `imprag eval` take the folder as `--kv-cache`. To resume an interrupted build,
+    give the same command again.
 
     Examples:
 

@@ -285,7 +285,7 @@ class _System:
             max_new_tokens=batch[0].task.max_new_tokens,
             batch_size=len(batch),
         )
-        return [answer.answer for answer in answers]
+        return [answer.text for answer in answers]
 
 
 def _conclude(run: RunFolder, source: PassageSource) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""How fast answers come, and what they hold in memory, beside in-context RAG with the same model.
+"""Speed and memory of answers, compared with in-context RAG by the same model.
 
-*In-context RAG* retrieves with all-MiniLM-L6-v2 and puts the passages before the prompt. All arms run
-in one process, in turn, on the same prompts and on passages of the same number of tokens; each
+*In-context RAG* retrieves with all-MiniLM-L6-v2 and puts the passages before the prompt. All arms
+run in one process, in turn, on the same prompts and on passages of the same number of tokens; each
 makes the same number of new tokens with Hugging Face ``generate``, in the same dtype.
 """
 

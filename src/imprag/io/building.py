@@ -133,8 +133,8 @@ def claim(work: Path, plan: dict[str, Any], *, alone: bool, overwrite: bool = Fa
     Args:
         work: of :func:`building_folder`.
         plan: all that decides the parts; JSON.
-        alone: the caller holds the lock of :func:`~imprag.io.locking.only_builder`, so temporary files
-            belong to builds that were killed, and are deleted.
+        alone: the caller holds the lock of :func:`~imprag.io.locking.only_builder`, so temporary
+            files belong to builds that were killed, and are deleted.
         overwrite: delete an unfinished build with another plan.
 
     Raises:

@@ -1,6 +1,7 @@
 """Everything besides weights that decides what an ImpRAG model computes."""
 
 import dataclasses
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ PassageEncoding = Literal["independent", "segmented", "full"]
 FrozenPassages = Literal["none", "hidden_states", "kv"]
 
 CONFIG_NAME = "imprag.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+#: Names of settings in version 1.
+RENAMED = {"reading_score_weight": "attention_score_bias"}
 
 FIXED = {"pooling_point": "last", "rope": "before"}
 """Former settings with their only value: a passage is represented by its own last token, and query
@@ -167,6 +170,12 @@ class ImpRAGConfig:
             raise ImpRAGError(f"{path} must hold one JSON object")
         if values.get("format_version", 0) > FORMAT_VERSION:
             raise ImpRAGError(f"{path} was written by a newer ImpRAG; update with pip install -U")
+        if values.get("format_version") == 1:
+            logging.getLogger(__name__).warning(
+                "note: %s is of format version 1; it is read as version %d", path, FORMAT_VERSION
+            )
+            values = {RENAMED.get(name, name): value for name, value in values.items()}
+            values["format_version"] = FORMAT_VERSION
         for name, value in FIXED.items():
             if (found := values.pop(name, value)) != value:
                 raise ImpRAGError(

@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from imprag.errors import ImpRAGError
@@ -200,3 +201,20 @@ def _own_folder(name_or_path: str | Path) -> Path | None:
 
 def _is_own(folder: Path) -> bool:
     return (folder / CONFIG_NAME).exists() or (folder / SETTINGS).exists()
+
+
+def push_to_hub(
+    model: ImpRAGModel, tokenizer: Any, repository: str, *, private: bool = True
+) -> str:
+    """Upload what :func:`save_pretrained` writes to the Hugging Face hub.
+
+    Returns:
+        the address of the commit.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        save_pretrained(model, tokenizer, folder)
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repository, folder_path=folder)
+    return str(commit.commit_url)

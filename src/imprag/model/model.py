@@ -223,8 +223,8 @@ class ImpRAGModel(nn.Module):
         attention_mask: Tensor,
         retrieve: Retrieve,
         *,
-        position_shift: Tensor | int,
         query_tokens: Tensor | None = None,
+        position_shift: Tensor | int,
         **lm_arguments: Any,
     ) -> ReadingOutput:
         """Run prompts (with their responses, in training) through the whole model once.

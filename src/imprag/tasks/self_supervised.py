@@ -2,8 +2,8 @@
 
 A retriever that has seen questions only takes their form for the whole of language: asked in
 another form, it finds nothing. So these are made from the passages of any corpus, and from
-questions with answers, in many prompt templates, of which the instruction often comes last. No prompt template is
-that of a task of the paper.
+questions with answers, in many prompt templates, of which the instruction often comes last. No
+prompt template is that of a task of the paper.
 
 What is made from a passage is drawn by the seed and the passage's id; a mention and what is wrong
 in a statement also depend on the passages around it.

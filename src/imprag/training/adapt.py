@@ -36,7 +36,7 @@ from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.objectives import nce_against_all, relevance_scores
 from imprag.training.recipe import LONGEST_TEXT
 from imprag.training.samplers.sampling import Epochs, Mixture, single_epochs
-from imprag.training.wise_ft import move_back, trained_weights
+from imprag.training.wise_ft import interpolate, trained_weights
 
 _HELD_BACK = 0.05  # of each source's prompts, to measure with
 _MOST_HELD_BACK = 500
@@ -71,7 +71,7 @@ def adapt(
     steps: int = 1000,
     prompts: int = 256,
     learning_rate: float = 0.01,
-    start_share: float = 0.0,
+    wise_ft_alpha: float = 1.0,
     seed: int = 0,
     left_out: frozenset[int] = frozenset(),
     kept: Path | None = None,
@@ -89,8 +89,8 @@ def adapt(
         steps: of AdamW.
         prompts: in each of them.
         learning_rate: at first; it falls to nothing.
-        start_share: of the weight as it was, in the mean of this and what it came to, which is kept
-            (as in a recipe).
+        wise_ft_alpha: weight of the trained projection in the one that is kept: (1 - alpha) ·
+            initial + alpha · trained (:mod:`imprag.training.wise_ft`).
         seed: of what is held back and drawn.
         left_out: rows of the corpus that count neither as right nor as wrong.
         kept: a file for what comes into layer b, most of the work. It is read if it is of the same
@@ -105,8 +105,8 @@ def adapt(
     """
     if steps < 1 or prompts < 1:
         raise ImpRAGError(f"{steps} steps of {prompts} prompts are no training")
-    if not 0 <= start_share < 1:
-        raise ImpRAGError(f"the start's share has to be from 0 to below 1, not {start_share}")
+    if not 0 < wise_ft_alpha <= 1:
+        raise ImpRAGError(f"wise_ft_alpha must be above 0 and at most 1, not {wise_ft_alpha}")
     weight = query_projection(model)[1].weight
     sources = [_usable(source, left_out) for source in sources]
     examples = [example for source in sources for example in source.examples]
@@ -140,7 +140,7 @@ def adapt(
     )
     model.requires_grad_(False)
     weight.requires_grad_(True)
-    beginning = trained_weights(model)
+    initial = trained_weights(model)
     with tqdm(range(steps), "Adapting", unit=" steps", disable=None) as bar:
         for step in bar:
             batch: list[int] = []
@@ -159,7 +159,7 @@ def adapt(
             schedule.step()
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.2f}")
-    move_back(model, beginning, start_share)
+    interpolate(model, initial, wise_ft_alpha)
     weight.requires_grad_(False)
     return [
         SourceRecall(source.name, len(numbers), first, found(numbers))

@@ -1,4 +1,4 @@
-"""From planned batches to token ids."""
+"""From batch indices to token ids."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ class Batches(Dataset[TrainingBatch]):
     """The batches of a run in their order, each made when it is asked for.
 
     Args:
-        plan: what is in a batch.
+        sampler: what is in a batch.
         schedule: the stage and passage length of a step.
         corpus: the passages.
         tokenizer: of the model.
@@ -33,7 +33,7 @@ class Batches(Dataset[TrainingBatch]):
 
     def __init__(
         self,
-        plan: BatchSampler,
+        sampler: BatchSampler,
         schedule: Schedule,
         corpus: Corpus,
         tokenizer: Any,
@@ -42,7 +42,7 @@ class Batches(Dataset[TrainingBatch]):
         world_size: int = 1,
         miner: HardNegativeMiner | None = None,
     ) -> None:
-        self.plan = plan
+        self.sampler = sampler
         self.schedule = schedule
         self._corpus = corpus
         self._tokenizer = tokenizer
@@ -50,7 +50,7 @@ class Batches(Dataset[TrainingBatch]):
         self._per_step = recipe.accumulation
         self._rank, self._world_size = rank, world_size
         self._miner = miner
-        self._reranked = lru_cache(maxsize=1)(self._reranked_plan)
+        self._reranked = lru_cache(maxsize=1)(self._reranked_sampler)
         self._passage = lru_cache(maxsize=2**15)(self._passage_tokens)
 
     def __len__(self) -> int:
@@ -59,13 +59,13 @@ class Batches(Dataset[TrainingBatch]):
     def __getitem__(self, index: int) -> TrainingBatch:
         step = index // self._per_step
         refresh = self.schedule.last_refresh(step)
-        plan = self.plan if refresh is None else self._reranked(refresh)
-        planned = plan(index).shard(self._rank, self._world_size)
+        sampler = self.sampler if refresh is None else self._reranked(refresh)
+        indices = sampler(index).shard(self._rank, self._world_size)
         if not self.schedule.generates(step):
-            planned = _retrieving_only(planned)
-        examples = [self.plan.examples[i] for i in planned.examples]
+            indices = _retrieving_only(indices)
+        examples = [self.sampler.examples[i] for i in indices.examples]
         prompts, responses = [], []
-        for example, generated in zip(examples, planned.generated, strict=True):
+        for example, generated in zip(examples, indices.generated, strict=True):
             response = response_tokens(self._tokenizer, example.response) if generated else []
             if example.prompt:
                 (prompt,) = prompt_tokens(self._tokenizer, [example.prompt], LONGEST_TEXT)
@@ -74,7 +74,7 @@ class Batches(Dataset[TrainingBatch]):
             prompts.append(prompt)
             responses.append(response[:LONGEST_TEXT])
         # A passage that is read is never cut short, since the answer may stand at its end.
-        read = {passage for passages in planned.candidates for passage in passages}
+        read = {passage for passages in indices.candidates for passage in passages}
         short, full = self.schedule.passage_tokens(step), self._config.max_passage_tokens
         return TrainingBatch(
             ids=[example.id for example in examples],
@@ -82,19 +82,19 @@ class Batches(Dataset[TrainingBatch]):
             responses=responses,
             passages=[
                 self._passage(row, full if number in read else short)
-                for number, row in enumerate(planned.passages)
+                for number, row in enumerate(indices.passages)
             ],
-            candidates=planned.candidates,
-            positive=torch.from_numpy(planned.positive),
-            negative=torch.from_numpy(planned.negative),
-            first_column=planned.first_column,
-            columns=planned.columns,
-            remembered=planned.remembered,
-            remembered_negative=torch.from_numpy(planned.remembered_negative),
+            candidates=indices.candidates,
+            positive=torch.from_numpy(indices.positive),
+            negative=torch.from_numpy(indices.negative),
+            first_column=indices.first_column,
+            columns=indices.columns,
+            remembered=indices.remembered,
+            remembered_negative=torch.from_numpy(indices.remembered_negative),
             self_distillation=self.schedule.stage(step) == "self_distillation",
         )
 
-    def _reranked_plan(self, refresh: int) -> BatchSampler:
+    def _reranked_sampler(self, refresh: int) -> BatchSampler:
         assert self._miner is not None
         steps = range(refresh, self.schedule.steps)
         batches = [
@@ -103,10 +103,10 @@ class Batches(Dataset[TrainingBatch]):
             if self.schedule.last_refresh(step) == refresh
             for n in range(self._per_step)
         ]
-        numbers = self.plan.reading(batches)
-        prompts = [self.plan.examples[n].prompt for n in numbers]
-        depth = self.plan.settings.candidates + self.plan.settings.positives
-        return self.plan.reranked(numbers, self._miner(prompts, depth, refresh))
+        numbers = self.sampler.reading(batches)
+        prompts = [self.sampler.examples[n].prompt for n in numbers]
+        depth = self.sampler.settings.candidates + self.sampler.settings.positives
+        return self.sampler.reranked(numbers, self._miner(prompts, depth, refresh))
 
     def _passage_tokens(self, row: int, limit: int) -> Sequence[int]:
         config = replace(self._config, max_passage_tokens=limit)

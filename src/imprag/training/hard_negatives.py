@@ -38,14 +38,9 @@ class HardNegativeMiner:
     """
 
     def __init__(
-        self,
-        model: ImpRAGModel,
-        tokenizer: Any,
-        corpus: Corpus,
-        folder: Path,
-        dtype: torch.dtype,
+        self, model: ImpRAGModel, tokenizer: Any, corpus: Corpus, folder: Path, dtype: torch.dtype
     ) -> None:
-        self._groups = model
+        self._model = model
         self._tokenizer = tokenizer
         self._corpus = corpus
         self._folder = folder
@@ -79,7 +74,7 @@ class HardNegativeMiner:
         return kept
 
     def _rank(self, prompts: Sequence[str], depth: int) -> npt.NDArray[np.int64]:
-        model, training = self._groups, self._groups.training
+        model, training = self._model, self._model.training
         encoder = PassageEncoder(model, self._tokenizer)
         device, low = model.device, self._dtype is not torch.float32
         model.eval()

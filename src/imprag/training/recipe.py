@@ -369,7 +369,7 @@ class Recipe(Section):
     corpus: Annotated[tuple[Location, ...], Field(min_length=1), BeforeValidator(_several)] = (
         "default",
     )
-    """The passages: a built-in corpus (`default`, `factbook`, `wiki10k`) or a path, or a list of
+    """The passages: a built-in corpus (`default` or one of its parts) or a path, or a list of
     them, which are joined."""
 
     data: Annotated[tuple[Source, ...], Field(min_length=1)]

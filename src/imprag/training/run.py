@@ -99,8 +99,8 @@ def _train(
     # Weights stay in float32; autocast computes in bfloat16.
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     names = name_vectors(sources, lm, tokenizer) if recipe.batch.alike_rows else None
-    plan = BatchSampler(sources, recipe.batch, corpus, recipe.seed, names)
-    schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
+    sampler = BatchSampler(sources, recipe.batch, corpus, recipe.seed, names)
+    schedule = Schedule(recipe, recipe.steps(len(sampler.examples)))
     config = recipe.model.to_config()
     fingerprint = model_fingerprint(lm, tokenizer)
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)
@@ -126,7 +126,7 @@ def _train(
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     miner = HardNegativeMiner(model.model, tokenizer, corpus, out / RANKS, dtype)
     part = (processes.process_index, processes.num_processes)
-    batches = Batches(plan, schedule, corpus, tokenizer, recipe, *part, miner)
+    batches = Batches(sampler, schedule, corpus, tokenizer, recipe, *part, miner)
     trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
     if trainer.is_fsdp_enabled:
         check_fsdp(trainer.accelerator.state.fsdp_plugin, recipe)

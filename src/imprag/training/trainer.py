@@ -98,7 +98,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             batch_size=1,
             collate_fn=lambda items: {"batch": items[0]},
             num_workers=workers,
-            # Forked, they share the corpus and the plan; they never touch the model.
+            # Forked, they share the corpus and the sampler; they never touch the model.
             multiprocessing_context="fork" if workers else None,
             prefetch_factor=4 if workers else None,
         )

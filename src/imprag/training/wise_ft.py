@@ -1,8 +1,7 @@
-"""The mean of the weights that training began with and those that it came to.
+"""Interpolation of initial and trained weights (WiSE-FT).
 
-Fine-tuning gains in what it is shown and loses elsewhere. Half of the way back, most of the gain is
-still there and most of the loss is not (Wortsman et al., "Robust fine-tuning of zero-shot models",
-2022).
+Fine-tuning gains on what it is shown and loses elsewhere. Halfway back, most of the gain is still
+there and most of the loss is not (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
 """
 
 import torch
@@ -19,17 +18,17 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def move_back(model: nn.Module, beginning: dict[str, Tensor], share: float) -> None:
-    """Move parameters towards former values, in place.
+def interpolate(model: nn.Module, initial: dict[str, Tensor], alpha: float) -> None:
+    """Set parameters to (1 - alpha) · initial + alpha · trained, in place.
 
-    An adapter's two factors are moved one by one. Their product is then not exactly the mean of the
-    two products: it lacks share · (1 - share) times the product of the factors' changes.
+    An adapter's two factors are interpolated one by one. Their product is then not exactly the mean
+    of the two products: it lacks alpha · (1 - alpha) times the product of the factors' changes.
 
     Args:
-        model: the model.
-        beginning: of :func:`trained_weights`; other parameters stay.
-        share: of the former values in the mean.
+        model: the trained model.
+        initial: weights before training, by :func:`trained_weights`; other parameters stay.
+        alpha: weight of the trained model; 1 leaves it as it is.
     """
     for name, parameter in model.named_parameters():
-        if name in beginning:
-            parameter.lerp_(beginning[name].to(parameter), share)
+        if name in initial:
+            parameter.lerp_(initial[name].to(parameter), 1 - alpha)

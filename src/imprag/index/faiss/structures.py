@@ -78,19 +78,19 @@ class IVFPQ(SearchStructure):
                 f"an ivfpq index needs at least {minimum:,} passages to train on, there are "
                 f'{count:,}; choose the kind "flat", which is quick at this size'
             )
-        lists = min(4 * isqrt(count), count // _POINTS_PER_CENTROID)
+        nlist = min(4 * isqrt(count), count // _POINTS_PER_CENTROID)
         wanted = min(max(dimension // 8, 16), 64)
         codes = max(m for m in range(1, wanted + 1) if dimension % m == 0)
         return {
-            "lists": lists,
-            "nprobe": min(max(lists // 4, 1), 256),
+            "nlist": nlist,
+            "nprobe": min(max(nlist // 4, 1), 256),
             "code_bytes": codes,
-            "training_passages": max(lists * _POINTS_PER_CENTROID, minimum),
+            "training_passages": max(nlist * _POINTS_PER_CENTROID, minimum),
             "seed": seed,
         }
 
     def disk(self, settings: dict[str, int], dimension: int, count: int) -> int:
-        tables = dimension * (settings["lists"] + _CENTROIDS + dimension)
+        tables = dimension * (settings["nlist"] + _CENTROIDS + dimension)
         return count * (settings["code_bytes"] + 8) + 4 * tables
 
     def memory(self, settings: dict[str, int], dimension: int, count: int, dtype: str) -> int:
@@ -108,7 +108,7 @@ class IVFPQ(SearchStructure):
         lists = faiss.IndexIVFPQ(
             faiss.IndexFlatIP(dimension),
             dimension,
-            settings["lists"],
+            settings["nlist"],
             codes,
             8,
             faiss.METRIC_INNER_PRODUCT,

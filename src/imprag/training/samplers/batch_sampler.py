@@ -124,13 +124,13 @@ class _Asked(NamedTuple):
 
 
 class BatchSampler:
-    """All batches of a training: ``plan(step)`` is the batch of a step.
+    """All batches of a training: ``sampler(step)`` is the batch of a step.
 
     A batch without grids is drawn from all sources by their weights. One with a ``grid`` has
     ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
     ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
-    with one prompt template of each cell that has any; of sources with articles instead, it takes some
-    questions about each of some articles. Small grids share a batch.
+    with one prompt template of each cell that has any; of sources with articles instead, it takes
+    some questions about each of some articles. Small grids share a batch.
 
     In every epoch of a source, each example, or each cell of its grids, comes once; those that
     ``questions_per_passage`` adds come beside.
@@ -214,18 +214,18 @@ class BatchSampler:
         return sorted({batch.indices[n] for batch in asked for n in batch.answered})
 
     def reranked(self, numbers: Sequence[int], rows: npt.NDArray[np.integer]) -> "BatchSampler":
-        """The same plan with candidates from the model's own index.
+        """The same sampler with candidates from the model's own index.
 
         Args:
             numbers: of examples, such as `reading` names.
             rows: of the corpus, best first, for each of them: (examples, depth).
         """
-        plan = copy.copy(self)
-        plan._ranks = dict(zip(numbers, rows.tolist(), strict=True))
-        plan._batch = lru_cache(maxsize=self.settings.cross_batch_memory + 1)(
-            plan._without_cross_batch_memory
+        sampler = copy.copy(self)
+        sampler._ranks = dict(zip(numbers, rows.tolist(), strict=True))
+        sampler._batch = lru_cache(maxsize=self.settings.cross_batch_memory + 1)(
+            sampler._without_cross_batch_memory
         )
-        return plan
+        return sampler
 
     def _without_cross_batch_memory(self, step: int) -> BatchIndices:
         generator = self._generator(step)

@@ -1,0 +1,268 @@
+"""Generation for a batch of prompts: retrieval, passage KV, stop strings, streaming, timings."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+from imprag.errors import ImpRAGError
+from imprag.index.folder import RetrievedPassage
+from imprag.model.generate import fixed
+from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
+from imprag.model.kv import PassageKV
+
+if TYPE_CHECKING:
+    from imprag.pipeline import ImpRAG
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What ImpRAG says to one prompt.
+
+    Attributes:
+        prompt: as given.
+        text: the new text, without the prompt and the stop string.
+        passages: what was retrieved and read, best first.
+        timings: seconds of the batch that the prompt was in: ``query`` (prompt through layers
+            0..b-1), ``search``, ``encode`` (passages through layers 0..t, or out of the KV cache),
+            ``generate`` (the rest of the prompt's pass and all new tokens), ``total``.
+    """
+
+    prompt: str
+    text: str
+    passages: list[RetrievedPassage]
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated.
+
+    Attributes:
+        max_new_tokens: length of an answer.
+        stop: texts at which an answer ends.
+        arguments: more for ``generate``, checked.
+    """
+
+    max_new_tokens: int
+    stop: Sequence[str]
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, max_new_tokens: int, stop: Sequence[str] | str | None, arguments: dict[str, Any]
+    ) -> "GenerationSettings":
+        """Checked settings.
+
+        Raises:
+            ImpRAGError: an argument does not work with retrieval, or a stop string is empty.
+        """
+        arguments = _checked(arguments, max_new_tokens)
+        return cls(arguments.pop("max_new_tokens"), _stops(stop), arguments)
+
+
+class GenerationBatch:
+    """One batch of prompts: runs their pass, keeps what they retrieved, and takes the times.
+
+    Args:
+        rag: model, index and KV cache.
+        prompts: that fit into one batch.
+        k: passages to retrieve for each; None takes the configured number.
+        passages: read these instead of retrieving.
+        settings: of the generation.
+
+    Raises:
+        ImpRAGError: a prompt is too long, k is larger than the index, or there is no index.
+    """
+
+    def __init__(
+        self,
+        rag: "ImpRAG",
+        prompts: Sequence[str],
+        k: int | None,
+        passages: Sequence[Sequence[RetrievedPassage]] | None,
+        settings: GenerationSettings,
+    ) -> None:
+        self.rag = rag
+        self.prompts = prompts
+        self.settings = settings
+        given = [] if passages is None else [found for row in passages for found in row]
+        if not all(isinstance(found, RetrievedPassage) for found in given):
+            raise ImpRAGError(
+                "passages must be RetrievedPassage(passage, score), as retrieve returns them"
+            )
+        # Known before the prompt runs, and before its room is counted.
+        self.k = rag.passages_to_read(k) if passages is None else 0
+        self.found = [[] for _ in prompts] if passages is None else [list(p) for p in passages]
+        self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
+        self.retrieves = self.k > 0
+        counts = [self.k if self.retrieves else len(row) for row in self.found]
+        shifts = [rag.config.position_shift(count) for count in counts]
+        self.input_ids, self.mask = rag.prompt_tokens(
+            prompts, max(shifts) + settings.max_new_tokens
+        )
+        self.shift = torch.tensor(shifts, device=rag.model.device)
+
+    @torch.inference_mode()
+    def generate(
+        self, *, streamer: TextIteratorStreamer | None = None, left: threading.Event | None = None
+    ) -> Tensor:
+        """New tokens, (prompts, length).
+
+        Args:
+            streamer: gets them one by one.
+            left: ends generation with the next token when it is set.
+        """
+        self._start = self._last = time.perf_counter()
+        retrieve = self._retrieve if self.retrieves else fixed(self._encode())
+        arguments = {**self.settings.arguments}
+        if streamer is not None:
+            arguments["streamer"] = streamer
+        ends: list[Any] = [*(arguments.pop("stopping_criteria", None) or ())]
+        if self.settings.stop:
+            ends.append(_StopAt(self.settings.stop, self.rag.tokenizer, self.input_ids.shape[1]))
+        if left is not None:
+            ends.append(_StopWhen(left))
+        output: Tensor = self.rag.model.generate(
+            self.input_ids,
+            self.mask,
+            retrieve,
+            position_shift=self.shift,
+            stopping_criteria=StoppingCriteriaList(ends),
+            **{"do_sample": False, "max_new_tokens": self.settings.max_new_tokens, **arguments},
+        )
+        self._lap("generate")
+        self.timings["total"] = self._last - self._start
+        return output[:, self.input_ids.shape[1] :]
+
+    def answers(self, tokens: Tensor) -> list[Answer]:
+        """Texts of the new tokens, cut at the stop strings."""
+        decoded = self.rag.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = ["".join(until_stop([text], self.settings.stop)).strip() for text in decoded]
+        return [
+            Answer(prompt, text, found, self.timings)
+            for prompt, text, found in zip(self.prompts, texts, self.found, strict=True)
+        ]
+
+    def stream(self) -> Iterator[str]:
+        """The text of the first prompt's answer, piece by piece.
+
+        Generation runs in a thread of its own, which ends with the next token when the iterator is
+        closed.
+        """
+        tokenizer = self.rag.tokenizer
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        left = threading.Event()
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self.generate(streamer=streamer, left=left)
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from until_stop(streamer, self.settings.stop)
+        finally:
+            left.set()
+            thread.join()
+        if failure:
+            raise failure[0]
+
+    def _retrieve(self, query_embeddings: Tensor) -> PassageKV:
+        queries = query_embeddings.cpu().numpy()
+        self._lap("query")
+        self.found = self.rag.index.search(queries, self.k)
+        self._lap("search")
+        return self._encode()
+
+    def _encode(self) -> PassageKV:
+        passages = [[found.passage for found in row] for row in self.found]
+        kv = self.rag.kv_cache.kv(passages)
+        if weight := self.rag.config.attention_score_bias:
+            scores = [[found.score for found in row] for row in self.found]
+            kv = kv.with_score_bias(scores, weight)
+        self._lap("encode")
+        return kv
+
+    def _lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timings[name] = now - self._last
+        self._last = now
+
+
+class _StopAt:
+    """A stopping criterion: ends a row when a stop string stands in its new text."""
+
+    def __init__(self, stop: Sequence[str], tokenizer: Any, prompt_length: int) -> None:
+        self.stop = stop
+        self.tokenizer = tokenizer
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
+        ended = [any(stop in text.lstrip() for stop in self.stop) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+class _StopWhen:
+    """A stopping criterion: ends all rows when an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def _checked(arguments: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+    """Arguments for ``generate`` that give one answer to each prompt."""
+    arguments = {**arguments, "max_new_tokens": max_new_tokens}
+    arguments = check_arguments(arguments, {*CHOICES, *CALLBACKS})
+    criteria = arguments.get("stopping_criteria")
+    if criteria is not None and not isinstance(criteria, list | tuple):
+        arguments["stopping_criteria"] = [criteria]
+    config = arguments.pop("generation_config", None)
+    if config is not None:
+        chosen = {name: value for name, value in config.to_diff_dict().items() if name in CHOICES}
+        # Only the length has a default of its own here, which the configuration replaces.
+        arguments = {
+            **chosen,
+            **arguments,
+            **{n: x for n, x in chosen.items() if n == "max_new_tokens"},
+        }
+    return arguments
+
+
+def _stops(stop: Sequence[str] | str | None) -> Sequence[str]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(text, str) and text for text in stops):
+        raise ImpRAGError("stop must be texts that are not empty")
+    return stops
+
+
+def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """Pass text on from its first letter until a stop string begins, without any part of it."""
+    held, begun = "", False
+    for piece in pieces:
+        held = held + piece if begun else (held + piece).lstrip()
+        begun = begun or bool(held)
+        ends = [held.index(text) for text in stop if text in held]
+        if ends:
+            yield held[: min(ends)]
+            return
+        # The end of what is held may be the beginning of a stop string.
+        keep = max(
+            (n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0
+        )
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held
