@@ -22,8 +22,8 @@ test: $(VENV)/dev
 
 # What other versions of the libraries may break: identity with the plain model, decoding with a
 # cache, adapters, index and memory, the command line. Each has an environment of its own.
-FAST := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,layer_groups frozen_passages \
-	pretrained compact self_check support) index/test_build memory/test_build_memory cli/test_cli))
+FAST := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,model frozen_passages \
+	load compact self_check support) index/test_build kv_cache/test_kv_build cli/test_cli))
 ALL_EXTRAS := demo,eval,train,serve,dev
 EXTRAS := $(if $(FULL),$(ALL_EXTRAS),versions)
 

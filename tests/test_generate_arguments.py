@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_rag import PASSAGES, PROMPTS, tiny_rag
+from test_pipeline import PASSAGES, PROMPTS, tiny_rag
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
