@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_passage_memory import tiny_imprag_model
+from test_kv_cache import tiny_imprag_model
 
 from conftest import tiny_tokenizer
 from imprag.corpus import Corpus, Passage
