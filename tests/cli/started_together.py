@@ -50,7 +50,7 @@ def run(home: Path) -> None:
                     home, "index", str(home / "corpus.jsonl"), *model, "--out", index
                 ),
                 "memory": together(
-                    home, "memory", "build", *model, "--index", index, "--out", memory
+                    home, "kv", "build", *model, "--index", index, "--out", memory
                 ),
                 "ask": together(
                     home, "ask", "w1 w2", "--json", *model, "--index", index, "--kv-cache", memory

@@ -117,7 +117,7 @@ def test_chat_without_a_chat_template_is_refused(
         assert "no chat template" in capsys.readouterr().err
     prompts = home / "chat-prompts.txt"
     prompts.write_text("w1")
-    build = ("memory", "build", "--out", home / "chat-memory", "--chat")
+    build = ("kv", "build", "--out", home / "chat-memory", "--chat")
     assert ask(home, *build, "--prompts", prompts, "--top-passages", 1) == 2
     assert "no chat template" in capsys.readouterr().err
     assert ask(home, *build) == 2
@@ -268,15 +268,15 @@ def test_as_a_process() -> None:
 
 def test_memory_is_built_described_and_read(home: Path, tmp_path: Path, capsys) -> None:
     memory = tmp_path / "memory"
-    assert ask(home, "memory", "build", "--out", memory, "--codec", "fp32", "--dry-run") == 0
+    assert ask(home, "kv", "build", "--out", memory, "--codec", "fp32", "--dry-run") == 0
     assert "fp32 memory of 9 passages: about" in capsys.readouterr().out
     assert not memory.exists()
-    assert ask(home, "memory", "build", "--out", memory, "--codec", "fp32") == 0
+    assert ask(home, "kv", "build", "--out", memory, "--codec", "fp32") == 0
     assert "9 passages," in capsys.readouterr().err
     assert run("info", memory, "--verify", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["kind"] == "memory"
-    assert facts["memory"]["count"] == 9
+    assert facts["kind"] == "kv_cache"
+    assert facts["kv_cache"]["count"] == 9
     answers = []
     for arguments in ((), ("--kv-cache", memory)):
         assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4, *arguments) == 0
@@ -290,18 +290,18 @@ def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, cap
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("w1 w2\n" * 3)
     hot = ("--out", tmp_path / "hot", "--prompts", prompts, "--top-passages", 1)
-    assert ask(home, "memory", "build", *hot) == 0
+    assert ask(home, "kv", "build", *hot) == 0
     capsys.readouterr()
     assert ask(home, "ask", "w1 w2", "--json", "--kv-cache", tmp_path / "hot") == 0
     captured = capsys.readouterr()
     assert "1 of 2 passages were not in the memory" in captured.err
-    assert ask(home, "memory", "build", "--out", tmp_path / "x", "--top-passages", 1) == 2
+    assert ask(home, "kv", "build", "--out", tmp_path / "x", "--top-passages", 1) == 2
     assert "belong together" in capsys.readouterr().err
 
 
 def test_info_names_a_damaged_file_of_a_memory(home: Path, tmp_path: Path, capsys) -> None:
     memory = tmp_path / "memory"
-    assert ask(home, "memory", "build", "--out", memory) == 0
+    assert ask(home, "kv", "build", "--out", memory) == 0
     assert main(["info", str(memory)]) == 0
     (shard,) = memory.glob("*.safetensors")
     content = shard.read_bytes()
@@ -313,7 +313,7 @@ def test_info_names_a_damaged_file_of_a_memory(home: Path, tmp_path: Path, capsy
 
 
 def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path, capsys) -> None:
-    assert ask(home, "memory", "build", "--out", tmp_path / "memory") == 0
+    assert ask(home, "kv", "build", "--out", tmp_path / "memory") == 0
     config = ImpRAGConfig(base_model="tiny", b=1, t=4, k=2, max_passage_tokens=16)
     save_pretrained(ImpRAGModel(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
     arguments = ("--model", tmp_path / "model", "--index", home / "index")
