@@ -143,7 +143,7 @@ class TestRefusing:
     )
     def test_another_finished_memory(self, corpus, tmp_path, change, named) -> None:
         build(corpus, tmp_path / "memory")
-        with pytest.raises(ImpRAGError, match=f"holds a memory already, with another .*{named}"):
+        with pytest.raises(ImpRAGError, match=f"holds a KV cache already, with another .*{named}"):
             build(corpus, tmp_path / "memory", **change)
 
     def test_as_many_other_passages(self, corpus, tmp_path) -> None:

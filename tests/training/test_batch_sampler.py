@@ -431,7 +431,7 @@ def test_candidates_are_found_even_in_a_small_corpus(tmp_path: Path) -> None:
 def test_shards_are_the_batch_in_parts(
     corpus: Corpus, sources: list[TrainingSource], given: BatchSettings, step: int, size: int
 ) -> None:
-    batch = BatchSampler(sources, given.model_copy(update={"memory": 2}), corpus)(step)
+    batch = BatchSampler(sources, given.model_copy(update={"cross_batch_memory": 2}), corpus)(step)
     shards = [batch.shard(rank, size) for rank in range(size)]
     columns = [row for shard in shards for row in shard.passages]
 
@@ -480,7 +480,7 @@ def test_one_process_has_the_whole_batch(corpus: Corpus) -> None:
 def test_passages_of_earlier_batches_are_negatives(
     corpus: Corpus, sources: list[TrainingSource], memory: int, step: int
 ) -> None:
-    sampler = BatchSampler(sources, BatchSettings(memory=memory, candidates=1), corpus)
+    sampler = BatchSampler(sources, BatchSettings(cross_batch_memory=memory, candidates=1), corpus)
     batch = sampler(step)
     earlier = {row for n in range(max(0, step - memory), step) for row in sampler(n).passages}
     assert len(set(batch.remembered)) == len(batch.remembered)
@@ -517,7 +517,7 @@ def test_ranks_are_wanted_for_those_that_read(
     first: int,
     count: int,
 ) -> None:
-    sampler = BatchSampler(sources, given.model_copy(update={"memory": memory}), corpus)
+    sampler = BatchSampler(sources, given.model_copy(update={"cross_batch_memory": memory}), corpus)
     steps = range(first, first + count)
     numbers = sampler.reading(steps)
     ranks = np.array([[(number + n) % ROWS for n in range(9)] for number in numbers], np.int64)

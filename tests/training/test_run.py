@@ -157,7 +157,7 @@ def test_grids_of_alike_entities(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"batch": {"memory": 2}, "stages": {"mine_every": 2}},
+        {"batch": {"cross_batch_memory": 2}, "stages": {"mine_every": 2}},
         {"lora": {"bottom": {"rank": 4}, "reading": {"rank": 2}, "norms": True}},
     ],
     ids=["full", "lora"],
@@ -280,7 +280,7 @@ def test_a_second_run_in_the_same_folder_waits_and_is_refused(
 
 
 def test_memory_is_part_of_a_checkpoint(world: Path, tmp_path: Path) -> None:
-    settings = recipe(world, batch={"memory": 2, "examples": 4})
+    settings = recipe(world, batch={"cross_batch_memory": 2, "examples": 4})
     train(settings, tmp_path / "run")
     saved = load_file(tmp_path / "run" / "checkpoint-6" / "memory.safetensors")
     assert len(saved["rows"]) == len(saved["embeddings"]) > 4
