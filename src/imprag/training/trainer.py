@@ -40,7 +40,7 @@ METRICS = "metrics.jsonl"
 MEMORY = "memory.safetensors"
 
 Evaluate = Callable[[ImpRAGModel, Any, int], dict[str, float]]
-"""``evaluate(groups, tokenizer, step)``: figures of the model as it is now, by name."""
+"""``evaluate(model, tokenizer, step)``: figures of the model as it is now, by name."""
 
 
 class ImpRAGTrainer(Trainer):  # type: ignore[misc]
@@ -172,9 +172,9 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         assert self._evaluate_model is not None
         figures: list[dict[str, float]] = [{}]
         if self.is_world_process_zero():
-            groups = self.accelerator.unwrap_model(self.model).groups
+            model = self.accelerator.unwrap_model(self.model).model
             with self.accelerator.autocast():
-                figures[0] = self._evaluate_model(groups, self.tokenizer, self.state.global_step)
+                figures[0] = self._evaluate_model(model, self.tokenizer, self.state.global_step)
         figures = broadcast_object_list(figures)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures[0].items()}
         self.log(metrics)
@@ -216,22 +216,22 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights and settings, as ``load_pretrained`` reads them."""
         folder = Path(output_dir or self.args.output_dir)
-        groups = self.accelerator.unwrap_model(self.model).groups
+        model = self.accelerator.unwrap_model(self.model).model
         if state_dict is not None:
-            start = "groups.lm."
+            start = "model.lm."
             state_dict = {name.removeprefix(start): x for name, x in state_dict.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
-            if has_adapter(groups.lm):
-                save_adapter(groups.lm, folder, state_dict)
+            if has_adapter(model.lm):
+                save_adapter(model.lm, folder, state_dict)
             else:
-                groups.lm.save_pretrained(folder, state_dict=state_dict)
-        groups.config.save(folder)
+                model.lm.save_pretrained(folder, state_dict=state_dict)
+        model.config.save(folder)
         self.tokenizer.save_pretrained(folder)
         self._save_memory(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights((model or self.model).groups.lm, Path(resume_from_checkpoint))
+        load_weights((model or self.model).model.lm, Path(resume_from_checkpoint))
         self._load_memory(Path(resume_from_checkpoint))
 
     def _save_memory(self, folder: Path) -> None:
@@ -251,7 +251,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         """Go back to the weights that were the best when evaluated, if any were."""
         if self.state.best_model_checkpoint is not None:
             model = self.accelerator.unwrap_model(self.model)
-            load_weights(model.groups.lm, Path(self.state.best_model_checkpoint))
+            load_weights(model.model.lm, Path(self.state.best_model_checkpoint))
 
 
 class _Saving(TrainerCallback):  # type: ignore[misc]
