@@ -26,8 +26,8 @@ import documented
 from documented import ROOT, Block, blocks, calls, help_examples, inline_commands, is_shell
 from imprag.cli import app, main
 from imprag.corpus import Corpus, load_corpus
-from imprag.index.folder import RetrievedPassage
 from imprag.pipeline import ImpRAG
+from imprag.retrieval import RetrievedPassage
 from imprag.tasks import Benchmark
 
 SHELL = [block for block in blocks() if is_shell(block)]
@@ -145,6 +145,9 @@ class FirstPassages:
     def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
         return [[RetrievedPassage(self.corpus[i], 1.0) for i in range(k)] for _ in prompts]
 
+    def settings(self) -> dict[str, Any]:
+        return {}
+
 
 def write_benchmark(out: Path | str, seed: int = 0) -> dict[str, Any]:
     return documented.write_benchmark(Path(out))
@@ -210,8 +213,8 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return generate(rag, *arguments, **{**settings, "max_new_tokens": 2})
 
     monkeypatch.setattr(ImpRAG, "generate", briefly)
-    for module in ("imprag.evaluation.speed", "imprag.evaluation.passage_sources"):
-        monkeypatch.setattr(f"{module}.Teacher", FirstPassages)
+    for module in ("imprag.evaluation.speed", "imprag.retrieval.dense"):
+        monkeypatch.setattr(f"{module}.DenseRetriever", FirstPassages)
         monkeypatch.setattr(f"{module}.TextEncoder", NoEncoder)
 
 

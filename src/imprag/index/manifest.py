@@ -16,8 +16,8 @@ class IndexManifest:
     """Everything there is to know about an index without opening its data.
 
     Attributes:
-        backend: the engine that searches it, ``"faiss"``.
-        kind: ``"flat"``, ``"ivfpq"`` or ``"hnsw"``.
+        backend: the engine that searches it, such as ``"faiss"``.
+        kind: ``"flat"``, ``"ivfpq"``, ``"hnsw"``, or a name that a plug-in registered.
         metric: ``"inner_product"``, the only one.
         dimension: of the embeddings.
         count: passages that can be found.

@@ -18,8 +18,13 @@ from imprag.errors import ImpRAGError
 from imprag.index.faiss.structures import STRUCTURES
 from imprag.index.faiss.vectors import empty_vectors, map_faiss, vector_blocks, write_vectors
 from imprag.index.manifest import MANIFEST, IndexManifest
-from imprag.index.passage_index import FloatArray, PassageIndex, checked_embeddings
-from imprag.io.building import damaged, is_free, versions, write_file
+from imprag.index.passage_index import (
+    EmbeddingParts,
+    FloatArray,
+    PassageIndex,
+    checked_embeddings,
+)
+from imprag.io.building import StoredFile, damaged, is_free, versions, write_file
 from imprag.io.files import atomic_path, expand_home
 
 
@@ -39,12 +44,55 @@ class FaissIndex(PassageIndex):
         manifest: what it holds.
     """
 
+    backend = "faiss"
+
     _ids: pa.ChunkedArray  # of all rows, the added and the removed ones as well
     _added: Any
     _removed: npt.NDArray[np.int64]  # rows, ascending
 
     def __init__(self, path: Path, manifest: IndexManifest) -> None:
         self._open(path, manifest)
+
+    @classmethod
+    def settings(cls, kind: str, dimension: int, count: int, seed: int) -> dict[str, int]:
+        structure = STRUCTURES.get(kind)
+        return structure.settings(dimension, count, seed) if structure else {}
+
+    @classmethod
+    def footprint(cls, goal: IndexManifest) -> tuple[int, int]:
+        structure = STRUCTURES.get(goal.kind)
+        if structure is None:
+            return 0, 0
+        size = goal.dimension, goal.count
+        memory = structure.memory(goal.settings, *size, goal.dtype)
+        return structure.disk(goal.settings, *size), memory
+
+    @classmethod
+    def create(
+        cls, folder: Path, goal: IndexManifest, parts: EmbeddingParts, progress: bool
+    ) -> dict[str, StoredFile]:
+        def vectors(stream: BinaryIO) -> None:
+            blocks = (embeddings for _, embeddings in parts)
+            write_vectors(stream, goal.dimension, goal.dtype, goal.count, blocks)
+
+        def ids(stream: BinaryIO) -> None:
+            write_ids(stream, (pa.array(ids, pa.large_string()) for ids, _ in parts))
+
+        files = {
+            "vectors": write_file(folder, "vectors.faiss", vectors),
+            "ids": write_file(folder, "ids.arrow", ids),
+        }
+        if structure := STRUCTURES.get(goal.kind):
+            stored = map_faiss(folder / files["vectors"].name)
+            built = structure.build(stored, goal.dtype, goal.settings, progress)
+            files["structure"] = write_file(
+                folder, f"{goal.kind}.faiss", lambda stream: structure.write(built, stream)
+            )
+        return files
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return {"faiss": faiss.__version__}
 
     @property
     def manifest(self) -> IndexManifest:
@@ -208,9 +256,9 @@ class FaissIndex(PassageIndex):
         for file in files.values():
             if not (folder / file.name).exists():
                 shutil.copyfile(self._path / file.name, folder / file.name)
-        dataclasses.replace(
-            manifest, files=files, versions=versions(faiss=faiss.__version__)
-        ).write(folder)
+        dataclasses.replace(manifest, files=files, versions=versions(**self.versions())).write(
+            folder
+        )
         for name in {file.name for file in old.values()} - {file.name for file in files.values()}:
             (folder / name).unlink(missing_ok=True)
 
