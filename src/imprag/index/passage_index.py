@@ -1,7 +1,8 @@
 """The contract of every index: passage embeddings go in, the best passages' ids come out."""
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -215,3 +216,26 @@ def checked_embeddings(embeddings: FloatArray, dimension: int, dtype: str) -> Fl
             'build the index with dtype="float32"'
         )
     return array
+
+
+def check_new_ids(ids: Sequence[str], embeddings: FloatArray, known: Container[str]) -> None:
+    """Refuse ids that cannot be added to an index.
+
+    Args:
+        ids: of the passages to add.
+        embeddings: of the same passages.
+        known: ids that the index has.
+
+    Raises:
+        ImpRAGError: an id is known or given twice, or there are more or fewer embeddings than ids.
+    """
+    if len(ids) != len(embeddings):
+        raise ImpRAGError(f"{len(ids)} ids, but {len(embeddings)} embeddings")
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise ImpRAGError(f"the passage {twice!r} is given twice")
+    for passage_id in ids:
+        if passage_id in known:
+            raise ImpRAGError(
+                f"the passage {passage_id!r} is in the index already; remove it first"
+            )

@@ -10,12 +10,10 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus
 from imprag.corpus.words import search_terms
-from imprag.errors import ImpRAGError
 from imprag.io.files import atomic_path, cache_dir
 from imprag.io.locking import make_once
 from imprag.io.optional import require
-from imprag.io.text_checks import check_several
-from imprag.retrieval.retriever import RetrievedPassage, retrieved_passages
+from imprag.retrieval.retriever import RetrievedPassage, check_retrieval, retrieved_passages
 
 SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
 _TERMS = "words, characters and pairs"  # what `search_terms` makes; part of the cache key
@@ -69,9 +67,7 @@ class BM25:
         Raises:
             ImpRAGError: k is larger than the corpus, or one text is given in place of a list.
         """
-        check_several(queries)
-        if k > len(self.corpus):
-            raise ImpRAGError(f"k is {k}, but the corpus has only {len(self.corpus)} passages")
+        check_retrieval(self.corpus, queries, k)
         if not queries:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         terms = [search_terms(query) for query in queries]

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.io.text_checks import check_several
 
 #: The kind of score that the model's own layers give: a logit, fit to bias attention.
 IMPLICIT = "implicit"
@@ -55,6 +57,17 @@ class Retriever(Protocol):
 
     def settings(self) -> Mapping[str, Any]:
         """What the results depend on besides prompts and corpus, for the recipe of a run; JSON."""
+
+
+def check_retrieval(corpus: Corpus, prompts: Sequence[str], k: int) -> None:
+    """Refuse what no retriever can do.
+
+    Raises:
+        ImpRAGError: k is larger than the corpus, or one text is given in place of a list.
+    """
+    check_several(prompts)
+    if k > len(corpus):
+        raise ImpRAGError(f"k is {k}, but the corpus has only {len(corpus)} passages")
 
 
 def retrieved_passages(
