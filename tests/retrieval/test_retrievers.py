@@ -10,6 +10,7 @@ from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
+from imprag.io.text_checks import check_several
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.retrieval import Retriever, register_retriever
@@ -34,6 +35,7 @@ class Letters:
         return "letters"
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
+        check_several(texts)
         counts = [[text.lower().count(chr(97 + n)) for n in range(26)] for text in texts]
         return np.array(counts, np.float32).reshape(len(texts), 26)
 
@@ -46,9 +48,6 @@ class TestDense(RetrieverSuite):
 
     def make(self, corpus: Corpus) -> Retriever:
         return DenseRetriever(corpus, Letters())  # type: ignore[arg-type]
-
-    @pytest.mark.skip(reason="a stub encoder takes any text")
-    def test_one_text_in_place_of_a_list_is_refused(self, retriever: Retriever) -> None: ...
 
 
 class TestImplicit(RetrieverSuite):

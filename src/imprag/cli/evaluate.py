@@ -104,6 +104,7 @@ def evaluate(
     from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
     from imprag.tasks import read_tasks
 
+    make_retriever = RETRIEVERS.find(retriever)
     if no_retrieval + oracle_passages + retrieval_only > 1:
         raise ImpRAGError("use one of --no-retrieval, --oracle-passages and --retrieval-only")
     if among is not None and (k is not None or not oracle_passages):
@@ -121,7 +122,6 @@ def evaluate(
     if retriever != "self" and (no_retrieval or oracle_passages):
         raise ImpRAGError(f"--retriever {retriever} has no use where nothing is retrieved")
     require_packages()
-    make_retriever = RETRIEVERS.find(retriever)
     examples = read_tasks(tasks or (), data=data, split=split)
 
     @cache

@@ -230,13 +230,13 @@ class IndexBackendSuite:
         PassageIndex.open(tmp_path / "saved").verify()
 
     def test_a_finished_index_is_opened_rather_than_built_again(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, index: PassageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        built = self.build(tmp_path / "index").search(self.vectors(3, seed=8), 5)
+        index.save(tmp_path / "index")
 
         def encode(suite: IndexBackendSuite, passages: Sequence[Passage]) -> FloatArray:
             raise AssertionError("encoded again")
 
         monkeypatch.setattr(IndexBackendSuite, "encode", encode)
-        opened = self.build(tmp_path / "index").search(self.vectors(3, seed=8), 5)
-        assert opened[1] == built[1]
+        queries = self.vectors(3, seed=8)
+        assert self.build(tmp_path / "index").search(queries, 5)[1] == index.search(queries, 5)[1]
