@@ -1,6 +1,7 @@
 """A tiny model over a tiny index, end to end."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,26 @@ def test_what_scores_better_is_read_more(folder: Path) -> None:
         assert again.text == answer.text
     weighing.use_kv_cache(RamStore(untrained_codec("fp32", 16), 10**6))
     assert [a.text for a in weighing.generate(PROMPTS, **arguments)] == [a.text for a in answers]
+
+
+@pytest.mark.parametrize("kind", ["lexical", "dense", "given", "of a plug-in"])
+def test_only_the_models_own_scores_bias_attention(folder: Path, kind: str) -> None:
+    plain, weighing = tiny_rag(folder), tiny_rag(folder, attention_score_bias=1e4)
+    arguments: dict[str, Any] = {"max_new_tokens": 5, "stop": ()}
+    own = plain.retrieve(PROMPTS)
+    assert {one.kind for row in own for one in row} == {"implicit"}
+    others = [[replace(one, kind=kind) for one in row] for row in own]
+    expected = [answer.text for answer in plain.generate(PROMPTS, passages=own, **arguments)]
+    biased = [answer.text for answer in weighing.generate(PROMPTS, passages=own, **arguments)]
+    assert biased != expected
+    # A prompt's scores count if all of them are the model's own, whatever the others of its batch.
+    for passages, wanted in (
+        (others, expected),
+        ([others[0], own[1], others[2]], [expected[0], biased[1], expected[2]]),
+        ([[others[0][0], *own[0][1:]], *own[1:]], [expected[0], *biased[1:]]),
+    ):
+        found = weighing.generate(PROMPTS, passages=passages, **arguments)
+        assert [answer.text for answer in found] == wanted
 
 
 @pytest.mark.parametrize("encoding", ["independent", "segmented", "full"])

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from imprag.errors import ImpRAGError
-from imprag.index.folder import RetrievedPassage
 from imprag.model.generate import fixed
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
 from imprag.model.kv import PassageKV
+from imprag.retrieval.retriever import IMPLICIT, RetrievedPassage
 
 if TYPE_CHECKING:
     from imprag.pipeline import ImpRAG
@@ -178,17 +178,22 @@ class GenerationBatch:
             raise failure[0]
 
     def _retrieve(self, query_embeddings: Tensor) -> PassageKV:
-        queries = query_embeddings.cpu().numpy()
+        queries = query_embeddings.cpu()
         self._lap("query")
-        self.found = self.rag.index.search(queries, self.k)
+        self.found = self.rag.retriever.search(queries, self.k)
         self._lap("search")
         return self._encode()
 
     def _encode(self) -> PassageKV:
         passages = [[found.passage for found in row] for row in self.found]
         kv = self.rag.kv_cache.kv(passages)
-        if weight := self.rag.config.attention_score_bias:
-            scores = [[found.score for found in row] for row in self.found]
+        own = [bool(row) and all(one.kind == IMPLICIT for one in row) for row in self.found]
+        if (weight := self.rag.config.attention_score_bias) and any(own):
+            # Other scores mean something else: all passages of such a prompt weigh the same.
+            scores = [
+                [found.score if is_own else 0.0 for found in row]
+                for row, is_own in zip(self.found, own, strict=True)
+            ]
             kv = kv.with_score_bias(scores, weight)
         self._lap("encode")
         return kv

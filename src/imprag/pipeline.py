@@ -11,7 +11,7 @@ from torch import Tensor
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.generation import Answer, GenerationBatch, GenerationSettings
-from imprag.index.folder import Encoder, IndexFolder, RetrievedPassage
+from imprag.index.folder import Encoder, IndexFolder
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.io.files import cache_dir, expand_home
 from imprag.io.text_checks import check_prompts
@@ -21,6 +21,7 @@ from imprag.kv_cache.stores import DiskStore, Store
 from imprag.model.chat import ChatPrompt
 from imprag.model.config import ImpRAGConfig
 from imprag.model.fitted import fitted_index, fitted_to_default
+from imprag.model.inputs import by_length
 from imprag.model.load import (
     DEFAULT,
     DEFAULT_FOLDER,
@@ -32,6 +33,8 @@ from imprag.model.load import (
 from imprag.model.model import ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.text import prompt_batch
+from imprag.retrieval.implicit import ImplicitRetriever
+from imprag.retrieval.retriever import RetrievedPassage
 
 __all__ = ["Answer", "ImpRAG"]
 
@@ -157,6 +160,15 @@ class ImpRAG:
             self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True)
         return self._index
 
+    @property
+    def retriever(self) -> ImplicitRetriever:
+        """The model's own retriever over :attr:`index`.
+
+        Raises:
+            ImpRAGError: there is no index.
+        """
+        return ImplicitRetriever(self.model, self.tokenizer, self.index)
+
     def _shipped(self, corpus: Corpus, fingerprint: str) -> Encoder:
         """The default model's stored embeddings, or itself where settings were changed."""
         try:
@@ -202,15 +214,7 @@ class ImpRAG:
                 no index.
         """
         prompts = _asked(prompts, chat)
-        k = self.passages_to_read(k)
-        found: dict[int, list[RetrievedPassage]] = {}
-        for batch in _packed(prompts):
-            ids, mask = self.prompt_tokens([prompts[n] for n in batch], room=0)
-            with torch.inference_mode():
-                queries = self.model.query_embeddings(ids, mask)
-            rows = self.index.search(queries.cpu().numpy(), k)
-            found.update(zip(batch, rows, strict=True))
-        return [found[n] for n in range(len(prompts))]
+        return self.retriever.retrieve(prompts, self.passages_to_read(k))
 
     def ask(
         self,
@@ -244,8 +248,9 @@ class ImpRAG:
             prompts: texts; none empty.
             k: passages to retrieve for each; 0 answers without any; if not given, the configured
                 number, or all passages of an index that has fewer.
-            passages: read these, for each prompt, instead of retrieving; with the setting
-                ``attention_score_bias``, by their scores.
+            passages: read these, for each prompt, instead of retrieving. The setting
+                ``attention_score_bias`` applies to a prompt's passages if all of them come from
+                the model's own retriever.
             max_new_tokens: length of the answers.
             stop: texts at which an answer ends; not part of it. White space before an answer does
                 not end it. None ends it at the end token and ``max_new_tokens`` alone.
@@ -270,7 +275,7 @@ class ImpRAG:
         if passages is not None and len(passages) != len(prompts):
             raise ImpRAGError(f"{len(prompts)} prompts, but passages for {len(passages)}")
         answers: dict[int, Answer] = {}
-        for batch in _packed(prompts, batch_size):
+        for batch in by_length(prompts, batch_size):
             given = None if passages is None else [passages[n] for n in batch]
             run = GenerationBatch(self, [prompts[n] for n in batch], k, given, settings)
             answers.update(zip(batch, run.answers(run.generate()), strict=True))
@@ -336,10 +341,3 @@ def _asked(prompts: Any, chat: bool) -> Sequence[str]:
         prompts = list(prompts)  # an iterator can be gone through once
     check_prompts(prompts)
     return [ChatPrompt(prompt) for prompt in prompts] if chat else list(prompts)
-
-
-def _packed(prompts: Sequence[str], size: int = 8) -> Iterator[list[int]]:
-    """Numbers of the prompts in batches of like length, the longest first: little is padded."""
-    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
-    for start in range(0, len(prompts), size):
-        yield order[start : start + size]

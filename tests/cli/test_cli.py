@@ -61,6 +61,24 @@ def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["timings"]["total"] > 0
 
 
+def test_another_retriever_finds_by_the_prompts_words(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bm25s", reason="BM25")
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path))
+
+    def found(*arguments: object) -> list[str]:
+        assert ask(home, *arguments, "--json") == 0
+        return [one["id"] for one in json.loads(capsys.readouterr().out)["passages"]]
+
+    for command in (("search", "w17"), ("ask", "w17", "--max-new-tokens", 2)):
+        assert set(found(*command, "--retriever", "bm25", "--k", 2)) == {"p3", "p2"}
+        assert len(found(*command, "--retriever", "bm25")) == 2
+    assert found("ask", "w17", "--max-new-tokens", 2, "--retriever", "bm25", "--k", 0) == []
+    assert ask(home, "search", "w17", "--retriever", "bm25", "--k", 10) == 2
+    assert "k is 10, but the index has 9 passages" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["ask", "search"])
 def test_prompts_from_standard_input(
     home: Path,

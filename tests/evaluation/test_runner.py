@@ -20,21 +20,28 @@ from imprag.errors import ImpRAGError
 from imprag.evaluation.compare import compare
 from imprag.evaluation.passage_sources import (
     PassageSource,
+    QueryTemplate,
     Question,
-    bm25_retrieval,
     gold_passages,
     no_passages,
     own_retrieval,
+    text_retrieval,
 )
 from imprag.evaluation.report import write_report
 from imprag.evaluation.run_folder import RunFolder
-from imprag.index.folder import IndexFolder, RetrievedPassage
+from imprag.index.folder import IndexFolder
 from imprag.io.optional import note_without
 from imprag.pipeline import ImpRAG
+from imprag.retrieval import RetrievedPassage
+from imprag.retrieval.lexical import BM25
 from imprag.tasks import Answer, Example, Task, TaskExamples, load_task
 
 TEXTS = {passage.id: passage.text for passage in PASSAGES}
 PAGES = {passage.id: passage.title for passage in PASSAGES}
+
+
+def bm25(corpus: Corpus, query_template: QueryTemplate = "none") -> PassageSource:
+    return text_retrieval("bm25", BM25(corpus), query_template)
 
 
 @pytest.fixture(autouse=True)
@@ -248,13 +255,13 @@ def test_chat_puts_prompts_into_the_chat_template(
         [passage["id"] for passage in one["passages"]][:10] for one in asked
     ]
     length = tasks[0].task.max_new_tokens
-    answers = [one.answer for one in model.generate(prompts, chat=True, max_new_tokens=length)]
+    answers = [one.text for one in model.generate(prompts, chat=True, max_new_tokens=length)]
     assert answers == [one["answer"] for one in asked]
-    assert answers != [one.answer for one in model.generate(prompts, max_new_tokens=length)]
+    assert answers != [one.text for one in model.generate(prompts, max_new_tokens=length)]
     with pytest.raises(ImpRAGError, match="holds another run: .*chat"):
         evaluate(model, tasks[:1], out)
     with pytest.raises(ImpRAGError, match="no model retrieves or answers"):
-        evaluate(None, tasks[:1], tmp_path / "b", source=bm25_retrieval(corpus), chat=True)
+        evaluate(None, tasks[:1], tmp_path / "b", source=bm25(corpus), chat=True)
 
 
 def test_retrieval_only_needs_no_model(
@@ -382,7 +389,7 @@ def test_a_finished_run_asks_nothing_again(
         (lambda rag, corpus, tasks: {"k": 2}, r"reading\.k is 3 there and 2 here"),
         (lambda rag, corpus, tasks: {"seed": 1}, r"seed is 0 there and 1 here"),
         (
-            lambda rag, corpus, tasks: {"source": bm25_retrieval(corpus)},
+            lambda rag, corpus, tasks: {"source": bm25(corpus)},
             r"passages\.from is self there and bm25 here",
         ),
         (
@@ -569,7 +576,7 @@ def test_an_answer_behind_the_cut_is_not_found(rag: ImpRAG, tmp_path: Path) -> N
     for name, model, source in (
         ("own", own, None),
         ("own, nothing read", None, own_retrieval(own)),
-        ("read", own, replace(bm25_retrieval(corpus), name="other")),
+        ("read", own, replace(bm25(corpus), name="other")),
     ):
         evaluate(model, tasks, tmp_path / name, source=source, k=None if model is None else 2)
         seen, cut = read(tmp_path / name)
@@ -583,7 +590,7 @@ def test_an_answer_behind_the_cut_is_not_found(rag: ImpRAG, tmp_path: Path) -> N
     write_report(RunFolder.open(tmp_path / "own"), corpus)
     assert "not seen by the model" in (tmp_path / "own" / "report.html").read_text()
     # Where no model is asked, nothing is cut.
-    evaluate(None, tasks, tmp_path / "bm25", source=bm25_retrieval(corpus))
+    evaluate(None, tasks, tmp_path / "bm25", source=bm25(corpus))
     assert [one["metrics"]["answer_recall@5"] for one in read(tmp_path / "bm25")] == [
         1,
         1,
@@ -600,7 +607,7 @@ def test_pages_of_passages_without_titles_are_their_own(tmp_path: Path) -> None:
     )
     asked = Example("q", "Oslo?", [Answer("Bamako", [{"passage_id": "right"}])])
     tasks = [TaskExamples(load_task("nq"), [asked], "questions")]
-    results = evaluate(None, tasks, tmp_path / "run", source=bm25_retrieval(corpus, "oracle"))
+    results = evaluate(None, tasks, tmp_path / "run", source=bm25(corpus, "oracle"))
     assert results["tasks"]["nq"]["metrics"]["r_precision"]["mean"] == 0
     (line,) = (tmp_path / "run" / "kilt" / "nq.jsonl").read_text().splitlines()
     pages = [one["wikipedia_id"] for one in json.loads(line)["output"][0]["provenance"]]

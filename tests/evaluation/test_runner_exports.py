@@ -15,7 +15,7 @@ from imprag.evaluation.exports import write_kilt, write_trec
 from imprag.evaluation.metrics import r_precision
 from imprag.evaluation.run_folder import RunFolder
 from imprag.evaluation.scoring import hit_ranks, score_retrieval
-from imprag.index.folder import RetrievedPassage
+from imprag.retrieval import RetrievedPassage
 from imprag.tasks import Answer, Example, load_task
 
 IDS = [f"passage {n}" for n in range(40)]

@@ -16,7 +16,7 @@ from imprag.evaluation.scoring import (
     summary,
 )
 from imprag.evaluation.statistics import bootstrap_interval
-from imprag.index.folder import RetrievedPassage
+from imprag.retrieval import RetrievedPassage
 from imprag.tasks import Answer, Example, load_task
 
 IDS = [f"p{n}" for n in range(30)]

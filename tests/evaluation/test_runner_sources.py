@@ -1,5 +1,6 @@
 """Where passages come from: retrievers with their query templates, gold passages, none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,15 @@ from tiny_evaluation import example
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.evaluation import passage_sources
 from imprag.evaluation.passage_sources import (
     Question,
-    bm25_retrieval,
     gold_among,
     gold_passages,
     no_passages,
     oracle_query,
-    teacher_retrieval,
+    text_retrieval,
 )
-from imprag.index.folder import RetrievedPassage
+from imprag.retrieval import RetrievedPassage
 from imprag.tasks import load_task
 
 # --- Query templates ----------------------------------------------------------------------------
@@ -40,34 +39,27 @@ def test_oracle_queries(text: str, query: str) -> None:
 class Fake:
     """A text retriever that finds what it was asked for."""
 
-    def retrieve(self, queries: list[str], k: int) -> list[list[RetrievedPassage]]:
-        return [[RetrievedPassage(Passage(query, "", "text"), 1.0)] * k for query in queries]
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
+        return [[RetrievedPassage(Passage(prompt, "", "text"), 1.0)] * k for prompt in prompts]
+
+    def settings(self) -> dict[str, Any]:
+        return {"strength": 3}
 
 
-@pytest.mark.parametrize("name", ["bm25", "teacher"])
-def test_text_retrievers_get_the_prompt_or_the_oracle_query(
-    name: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Encoder:
-        name = "fake"
-
-        def fingerprint(self) -> str:
-            return "f"
-
-    monkeypatch.setattr(passage_sources, "BM25", lambda corpus: Fake())
-    monkeypatch.setattr(passage_sources, "TextEncoder", Encoder)
-    monkeypatch.setattr(passage_sources, "Teacher", lambda corpus, encoder: Fake())
-    make = {"bm25": bm25_retrieval, "teacher": teacher_retrieval}[name]
+def test_text_retrievers_get_the_prompt_or_the_oracle_query(corpus: Corpus) -> None:
     task = load_task("trex")
     asked = example("q", "Chad [SEP] capital", ["x"])
     question = Question(task, asked, task.prompt(asked))
     for template, query in (("none", task.prompt(asked)), ("oracle", "Chad capital")):
-        source = make(corpus, template)
+        source = text_retrieval("fake", Fake(corpus), template)  # type: ignore[arg-type]
         assert [[item.passage.id for item in row] for row in source.find([question], 2)] == [
             [query, query]
         ]
-        assert (source.name, source.ranks) == (name, True)
-        assert source.details["query_template"] == template
+        assert (source.name, source.ranks, source.corpus) == ("fake", True, corpus)
+        assert source.details == {"query_template": template, "strength": 3}
 
 
 def test_gold_passages_and_none(corpus: Corpus) -> None:
@@ -78,6 +70,7 @@ def test_gold_passages_and_none(corpus: Corpus) -> None:
     ]
     found = gold_passages(corpus).find(questions, 2)
     assert [[item.passage for item in row] for row in found] == [[corpus[2], corpus[0]], []]
+    assert [(item.row, item.kind) for item in found[0]] == [(2, "given"), (0, "given")]
     assert no_passages().find(questions, 2) == [[], []]
 
 

@@ -11,8 +11,8 @@ from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.evaluation import speed
 from imprag.evaluation.speed_report import table, write_plots
-from imprag.index.folder import RetrievedPassage
 from imprag.model import ImpRAGConfig, ImpRAGModel
+from imprag.retrieval import RetrievedPassage
 
 
 class FirstPassages:
@@ -42,7 +42,7 @@ def rows(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
 def measure(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **settings: object
 ) -> tuple[list[dict], list[dict]]:
-    monkeypatch.setattr(speed, "Teacher", FirstPassages)
+    monkeypatch.setattr(speed, "DenseRetriever", FirstPassages)
     monkeypatch.setattr(speed, "TextEncoder", lambda **settings: None)
     monkeypatch.setattr(torch, "compile", lambda call, **settings: call)  # takes minutes
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, attention_score_bias=2.0)

@@ -199,8 +199,14 @@ class TestRefusing:
         assert not list(tmp_path.iterdir())
 
     def test_unknown_kinds(self, tmp_path):
-        for change in ({"kind": "lsh"}, {"dtype": "int8"}):
-            with pytest.raises(ImpRAGError, match="flat, ivfpq, hnsw, dtypes float16, float32"):
+        for change, message in (
+            (
+                {"kind": "lsh"},
+                "unknown index kind 'lsh'; known are flat, ivfpq, hnsw",
+            ),
+            ({"dtype": "int8"}, "unknown dtype 'int8'; known are float16, float32"),
+        ):
+            with pytest.raises(ImpRAGError, match=message):
                 build(tmp_path / "index", **change)
 
     @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.retrieval.dense import Teacher
+from imprag.retrieval.dense import DenseRetriever
 from imprag.retrieval.lexical import BM25
 from imprag.training import teacher
 from imprag.training.teacher import label_prompts, load_retriever
@@ -119,11 +119,11 @@ def test_the_bi_encoder_ranks_rows(corpus: Corpus) -> None:
         def __call__(self, passages: Sequence[Passage]) -> np.ndarray:
             return self.queries([passage.text for passage in passages])
 
-    retriever = Teacher(corpus, Encoder())  # type: ignore[arg-type]
+    retriever = DenseRetriever(corpus, Encoder())  # type: ignore[arg-type]
     check_rows(corpus, retriever, ["w1 w3", "w2 w2 w5", ""])
 
 
-def check_rows(corpus: Corpus, retriever: BM25 | Teacher, queries: list[str]) -> None:
+def check_rows(corpus: Corpus, retriever: BM25 | DenseRetriever, queries: list[str]) -> None:
     """Ranks and retrieved passages say the same."""
     rows, scores = retriever.rank(queries, 5)
     assert rows.shape == scores.shape == (len(queries), 5)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,9 +17,9 @@ from imprag.errors import ImpRAGError
 from imprag.io.text_checks import check_prompts
 
 if TYPE_CHECKING:
-    from imprag.index.folder import RetrievedPassage
+    from imprag.corpus import Corpus
     from imprag.pipeline import ImpRAG
-    from imprag.retrieval.dense import Teacher
+    from imprag.retrieval import RetrievedPassage, Retriever
 
 BATCH = 8
 
@@ -37,25 +38,30 @@ class Source:
     """A folder made by `imprag kv build` with the same model and index."""
     k: int | None = None
     """Passages to retrieve; the model's own number if not given."""
-    teacher_retrieval: bool = False
-    """Let all-MiniLM-L6-v2 retrieve by the prompt's text, in place of the model's lower layers."""
+    retriever: str = "self"
+    """What retrieves: `self`, the model's lower layers; by the prompt's text `teacher`
+    (all-MiniLM-L6-v2) or `bm25`; or one that an installed package adds."""
     dtype: str = "auto"
     """`float32`, `bfloat16`, or `auto`: bfloat16 where that is faster."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` ..."""
 
-    def load(self) -> "tuple[ImpRAG, Teacher | None]":
-        with _uncollected():
-            from imprag.corpus import load_corpus
-            from imprag.pipeline import ImpRAG
-            from imprag.retrieval.dense import Teacher, TextEncoder, require_teacher
+    def load(self) -> "tuple[ImpRAG, Retriever | None]":
+        """The model, and what retrieves in the place of its lower layers."""
+        from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
 
-        if self.teacher_retrieval:
-            require_teacher()
-        # The teacher's scores mean something else.
-        settings = {"attention_score_bias": 0.0} if self.teacher_retrieval else {}
+        make = RETRIEVERS.find(self.retriever)
+        model = functools.cache(self._load_model)
+        context = RetrieverContext(lambda: self._corpus(model()), lambda: model().retriever)
+        retriever = None if self.retriever == "self" else make(context)
+        return model(), retriever
+
+    def _load_model(self) -> "ImpRAG":
+        with _uncollected():
+            from imprag.pipeline import ImpRAG
+
         rag = ImpRAG.from_pretrained(
-            self.model, self.index, self.kv_cache, dtype=self.dtype, device=self.device, **settings
+            self.model, self.index, self.kv_cache, dtype=self.dtype, device=self.device
         )
         if self.index is None and rag.fitted_index is not None:
             print(
@@ -66,13 +72,15 @@ class Source:
         if not rag.config.trained:
             print(
                 f"note: {rag.config.base_model} has not been trained to retrieve or read: its own "
-                "retrieval is near random. --teacher-retrieval finds passages by their text.",
+                "retrieval is near random. --retriever teacher finds passages by their text.",
                 file=sys.stderr,
             )
-        if not self.teacher_retrieval:
-            return rag, None
-        corpus = rag.corpus if self.index or rag.fitted_index else load_corpus("default")
-        return rag, Teacher(corpus, TextEncoder())
+        return rag
+
+    def _corpus(self, rag: "ImpRAG") -> "Corpus":
+        from imprag.corpus import load_corpus
+
+        return rag.corpus if self.index or rag.fitted_index else load_corpus("default")
 
 
 @contextlib.contextmanager
@@ -92,7 +100,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 def _start(
     source: Source | None, prompt: str, chat: bool
-) -> "tuple[Source, Iterable[list[str]], ImpRAG, Teacher | None]":
+) -> "tuple[Source, Iterable[list[str]], ImpRAG, Retriever | None]":
     """The source, the batches of prompts, and who answers them; prompts are checked first."""
     source = source or Source()
     prompts = _prompts(prompt, chat=chat)
@@ -123,9 +131,11 @@ def ask(
         chat: Ask an instruct model through its own chat template.
         json: Print one JSON object per prompt and line.
     """
-    source, prompts, rag, teacher = _start(source, prompt, chat)
+    source, prompts, rag, retriever = _start(source, prompt, chat)
     for batch in prompts:
-        passages = teacher.retrieve(batch, _k(source, rag, teacher)) if teacher else None
+        passages = None
+        if retriever is not None and source.k != 0:
+            passages = retriever.retrieve(batch, _k(source, rag, retriever))
         for answer in rag.generate(
             batch, source.k, passages=passages, max_new_tokens=max_new_tokens
         ):
@@ -166,10 +176,11 @@ def search(
     """
     import time
 
-    source, prompts, rag, teacher = _start(source, prompt, chat)
+    source, prompts, rag, retriever = _start(source, prompt, chat)
     for batch in prompts:
         start = time.perf_counter()
-        found = (teacher or rag).retrieve(batch, _k(source, rag, teacher))
+        k = _k(source, rag, retriever)
+        found = (rag if retriever is None else retriever).retrieve(batch, k)
         timings = {"total": time.perf_counter() - start}
         for text, passages in zip(batch, found, strict=True):
             if json:
@@ -179,8 +190,8 @@ def search(
                 print(flush=True)
 
 
-def _k(source: Source, rag: "ImpRAG", teacher: "Teacher | None") -> int:
-    corpus = rag.corpus if teacher is None else teacher.corpus
+def _k(source: Source, rag: "ImpRAG", retriever: "Retriever | None") -> int:
+    corpus = rag.corpus if retriever is None else retriever.corpus
     return rag.config.passages_to_read(source.k, len(corpus))
 
 

@@ -1,6 +1,7 @@
 """``imprag eval``."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +26,7 @@ def evaluate(
     index: Path | None = None,
     kv_cache: Path | None = None,
     corpus: str | None = None,
-    retriever: Literal["self", "teacher", "bm25"] = "self",
+    retriever: str = "self",
     query_template: Literal["none", "oracle"] = "none",
     no_retrieval: Flag = False,
     oracle_passages: Flag = False,
@@ -63,11 +64,13 @@ def evaluate(
         index: An index folder made by `imprag index` with the same model.
         kv_cache: A folder made by `imprag kv build` with the same model and index; what it holds
             is read from it.
-        corpus: What the teacher, BM25 and `--oracle-passages` take passages from, as for
-            `imprag index`; if not given, the passages of `--index`, or else the benchmark's corpus.
-        retriever: The model itself, all-MiniLM-L6-v2, or BM25.
-        query_template: `oracle` gives the teacher or BM25 the bare question, entity and relation,
-            statement or mention, in place of the whole prompt.
+        corpus: What every retriever but `self`, and `--oracle-passages`, take passages from, as
+            for `imprag index`; if not given, the passages of `--index`, or else the benchmark's
+            corpus.
+        retriever: `self`, the model's lower layers; by the prompt's text `teacher`
+            (all-MiniLM-L6-v2) or `bm25`; or one that an installed package adds.
+        query_template: `oracle` gives a retriever other than `self` the bare question, entity and
+            relation, statement or mention, in place of the whole prompt.
         no_retrieval: Let the model answer without passages.
         oracle_passages: Let the model read the gold passages.
         among: With `--oracle-passages`, let it read so many passages: the first gold one and
@@ -87,22 +90,21 @@ def evaluate(
         json: Print the results as one JSON object.
     """
     from imprag.evaluation.passage_sources import (
-        bm25_retrieval,
         gold_among,
         gold_passages,
         no_passages,
         own_retrieval,
-        teacher_retrieval,
+        text_retrieval,
     )
     from imprag.evaluation.report import REPORT, require_packages
     from imprag.evaluation.run_folder import resumed_dtype
     from imprag.evaluation.runner import evaluate as run_evaluation
     from imprag.evaluation.tables import results_table
     from imprag.pipeline import ImpRAG
-    from imprag.retrieval.dense import require_teacher
-    from imprag.retrieval.lexical import require_bm25
+    from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
     from imprag.tasks import read_tasks
 
+    make_retriever = RETRIEVERS.find(retriever)
     if no_retrieval + oracle_passages + retrieval_only > 1:
         raise ImpRAGError("use one of --no-retrieval, --oracle-passages and --retrieval-only")
     if among is not None and (k is not None or not oracle_passages):
@@ -120,31 +122,35 @@ def evaluate(
     if retriever != "self" and (no_retrieval or oracle_passages):
         raise ImpRAGError(f"--retriever {retriever} has no use where nothing is retrieved")
     require_packages()
-    if retriever == "bm25":
-        require_bm25()
-    elif retriever == "teacher":
-        require_teacher()
     examples = read_tasks(tasks or (), data=data, split=split)
-    rag = None
-    if own or not retrieval_only:
-        weight = attention_score_bias if own else 0.0  # other scores mean something else
+
+    @cache
+    def load_model() -> ImpRAG:
+        weight = attention_score_bias
         settings = {} if weight is None else {"attention_score_bias": weight}
-        dtype = resumed_dtype(out, dtype)
-        rag = ImpRAG.from_pretrained(model, index, kv_cache, dtype=dtype, device=device, **settings)
-    if rag is not None and own:
-        source = own_retrieval(rag)
+        precision = resumed_dtype(out, dtype)
+        return ImpRAG.from_pretrained(
+            model, index, kv_cache, dtype=precision, device=device, **settings
+        )
+
+    def load_passages() -> "Corpus":
+        if not retrieval_only:
+            load_model()  # whose mistakes show before a retriever embeds or indexes the corpus
+        return _corpus(corpus, index, data)
+
+    if own:
+        source = own_retrieval(load_model())
     elif no_retrieval:
         source = no_passages()
     elif among is not None:
-        source, k = gold_among(_corpus(corpus, index, data), among, seed), among
+        source, k = gold_among(load_passages(), among, seed), among
     elif oracle_passages:
-        source = gold_passages(_corpus(corpus, index, data))
-    elif retriever == "teacher":
-        source = teacher_retrieval(_corpus(corpus, index, data), query_template)
+        source = gold_passages(load_passages())
     else:
-        source = bm25_retrieval(_corpus(corpus, index, data), query_template)
+        context = RetrieverContext(load_passages, lambda: load_model().retriever)
+        source = text_retrieval(retriever, make_retriever(context), query_template)
     results = run_evaluation(
-        None if retrieval_only else rag,
+        None if retrieval_only else load_model(),
         examples,
         out,
         source=source,

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -13,7 +13,7 @@ def index(
     *corpora: str,
     out: Path,
     model: str = "default",
-    kind: Literal["flat", "ivfpq", "hnsw"] = "flat",
+    kind: str = "flat",
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     skip_bad_lines: Annotated[bool, Parameter(negative="")] = False,
     compile: Annotated[bool, Parameter(negative="")] = False,
@@ -38,7 +38,7 @@ def index(
             files or a Hugging Face dataset. Several are joined.
         out: The index folder to make; holds the passages, too.
         model: The model that will search it: `default`, a folder, a GGUF file or a Hugging Face id.
-        kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast.
+        kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast. Installed packages add others.
         overwrite: Delete an index in `--out` of other passages (edited ones are others), of
             another model or with other settings, and build anew.
         skip_bad_lines: Leave out corpus lines that cannot be read, and list them.
@@ -49,12 +49,14 @@ def index(
     """
     from imprag.corpus import load_corpus
     from imprag.corpus.readers import SkippedLines
+    from imprag.index.backends import INDEX_BACKENDS
     from imprag.index.fitting import fit_documents
     from imprag.index.folder import IndexFolder
     from imprag.pipeline import ImpRAG
 
     if not corpora:
         raise ImpRAGError("say which corpus: default, a file or a folder")
+    INDEX_BACKENDS.find(kind)
     passages = load_corpus(corpora, skip_bad_lines=skip_bad_lines)
     for line in SkippedLines(**passages.manifest["skipped"]).summary():
         print(line, file=sys.stderr)

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.evaluation.visible import VisibleCharacters, visible_characters
-from imprag.index.folder import RetrievedPassage
-from imprag.retrieval.dense import Teacher, TextEncoder
-from imprag.retrieval.lexical import BM25, SETTINGS
+from imprag.retrieval.retriever import RetrievedPassage, Retriever
 from imprag.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -53,40 +51,41 @@ class PassageSource:
 
 def own_retrieval(rag: "ImpRAG") -> PassageSource:
     """The model's lower layers: the prompt is the query."""
-    manifest = rag.index.index.manifest
-    details = {"index": manifest.kind, "embeddings": manifest.model_fingerprint}
-    find = _by_text(rag.retrieve, "none")
+
+    def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
+        return rag.retrieve([question.prompt for question in questions], k)
+
+    details = rag.retriever.settings()
     return PassageSource("self", find, rag.index.corpus, True, details, visible_characters(rag))
 
 
-def teacher_retrieval(corpus: Corpus, query_template: QueryTemplate = "none") -> PassageSource:
-    """all-MiniLM-L6-v2; the corpus is encoded at the first use, into the cache folder."""
-    encoder = TextEncoder()
-    details = {
-        "query_template": query_template,
-        "model": encoder.name,
-        "weights": encoder.fingerprint(),
-    }
-    find = _by_text(Teacher(corpus, encoder).retrieve, query_template)
-    return PassageSource("teacher", find, corpus, True, details)
+def text_retrieval(
+    name: str, retriever: Retriever, query_template: QueryTemplate = "none"
+) -> PassageSource:
+    """A retriever that may be asked something else than the prompt, such as BM25.
 
+    Args:
+        name: of the retriever.
+        retriever: finds the passages.
+        query_template: what it is asked: the whole prompt, or the query that a person would write
+            (:func:`oracle_query`).
+    """
 
-def bm25_retrieval(corpus: Corpus, query_template: QueryTemplate = "none") -> PassageSource:
-    """BM25."""
-    details = {"query_template": query_template, **SETTINGS}
-    find = _by_text(BM25(corpus).retrieve, query_template)
-    return PassageSource("bm25", find, corpus, True, details)
+    def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
+        if query_template == "oracle":
+            return retriever.retrieve([oracle_query(asked.example) for asked in questions], k)
+        return retriever.retrieve([asked.prompt for asked in questions], k)
+
+    details = {"query_template": query_template, **retriever.settings()}
+    return PassageSource(name, find, retriever.corpus, True, details)
 
 
 def gold_passages(corpus: Corpus) -> PassageSource:
     """The passages that prove the answers, and nothing else."""
 
     def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
-        ids = [question.example.gold_ids[:k] for question in questions]
-        return [
-            [RetrievedPassage(passage, 1.0) for passage in corpus.passages(corpus.rows(row))]
-            for row in ids
-        ]
+        gold = [corpus.rows(question.example.gold_ids[:k]) for question in questions]
+        return [_given(corpus, rows, rows) for rows in gold]
 
     return PassageSource("oracle", find, corpus, ranks=False)
 
@@ -119,10 +118,7 @@ def gold_among(corpus: Corpus, n: int, seed: int = 0) -> PassageSource:
         drawn = generator.sample(range(len(corpus)), min(k + len(gold), len(corpus)))
         rows = [*right, *(row for row in drawn if row not in gold)][:k]
         generator.shuffle(rows)
-        return [
-            RetrievedPassage(passage, float(row in right))
-            for row, passage in zip(rows, corpus.passages(rows), strict=True)
-        ]
+        return _given(corpus, rows, right)
 
     def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
         return [passages_of(question, min(n, k)) for question in questions]
@@ -146,13 +142,9 @@ def oracle_query(example: Example) -> str:
     return " ".join(example.input.replace("[SEP]", " ").split())
 
 
-def _by_text(
-    retrieve: Callable[[Sequence[str], int], list[list[RetrievedPassage]]],
-    query_template: QueryTemplate,
-) -> Callable[[Sequence[Question], int], list[list[RetrievedPassage]]]:
-    def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
-        if query_template == "oracle":
-            return retrieve([oracle_query(question.example) for question in questions], k)
-        return retrieve([question.prompt for question in questions], k)
-
-    return find
+def _given(corpus: Corpus, rows: Sequence[int], right: Sequence[int]) -> list[RetrievedPassage]:
+    """Passages that nobody retrieved; the right ones score 1, the others 0."""
+    return [
+        RetrievedPassage(passage, float(row in right), row)
+        for row, passage in zip(rows, corpus.passages(rows), strict=True)
+    ]

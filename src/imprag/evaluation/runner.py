@@ -30,8 +30,8 @@ from imprag.model.chat import ChatPrompt, PlainPrompt
 from imprag.tasks import TaskExamples
 
 if TYPE_CHECKING:
-    from imprag.index.folder import RetrievedPassage
     from imprag.pipeline import ImpRAG
+    from imprag.retrieval.retriever import RetrievedPassage
 
 FORMAT_VERSION = 1
 

@@ -18,7 +18,7 @@ from imprag.tasks.matching import contains_answer
 
 if TYPE_CHECKING:
     from imprag.corpus import Passage
-    from imprag.index.folder import RetrievedPassage
+    from imprag.retrieval.retriever import RetrievedPassage
 
 #: Depths at which retrieval recall is taken.
 RECALL_DEPTHS = (1, 5, 10, 20, 100)

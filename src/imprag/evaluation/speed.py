@@ -34,7 +34,7 @@ from imprag.model.model import ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.text import passage_tokens, prompt_batch
 from imprag.pipeline import ImpRAG
-from imprag.retrieval.dense import Teacher, TextEncoder
+from imprag.retrieval.dense import DenseRetriever, TextEncoder
 
 PROMPTS = tuple(
     f"Q: {question} A:"
@@ -152,7 +152,7 @@ class InContextArm:
         self,
         model: ImpRAGModel,
         tokenizer: Any,
-        teacher: Teacher,
+        teacher: DenseRetriever,
         k: int,
         *,
         compiled: bool = False,
@@ -329,7 +329,7 @@ class _Setting:
         self.index = IndexFolder.build(
             corpus, PassageEncoder(model, tokenizer), folder / "index", progress=False
         )
-        self.teacher = Teacher(corpus, TextEncoder(device=str(model.device)))
+        self.teacher = DenseRetriever(corpus, TextEncoder(device=str(model.device)))
         self.stores: dict[str, DiskStore] = {}
         self.failed: dict[str, str] = {}
         for codec in codecs:

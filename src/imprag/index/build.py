@@ -21,18 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from imprag.corpus.passage import Passage
 from imprag.errors import ImpRAGError
-from imprag.index.faiss.index import FaissIndex, write_ids
-from imprag.index.faiss.structures import KINDS, STRUCTURES
-from imprag.index.faiss.vectors import DTYPES, map_faiss, progress_bar, write_vectors
+from imprag.index.backends import INDEX_BACKENDS
 from imprag.index.manifest import MANIFEST, IndexManifest
-from imprag.index.passage_index import FloatArray, checked_embeddings
+from imprag.index.passage_index import DTYPES, FloatArray, PassageIndex, checked_embeddings
 from imprag.io.building import (
     OVERWRITE,
     building_folder,
@@ -50,6 +47,7 @@ from imprag.io.building import (
 )
 from imprag.io.files import atomic_path, expand_home
 from imprag.io.locking import only_builder
+from imprag.io.progress import progress_bar
 
 _BASE_MEMORY = 150_000_000  # Python with NumPy, Arrow and FAISS
 
@@ -82,7 +80,7 @@ def build_index(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
-) -> FaissIndex:
+) -> PassageIndex:
     """Embed passages and index them; go on where an interrupted call stopped.
 
     Args:
@@ -92,7 +90,8 @@ def build_index(
         out: the folder to make. If it holds this very index already, that is opened.
         model_fingerprint: of the model behind ``encode``.
         dimension: of an embedding.
-        kind: ``"flat"`` is exact, ``"ivfpq"`` small, ``"hnsw"`` quick.
+        kind: ``"flat"`` is exact, ``"ivfpq"`` small, ``"hnsw"`` quick; plug-ins add others (see
+            :mod:`imprag.index.backends`).
         dtype: ``"float16"`` or ``"float32"``, in which embeddings are stored.
         shard_size: passages embedded between two saves.
         batch_size: passages given to ``encode`` at once.
@@ -103,27 +102,25 @@ def build_index(
 
     Raises:
         ImpRAGError: ``out`` holds something else; an unfinished build there has other settings; the
-            corpus is empty or too small for the kind; an embedding is not finite; the disk is
-            full. The parts that are finished are kept, except where they are of no use.
+            kind is unknown; the corpus is empty or too small for it; an embedding is not finite;
+            the disk is full. The parts that are finished are kept, except where they are of no
+            use.
     """
     out = expand_home(out)
-    if kind not in KINDS or dtype not in DTYPES:
-        raise ImpRAGError(
-            f"an index of kind {kind!r} and dtype {dtype!r} is unknown; "
-            f"kinds are {', '.join(KINDS)}, dtypes {', '.join(DTYPES)}"
-        )
+    backend = INDEX_BACKENDS.find(kind)
+    if dtype not in DTYPES:
+        raise ImpRAGError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
     if not len(passages):
         raise ImpRAGError("the corpus is empty; there is nothing to index")
-    structure = STRUCTURES.get(kind)
     goal = IndexManifest(
-        backend="faiss",
+        backend=backend.backend,
         kind=kind,
         dimension=dimension,
         count=len(passages),
         dtype=dtype,
         model_fingerprint=model_fingerprint,
         corpus_fingerprint=passages.fingerprint,
-        settings=structure.settings(dimension, len(passages), seed) if structure else {},
+        settings=backend.settings(kind, dimension, len(passages), seed),
         files={},
         versions={},
     )
@@ -137,17 +134,18 @@ def build_index(
             if is_free(out):
                 claim(work, plan, alone=alone, overwrite=overwrite)
                 if progress:
-                    print(_prediction(passages, goal, shard_size, out), file=sys.stderr)
+                    prediction = _prediction(passages, goal, backend, shard_size, out)
+                    print(prediction, file=sys.stderr)
                 shards = _write_shards(
                     work / "shards", passages, encode, goal, shard_size, batch_size, progress
                 )
-                _write_index(work / "index", shards, goal, progress)
+                _write_index(work / "index", shards, goal, backend, progress)
                 move_into_place(work / "index", out)
             manifest = _finished(out, goal)
             remove_work(work)
     else:
         manifest = _finished(out, goal)
-    return FaissIndex(out, manifest)
+    return backend(out, manifest)
 
 
 def _finished(out: Path, goal: IndexManifest) -> IndexManifest:
@@ -173,17 +171,20 @@ def _is_finished(out: Path, goal: IndexManifest) -> bool:
     return True
 
 
-def _prediction(passages: Passages, goal: IndexManifest, shard_size: int, out: Path) -> str:
+def _prediction(
+    passages: Passages,
+    goal: IndexManifest,
+    backend: type[PassageIndex],
+    shard_size: int,
+    out: Path,
+) -> str:
     """One line on the disk and memory that the build will take."""
     first = passages.passages(range(min(100, goal.count)))
     id_bytes = 8 + sum(len(passage.id.encode()) for passage in first) / len(first)
     vector_bytes = goal.dimension * np.dtype(goal.dtype).itemsize
     shards = goal.count * (vector_bytes + id_bytes)
-    disk, memory = shards, 4 * shard_size * vector_bytes
-    if structure := STRUCTURES.get(goal.kind):
-        size = goal.dimension, goal.count
-        disk += structure.disk(goal.settings, *size)
-        memory = max(memory, structure.memory(goal.settings, *size, goal.dtype))
+    own_disk, own_memory = backend.footprint(goal)
+    disk, memory = shards + own_disk, max(4 * shard_size * vector_bytes, own_memory)
     free = shutil.disk_usage(out.parent).free
     return (
         f"{goal.kind} index of {goal.count:,} passages, {goal.dimension} x {goal.dtype}: "
@@ -249,41 +250,34 @@ def _read_batch(path: Path) -> pa.RecordBatch:
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
-def _write_index(target: Path, shards: list[Path], goal: IndexManifest, progress: bool) -> None:
+def _write_index(
+    target: Path,
+    shards: list[Path],
+    goal: IndexManifest,
+    backend: type[PassageIndex],
+    progress: bool,
+) -> None:
     """Make the finished index of the shards, beside them."""
     if target.exists():
         return  # it is whole, and only remains to be moved
     for path in shards:
         check_name(path)
-
-    def embeddings() -> Iterator[npt.NDArray[Any]]:
-        for path in shards:
-            values = _read_batch(path)["embedding"].flatten().to_numpy()
-            yield values.reshape(-1, goal.dimension)
-
     with atomic_path(target) as folder:
         folder.mkdir()
-        files = {
-            "vectors": write_file(
-                folder,
-                "vectors.faiss",
-                lambda stream: write_vectors(
-                    stream, goal.dimension, goal.dtype, goal.count, embeddings()
-                ),
-            ),
-            "ids": write_file(
-                folder,
-                "ids.arrow",
-                lambda stream: write_ids(stream, (_read_batch(path)["id"] for path in shards)),
-            ),
-        }
-        if structure := STRUCTURES.get(goal.kind):
-            vectors = map_faiss(folder / files["vectors"].name)
-            built = structure.build(vectors, goal.dtype, goal.settings, progress)
-            files["structure"] = write_file(
-                folder, f"{goal.kind}.faiss", lambda stream: structure.write(built, stream)
-            )
-        manifest = dataclasses.replace(
-            goal, files=files, versions=versions(faiss=faiss.__version__)
-        )
-        manifest.write(folder)
+        files = backend.create(folder, goal, _Parts(shards, goal.dimension), progress)
+        made_by = versions(**backend.versions())
+        dataclasses.replace(goal, files=files, versions=made_by).write(folder)
+
+
+class _Parts:
+    """Ids and embeddings, shard by shard, memory-mapped."""
+
+    def __init__(self, shards: list[Path], dimension: int) -> None:
+        self._shards = shards
+        self._dimension = dimension
+
+    def __iter__(self) -> Iterator[tuple[list[str], npt.NDArray[Any]]]:
+        for path in self._shards:
+            batch = _read_batch(path)
+            values = batch["embedding"].flatten().to_numpy()
+            yield batch["id"].to_pylist(), values.reshape(-1, self._dimension)

@@ -5,7 +5,6 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,14 +23,6 @@ from imprag.io.locking import only_builder
 
 CORPUS = "corpus"
 INDEX = "index"
-
-
-@dataclass(frozen=True)
-class RetrievedPassage:
-    """A passage and its score for a prompt."""
-
-    passage: Passage
-    score: float
 
 
 class Encoder(Protocol):
@@ -154,38 +145,24 @@ class IndexFolder:
         command = ["imprag", "index", own, "--model", model, "--out", path, "--overwrite"]
         return shlex.join(command)
 
-    def search(self, queries: npt.NDArray[np.float32], k: int) -> list[list[RetrievedPassage]]:
-        """The k best passages for every query embedding, best first.
+    def search(
+        self, queries: npt.NDArray[np.float32], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Find the k best passages for every query embedding.
 
         Args:
             queries: (queries, dimension).
             k: at most the number of passages.
-        """
-        return retrieved_passages(self.corpus, *self.search_rows(queries, k))
-
-    def search_rows(
-        self, queries: npt.NDArray[np.float32], k: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """The corpus rows of the k best passages for every query and their scores, best first.
 
         Returns:
-            (queries, k) int64 and (queries, k) float32.
+            rows of the corpus (queries, k) int64, best first, and their scores (queries, k)
+            float32.
         """
         scores, ids = self.index.search(queries, k)
         distinct = list({passage_id for found in ids for passage_id in found})
         row_of = dict(zip(distinct, self.corpus.rows(distinct), strict=True))
         rows = np.array([[row_of[passage_id] for passage_id in found] for found in ids], np.int64)
         return rows.reshape(scores.shape), scores
-
-
-def retrieved_passages(
-    corpus: Corpus, rows: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.float32]
-) -> list[list[RetrievedPassage]]:
-    """The passages behind the rows and scores of a search, (queries, k) each."""
-    passages = iter(corpus.passages(rows.ravel().tolist()))
-    return [
-        [RetrievedPassage(next(passages), score) for score in found] for found in scores.tolist()
-    ]
 
 
 def _own_corpus(path: Path, corpus: Corpus) -> Corpus | None:

@@ -1,11 +1,13 @@
 """``index.json``: what an index folder holds, who made it, and the checksums of its files."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from imprag.io.building import StoredFile, check_fingerprints, read_manifest
-from imprag.io.files import write_json
+from imprag.errors import ImpRAGError
+from imprag.io.building import StoredFile, check_fingerprints, is_free, read_manifest
+from imprag.io.files import atomic_path, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "index.json"
@@ -16,8 +18,8 @@ class IndexManifest:
     """Everything there is to know about an index without opening its data.
 
     Attributes:
-        backend: the engine that searches it, ``"faiss"``.
-        kind: ``"flat"``, ``"ivfpq"`` or ``"hnsw"``.
+        backend: the engine that searches it, such as ``"faiss"``.
+        kind: ``"flat"``, ``"ivfpq"``, ``"hnsw"``, or a name that a plug-in registered.
         metric: ``"inner_product"``, the only one.
         dimension: of the embeddings.
         count: passages that can be found.
@@ -102,3 +104,40 @@ class IndexManifest:
         """
         for file in self.files.values():
             file.verify(folder)
+
+
+def save_state(
+    path: Path, opened: IndexManifest, write: Callable[[Path], IndexManifest]
+) -> IndexManifest:
+    """Write the present state of an index into a new folder, or over the state that was opened.
+
+    Whoever opens the folder, at any moment, finds the old state or the new one.
+
+    Args:
+        path: the folder.
+        opened: the manifest that the index was opened with.
+        write: writes the files into a folder, beside those of the old state, with
+            :func:`imprag.io.building.write_file`, and returns the manifest that names them.
+
+    Returns:
+        the new manifest.
+
+    Raises:
+        ImpRAGError: the folder holds something else, or another process changed the index.
+    """
+    if is_free(path):
+        with atomic_path(path) as folder:
+            folder.mkdir()
+            write(folder).write(folder)
+    elif (path / MANIFEST).is_file() and IndexManifest.read(path) == opened:
+        made = write(path)
+        made.write(path)
+        named = {file.name for file in made.files.values()}
+        for old in {file.name for file in opened.files.values()} - named:
+            (path / old).unlink(missing_ok=True)
+    else:
+        raise ImpRAGError(
+            f"{path} is not the index that was opened, or has been changed since; "
+            "save into a new folder, or open it again and repeat the changes"
+        )
+    return IndexManifest.read(path)

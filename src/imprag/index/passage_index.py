@@ -1,17 +1,26 @@
 """The contract of every index: passage embeddings go in, the best passages' ids come out."""
 
 import abc
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from imprag.errors import ImpRAGError
+from imprag.index.backends import INDEX_BACKENDS
 from imprag.index.manifest import IndexManifest
+from imprag.io.building import StoredFile
 from imprag.io.files import expand_home
 
 FloatArray = npt.NDArray[np.float32]
+#: Ids and embeddings of consecutive passages, part by part; can be iterated over repeatedly.
+EmbeddingParts = Iterable[tuple[list[str], npt.NDArray[Any]]]
+
+#: How embeddings can be stored.
+DTYPES = ("float16", "float32")
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -19,24 +28,82 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 class PassageIndex(abc.ABC):
     """Passages found by the inner product of their embedding with a query's.
 
-    :meth:`open` opens an index of any back end; :func:`imprag.index.build_index` makes one.
+    :meth:`open` opens an index of any kind; :func:`imprag.index.build_index` makes one.
     :meth:`add` and :meth:`remove` change the index in memory, :meth:`save` makes it last.
+
+    A back end is a subclass, registered under the kinds that it builds with
+    :func:`imprag.index.backends.register_index_backend` or under the entry-point group
+    ``imprag.index_backends``. :class:`imprag.testing.index_backend.IndexBackendSuite` tests it.
+
+    Args:
+        path: an index folder.
+        manifest: what it holds.
+
+    Attributes:
+        backend: the engine, for the manifest.
     """
+
+    backend: ClassVar[str]
+
+    @abc.abstractmethod
+    def __init__(self, path: Path, manifest: IndexManifest) -> None: ...
 
     @staticmethod
     def open(path: Path | str) -> "PassageIndex":
-        """Open an index folder, memory-mapped.
+        """Open an index folder, memory-mapped where the back end can.
 
         Raises:
-            ImpRAGError: there is no finished index, or it is damaged.
+            ImpRAGError: there is no finished index, it is damaged, or its kind is unknown.
         """
         path = expand_home(path)
         manifest = IndexManifest.read(path)
-        if manifest.backend == "faiss":
-            from imprag.index.faiss.index import FaissIndex
+        try:
+            backend = INDEX_BACKENDS.find(manifest.kind)
+        except ImpRAGError as error:
+            raise ImpRAGError(f"{path} cannot be opened: {error}") from error
+        if backend.backend != manifest.backend:
+            raise ImpRAGError(
+                f"{path} was built by the back end {manifest.backend!r}, but here the kind "
+                f"'{manifest.kind}' is of {backend.backend!r}; install the package that made it"
+            )
+        return backend(path, manifest)
 
-            return FaissIndex(path, manifest)
-        raise ImpRAGError(f"{path} needs the back end {manifest.backend!r}, which is unknown here")
+    @classmethod
+    def settings(cls, kind: str, dimension: int, count: int, seed: int) -> dict[str, int]:
+        """Settings that suit the size of an index, for its manifest; none by default.
+
+        Raises:
+            ImpRAGError: the kind needs more passages.
+        """
+        return {}
+
+    @classmethod
+    def footprint(cls, goal: IndexManifest) -> tuple[int, int]:
+        """About how many bytes an index takes beside ids and embeddings: on disk, and in memory
+        while :meth:`create` runs; none by default."""
+        return 0, 0
+
+    @classmethod
+    @abc.abstractmethod
+    def create(
+        cls, folder: Path, goal: IndexManifest, parts: EmbeddingParts, progress: bool
+    ) -> dict[str, StoredFile]:
+        """Write the files of a new index, all but the manifest.
+
+        Args:
+            folder: an empty folder.
+            goal: the manifest to be, without files and versions.
+            parts: all passages, in the order of the corpus; embeddings have ``goal.dtype``.
+            progress: show a bar on standard error.
+
+        Returns:
+            the files by their role, as :func:`imprag.io.building.write_file` returns them.
+        """
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """Versions of the engine's packages, for the manifest; none by default."""
+        return {}
 
     @property
     @abc.abstractmethod
@@ -149,3 +216,26 @@ def checked_embeddings(embeddings: FloatArray, dimension: int, dtype: str) -> Fl
             'build the index with dtype="float32"'
         )
     return array
+
+
+def check_new_ids(ids: Sequence[str], embeddings: FloatArray, known: Container[str]) -> None:
+    """Refuse ids that cannot be added to an index.
+
+    Args:
+        ids: of the passages to add.
+        embeddings: of the same passages.
+        known: ids that the index has.
+
+    Raises:
+        ImpRAGError: an id is known or given twice, or there are more or fewer embeddings than ids.
+    """
+    if len(ids) != len(embeddings):
+        raise ImpRAGError(f"{len(ids)} ids, but {len(embeddings)} embeddings")
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise ImpRAGError(f"the passage {twice!r} is given twice")
+    for passage_id in ids:
+        if passage_id in known:
+            raise ImpRAGError(
+                f"the passage {passage_id!r} is in the index already; remove it first"
+            )

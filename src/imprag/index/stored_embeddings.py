@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.folder import Encoder
+from imprag.io.progress import progress_bar
 
 _LEVELS = 127
 _BATCH = 1024
@@ -25,8 +26,6 @@ def write_embeddings(corpus: Corpus, encoder: Encoder, path: Path) -> None:
         path: a safetensors file: ``codes`` (passages, dimension) int8, ``scales`` (dimension)
             float32, and the fingerprints of model and corpus.
     """
-    from imprag.index.faiss.vectors import progress_bar
-
     embeddings = np.empty((len(corpus), encoder.dimension), np.float32)
     with progress_bar("Embedding", len(corpus), True) as bar:
         for start in range(0, len(corpus), _BATCH):

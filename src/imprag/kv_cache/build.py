@@ -24,7 +24,6 @@ from torch import Tensor
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.index.faiss.vectors import progress_bar
 from imprag.io.building import (
     OVERWRITE,
     StoredFile,
@@ -44,6 +43,7 @@ from imprag.io.building import (
 )
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
+from imprag.io.progress import progress_bar
 from imprag.kv_cache.cache import check_independent, encode_parts
 from imprag.kv_cache.codecs.base import Codec, Parts, untrained_codec
 from imprag.kv_cache.codecs.pq import ProductQuantizer

@@ -1,6 +1,6 @@
 """Token ids as a model takes them: padded rows, their masks and positions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -61,3 +61,10 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
         groups.append(order[starts[end] : end])
         end = starts[end]
     return groups[::-1]
+
+
+def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Numbers of texts in batches of like length, the longest first: little is padded."""
+    order = sorted(range(len(texts)), key=lambda n: -len(texts[n]))
+    for start in range(0, len(texts), size):
+        yield order[start : start + size]

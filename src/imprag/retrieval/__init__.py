@@ -1,1 +1,6 @@
-"""Retrievers: lexical (BM25) and dense (a text encoder) beside the model's own."""
+"""Retrievers: the model's own (implicit), lexical (BM25) and dense (a text encoder)."""
+
+from imprag.retrieval.registry import RetrieverContext, register_retriever
+from imprag.retrieval.retriever import RetrievedPassage, Retriever
+
+__all__ = ["RetrievedPassage", "Retriever", "RetrieverContext", "register_retriever"]

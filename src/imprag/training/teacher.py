@@ -15,14 +15,14 @@ from tqdm import tqdm
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.io.files import atomic_path, cache_dir
-from imprag.retrieval.dense import Teacher, TextEncoder
+from imprag.retrieval.dense import DenseRetriever, TextEncoder
 from imprag.retrieval.lexical import BM25
 
 _BLOCK = 1024  # prompts in a file of the cache
 
 
 class TextRetriever(Protocol):
-    """Whatever ranks the passages of a corpus by a text: a `Teacher` or `BM25`."""
+    """Whatever ranks the passages of a corpus by a text: a `DenseRetriever` or `BM25`."""
 
     corpus: Corpus
 
@@ -39,7 +39,7 @@ def load_retriever(name: str, corpus: Corpus) -> TextRetriever:
     Raises:
         ImpRAGError: the bi-encoder or a package is missing.
     """
-    return BM25(corpus) if name == "bm25" else Teacher(corpus, TextEncoder(name))
+    return BM25(corpus) if name == "bm25" else DenseRetriever(corpus, TextEncoder(name))
 
 
 def label_prompts(

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,10 +16,16 @@ import pyarrow.compute as pc
 from imprag.errors import ImpRAGError
 from imprag.index.faiss.structures import STRUCTURES
 from imprag.index.faiss.vectors import empty_vectors, map_faiss, vector_blocks, write_vectors
-from imprag.index.manifest import MANIFEST, IndexManifest
-from imprag.index.passage_index import FloatArray, PassageIndex, checked_embeddings
-from imprag.io.building import damaged, is_free, versions, write_file
-from imprag.io.files import atomic_path, expand_home
+from imprag.index.manifest import MANIFEST, IndexManifest, save_state
+from imprag.index.passage_index import (
+    EmbeddingParts,
+    FloatArray,
+    PassageIndex,
+    check_new_ids,
+    checked_embeddings,
+)
+from imprag.io.building import StoredFile, damaged, versions, write_file
+from imprag.io.files import expand_home
 
 
 class FaissIndex(PassageIndex):
@@ -39,12 +44,55 @@ class FaissIndex(PassageIndex):
         manifest: what it holds.
     """
 
+    backend = "faiss"
+
     _ids: pa.ChunkedArray  # of all rows, the added and the removed ones as well
     _added: Any
     _removed: npt.NDArray[np.int64]  # rows, ascending
 
     def __init__(self, path: Path, manifest: IndexManifest) -> None:
         self._open(path, manifest)
+
+    @classmethod
+    def settings(cls, kind: str, dimension: int, count: int, seed: int) -> dict[str, int]:
+        structure = STRUCTURES.get(kind)
+        return structure.settings(dimension, count, seed) if structure else {}
+
+    @classmethod
+    def footprint(cls, goal: IndexManifest) -> tuple[int, int]:
+        structure = STRUCTURES.get(goal.kind)
+        if structure is None:
+            return 0, 0
+        size = goal.dimension, goal.count
+        memory = structure.memory(goal.settings, *size, goal.dtype)
+        return structure.disk(goal.settings, *size), memory
+
+    @classmethod
+    def create(
+        cls, folder: Path, goal: IndexManifest, parts: EmbeddingParts, progress: bool
+    ) -> dict[str, StoredFile]:
+        def vectors(stream: BinaryIO) -> None:
+            blocks = (embeddings for _, embeddings in parts)
+            write_vectors(stream, goal.dimension, goal.dtype, goal.count, blocks)
+
+        def ids(stream: BinaryIO) -> None:
+            write_ids(stream, (pa.array(ids, pa.large_string()) for ids, _ in parts))
+
+        files = {
+            "vectors": write_file(folder, "vectors.faiss", vectors),
+            "ids": write_file(folder, "ids.arrow", ids),
+        }
+        if structure := STRUCTURES.get(goal.kind):
+            stored = map_faiss(folder / files["vectors"].name)
+            built = structure.build(stored, goal.dtype, goal.settings, progress)
+            files["structure"] = write_file(
+                folder, f"{goal.kind}.faiss", lambda stream: structure.write(built, stream)
+            )
+        return files
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return {"faiss": faiss.__version__}
 
     @property
     def manifest(self) -> IndexManifest:
@@ -54,18 +102,11 @@ class FaissIndex(PassageIndex):
         return len(self._ids) - len(self._removed)
 
     def add(self, ids: Sequence[str], embeddings: FloatArray) -> None:
-        embeddings = checked_embeddings(embeddings, self._manifest.dimension, self._manifest.dtype)
-        if len(ids) != len(embeddings):
-            raise ImpRAGError(f"{len(ids)} ids, but {len(embeddings)} embeddings")
-        if len(set(ids)) < len(ids):
-            twice = Counter(ids).most_common(1)[0][0]
-            raise ImpRAGError(f"the passage {twice!r} is given twice")
-        if known := self._rows(ids):
-            raise ImpRAGError(
-                f"the passage {next(iter(known))!r} is in the index already; remove it first"
-            )
+        dimension, dtype = self._manifest.dimension, self._manifest.dtype
+        embeddings = checked_embeddings(embeddings, dimension, dtype)
+        check_new_ids(ids, embeddings, self._rows(ids))
         # Rounded as in the file, so that saving changes no score.
-        self._added.add(embeddings.astype(self._manifest.dtype).astype(np.float32))
+        self._added.add(embeddings.astype(dtype).astype(np.float32))
         self._ids = pa.chunked_array([*self._ids.chunks, pa.array(ids, pa.large_string())])
         self._select()
 
@@ -111,18 +152,9 @@ class FaissIndex(PassageIndex):
         path = expand_home(path)
         fingerprint = corpus_fingerprint or self._manifest.corpus_fingerprint
         manifest = dataclasses.replace(self.manifest, corpus_fingerprint=fingerprint)
-        if is_free(path):
-            with atomic_path(path) as folder:
-                folder.mkdir()
-                self._write(folder, manifest)
-        elif (path / MANIFEST).is_file() and IndexManifest.read(path) == self._manifest:
-            self._write(path, manifest)
-        else:
-            raise ImpRAGError(
-                f"{path} is not the index that was opened, or has been changed since; "
-                "save into a new folder, or open it again and repeat the changes"
-            )
-        self._open(path, IndexManifest.read(path))
+        self._open(
+            path, save_state(path, self._manifest, lambda folder: self._write(folder, manifest))
+        )
 
     def verify(self) -> None:
         self._manifest.verify_files(self._path)
@@ -192,10 +224,9 @@ class FaissIndex(PassageIndex):
             scores[few], rows[few] = self._vectors.search(queries[few], k, params=exact)
         return scores, rows
 
-    def _write(self, folder: Path, manifest: IndexManifest) -> None:
-        """Write this index as it is now; a file that is in the folder and still right is kept."""
-        old = self._manifest.files
-        files = dict(old)
+    def _write(self, folder: Path, manifest: IndexManifest) -> IndexManifest:
+        """Write the files as they are now; a file that is in the folder and still right is kept."""
+        files = dict(self._manifest.files)
         if self._added.ntotal:
             files["vectors"] = write_file(folder, "vectors.faiss", self._write_vectors)
             files["ids"] = write_file(folder, "ids.arrow", self._write_ids)
@@ -208,11 +239,8 @@ class FaissIndex(PassageIndex):
         for file in files.values():
             if not (folder / file.name).exists():
                 shutil.copyfile(self._path / file.name, folder / file.name)
-        dataclasses.replace(
-            manifest, files=files, versions=versions(faiss=faiss.__version__)
-        ).write(folder)
-        for name in {file.name for file in old.values()} - {file.name for file in files.values()}:
-            (folder / name).unlink(missing_ok=True)
+        made_by = versions(**self.versions())
+        return dataclasses.replace(manifest, files=files, versions=made_by)
 
     def _write_vectors(self, stream: BinaryIO) -> None:
         blocks = itertools.chain(vector_blocks(self._vectors), vector_blocks(self._added))

@@ -196,7 +196,6 @@ class HNSW(SearchStructure):
 
 
 STRUCTURES: dict[str, SearchStructure] = {"ivfpq": IVFPQ(), "hnsw": HNSW()}
-KINDS = ("flat", *STRUCTURES)
 
 
 def _empty_graph(dimension: int, dtype: str, neighbours: int) -> Any:

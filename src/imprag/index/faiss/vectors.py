@@ -1,7 +1,6 @@
 """Exact vectors in a flat FAISS file: written as a stream, searched memory-mapped."""
 
 import struct
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,12 +8,10 @@ from typing import Any, BinaryIO
 import faiss
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from imprag.index.passage_index import FloatArray
 from imprag.io.building import damaged
-
-DTYPES = ("float16", "float32")
+from imprag.io.progress import progress_bar
 
 _BLOCK_BYTES = 1 << 25  # of float32 vectors that are decoded at a time
 
@@ -69,15 +66,3 @@ def vector_blocks(vectors: Any, progress: bool = False) -> Iterator[FloatArray]:
             block: FloatArray = vectors.reconstruct_n(start, min(size, vectors.ntotal - start))
             yield block
             bar.update(len(block))
-
-
-def progress_bar(what: str, total: int, shown: bool, done: int = 0) -> "tqdm[Any]":
-    """A progress bar over passages on standard error; seldom renewed where that is a log file."""
-    return tqdm(
-        desc=what,
-        total=total,
-        initial=done,
-        unit=" passages",
-        disable=not shown,
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-    )
