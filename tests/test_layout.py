@@ -15,8 +15,8 @@ FILES = sorted(SRC.rglob("*.py"))
 
 #: Imports point downwards in this list only.
 LAYERS = (
-    *("cli", "serving", "integrations", "benchmarks", "evaluation", "baselines", "training"),
-    *("distributed", "pipeline", "generation", "kv_cache", "retrieval", "index", "model"),
+    *("cli", "testing", "serving", "integrations", "benchmarks", "evaluation", "baselines"),
+    *("training", "distributed", "pipeline", "generation", "kv_cache", "retrieval", "index", "model"),
     *("tasks", "corpus", "io"),
 )
 #: The layers of modules that have another name than their layer.

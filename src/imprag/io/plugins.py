@@ -15,23 +15,41 @@ def plugins(group: str) -> Mapping[str, Any]:
     Raises:
         ImpRAGError: two packages offer the same name, or one cannot be imported.
     """
-    found: dict[str, Any] = {}
+    return {name: load_plugin(point) for name, point in offered(group).items()}
+
+
+def offered(group: str) -> Mapping[str, EntryPoint]:
+    """The entry points of a group by their names; nothing is imported.
+
+    Raises:
+        ImpRAGError: two packages offer the same name.
+    """
+    found: dict[str, EntryPoint] = {}
     for point in entry_points(group=group):
         if point.name in found:
             raise ImpRAGError(
                 f"two installed packages offer '{point.name}' under the entry-point group {group}; "
                 f"one of them is {_package(point)}: uninstall it or the other one"
             )
-        try:
-            found[point.name] = point.load()
-        except ImpRAGError:
-            raise
-        except Exception as error:  # the plug-in's own code: it may raise anything
-            raise ImpRAGError(
-                f"the plug-in '{point.name}' ({group}) of the package {_package(point)} cannot be "
-                f"imported: {error}; update or uninstall it"
-            ) from error
+        found[point.name] = point
     return found
+
+
+def load_plugin(point: EntryPoint) -> Any:
+    """Import what an entry point names.
+
+    Raises:
+        ImpRAGError: it cannot be imported.
+    """
+    try:
+        return point.load()
+    except ImpRAGError:
+        raise
+    except Exception as error:  # the plug-in's own code: it may raise anything
+        raise ImpRAGError(
+            f"the plug-in '{point.name}' ({point.group}) of the package {_package(point)} cannot "
+            f"be imported: {error}; update or uninstall it"
+        ) from error
 
 
 def _package(point: EntryPoint) -> str:
