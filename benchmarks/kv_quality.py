@@ -19,9 +19,9 @@ from imprag.evaluation.passage_sources import own_retrieval
 from imprag.evaluation.runner import evaluate
 from imprag.io.files import write_json
 from imprag.kv_cache import RamStore
-from imprag.kv_cache.build import learn_quantizer
+from imprag.kv_cache.build import fit_codec
 from imprag.kv_cache.cache import encode_parts
-from imprag.kv_cache.codecs.base import Codec, Parts, untrained_codec
+from imprag.kv_cache.codecs.base import Codec, Parts, needs_fit, untrained_codec
 from imprag.pipeline import ImpRAG
 from imprag.tasks import read_tasks
 
@@ -84,10 +84,11 @@ def main() -> None:
         print(f"{name} finished", flush=True)
 
     def codec(name: str) -> Codec:
-        if name != "pq":
-            return untrained_codec(name, rag.model.decoder.head_dim)
-        rows = random.Random(0).sample(range(len(rag.corpus)), 256)
-        return learn_quantizer(rag.corpus.passages(rows), rag.model, rag.tokenizer)
+        made = untrained_codec(name, rag.model.decoder.head_dim)
+        if needs_fit(made):
+            rows = random.Random(0).sample(range(len(rag.corpus)), 256)
+            fit_codec(made, rag.corpus.passages(rows), rag.model, rag.tokenizer)
+        return made
 
     coders = {name: codec(name) for name in ("fp32", *CODECS)}
     for share, names in ((1.0, ("fp32", *CODECS)), (0.5, HALVED)):

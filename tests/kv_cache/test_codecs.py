@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from imprag.errors import ImpRAGError
-from imprag.kv_cache.codecs.base import CODECS, KINDS, untrained_codec
+from imprag.kv_cache.codecs.base import check_parts, untrained_codec
 from imprag.kv_cache.codecs.pq import CENTROIDS, ProductQuantizer
+from imprag.testing.codec import CodecConformance
 
 SHAPE = (2, 3, 2)
 
@@ -24,16 +25,35 @@ def block(tokens: int = 40, head_dim: int = 16, seed: int = 0) -> torch.Tensor:
     return states
 
 
-def parts_bytes(parts: dict[str, torch.Tensor]) -> int:
-    return sum(part.nbytes for part in parts.values())
+def quantizer(tokens: int, head_dim: int = 16) -> ProductQuantizer:
+    """One that has learned from a block of so many tokens."""
+    codec = ProductQuantizer("pq", head_dim)
+    codec.fit(block(tokens, head_dim))
+    return codec
 
 
-@pytest.mark.parametrize("name", [name for name in CODECS if name != "pq"])
-def test_a_vector_takes_as_many_bytes_as_the_codec_says(name: str) -> None:
-    codec = untrained_codec(name, 16)
-    parts = codec.encode(block())
-    assert parts_bytes(parts) == codec.bytes_per_vector * 2 * 3 * 2 * 40
-    assert codec.decode(parts, torch.float32).shape == block().shape
+class TestBFloat16(CodecConformance):
+    name = "bf16"
+    largest_error = 1e-4
+
+
+class TestFloat32(CodecConformance):
+    name = "fp32"
+    largest_error = 1e-4  # of bfloat16 states
+
+
+class TestInt8(CodecConformance):
+    name = "int8"
+    largest_error = 1e-3
+
+
+class TestInt4(CodecConformance):
+    name = "int4"
+
+
+class TestPQ(CodecConformance):
+    name = "pq"
+    largest_error = 0.2
 
 
 def test_floats_come_back_as_they_were() -> None:
@@ -61,35 +81,13 @@ def test_integers_are_at_most_half_a_step_away(
     assert ((back - states).abs() <= step * (0.5 + levels / 1024) + 1e-4).all()
 
 
-def test_a_layer_alone_is_what_it_is_among_all() -> None:
-    states = block(CENTROIDS)
-    quantizer = ProductQuantizer.train(states)
-    for codec in (*(untrained_codec(name, 16) for name in CODECS if name != "pq"), quantizer):
-        parts = codec.encode(states)
-        whole = codec.decode(parts, torch.float32)
-        for (place, kind), layer in itertools.product(enumerate(KINDS), range(3)):
-            alone = codec.decode_layer(parts, kind, layer, torch.float32)
-            assert_close(alone, whole[place, layer])
-
-
-def test_parts_of_passages_are_decoded_side_by_side() -> None:
-    one, other = block(40), block(7, seed=1)
-    quantizer = ProductQuantizer.train(block(CENTROIDS))
-    for codec in (*(untrained_codec(name, 16) for name in CODECS if name != "pq"), quantizer):
-        parts = [codec.encode(one), codec.encode(other)]
-        joined = {name: torch.cat([part[name] for part in parts], dim=3) for name in parts[0]}
-        apart = torch.cat([codec.decode(part, torch.float32) for part in parts], dim=3)
-        assert_close(codec.decode(joined, torch.float32), apart)
-
-
 class TestProductQuantizer:
     def test_codes_are_the_nearest_centroids(self) -> None:
-        sample = block(600)
-        quantizer = ProductQuantizer.train(sample)
-        codes = quantizer.encode(sample)
-        back = quantizer.decode(codes, torch.float32)
+        sample, pq = block(600), quantizer(600)
+        codes = pq.encode(sample)
+        back = pq.decode(codes, torch.float32)
         for place, (kind, size) in enumerate((("keys", 2), ("values", 8))):
-            centroids = quantizer.centroids[kind].double()
+            centroids = pq.centroids[kind].double()
             assert codes[kind].shape == (1, 3, 2, 600, 16 // size)
             assert centroids.shape == (3, 2, 16 // size, CENTROIDS, size)
             for layer, head, number in itertools.product(range(3), range(2), range(16 // size)):
@@ -100,26 +98,30 @@ class TestProductQuantizer:
                 assert_close((decoded - vectors).norm(dim=1), nearest.values, rtol=1e-3, atol=1e-4)
 
     def test_it_loses_little(self) -> None:
-        states = block(2000)
-        quantizer = ProductQuantizer.train(states)
-        lost = quantizer.decode(quantizer.encode(states), torch.float32) - states
+        states, pq = block(2000), quantizer(2000)
+        lost = pq.decode(pq.encode(states), torch.float32) - states
         keys, values = lost.square().mean(dim=(1, 2, 3, 4)) / states.square().mean()
         assert keys < 0.01
         assert values < 0.35
-        assert quantizer.bytes_per_vector == 5  # 8 of a key and 2 of a value, where bf16 has 32
-
-    def test_the_same_sample_gives_the_same_quantizer(self) -> None:
-        one, other = (ProductQuantizer.train(block(300)).state() for _ in range(2))
-        for name in one:
-            assert_close(one[name], other[name], rtol=0, atol=0)
+        assert pq.bytes_per_vector == 5  # 8 of a key and 2 of a value, where bf16 has 32
 
     def test_too_small_a_sample_is_refused(self) -> None:
         with pytest.raises(ImpRAGError, match="choose int8 or int4"):
-            ProductQuantizer.train(block(CENTROIDS - 1))
+            quantizer(CENTROIDS - 1)
 
     def test_a_head_that_cannot_be_sliced_is_refused(self) -> None:
         with pytest.raises(ImpRAGError, match="the head size is 18"):
-            ProductQuantizer.train(block(CENTROIDS, head_dim=18))
+            quantizer(CENTROIDS, head_dim=18)
+
+    def test_one_that_has_learned_nothing_says_so(self) -> None:
+        parts = quantizer(CENTROIDS).encode(block(3))
+        for code in (lambda pq: pq.encode(block(3)), lambda pq: pq.decode(parts, torch.float32)):
+            with pytest.raises(ImpRAGError, match="no centroids yet: fit it to a sample"):
+                code(untrained_codec("pq", 16))
+
+    def test_centroids_of_another_head_size_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="are no centroids"):
+            untrained_codec("pq", 32).load_state(quantizer(CENTROIDS).state())
 
 
 def test_an_odd_head_does_not_fit_four_bits() -> None:
@@ -128,5 +130,12 @@ def test_an_odd_head_does_not_fit_four_bits() -> None:
 
 
 def test_an_unknown_codec_is_named() -> None:
-    with pytest.raises(ImpRAGError, match="'zip' is unknown; codecs are bf16"):
+    message = "unknown codec 'zip'; known are bf16, fp32, .* entry-point group imprag.codecs"
+    with pytest.raises(ImpRAGError, match=message):
         untrained_codec("zip", 16)
+
+
+@pytest.mark.parametrize("name", ["rows", "starts"])
+def test_parts_named_like_something_else_in_the_files_are_refused(name: str) -> None:
+    with pytest.raises(ImpRAGError, match=f"names a part '{name}', which KV caches use"):
+        check_parts({name: torch.zeros(2, 1, 1, 1, 1)})

@@ -85,7 +85,8 @@ def reference(model: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) -
             if len(candidates) > 1:
                 target = [read(prompt, [passage]).sum() for passage in candidates]
                 of = [scores[prompt][passage] for passage in candidates]
-                temperatures = distillation.target_temperature, distillation.score_temperature
+                settings = distillation.objective
+                temperatures = settings["target_temperature"], settings["score_temperature"]
                 terms.append(divergence(target, of, *temperatures))
         retrieval = mean(terms)
     else:

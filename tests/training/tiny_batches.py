@@ -16,7 +16,9 @@ LONGEST = 16
 
 STAGES = StageSettings(
     warmup=WarmupStage(fraction=0.5),
-    self_distillation=SelfDistillationStage(target_temperature=0.7, score_temperature=1.3),
+    self_distillation=SelfDistillationStage(
+        objective={"name": "self_distillation", "target_temperature": 0.7, "score_temperature": 1.3}
+    ),
     retrieval_weight=0.6,
 )
 

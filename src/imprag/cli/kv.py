@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import cyclopts
 from cyclopts import Parameter
@@ -26,7 +26,7 @@ def build(
     out: Path,
     index: Path | None = None,
     model: str = "default",
-    codec: Literal["bf16", "fp32", "int8", "int4", "pq"] = "bf16",
+    codec: str = "bf16",
     kv_keep_ratio: float = 1.0,
     top_passages: int | None = None,
     prompts: Path | None = None,
@@ -53,7 +53,7 @@ def build(
         index: An index folder made by `imprag index` with the same model.
         model: The model that will read it: `default`, a folder, a GGUF file or a Hugging Face id.
         codec: How states are coded: `bf16`, `fp32`; `int8`, `int4`: half, a quarter of `bf16`;
-            `pq`: product quantization, a sixth.
+            `pq`: product quantization, a sixth. Plug-ins add others.
         kv_keep_ratio: The share of its tokens that each passage keeps, those that receive most
             attention in it; 0.5 halves its size again.
         top_passages: Store only so many passages: those that `--prompts` retrieve most often.
@@ -63,7 +63,7 @@ def build(
         overwrite: Delete a KV cache in `--out` of other passages, of another model or with other
             settings, and build anew.
         dry_run: Say how large the KV cache would be, and build nothing.
-        seed: Of the sample that `pq` learns from.
+        seed: Of the sample that a codec such as `pq` learns from.
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
         device: `cpu`, `cuda`, `cuda:1` ...
     """

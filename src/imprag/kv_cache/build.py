@@ -45,8 +45,7 @@ from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
 from imprag.io.progress import progress_bar
 from imprag.kv_cache.cache import check_independent, encode_parts
-from imprag.kv_cache.codecs.base import Codec, Parts, untrained_codec
-from imprag.kv_cache.codecs.pq import ProductQuantizer
+from imprag.kv_cache.codecs.base import Codec, Parts, check_parts, needs_fit, untrained_codec
 from imprag.kv_cache.manifest import MANIFEST, KVCacheManifest, Shard, states_fingerprint
 from imprag.kv_cache.stores import DiskStore
 from imprag.model.model import ImpRAGModel
@@ -76,7 +75,7 @@ def predict_kv_cache(
     mean = kv_keep_ratio * sum(lengths) / len(sample)
     layers = model.config.t - model.config.b + 1
     vectors = 2 * layers * model.decoder.num_key_heads
-    size = mean * vectors * _bytes_per_vector(codec, model.decoder.head_dim)
+    size = mean * vectors * untrained_codec(codec, model.decoder.head_dim).bytes_per_vector
     return {
         "count": len(rows),
         "tokens": round(mean * len(rows)),
@@ -106,20 +105,20 @@ def build_kv_cache(
         model: the model.
         tokenizer: its tokenizer.
         out: the folder to make. If it holds this very KV cache already, that is opened.
-        codec: one of ``CODECS``.
+        codec: the name of a codec, such as ``bf16``, ``int4`` or ``pq``; see `register_codec`.
         kv_keep_ratio: the share of its tokens that each passage keeps, those that receive most
             attention in it.
         rows: of the passages to store; all if not given.
         shard_passages: passages in a file; as many as have at most 256 MB if not given.
-        seed: of the sample that ``pq`` learns from.
+        seed: of the sample that a codec such as ``pq`` learns from.
         overwrite: delete a KV cache of other passages, of another model or with other settings,
             finished or not, and build anew.
         progress: tell on standard error how much disk it takes, and show a bar.
 
     Raises:
         ImpRAGError: ``out`` holds something else; an unfinished build there has other settings;
-            the model's passages are not encoded independently; the codec cannot take the head
-            size; the disk is full. The parts that are finished are kept.
+            the model's passages are not encoded independently; the codec is unknown or cannot take
+            the head size; the disk is full. The parts that are finished are kept.
     """
     out = expand_home(out)
     check_independent(model)
@@ -128,7 +127,8 @@ def build_kv_cache(
     rows = range(len(corpus)) if rows is None else sorted(set(rows))
     if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
         raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
-    size = _bytes_per_vector(codec, model.decoder.head_dim)
+    coder = untrained_codec(codec, model.decoder.head_dim)
+    size = coder.bytes_per_vector
     config = model.config
     goal = KVCacheManifest(
         model_fingerprint=states_fingerprint(model, tokenizer),
@@ -166,7 +166,7 @@ def build_kv_cache(
                 )
                 print(prediction(predicted, codec, out), file=sys.stderr)
             parts = work / "parts"
-            learned, coder = _codec(parts, corpus, model, tokenizer, codec, rows, seed)
+            learned = _learned(parts, coder, corpus, model, tokenizer, rows, seed)
             shards = [rows[n : n + shard_passages] for n in range(0, len(rows), shard_passages)]
 
             def encode(shard: Sequence[int]) -> list[Parts]:
@@ -190,44 +190,44 @@ def prediction(sizes: dict[str, int], codec: str, out: Path) -> str:
     )
 
 
-def _codec(
+def _learned(
     folder: Path,
+    codec: Codec,
     corpus: Corpus,
     model: ImpRAGModel,
     tokenizer: Any,
-    name: str,
     rows: Sequence[int],
     seed: int,
-) -> tuple[StoredFile | None, Codec]:
-    """The codec, and the file with what it has learned, which is made at the first call."""
-    if name != "pq":
-        return None, untrained_codec(name, model.decoder.head_dim)
+) -> StoredFile | None:
+    """The file with what the codec has learned, if it learns; it is made at the first call."""
+    if not needs_fit(codec):
+        return None
     for path in folder.glob("codec-*"):
-        file = StoredFile(path.name, path.stat().st_size, check_name(path))
-        return file, ProductQuantizer(**safetensors.torch.load_file(path))
-    quantizer = learn_quantizer(corpus.passages(_sample(rows, seed)), model, tokenizer, seed)
-    state = safetensors.torch.save(quantizer.state())
-    return write_file(folder, "codec.safetensors", lambda stream: stream.write(state)), quantizer
+        codec.load_state(safetensors.torch.load_file(path))
+        return StoredFile(path.name, path.stat().st_size, check_name(path))
+    fit_codec(codec, corpus.passages(_sample(rows, seed)), model, tokenizer, seed)
+    state = safetensors.torch.save(codec.state())
+    return write_file(folder, "codec.safetensors", lambda stream: stream.write(state))
 
 
-def learn_quantizer(
-    passages: Sequence[Passage], model: ImpRAGModel, tokenizer: Any, seed: int = 0
-) -> ProductQuantizer:
-    """Product quantization of the states of such passages.
+def fit_codec(
+    codec: Codec, passages: Sequence[Passage], model: ImpRAGModel, tokenizer: Any, seed: int = 0
+) -> None:
+    """Have a codec learn from the states of such passages.
 
     Args:
+        codec: one that learns.
         passages: some hundreds.
         model: the model.
         tokenizer: its tokenizer.
-        seed: of the first centroids.
+        seed: of all that is random.
 
     Raises:
-        ImpRAGError: the head size is no multiple of 16, or the passages have too few tokens.
+        ImpRAGError: the passages have too few tokens.
     """
     plain = untrained_codec("fp32", model.decoder.head_dim)
     coded = encode_parts(model, tokenizer, passages, plain)
-    sample = torch.cat([parts["states"].cpu() for parts in coded], dim=3)
-    return ProductQuantizer.train(sample, seed=seed)
+    codec.fit(torch.cat([parts["states"].cpu() for parts in coded], dim=3), seed)
 
 
 def _write_shards(
@@ -244,7 +244,9 @@ def _write_shards(
         for number, rows in enumerate(shards):
             if number in there:
                 continue
-            content = _shard(rows, encode(rows))
+            coded = encode(rows)
+            check_parts(coded[0])
+            content = _shard(rows, coded)
             write_file(folder, f"{number:06}.safetensors", partial(_write_tensors, content))
             bar.update(len(rows))
 
@@ -321,12 +323,6 @@ def _is_finished(out: Path, corpus: Corpus, goal: KVCacheManifest, rows: Sequenc
     except ImpRAGError:
         return False
     return True
-
-
-def _bytes_per_vector(codec: str, head_dim: int) -> int:
-    if codec == "pq":
-        return ProductQuantizer.bytes_for(head_dim)
-    return untrained_codec(codec, head_dim).bytes_per_vector
 
 
 def _sample(rows: Sequence[int], seed: int = 0) -> list[int]:

@@ -43,7 +43,7 @@ class KVCacheManifest:
         model_fingerprint: of the model that made the states and must read them.
         corpus_fingerprint: of the corpus whose passages they are.
         b, t, key_heads, head_dim: the shape of the states.
-        codec: one of ``CODECS``.
+        codec: the name of the codec.
         bytes_per_vector: of a coded head vector, in the mean over keys and values.
         kv_keep_ratio: the share of its tokens that each passage keeps.
         count: of the passages.

@@ -16,7 +16,6 @@ from imprag.corpus import Corpus, Passage
 from imprag.io.building import damaged
 from imprag.io.files import expand_home
 from imprag.kv_cache.codecs.base import Codec, Parts, untrained_codec
-from imprag.kv_cache.codecs.pq import ProductQuantizer
 from imprag.kv_cache.manifest import SOURCE, KVCacheManifest
 
 
@@ -154,14 +153,19 @@ class DiskStore:
 
 
 def load_codec(path: Path, manifest: KVCacheManifest) -> Codec:
-    """The codec of a KV cache folder."""
-    if manifest.codec_file is None:
-        return untrained_codec(manifest.codec, manifest.head_dim)
-    file = path / manifest.codec_file.name
-    try:
-        return ProductQuantizer(**load_file(file))
-    except (OSError, SafetensorError, TypeError) as error:
-        raise damaged(file, str(error)) from error
+    """The codec of a KV cache folder.
+
+    Raises:
+        ImpRAGError: the codec is unknown here, or the file with what it has learned is damaged.
+    """
+    codec = untrained_codec(manifest.codec, manifest.head_dim)
+    if manifest.codec_file is not None:
+        file = path / manifest.codec_file.name
+        try:
+            codec.load_state(load_file(file))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise damaged(file, str(error)) from error
+    return codec
 
 
 def _bytes(parts: Parts) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from imprag.errors import ImpRAGError
 from imprag.training.architecture import Architecture
 from imprag.training.data_cost import estimate_data
+from imprag.training.objectives import make_objective
 from imprag.training.recipe import Recipe
 
 DEFAULT_FLOPS = 400e12  # of one device: an H100 in bfloat16 at 40 % of its peak
@@ -87,14 +88,11 @@ class CostEstimate:
         stages = self.recipe.stages
         bottom = stages.bottom.fraction if stages.bottom else 0.0
         warm = bottom + stages.warmup.fraction
-        warming = self._batch(
-            self._embedded_tokens(bottom, warm), ranked=stages.mine_every is not None
-        )
-        distilling = self._batch(
-            self._embedded_tokens(warm, 1.0),
-            ranked=stages.mine_every is not None,
-            scoring=True,
-        )
+        scores = make_objective(stages.warmup.objective).needs_log_likelihood
+        distils = make_objective(stages.self_distillation.objective).needs_log_likelihood
+        ranked = stages.mine_every is not None
+        warming = self._batch(self._embedded_tokens(bottom, warm), ranked=ranked, scoring=scores)
+        distilling = self._batch(self._embedded_tokens(warm, 1.0), ranked=ranked, scoring=distils)
         planned = {
             "warmup": (stages.warmup.fraction, warming),
             "self_distillation": (max(0.0, 1 - warm), distilling),
@@ -105,7 +103,7 @@ class CostEstimate:
             part = bottom / every if every else 0.0
             planned = {
                 "bottom": (bottom - part, self._batch(length, generating=False)),
-                "bottom, generating": (part, self._batch(length)),
+                "bottom, generating": (part, self._batch(length, scoring=scores)),
                 **planned,
             }
         return {name: (share, step) for name, (share, step) in planned.items() if share > 1e-9}

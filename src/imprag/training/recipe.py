@@ -26,6 +26,7 @@ from pydantic import (
 
 from imprag.errors import ImpRAGError
 from imprag.model.config import FrozenPassages, ImpRAGConfig, PassageEncoding
+from imprag.training.objectives import ObjectiveSettings
 from imprag.training.sources import Location, Section, Source, SyntheticSource, locate
 from imprag.training.trainer_arguments import decides_training, trainer_arguments
 
@@ -222,15 +223,18 @@ class WarmupStage(Section):
     """Share of training (paper: 3 of 10 epochs). The rest after `bottom` and `warmup` is
     self-distillation; where the two sum to 1 there is none."""
 
+    objective: ObjectiveSettings = "nce"
+    """The retrieval objective, of `bottom` too: a name, or `{name: NAME}` with its settings.
+    Plug-ins add others."""
+
 
 class SelfDistillationStage(Section):
     """Training with the language model's own preferences (paper, section 3, equations 4 to 6)."""
 
-    target_temperature: PositiveFloat = 1.0
-    """τ_t of the softmax over log P_LM; the paper gives no figure."""
-
-    score_temperature: PositiveFloat = 1.0
-    """τ_r of the softmax over the scores; the paper gives no figure."""
+    objective: ObjectiveSettings = "self_distillation"
+    """The retrieval objective, as in `warmup`. `{name: self_distillation, target_temperature: 1.0,
+    score_temperature: 1.0}` also gives the temperatures of the softmax over log P_LM and of that
+    over the scores; the paper gives no figures."""
 
 
 class StageSettings(Section):

@@ -87,6 +87,8 @@ def _values(annotation: Any) -> str:
         return ", ".join(f"`{each}`" for each in arguments)
     if origin is Annotated:
         return _values(arguments[0])
+    if origin is dict:
+        return "section"
     if origin is tuple:
         inner = [each for each in arguments if each is not ...]
         count = "list of " if ... in arguments else f"{len(inner)} × "

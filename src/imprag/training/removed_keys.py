@@ -48,6 +48,14 @@ REMOVED = (
         None,
         "the labels of the teacher's ranks (batch.positives) gave better results",
     ),
+    *(
+        Removed(
+            f"stages.self_distillation.{name}",
+            1.0,
+            f"use stages.self_distillation.objective, {{name: self_distillation, {name}: ...}}",
+        )
+        for name in ("target_temperature", "score_temperature")
+    ),
     Removed("optimizer.learning_rate", 1e-5, "use trainer.learning_rate"),
     Removed("optimizer.bottom_learning_rate", None, "use train.bottom_learning_rate"),
     Removed("optimizer.weight_decay", 0.0, "use trainer.weight_decay"),

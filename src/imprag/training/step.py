@@ -14,13 +14,11 @@ from imprag.model.model import ImpRAGModel
 from imprag.training.distributed import gather_with_gradient, mean_over_processes
 from imprag.training.objectives import (
     IGNORED,
-    contrastive_prompts,
-    distillation_prompts,
+    ScoredBatch,
     generation_loss,
-    nce_loss,
+    make_objective,
     relevance_scores,
     response_log_likelihood,
-    self_distillation_loss,
 )
 from imprag.training.precision import cast_block_inputs
 from imprag.training.recipe import StageSettings
@@ -41,8 +39,8 @@ class TrainingBatch:
         columns: what names the C passages from batch to batch: their corpus rows.
         remembered: passages of earlier batches that are negatives too, M, by the same names.
         remembered_negative: (Q, M) bool.
-        self_distillation: whether retrieval learns from the model's own preferences among the
-            candidates, rather than from ``positive`` and ``negative``.
+        self_distillation: whether retrieval learns by the objective of the stage of this name,
+            rather than by that of the warmup.
     """
 
     ids: Sequence[str]
@@ -89,7 +87,7 @@ class TrainingModel(nn.Module):
 
     Args:
         model: the model that is trained.
-        stages: weights and temperatures.
+        stages: the weight of J_ret and the objectives.
         batch_tokens: passages and prompts run in groups of like length with at most so many tokens.
     """
 
@@ -100,6 +98,10 @@ class TrainingModel(nn.Module):
         cast_block_inputs(model.lm)
         self.model = model
         self.stages = stages
+        self.objectives = {
+            False: make_objective(stages.warmup.objective),
+            True: make_objective(stages.self_distillation.objective),
+        }
         self.cross_batch_memory: dict[int, Tensor] = {}
         self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 262144)
 
@@ -109,61 +111,70 @@ class TrainingModel(nn.Module):
         queries, generation = self._prompts(batch, passages)
         embeddings = gather_with_gradient(passages.embeddings)
         scores = relevance_scores(queries, embeddings)
-        if batch.self_distillation:
-            retrieval = self._self_distillation(batch, passages, scores)
-        else:
-            retrieval = self._warmup(batch, scores, self._remembered_scores(batch, queries))
+        retrieval = self._retrieval(batch, passages, queries, scores)
         self._remember(batch, embeddings)
         loss = generation + self.stages.retrieval_weight * retrieval
         return StepOutput(loss, generation, retrieval, scores)
 
-    # The two retrieval losses
+    # The retrieval loss
 
-    def _warmup(
-        self, batch: TrainingBatch, scores: Tensor, remembered: tuple[Tensor, Tensor]
+    def _retrieval(
+        self, batch: TrainingBatch, passages: "_Encoded", queries: Tensor, scores: Tensor
     ) -> Tensor:
-        earlier_scores, earlier_negative = remembered
+        """J_ret by the stage's objective, which also sees the passages of earlier batches."""
+        objective = self.objectives[batch.self_distillation]
+        candidates = self._candidates(batch, scores)
+        likelihood = None
+        if objective.needs_log_likelihood:
+            likelihood = self._log_likelihood(batch, passages, scores)
+        earlier_scores, earlier_negative = self._remembered_scores(batch, queries)
+        none = torch.zeros_like(earlier_negative)
         positive, negative = batch.positive.to(scores.device), batch.negative.to(scores.device)
-        positive = torch.cat([positive, torch.zeros_like(earlier_negative)], dim=1)
-        negative = torch.cat([negative, earlier_negative], dim=1)
-        count = mean_over_processes(contrastive_prompts(positive, negative).sum())
-        return nce_loss(torch.cat([scores, earlier_scores], dim=1), positive, negative, count)
+        known = ScoredBatch(
+            positive=torch.cat([positive, none], dim=1),
+            negative=torch.cat([negative, earlier_negative], dim=1),
+            candidates=torch.cat([candidates, none], dim=1),
+            log_likelihood=None
+            if likelihood is None
+            else torch.cat([likelihood, none.to(likelihood.dtype)], dim=1),
+        )
+        return objective(torch.cat([scores, earlier_scores], dim=1), known)
 
-    def _self_distillation(
-        self, batch: TrainingBatch, passages: "_Encoded", scores: Tensor
-    ) -> Tensor:
-        """The language model scores each candidate alone: log P(r | p, q), without gradient."""
-        pairs = [
+    def _pairs(self, batch: TrainingBatch) -> list[tuple[int, int]]:
+        """Prompts that are generated, each with each of the passages that it reads."""
+        return [
             (prompt, passage)
             for prompt, read in enumerate(batch.candidates)
             if batch.responses[prompt]
             for passage in read
         ]
-        likelihood = torch.zeros_like(scores)
+
+    def _candidates(self, batch: TrainingBatch, scores: Tensor) -> Tensor:
+        """Which of the columns each prompt reads, (Q, C) bool."""
         mask = torch.zeros_like(scores, dtype=torch.bool)
+        for prompt, passage in self._pairs(batch):
+            mask[prompt, passage + batch.first_column] = True
+        return mask
+
+    @torch.no_grad()
+    def _log_likelihood(self, batch: TrainingBatch, passages: "_Encoded", scores: Tensor) -> Tensor:
+        """log P(r | p, q) of each candidate alone, (Q, C), without gradient; else 0."""
+        likelihood = torch.zeros_like(scores)
+        pairs = self._pairs(batch)
         texts = [[*batch.prompts[prompt], *batch.responses[prompt]] for prompt, _ in pairs]
-        with torch.no_grad():
-            for group in self._groups(texts):
-                rows = [pairs[i] for i in group]
-                logits, labels, _ = self._answer(
-                    [batch.prompts[prompt] for prompt, _ in rows],
-                    [batch.responses[prompt] for prompt, _ in rows],
-                    passages,
-                    [[passage] for _, passage in rows],
-                )
-                prompt, passage = torch.tensor(rows, device=scores.device).T
-                place = (prompt, passage + batch.first_column)
-                likelihood[place] = response_log_likelihood(logits, labels)
-                mask[place] = True
-        settings = self.stages.self_distillation
-        return self_distillation_loss(
-            scores,
-            likelihood,
-            mask,
-            mean_over_processes(distillation_prompts(mask).sum()),
-            target_temperature=settings.target_temperature,
-            score_temperature=settings.score_temperature,
-        )
+        for group in self._groups(texts):
+            rows = [pairs[i] for i in group]
+            logits, labels, _ = self._answer(
+                [batch.prompts[prompt] for prompt, _ in rows],
+                [batch.responses[prompt] for prompt, _ in rows],
+                passages,
+                [[passage] for _, passage in rows],
+            )
+            prompt, passage = torch.tensor(rows, device=scores.device).T
+            likelihood[prompt, passage + batch.first_column] = response_log_likelihood(
+                logits, labels
+            )
+        return likelihood
 
     # Passages of earlier batches
 

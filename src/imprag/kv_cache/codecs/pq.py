@@ -1,5 +1,6 @@
 """Product quantization of head vectors (paper, appendix C)."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imprag.errors import ImpRAGError
-from imprag.kv_cache.codecs.base import KINDS, Parts
+from imprag.kv_cache.codecs.base import KINDS, Codec, Parts
 
 CENTROIDS = 256  # one byte for each slice of a vector
 SLICE = {"keys": 2, "values": 8}  # numbers in a slice
@@ -16,7 +17,7 @@ ROUNDS = 10  # of k-means
 MOST_TOKENS = 4096  # that it learns from
 
 
-class ProductQuantizer:
+class ProductQuantizer(Codec):
     """Head vectors cut into slices, each slice the number of its nearest centroid.
 
     Keys and values of every layer and head have centroids of their own. Slices of keys are smaller,
@@ -25,32 +26,36 @@ class ProductQuantizer:
     dimension of a key is so in all tokens, and slices of the vectors as they are keep that apart
     (docs/decisions.md).
 
-    Args:
-        keys: centroids of keys, (layers, key heads, slices, 256, 2) float32.
-        values: of values, (layers, key heads, slices, 256, 8).
+    Attributes:
+        centroids: of ``keys``, (layers, key heads, slices, 256, 2) float32, and of ``values``,
+            (layers, key heads, slices, 256, 8); none before `fit`.
+
+    Raises:
+        ImpRAGError: d_h is no multiple of 16.
     """
 
-    name = "pq"
+    def __init__(self, name: str, head_dim: int) -> None:
+        if head_dim % 16:
+            raise ImpRAGError(
+                "product quantization cuts head vectors into slices and needs a head size that is "
+                f"a multiple of 16, but the head size is {head_dim}; choose int8 or int4"
+            )
+        super().__init__(name, head_dim)
+        self.centroids: dict[str, Tensor] = {}
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.centroids = {"keys": keys, "values": values}
-        self.bytes_per_vector = (keys.shape[2] + values.shape[2]) // 2
+    @property
+    def bytes_per_vector(self) -> int:
+        return sum(self.head_dim // size for size in SLICE.values()) // 2
 
-    @classmethod
-    def train(cls, sample: Tensor, *, seed: int = 0) -> "ProductQuantizer":
+    def fit(self, sample: Tensor, seed: int = 0) -> None:
         """Learn centroids (k-means of FAISS).
 
-        Args:
-            sample: a block, (2, layers, key heads, tokens, d_h); some ten thousand tokens.
-            seed: of the first centroids.
-
         Raises:
-            ImpRAGError: d_h is no multiple of 16, or the sample is too small.
+            ImpRAGError: the sample is too small.
         """
         import faiss
 
         _, *which, tokens, head_dim = sample.shape
-        cls.bytes_for(head_dim)  # refuses what cannot be cut into slices
         if tokens < CENTROIDS:
             raise ImpRAGError(
                 f"product quantization learns {CENTROIDS} centroids, but the sample has only "
@@ -70,21 +75,19 @@ class ProductQuantizer:
                 coder.train(np.ascontiguousarray(vectors))
                 found.append(faiss.vector_to_array(coder.centroids))
             centroids[kind] = torch.from_numpy(np.stack(found)).view(*which, slices, CENTROIDS, -1)
-        return cls(**centroids)
+        self.load_state(centroids)
 
-    @staticmethod
-    def bytes_for(head_dim: int) -> int:
-        """Of a coded head vector, in the mean over keys and values.
+    def state(self) -> dict[str, Tensor]:
+        """The centroids."""
+        return self.centroids
 
-        Raises:
-            ImpRAGError: d_h is no multiple of 16.
-        """
-        if head_dim % 16:
-            raise ImpRAGError(
-                "product quantization cuts head vectors into slices and needs a head size that is "
-                f"a multiple of 16, but the head size is {head_dim}; choose int8 or int4"
-            )
-        return sum(head_dim // size for size in SLICE.values()) // 2
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over centroids."""
+        for kind, size in SLICE.items():
+            if state[kind].shape[2:] != (self.head_dim // size, CENTROIDS, size):
+                raise ValueError(f"{kind} of shape {tuple(state[kind].shape)} are no centroids")
+        self.centroids = {kind: state[kind] for kind in KINDS}
+        self.__dict__.pop("_coders", None)
 
     def encode(self, block: Tensor) -> dict[str, Tensor]:
         """Codes of ``keys`` and ``values``, (1, layers, key heads, tokens, slices) uint8."""
@@ -107,11 +110,8 @@ class ProductQuantizer:
         """The keys or values of one layer alone, (key heads, tokens, d_h)."""
         return self._decoded(parts, kind, slice(layer, layer + 1), dtype)[0, 0]
 
-    def state(self) -> dict[str, Tensor]:
-        """What makes the quantizer again: the arguments."""
-        return self.centroids
-
     def _decoded(self, parts: Parts, kind: str, layers: slice, dtype: torch.dtype) -> Tensor:
+        self._check_fitted()
         codes = parts[kind][:, layers]
         if self.centroids[kind].device != codes.device:
             self.centroids[kind] = self.centroids[kind].to(codes.device)
@@ -122,11 +122,19 @@ class ProductQuantizer:
         found = torch.nn.functional.embedding(rows, centroids.flatten(0, 3).to(dtype))
         return found.flatten(-2)
 
+    def _check_fitted(self) -> None:
+        if not self.centroids:
+            raise ImpRAGError(
+                "product quantization has no centroids yet: fit it to a sample of states, as "
+                "imprag kv build does"
+            )
+
     @cached_property
     def _coders(self) -> dict[str, list[Any]]:
         """FAISS's quantizer of every layer and head, by kind."""
         import faiss
 
+        self._check_fitted()
         coders: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         for kind, found in coders.items():
             for centroids in self.centroids[kind].cpu().flatten(0, 1):
