@@ -1,4 +1,4 @@
-"""The built-in corpora, and finding any corpus by name or path."""
+"""The built-in corpora, and loading any corpus by name or path."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def built_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shared_cache(cache: Path, built_corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the tests that build the real corpora, which takes seconds: each is built once."""
+    """One cache for all tests that build the real corpora, because each build takes seconds."""
     monkeypatch.setenv("IMPRAG_CACHE", str(built_corpora))
 
 
@@ -87,7 +87,7 @@ COUNTRY = {
 
 @pytest.fixture
 def country(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A Factbook of one country, which the test may change before it is read."""
+    """A Factbook of one country; a test may change it before reading it."""
 
     def write(*_: str) -> Path:
         (tmp_path / "data" / "africa").mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,9 @@ def passages() -> list[Passage]:
 
 
 @needs_demo
-def test_the_whole_factbook(facts: list[Fact], passages: list[Passage]) -> None:
+def test_the_factbook_corpus_has_all_facts_in_clean_short_passages(
+    facts: list[Fact], passages: list[Passage]
+) -> None:
     assert (len({fact.code for fact in facts}), len(facts)) == (256, 76_083)
     assert sum(len(fact.text.split()) for fact in facts) == pytest.approx(765_000, rel=0.02)
     assert len(passages) == pytest.approx(13_600, rel=0.05)
@@ -203,7 +205,7 @@ def test_every_fact_of_the_factbook_is_in_its_passages(
         found = labelled[fact.code, fact.section, fact.label]
         if len(found) == 1:
             assert fact.text in found[0].text
-        else:  # a long text, cut in several
+        else:  # a long text, split into several passages
             words = Counter(re.findall(r"\w+", " ".join(passage.text for passage in found)))
             assert Counter(re.findall(r"\w+", fact.text)) - words == Counter(), fact
 
@@ -212,7 +214,7 @@ def test_every_fact_of_the_factbook_is_in_its_passages(
 
 
 @needs_demo
-def test_the_whole_wiki10k() -> None:
+def test_the_wiki10k_corpus_has_every_article_as_clean_text() -> None:
     passages = list(wiki10k_passages())
     assert len(passages) == 10_032
     assert len({passage.id for passage in passages}) == len(passages)
@@ -222,7 +224,7 @@ def test_the_whole_wiki10k() -> None:
         p for p in passages if re.search(r"\s{2}|\n|\(\s|\s[,;)]|\s\.\s|[\u00a0\u2060]", p.text)
     ]
     by_id = {passage.id: passage for passage in passages}
-    assert "wiki10k/sea-snake" not in by_id  # a list of what the name can mean
+    assert "wiki10k/sea-snake" not in by_id  # a disambiguation page
     assert {"wiki10k/cell-biology", "wiki10k/cell-biology-2"} <= by_id.keys()
     eiffel = by_id["wiki10k/gustave-eiffel"]
     assert eiffel.text.startswith(
@@ -231,7 +233,7 @@ def test_the_whole_wiki10k() -> None:
     assert eiffel.meta == {"topic": "People"}
 
 
-def test_extracts_are_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wikipedia_extracts_are_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     articles = {
         "Ape": ("", "Apes ( ) are great apes.The family lives\nin trees"),
         "Ape!": ("Index", "Ape may refer to either of two things."),
@@ -272,7 +274,7 @@ class FakeDistribution:
         return self.folder / path
 
 
-def test_data_of_a_package_are_found_and_checked(
+def test_package_data_are_found_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metadata, "distribution", lambda _: FakeDistribution(tmp_path))
@@ -317,14 +319,14 @@ def test_the_packages_are_never_imported() -> None:
     ],
 )
 def test_a_built_in_corpus_changes_only_with_its_revision(name: str, fingerprint: str) -> None:
-    """Caches and indexes hold these: who changes a corpus has to raise its REVISION."""
+    """Caches and indexes store these fingerprints: a changed corpus needs a new REVISION."""
     assert (factbook.REVISION, wiki10k.REVISION) == (1, 1)
     assert load_corpus(name).text_fingerprint.startswith(fingerprint)
 
 
 @needs_demo
 @pytest.mark.usefixtures("shared_cache")
-def test_default_is_the_factbook_and_then_wiki10k() -> None:
+def test_default_is_the_factbook_followed_by_wiki10k() -> None:
     default, factbook_corpus, wiki = map(load_corpus, ("default", "factbook", "wiki10k"))
     assert len(default) == len(factbook_corpus) + len(wiki)
     assert default[0] == factbook_corpus[0]
@@ -347,7 +349,7 @@ def test_a_built_in_corpus_is_built_once(monkeypatch: pytest.MonkeyPatch, cache:
     assert [passage.id for passage in load_corpus("factbook")] == ["b"]
 
 
-def test_a_corpus_folder_is_opened_where_it_is(tmp_path: Path, cache: Path) -> None:
+def test_a_corpus_folder_is_opened_in_place(tmp_path: Path, cache: Path) -> None:
     corpus = Corpus.build([Passage("a", "", "x")], tmp_path / "corpus")
     assert load_corpus(corpus.path).path == load_corpus(str(corpus.path)).path == corpus.path
     assert not cache.exists()
@@ -376,7 +378,7 @@ def test_bad_lines_are_skipped_only_when_asked(tmp_path: Path) -> None:
     file = tmp_path / "corpus.jsonl"
     file.write_text('{"text": "one"}\nbad\n')
     assert load_corpus(file, skip_bad_lines=True).manifest["skipped"]["count"] == 1
-    with pytest.raises(ImpRAGError, match=r"corpus.jsonl, line 2: no JSON"):
+    with pytest.raises(ImpRAGError, match=r"corpus.jsonl, line 2: not valid JSON"):
         load_corpus(file)
 
 

@@ -1,4 +1,4 @@
-"""Whatever lies in a file: an error of one line or passages, and every record is accounted for."""
+"""Any file gives passages or a one-line error, and every record is accounted for."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def mutated() -> st.SearchStrategy[bytes]:
 @pytest.mark.parametrize("name", NAMES)
 @given(content=mutated(), skip=st.booleans())
 @settings(max_examples=25, deadline=10_000, suppress_health_check=list(HealthCheck))
-def test_any_bytes_give_passages_or_one_line(
+def test_any_bytes_give_passages_or_a_one_line_error(
     tmp_path: Path, name: str, content: bytes, skip: bool
 ) -> None:
     path = tmp_path / name
@@ -61,7 +61,7 @@ records = st.dictionaries(names, values | st.just("word"), max_size=5)
 
 @given(rows=st.lists(records, max_size=6))
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_json_records_in_are_passages_out_or_skipped(
+def test_every_json_record_becomes_a_passage_or_is_skipped(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -83,7 +83,9 @@ columns = st.sampled_from(
 
 @given(titles=columns)
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_rows_in_are_passages_out_or_skipped(tmp_path: Path, titles: list[Any]) -> None:
+def test_every_parquet_row_becomes_a_passage_or_is_skipped(
+    tmp_path: Path, titles: list[Any]
+) -> None:
     texts = ["" if title is None else "word" for title in titles]
     pq.write_table(pa.table({"title": titles, "text": texts}), tmp_path / "c.parquet")
     reader = read_passages(tmp_path / "c.parquet", skip_bad_lines=True)
@@ -98,7 +100,9 @@ documents = st.text(st.sampled_from("ab #=-*`[]()<>!|\\:._~\n\t&1é中"), max_si
     texts=st.lists(documents, min_size=1, max_size=4), suffix=st.sampled_from(["md", "rst", "txt"])
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_documents_in_are_read_or_counted(tmp_path: Path, texts: list[str], suffix: str) -> None:
+def test_every_document_is_read_or_counted_as_empty(
+    tmp_path: Path, texts: list[str], suffix: str
+) -> None:
     for file in tmp_path.iterdir():
         file.unlink()
     for number, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""Every format gives the same passages; every bad line is named, or skipped and listed."""
+"""Every format gives the same passages; every bad line is reported, or skipped and listed."""
 
 import csv
 import gzip
@@ -38,7 +38,7 @@ def write_gzip(path: Path) -> Path:
 
 
 def write_tsv(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:
-    """As DPR's psgs_w100.tsv: id, text, title; quoted as in CSV."""
+    """Write the passages like DPR's psgs_w100.tsv: id, text, title; quoted as in CSV."""
     with open(path, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, ["id", "text", "title"], delimiter="\t")
         writer.writeheader()
@@ -77,7 +77,7 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
 def test_every_format_gives_the_same_corpus(tmp_path: Path, name: str) -> None:
     reader = read_passages(FORMATS[name](tmp_path / name))
     assert list(reader) == PASSAGES
-    assert list(reader) == PASSAGES  # read anew
+    assert list(reader) == PASSAGES  # the second iteration reads the file again
     assert reader.skipped == SkippedLines()
     corpus = Corpus.build(reader, tmp_path / "built")
     assert corpus.fingerprint == Corpus.build(PASSAGES, tmp_path / "direct").fingerprint
@@ -117,7 +117,7 @@ def test_a_passage_without_an_id_gets_its_number(tmp_path: Path) -> None:
     assert [passage.id for passage in read_passages(tmp_path, "parquet")] == ["1", "2", "3", "4"]
 
 
-def test_the_names_of_other_collections_are_known(tmp_path: Path) -> None:
+def test_field_names_of_other_collections_are_recognised(tmp_path: Path) -> None:
     assert read_rows(tmp_path, {"_id": 7, "title": "T", "contents": "a"}) == [
         Passage("7", "T", "a")
     ]
@@ -127,12 +127,12 @@ def test_the_names_of_other_collections_are_known(tmp_path: Path) -> None:
     "source", ['[\n {"text": "one"},\n {"text": "two"}\n]\n', '[{"text":"one"},{"text":"two"}]']
 )
 @pytest.mark.parametrize("name", ["c.json", "c.jsonl"])
-def test_one_array_is_read(tmp_path: Path, name: str, source: str) -> None:
+def test_a_json_array_is_read(tmp_path: Path, name: str, source: str) -> None:
     (tmp_path / name).write_text(source)
     assert [passage.text for passage in read_passages(tmp_path / name)] == ["one", "two"]
 
 
-def test_an_array_is_read_as_a_stream_of_any_length(tmp_path: Path) -> None:
+def test_a_json_array_of_any_length_is_streamed(tmp_path: Path) -> None:
     rows = [{"text": "word " * length} for length in (1, 30_000, 2, 60_000, *range(3, 3000))]
     (tmp_path / "c.json").write_text(json.dumps(rows))
     assert [passage.text for passage in read_passages(tmp_path / "c.json")] == [
@@ -143,15 +143,18 @@ def test_an_array_is_read_as_a_stream_of_any_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ('[{"text": "a"}, {"text": ]', "record 2: the array is no JSON"),
-        ('[{"text": "a"}', "record 2: the array is no JSON .the file ends"),
-        ('[{"text": "a"} {"text": "b"}]', "record 1: the array is no JSON .expected a comma"),
-        ('[{"text": "a"}] x', "more behind the end of the array"),
-        ("[" * 5000, "record 1: the array is no JSON"),
-        ("[5]", "record 1: no JSON object"),
+        ('[{"text": "a"}, {"text": ]', "record 2: the array is not valid JSON"),
+        ('[{"text": "a"}', "record 2: the array is not valid JSON .the file ends"),
+        (
+            '[{"text": "a"} {"text": "b"}]',
+            "record 1: the array is not valid JSON .expected a comma",
+        ),
+        ('[{"text": "a"}] x', "more text after the end of the array"),
+        ("[" * 5000, "record 1: the array is not valid JSON"),
+        ("[5]", "record 1: not a JSON object"),
     ],
 )
-def test_a_damaged_array_is_refused_without_wrong_advice(
+def test_a_damaged_array_is_refused_without_advice_to_skip_lines(
     tmp_path: Path, source: str, problem: str
 ) -> None:
     (tmp_path / "c.json").write_text(source)
@@ -176,19 +179,19 @@ def test_titles_may_be_numbers(tmp_path: Path, value: Any, title: str) -> None:
         assert next(iter(read_passages(tmp_path / name))).title == title
 
 
-def test_ids_that_pandas_made_floats_are_whole_numbers(tmp_path: Path) -> None:
+def test_ids_stored_as_floats_become_whole_numbers(tmp_path: Path) -> None:
     rows = ({"id": 3.0, "text": "a"}, {"id": float("nan"), "text": "b", "page": float("nan")})
     found = read_rows(tmp_path, *rows)
     assert [(p.id, p.meta) for p in found] == [("3", {}), ("corpus.jsonl#2", {})]
 
 
-def test_skipping_is_not_advised_where_it_would_leave_nothing(tmp_path: Path) -> None:
+def test_skipping_is_not_advised_if_no_line_is_good(tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError) as error:
         read_rows(tmp_path, {"body": "a"}, {"body": "b"})
     assert "--skip-bad-lines" not in str(error.value)
 
 
-def test_all_types_of_strings_in_tables_are_read(tmp_path: Path) -> None:
+def test_every_arrow_string_type_is_read(tmp_path: Path) -> None:
     table = pa.table(
         {
             "text": pa.array(["a", "b"], pa.large_string()),
@@ -224,7 +227,7 @@ def test_other_fields_become_metadata_but_lists_do_not(tmp_path: Path) -> None:
     assert next(iter(read_passages(tmp_path / "dataset"))).meta == expected
 
 
-def test_passages_are_split_when_asked(tmp_path: Path) -> None:
+def test_max_words_splits_passages(tmp_path: Path) -> None:
     row = {"id": "a", "title": "T", "text": "One two. Three four. Five.", "page": 1}
     assert read_rows(tmp_path, row, max_words=4) == [
         Passage("a/1", "T", "One two. Three four.", {"page": 1}),
@@ -232,7 +235,7 @@ def test_passages_are_split_when_asked(tmp_path: Path) -> None:
     ]
 
 
-def test_empty_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+def test_empty_lines_and_a_byte_order_mark_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\n{"text": "b"}\n\n')
     assert [passage.text for passage in read_passages(tmp_path / "c.jsonl")] == ["a", "b"]
     (tmp_path / "c.tsv").write_bytes(b"\xef\xbb\xbftext\tid\r\na\t1\r\n\r\nb\t2\r\n")
@@ -240,9 +243,9 @@ def test_empty_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
 
 
 BAD_JSON_LINES = [
-    (b"{", "no JSON"),
-    (b"[1]", "no JSON object"),
-    (b"[" * 100_000, "no JSON"),
+    (b"{", "not valid JSON"),
+    (b"[1]", "not a JSON object"),
+    (b"[" * 100_000, "not valid JSON"),
     (b'{"id": "x"}', 'no "text"; expected {"text"'),
     (b'{"text": " "}', '"text" is empty'),
     (b'{"text": 5}', '"text" is 5; expected a string'),
@@ -251,7 +254,7 @@ BAD_JSON_LINES = [
     (b'{"text": "a", "id": true}', '"id" is true; expected a string'),
     (b'{"text": "a\xff"}', '"text" is not valid UTF-8'),
     (b'{"text": "a\\ud800"}', '"text" is not valid UTF-8'),
-    (b'{"wikipedia_title": "T", "text": "a"}', "no KILT page"),
+    (b'{"wikipedia_title": "T", "text": "a"}', "not a KILT page"),
     (b'{"wikipedia_title": "T", "wikipedia_id": "\xff", "text": ["a"]}', '"id" is not valid'),
     (b'{"wikipedia_title": "T", "wikipedia_id": "1", "text": [3]}', '"text" is 3'),
 ]
@@ -279,7 +282,7 @@ def test_a_bad_json_line_is_named_or_skipped(tmp_path: Path, line: bytes, proble
     ("line", "problem"),
     [
         ("7\ta b", "2 columns; expected 3: id, text, title"),
-        ('7\t"quoted" twice\tT', "no tab-separated values"),
+        ('7\t"quoted" twice\tT', "not tab-separated values"),
         ("7\t\tT", '"text" is empty'),
     ],
 )
@@ -322,7 +325,7 @@ def test_the_manifest_lists_skipped_lines(tmp_path: Path) -> None:
     corpus = Corpus.build(read_passages(path, skip_bad_lines=True), tmp_path / "corpus")
     skipped = corpus.manifest["skipped"]
     assert skipped["count"] == 1
-    assert skipped["first"][0].startswith(f"{path}, line 1: no JSON object")
+    assert skipped["first"][0].startswith(f"{path}, line 1: not a JSON object")
 
 
 def test_duplicate_ids_are_named_with_file_and_line(tmp_path: Path) -> None:
@@ -333,7 +336,7 @@ def test_duplicate_ids_are_named_with_file_and_line(tmp_path: Path) -> None:
     assert f"the id '1' occurs twice, in {path}, line 2 and in {path}, line 4" in str(error.value)
 
 
-def test_a_corpus_of_bad_lines_only_is_empty(tmp_path: Path) -> None:
+def test_a_corpus_of_only_bad_lines_is_refused_as_empty(tmp_path: Path) -> None:
     reader = read_passages(write_jsonl(tmp_path / "c.jsonl", [1, 2]), skip_bad_lines=True)
     with pytest.raises(ImpRAGError, match=r"the corpus is empty: .*2 bad lines skipped"):
         Corpus.build(reader, tmp_path / "corpus")
@@ -357,7 +360,7 @@ KILT_PAGE = {
 }
 
 
-def test_a_kilt_page_keeps_page_and_paragraphs(tmp_path: Path) -> None:
+def test_passages_of_a_kilt_page_keep_page_id_and_paragraph_numbers(tmp_path: Path) -> None:
     passages = read_rows(tmp_path, KILT_PAGE, max_words=9)
     assert [(p.id, p.title, p.text) for p in passages] == [
         ("290/1", "A", "A is the first letter. It is a vowel."),
@@ -380,7 +383,7 @@ def test_kilt_pages_are_split_at_a_hundred_words(tmp_path: Path) -> None:
         assert [len(passage.text.split()) for passage in passages] == [100, 100, 50]
 
 
-def test_a_folder_of_text_files(tmp_path: Path) -> None:
+def test_text_files_of_a_folder_are_read_as_documents(tmp_path: Path) -> None:
     (tmp_path / "guide").mkdir()
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.txt").write_text("hidden")
@@ -413,7 +416,7 @@ def test_bad_text_files_are_named(tmp_path: Path) -> None:
     assert (reader.skipped.count, reader.skipped.empty) == (1, 1)
 
 
-def test_paths_and_formats_that_cannot_be_read(tmp_path: Path) -> None:
+def test_missing_paths_and_unknown_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match=r"nothing.jsonl does not exist"):
         read_passages(tmp_path / "nothing.jsonl")
     (tmp_path / "c.pdf").write_text("x")
@@ -427,7 +430,7 @@ def test_paths_and_formats_that_cannot_be_read(tmp_path: Path) -> None:
         list(read_passages(write_jsonl(tmp_path / "c.jsonl"), max_words=0))
 
 
-def test_several_datasets_in_one_folder(tmp_path: Path) -> None:
+def test_a_folder_of_several_datasets_is_refused(tmp_path: Path) -> None:
     split = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict(train=split, test=split).save_to_disk(str(tmp_path / "dataset"))
     with pytest.raises(ImpRAGError, match="several datasets; choose one: test, train"):
@@ -479,9 +482,9 @@ def test_a_dataset_without_the_library_says_what_to_install(
         list(read_passages(path))
 
 
-def test_pages_of_kilt_without_text_are_counted(tmp_path: Path) -> None:
+def test_kilt_pages_without_text_are_counted(tmp_path: Path) -> None:
     page = {"wikipedia_id": "1", "wikipedia_title": "T", "text": ["T\n"]}
     (tmp_path / "k.jsonl").write_text(json.dumps(page) + "\n" + json.dumps(page))
     reader = read_passages(tmp_path / "k.jsonl")
     assert list(reader) == []
-    assert reader.skipped.summary() == ["documents without text, left out: 2"]
+    assert reader.skipped.summary() == ["documents without text, skipped: 2"]

@@ -1,4 +1,4 @@
-"""The corpus folder: what is written is read back, and what is broken is refused."""
+"""A corpus folder returns the passages that were written, and damage is refused."""
 
 import json
 import resource
@@ -48,7 +48,7 @@ passage_lists = st.lists(
 
 @given(passage_lists)
 @settings(max_examples=40, deadline=None)
-def test_passages_come_back_as_they_were(
+def test_passages_round_trip_through_a_corpus(
     tmp_path_factory: pytest.TempPathFactory, passages: list[Passage]
 ) -> None:
     corpus = Corpus.build(passages, tmp_path_factory.mktemp("corpus"))
@@ -69,12 +69,12 @@ def test_rows_are_read_in_any_order_and_across_batches(large: Corpus) -> None:
 
 
 @pytest.mark.parametrize("row", [2053, -2054])
-def test_a_row_outside_the_corpus_is_an_index_error(large: Corpus, row: int) -> None:
+def test_a_row_outside_the_corpus_raises_index_error(large: Corpus, row: int) -> None:
     with pytest.raises(IndexError):
         large[row]
 
 
-def test_ids_are_found_in_the_order_asked_for(large: Corpus) -> None:
+def test_rows_are_returned_in_the_order_of_the_ids(large: Corpus) -> None:
     assert large.rows(["p2000", "p3", "p1024", "p3"]) == [2000, 3, 1024, 3]
     assert large.rows([]) == []
 
@@ -92,7 +92,7 @@ def test_an_opened_corpus_equals_the_built_one(large: Corpus) -> None:
     assert again[7] == large[7]
 
 
-def test_the_fingerprint_tells_content_metadata_and_order(tmp_path: Path) -> None:
+def test_the_fingerprint_covers_content_metadata_and_order(tmp_path: Path) -> None:
     variants = {
         "same": list(TWO),
         "metadata": [TWO[0], Passage("b", "", "Other text.", {"page": 4})],
@@ -115,7 +115,7 @@ def test_the_fingerprint_tells_content_metadata_and_order(tmp_path: Path) -> Non
     assert len({base, *prints.values()}) == len(variants)
 
 
-def test_the_text_fingerprint_leaves_metadata_out(tmp_path: Path) -> None:
+def test_the_text_fingerprint_ignores_metadata(tmp_path: Path) -> None:
     bare = [Passage(one.id, one.title, one.text) for one in TWO]
     with_metadata = Corpus.build(TWO, tmp_path / "with")
     without = Corpus.build(bare, tmp_path / "without")
@@ -163,7 +163,7 @@ def test_different_ids_with_one_hash_are_kept_apart(
         Corpus.build([*numbered(3), Passage("p1", "", "x")], tmp_path / "twice")
 
 
-def test_metadata_that_json_lacks_becomes_text(tmp_path: Path) -> None:
+def test_metadata_values_without_a_json_type_become_text(tmp_path: Path) -> None:
     passage = Passage("a", "", "text", {"path": Path("x"), "lone": "\ud800"})
     corpus = Corpus.build([passage], tmp_path / "corpus")
     assert corpus[0].meta == {"path": "x", "lone": "\ud800"}
@@ -179,7 +179,7 @@ def test_metadata_that_json_lacks_becomes_text(tmp_path: Path) -> None:
         ([*TWO, TWO[0]], "the id 'a' occurs twice, in passage 1 and in passage 3"),
     ],
 )
-def test_bad_passages_are_refused_and_leave_nothing(
+def test_bad_passages_are_refused_and_leave_no_folder(
     tmp_path: Path, passages: list[Passage], message: str
 ) -> None:
     with pytest.raises(ImpRAGError, match=message):
@@ -187,14 +187,14 @@ def test_bad_passages_are_refused_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_corpus_is_never_written_over(tmp_path: Path) -> None:
+def test_build_never_overwrites_a_corpus(tmp_path: Path) -> None:
     Corpus.build(TWO, tmp_path / "corpus")
     with pytest.raises(ImpRAGError, match="exists already"):
         Corpus.build(numbered(3), tmp_path / "corpus")
     assert list(Corpus.open(tmp_path / "corpus")) == TWO
 
 
-def test_a_source_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_build_whose_source_fails_leaves_nothing(tmp_path: Path) -> None:
     def broken() -> Iterator[Passage]:
         yield from TWO
         raise RuntimeError("the source broke")
@@ -244,7 +244,9 @@ def test_garbage_in_a_large_file_is_refused_when_it_is_read(
     Corpus.build(numbered(3000), tmp_path / "c")
     file = tmp_path / "c" / name
     content = bytearray(file.read_bytes())
-    middle = slice(len(content) // 20, len(content) * 9 // 10)  # Arrow reads its end at once
+    middle = slice(
+        len(content) // 20, len(content) * 9 // 10
+    )  # Arrow reads the file's end when it opens it
     content[middle] = b"\xff" * len(content[middle])
     file.write_bytes(content)
     corpus = Corpus.open(tmp_path / "c")
@@ -252,8 +254,8 @@ def test_garbage_in_a_large_file_is_refused_when_it_is_read(
         corpus.rows([f"p{n}" for n in range(3000)])
 
 
-def test_what_is_no_corpus_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImpRAGError, match="is no corpus folder"):
+def test_open_refuses_a_folder_without_a_corpus(tmp_path: Path) -> None:
+    with pytest.raises(ImpRAGError, match="is not a corpus folder"):
         Corpus.open(tmp_path)
     for manifest in ([], {"version": 99}, {"version": 1, "files": {}}):
         (tmp_path / store.MANIFEST).write_text(json.dumps(manifest))
@@ -264,8 +266,8 @@ def test_what_is_no_corpus_is_refused(tmp_path: Path) -> None:
         Corpus.open(tmp_path)
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a disk without space."""
+def test_a_full_disk_gives_one_clear_error(tmp_path: Path) -> None:
+    """A limit on the file size simulates a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
@@ -291,7 +293,7 @@ def test_a_killed_build_leaves_no_corpus(tmp_path: Path) -> None:
         time.sleep(0.02)
     build.send_signal(signal.SIGKILL)
     build.wait()
-    with pytest.raises(ImpRAGError, match="is no corpus folder"):
+    with pytest.raises(ImpRAGError, match="is not a corpus folder"):
         Corpus.open(tmp_path / "corpus")
     assert list(Corpus.build(TWO, tmp_path / "corpus")) == TWO
 

@@ -1,4 +1,4 @@
-"""Markdown and reStructuredText become titles and text as a reader of the page sees them."""
+"""Markdown and reStructuredText become the titles and text that a reader of the page sees."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def passages(tmp_path: Path, name: str, text: str) -> list[Passage]:
     return list(read_passages(tmp_path / name))
 
 
-def test_markdown_keeps_text_and_code_and_drops_what_is_not_read(tmp_path: Path) -> None:
+def test_markdown_keeps_text_and_code_and_drops_invisible_parts(tmp_path: Path) -> None:
     source = """\
 [![Build](https://ci.example/badge.svg)](https://ci.example)
 <!-- a comment -->
@@ -77,7 +77,9 @@ End.
         ("---\nText without front matter.\n\n# Title\n", "Title"),
     ],
 )
-def test_the_title_of_a_markdown_document(tmp_path: Path, source: str, title: str) -> None:
+def test_a_markdown_title_comes_from_front_matter_or_heading_or_file(
+    tmp_path: Path, source: str, title: str
+) -> None:
     found = passages(tmp_path, "x.md", source)
     assert found[0].title.partition(" > ")[0] == title
 
@@ -102,13 +104,13 @@ def test_headings_without_text_and_long_headings_are_kept(tmp_path: Path) -> Non
     assert [p.text for p in passages(tmp_path, "y.md", "# Only a title")] == ["Only a title"]
 
 
-def test_an_html_heading_that_is_never_closed_swallows_nothing(tmp_path: Path) -> None:
+def test_an_unclosed_html_heading_swallows_no_text(tmp_path: Path) -> None:
     text = "A paragraph of words. " * 20
     found = passages(tmp_path, "x.md", f"<h1>Open\n\n{text}\n\n{text}\n")
     assert sum(p.text.count("paragraph") for p in found) == 40
 
 
-def test_rest_keeps_text_and_code_and_drops_what_is_not_read(tmp_path: Path) -> None:
+def test_rest_keeps_text_and_code_and_drops_invisible_parts(tmp_path: Path) -> None:
     source = """\
 .. |badge| image:: https://ci.example/badge.svg
    :target: https://ci.example
@@ -158,7 +160,7 @@ End.
     ]
 
 
-def test_rest_sections_of_one_style_are_no_title(tmp_path: Path) -> None:
+def test_rest_headings_of_one_style_are_sections_and_not_a_title(tmp_path: Path) -> None:
     found = passages(tmp_path, "pkg.rst", "Intro.\n\nInstall\n=======\n\nA.\n\nUse\n===\n\nB.\n")
     assert [p.title for p in found] == ["pkg", "pkg > Install", "pkg > Use"]
 
@@ -180,7 +182,7 @@ def test_parsing_takes_linear_time(parse: Callable[[str], object]) -> None:
         assert time.process_time() - start < 1.5, pattern
 
 
-def test_substitutions_of_rest_stand_for_their_text_and_tables_keep_their_cells() -> None:
+def test_rest_substitutions_are_replaced_and_tables_keep_their_cells() -> None:
     source = """Go
 ==
 
@@ -231,7 +233,7 @@ def test_arguments_and_captions_of_rest_directives_are_text() -> None:
 
 
 @pytest.mark.parametrize("line", ["|a|b|c|d|\n", "- a\n", "- - - a\n", "a\n\n", "1. a\n"])
-def test_markdown_of_nothing_but_tiny_blocks_is_kept_as_it_is(line: str) -> None:
+def test_markdown_of_only_tiny_blocks_is_kept_unparsed(line: str) -> None:
     source = line * (1_000_000 // len(line))
     start = time.process_time()
     outline = parse_markdown(source)

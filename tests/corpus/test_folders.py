@@ -1,4 +1,4 @@
-"""Folders as people have them: every readable file is read, nothing else stops or hangs."""
+"""In real folders every readable file is read, and no other file stops or blocks the reading."""
 
 import bz2
 import gzip
@@ -51,7 +51,7 @@ def test_files_of_all_formats_in_a_folder_are_read(tmp_path: Path) -> None:
     assert [p.text for p in read_passages(tmp_path, "parquet")] == ["row"]
 
 
-def test_folders_links_and_special_files_do_no_harm(tmp_path: Path) -> None:
+def test_dead_links_and_special_files_are_counted_as_unread(tmp_path: Path) -> None:
     (tmp_path / "guide.md").mkdir()
     (tmp_path / "guide.md" / "deep.md").write_text("deep")
     (tmp_path / "rows.parquet").mkdir()
@@ -61,7 +61,7 @@ def test_folders_links_and_special_files_do_no_harm(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.md")
     with socket.socket(socket.AF_UNIX) as server:
         here = Path.cwd()
-        os.chdir(tmp_path)  # names of sockets are short
+        os.chdir(tmp_path)  # a socket's path must be short
         server.bind("socket.md")
         os.chdir(here)
     reader = read_passages(tmp_path)
@@ -77,7 +77,7 @@ def test_linked_folders_are_read(tmp_path: Path) -> None:
     assert texts(tmp_path / "notes") == ["linked"]
 
 
-def test_hidden_and_system_files_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_and_system_files_are_skipped(tmp_path: Path) -> None:
     write_parquet(tmp_path / "p.parquet", {"text": "one"})
     for name in ("._p.parquet", ".hidden.parquet", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7" * 20)
@@ -96,7 +96,7 @@ def test_a_fifo_as_the_corpus_is_refused_at_once(tmp_path: Path, cache: Path, pa
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_files_are_decoded_by_their_mark(tmp_path: Path, encoding: str) -> None:
+def test_files_are_decoded_by_their_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_bytes("Österreich".encode(encoding))
     (tmp_path / "b.jsonl").write_bytes('{"text": "Über"}\n{"text": "b"}\n'.encode(encoding))
     (tmp_path / "c.tsv").write_bytes("id\ttext\nx\tÄpfel\n".encode(encoding))
@@ -104,9 +104,9 @@ def test_files_are_decoded_by_their_mark(tmp_path: Path, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.rst", "a.jsonl", "a.tsv", "a.json"])
-def test_utf_16_without_a_mark_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_utf_16_without_a_byte_order_mark_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes("Oslo lies in Norway".encode("utf-16-le"))
-    with pytest.raises(ImpRAGError, match=rf"{name}.* holds NUL bytes.*UTF-16"):
+    with pytest.raises(ImpRAGError, match=rf"{name}.* contains NUL bytes.*UTF-16"):
         texts(tmp_path / name)
 
 
@@ -119,7 +119,7 @@ def test_empty_documents_are_counted(tmp_path: Path) -> None:
     assert (reader.skipped.count, reader.skipped.empty) == (0, 4)
 
 
-def test_names_in_capitals_and_compressed_files(tmp_path: Path) -> None:
+def test_upper_case_suffixes_and_compressed_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(b'{"id": "a", "text": "one"}\n'))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"two"))
     (tmp_path / "C.Md.BZ2").write_bytes(bz2.compress(b"# Title\n\nthree"))
@@ -150,19 +150,19 @@ def test_a_long_name_fits_into_the_cache(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "no/such", "a\0b"])
-def test_names_of_nothing_are_refused(cache: Path, name: str) -> None:
+def test_names_without_a_corpus_are_refused(cache: Path, name: str) -> None:
     with pytest.raises(ImpRAGError):
         load_corpus(name)
 
 
-def test_ids_that_are_made_differ_from_given_ones(tmp_path: Path) -> None:
+def test_generated_ids_differ_from_given_ones(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     rows = [{"id": "2", "text": "a"}, {"text": "b"}, {"id": "m.jsonl#2", "text": "c"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [p.id for p in read_passages(path)] == ["2", "m.jsonl##2", "m.jsonl#2"]
 
 
-def test_joined_files_and_folders_make_different_ids(tmp_path: Path, cache: Path) -> None:
+def test_joined_files_and_folders_get_distinct_ids(tmp_path: Path, cache: Path) -> None:
     for name in ("d1", "d2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "README.md").write_text(f"Guide {name}.")
@@ -177,7 +177,7 @@ def test_joined_files_and_folders_make_different_ids(tmp_path: Path, cache: Path
         load_corpus([files[0], tmp_path / "d2" / ".." / "d1" / "x.jsonl"])
 
 
-def test_given_ids_that_occur_in_two_files_are_named(tmp_path: Path, cache: Path) -> None:
+def test_an_id_given_in_two_joined_files_is_refused(tmp_path: Path, cache: Path) -> None:
     for name in ("x.jsonl", "y.jsonl"):
         (tmp_path / name).write_text('{"id": "a", "text": "t"}\n')
     with pytest.raises(ImpRAGError, match=r"'a' occurs twice, in .*x.jsonl, line 1 and in .*y.js"):
@@ -190,7 +190,7 @@ def test_distinct_names_are_the_shortest_that_differ() -> None:
     assert distinct_names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
 
 
-def test_joined_corpora_tell_what_was_left_out(tmp_path: Path, cache: Path) -> None:
+def test_joined_corpora_report_what_was_skipped(tmp_path: Path, cache: Path) -> None:
     for name in ("d1", "d2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "empty.md").touch()

@@ -1,4 +1,4 @@
-"""Prompts out of bytes: one a line, in any usual encoding; wrong ones are refused by number."""
+"""Prompts are read one per line in any usual encoding; bad ones are refused by number."""
 
 import io
 import sys
@@ -17,18 +17,20 @@ TWO = ["Q: item 42? A:", "Q: ümlaut → 7? A:"]
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_encodings_line_ends_and_blank_lines(tmp_path: Path, encoding: str, end: str) -> None:
+def test_prompts_are_read_in_any_encoding_and_with_any_line_end(
+    tmp_path: Path, encoding: str, end: str
+) -> None:
     text = end.join(["", TWO[0], "", " \t", TWO[1], "", ""])
     (tmp_path / "prompts.txt").write_bytes(text.encode(encoding))
     assert prompts_of_file(tmp_path / "prompts.txt") == TWO
 
 
-def test_marks_of_files_that_were_joined_are_dropped() -> None:
+def test_byte_order_marks_of_concatenated_files_are_dropped() -> None:
     joined = "".join(f"{prompt}\n" for prompt in TWO).encode("utf-8-sig") * 2
     assert list(read_prompts(io.BytesIO(joined), "x")) == TWO * 2
 
 
-def test_a_wrong_byte_is_named_after_the_prompts_before_it() -> None:
+def test_an_invalid_byte_is_reported_after_the_prompts_before_it() -> None:
     prompts = read_prompts(io.BytesIO(b"Q: ok? A:\n\ncaf\xe9\nmore\n"), "standard input")
     assert next(prompts) == "Q: ok? A:"
     message = r"^prompt 2 is not valid Unicode at character 4 \(line 3 of standard input\)"
@@ -36,7 +38,7 @@ def test_a_wrong_byte_is_named_after_the_prompts_before_it() -> None:
         next(prompts)
 
 
-def test_lines_that_are_no_utf8_are_read_in_the_consoles_encoding() -> None:
+def test_lines_that_are_not_utf8_are_read_in_the_consoles_encoding() -> None:
     mixed = "café\n".encode("cp1252") + "→\n".encode()
     assert list(read_prompts(io.BytesIO(mixed), "x", "cp1252")) == ["café", "→"]
 
@@ -44,8 +46,8 @@ def test_lines_that_are_no_utf8_are_read_in_the_consoles_encoding() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("Q: ok? A:\n".encode("utf-16-le"), "prompt 1 holds a NUL character .line 1 of x."),
-        ("Q: ok? A:\n".encode("utf-16")[:-1], "x is no whole UTF-16 text"),
+        ("Q: ok? A:\n".encode("utf-16-le"), "prompt 1 contains a NUL character .line 1 of x."),
+        ("Q: ok? A:\n".encode("utf-16")[:-1], "x is not complete UTF-16 text"),
         ("ok \ud83d\n".encode("utf-16", "surrogatepass"), "prompt 1 is not valid Unicode .* 4"),
     ],
 )
@@ -54,7 +56,7 @@ def test_damaged_text_is_refused(data: bytes, message: str) -> None:
         list(read_prompts(io.BytesIO(data), "x"))
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.txt"):
         with pytest.raises(ImpRAGError, match="cannot read the prompts in"):
             prompts_of_file(path)

@@ -1,4 +1,4 @@
-"""Splitting loses no word, keeps sentences whole where they fit, and stays below the limit."""
+"""Splitting loses no word, keeps sentences that fit whole, and stays below the limit."""
 
 import doctest
 import re
@@ -67,7 +67,7 @@ def test_splitting_takes_linear_time(text_of: str, filler: str) -> None:
 
 
 @given(texts, st.integers(1, 8))
-def test_spans_are_the_pieces(document: str, limit: int) -> None:
+def test_spans_delimit_the_pieces(document: str, limit: int) -> None:
     spans = list(split_spans(document, limit))
     assert [document[start:end] for start, end in spans] == split_text(document, limit)
 
@@ -94,11 +94,11 @@ def test_pieces_are_as_long_as_sentences_allow() -> None:
         ("one, two three four five six", ["one, two three four five", "six"]),
     ],
 )
-def test_where_a_piece_ends(document: str, expected: list[str]) -> None:
+def test_a_piece_ends_at_the_best_break(document: str, expected: list[str]) -> None:
     assert split_text(document, max_words=5) == expected
 
 
-def test_white_space_inside_a_piece_stays() -> None:
+def test_white_space_inside_a_piece_is_kept() -> None:
     assert split_text("  a\n  b  c \n", max_words=3) == ["a\n  b  c"]
 
 
@@ -107,12 +107,12 @@ def test_a_limit_below_one_word_is_refused() -> None:
         split_text("a b", max_words=0)
 
 
-def test_tidy_leaves_single_spaces_and_composed_letters() -> None:
+def test_tidy_gives_single_spaces_and_composed_letters() -> None:
     assert tidy(" a\u00a0\u200b b\n\u2060c e\u0301 ") == "a b c é"
 
 
 @given(st.text())
-@example("e\u200b\u0301")  # composed only when the character between is gone
+@example("e\u200b\u0301")  # composes only after the character between is removed
 def test_tidy_is_idempotent(document: str) -> None:
     tidied = tidy(document)
     assert tidy(tidied) == tidied

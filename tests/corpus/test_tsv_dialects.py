@@ -1,4 +1,4 @@
-"""Tab-separated files are read quoted or as they are, decided for the whole file."""
+"""Whether a tab-separated file is quoted as in CSV is decided for the whole file."""
 
 import csv
 import time
@@ -44,7 +44,7 @@ def test_a_quoted_file_is_unquoted(tmp_path: Path) -> None:
     ]
 
 
-def test_an_unclosed_mark_in_a_quoted_file_costs_its_own_line_only(tmp_path: Path) -> None:
+def test_an_unclosed_quotation_mark_loses_only_its_own_line(tmp_path: Path) -> None:
     good = [f'{n}\t"a ""quoted"" text"\t"T"\n' for n in range(1, 6)]
     content = HEADER + "".join([*good[:2], '7\t"not closed\tT\n', *good[2:]])
     with pytest.raises(ImpRAGError, match="line 4: a quotation mark opens a field"):
@@ -53,7 +53,7 @@ def test_an_unclosed_mark_in_a_quoted_file_costs_its_own_line_only(tmp_path: Pat
     assert [identifier for identifier, _ in found] == ["1", "2", "3", "4", "5"]
 
 
-def test_a_short_row_between_quotation_marks_is_named(tmp_path: Path) -> None:
+def test_a_short_row_between_quotation_marks_is_refused(tmp_path: Path) -> None:
     content = HEADER + '1\t"opens\tOne\n2\tno title\n3\tcloses"\tThree\n'
     with pytest.raises(ImpRAGError, match="line 3: 2 columns; expected 3"):
         read(tmp_path, content)
@@ -74,14 +74,14 @@ def test_headers_are_optional(tmp_path: Path, content: str, expected: list[Passa
     assert list(read_passages(tmp_path / "c.tsv")) == expected
 
 
-def test_a_row_with_a_tab_too_many_does_not_swallow_the_next(tmp_path: Path) -> None:
+def test_a_row_with_an_extra_tab_does_not_swallow_the_next(tmp_path: Path) -> None:
     content = HEADER + '1\t"opens\tx\tOne\n2\tcloses"\tTwo\n3\tthird\tThree\n'
     with pytest.raises(ImpRAGError, match="line 2: a quotation mark opens a field"):
         read(tmp_path, content)
     assert read(tmp_path, content, skip_bad_lines=True) == [("2", 'closes"'), ("3", "third")]
 
 
-def test_a_first_row_that_holds_the_name_of_a_column_is_no_header(tmp_path: Path) -> None:
+def test_a_first_row_that_contains_a_column_name_is_not_a_header(tmp_path: Path) -> None:
     assert read(tmp_path, "1\tcontents\n2\tsecond\n") == [("1", "contents"), ("2", "second")]
 
 
@@ -96,12 +96,12 @@ def test_a_row_of_one_column_that_would_span_lines_is_refused(tmp_path: Path) ->
         read(tmp_path, 'text\n"one\ntwo"\nthree\n')
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_columns_of_the_same_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="two columns are called 'text'"):
         read(tmp_path, "id\ttext\ttext\n1\ta\tb\n")
 
 
-def test_fields_have_any_length(tmp_path: Path) -> None:
+def test_fields_of_any_length_are_read(tmp_path: Path) -> None:
     long = "word " * 60_000
     assert read(tmp_path, f'{HEADER}1\t{long}\tA\n2\t"{long}"\tB\n') == [("1", long), ("2", long)]
 
@@ -131,7 +131,7 @@ fields = st.text(st.sampled_from('a"\t\n '), max_size=6)
 
 @given(st.lists(fields, min_size=1, max_size=6))
 @settings(max_examples=40, deadline=None)
-def test_quoted_texts_are_whole_or_refused(
+def test_quoted_texts_are_read_complete_or_refused(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
     path = tmp_path_factory.mktemp("tsv") / "c.tsv"

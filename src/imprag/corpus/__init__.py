@@ -1,4 +1,4 @@
-"""Passages: reading, splitting, storing, fingerprint."""
+"""Corpora of passages: read, split and store them, or load a built-in one."""
 
 from imprag.corpus.factbook import Fact, factbook_fields
 from imprag.corpus.library import load_corpus

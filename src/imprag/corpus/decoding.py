@@ -1,4 +1,4 @@
-"""Text out of files: compressed or not, in UTF-8 or in what a byte-order mark says."""
+"""Opens text files: plain or compressed, in UTF-8 or the encoding of their byte-order mark."""
 
 import bz2
 import codecs
@@ -12,9 +12,9 @@ from typing import Any
 
 from imprag.errors import ImpRAGError
 
-#: What opens a compressed file, by its suffix.
+#: The function that opens a compressed file, by suffix.
 COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-#: What reading a compressed or broken file may raise.
+#: Exceptions that reading a compressed or damaged file may raise.
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError)
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -27,20 +27,20 @@ _PEEKED = 4096
 
 
 def encoding_of(start: bytes) -> str:
-    """The encoding that a text's byte-order mark tells, UTF-8 without one."""
+    """The encoding given by a text's byte-order mark; UTF-8 if it has none."""
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 
 
 class NoTextError(ImpRAGError):
-    """A file that holds no text in a known encoding."""
+    """The file is not text in a known encoding."""
 
 
 def open_text(path: Path) -> io.TextIOWrapper:
-    """Open a text file. Its lines end at line feeds only; wrong bytes become lone surrogates.
+    """Open a text file. Only a line feed ends a line; invalid bytes become lone surrogates.
 
     Raises:
-        NoTextError: there are NUL bytes near the beginning: the file is binary, or UTF-16 without
-            a byte-order mark.
+        NoTextError: there are NUL bytes near the beginning, so the file is binary, or UTF-16
+            without a byte-order mark.
     """
     open_file: Any = COMPRESSIONS.get(path.suffix.lower(), open)
     stream = open_file(path, "rb")
@@ -49,8 +49,8 @@ def open_text(path: Path) -> io.TextIOWrapper:
         encoding = encoding_of(start)
         if encoding.startswith("utf-8") and b"\0" in start:
             raise NoTextError(
-                f"{path} holds NUL bytes: it is no text, or UTF-16 without a byte-order mark; save "
-                "it as UTF-8"
+                f"{path} contains NUL bytes: it is binary, or UTF-16 without a byte-order mark; "
+                "save it as UTF-8"
             )
         errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
         return io.TextIOWrapper(stream, encoding, errors, newline="\n")
@@ -66,6 +66,6 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def name_without_compression(path: Path) -> str:
-    """The lower-case name of a file without ``.gz``, ``.bz2`` or ``.xz``."""
+    """A file's name in lower case, without ``.gz``, ``.bz2`` or ``.xz``."""
     name = path.name.lower()
     return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in COMPRESSIONS else name

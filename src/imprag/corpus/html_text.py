@@ -1,4 +1,4 @@
-"""The text of HTML: without tags, comments, scripts and styles."""
+"""Extracts the text of HTML, without tags, comments, scripts and styles."""
 
 import html
 import re
@@ -10,12 +10,12 @@ _UNSEEN = ("script", "style")
 
 
 def html_pieces(source: str) -> Iterator[str | tuple[str, bool]]:
-    """The text of HTML, and its tags as pairs of lower-case name and whether the tag opens.
+    """Yield the text and the tags of HTML; a tag is its lower-case name and whether it opens.
 
-    Reads every character once: what opens a comment, tag or script that is never closed is text.
+    Every character is read once. A comment, tag or script that is never closed counts as text.
     """
     position, text_from = 0, 0
-    never = set()  # endings that do not come any more
+    never = set()  # closing markers that do not occur any more
     while (position := source.find("<", position)) >= 0:
         if source.startswith("<!--", position):
             ending, name = "-->", None

@@ -1,4 +1,4 @@
-"""Records of JSON files: one object per line, or one array of objects."""
+"""Reads records from JSON files: one object per line, or one array of objects."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from imprag.errors import ImpRAGError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _CHUNK = 1 << 16
-_LONGEST_TOKEN = 64  # a number or an escape that the end of a chunk may have cut
+_LONGEST_TOKEN = 64  # characters of a number or an escape, which a chunk's end may cut
 
 
 def json_records(path: Path) -> Iterator[Record]:
-    """The objects of a JSON file, one per line, empty lines passed over; or of its one array."""
+    """Yield the objects of a JSON file: one per line, without empty lines, or those of an array."""
     if _is_array(path):
         for number, value in enumerate(_array(path), 1):
-            fields = value if isinstance(value, dict) else BadRecord("no JSON object")
+            fields = value if isinstance(value, dict) else BadRecord("not a JSON object")
             yield Record(f"{path}, record {number}", fields)
         return
     for number, line in enumerate(text_lines(path), 1):
@@ -31,14 +31,14 @@ def _json_object(line: str) -> Mapping[str, Any] | BadRecord:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return BadRecord(f'no JSON ({error}); expected one object per line, {{"text": "…"}}')
+        return BadRecord(f'not valid JSON ({error}); expected one object per line, {{"text": "…"}}')
     if not isinstance(fields, dict):
-        return BadRecord('no JSON object; expected one object per line, {"text": "…"}')
+        return BadRecord('not a JSON object; expected one object per line, {"text": "…"}')
     return fields
 
 
 def _is_array(path: Path) -> bool:
-    """Whether a file begins with an array that is not just the first of many lines."""
+    """Whether a file is one array, rather than lines of which the first is an array."""
     with open_text(path) as stream:
         start = stream.read(_CHUNK).lstrip()
     line, _, others = start.partition("\n")
@@ -54,10 +54,10 @@ def _is_json(text: str) -> bool:
 
 
 def _array(path: Path) -> Iterator[Any]:
-    """The values of an array, in chunks that grow only with the longest value.
+    """Yield the values of an array; memory grows only with the longest value.
 
     Raises:
-        ImpRAGError: it is damaged; what comes behind the damage cannot be told apart.
+        ImpRAGError: the array is damaged; the values after the damage cannot be found.
     """
     decoder = json.JSONDecoder()
     with open_text(path) as stream:
@@ -68,7 +68,7 @@ def _array(path: Path) -> Iterator[Any]:
             if position < len(buffer) and not separator:
                 if buffer[position] == "]":
                     if buffer[position + 1 :].strip() or stream.read().strip():
-                        raise ImpRAGError(f"{path}: there is more behind the end of the array")
+                        raise ImpRAGError(f"{path}: there is more text after the end of the array")
                     return
                 if buffer[position] != ",":
                     raise _damage(path, number, "expected a comma or the end of the array")
@@ -99,11 +99,11 @@ def _end_of_space(text: str, position: int) -> int:
 
 
 def _is_cut(error: Exception, length: int) -> bool:
-    """Whether an error may only mean that the value goes on behind the text that was read."""
+    """Whether an error may only mean that the value continues after the text read so far."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos >= length - _LONGEST_TOKEN
 
 
 def _damage(path: Path, number: int, problem: str) -> ImpRAGError:
-    return ImpRAGError(f"{path}, record {number}: the array is no JSON ({problem})")
+    return ImpRAGError(f"{path}, record {number}: the array is not valid JSON ({problem})")

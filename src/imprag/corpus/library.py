@@ -1,4 +1,4 @@
-"""Finding a corpus by name or path: the built-in corpora, corpus folders, readable files."""
+"""Loads a corpus by name or path: a built-in corpus, a corpus folder or readable files."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from imprag.io.locking import make_once
 
 
 class _Part(NamedTuple):
-    """How to make a part of a built-in corpus. A new revision makes cached corpora stale."""
+    """How to make one part of a built-in corpus. A new revision invalidates cached corpora."""
 
     passages: Callable[[], Iterable[Passage]]
     source: str
@@ -34,21 +34,22 @@ _BUILT_IN = {
     "wiki10k": (_WIKI10K,),
     "default": (_FACTBOOK, _WIKI10K),
 }
-#: Names that :func:`load_corpus` knows before it looks for a path.
+#: Names that :func:`load_corpus` takes for a built-in corpus rather than a path.
 BUILT_IN_CORPORA = tuple(_BUILT_IN)
 
 
 def load_corpus(
     name_or_path: str | Path | Sequence[str | Path], *, skip_bad_lines: bool = False
 ) -> Corpus:
-    """Open a corpus by name or path; what is no corpus folder yet is built in the cache folder.
+    """Open a corpus by name or path. Unless it is a corpus folder, it is built in the cache folder.
 
     Args:
         name_or_path: ``factbook``, ``wiki10k`` or ``default`` (both); a corpus folder; or a file
             or folder that :func:`read_passages` can read, which is read again when its content
-            differs. Several are joined, in their order; ids that ImpRAG makes then begin with the
-            name of their file or folder.
-        skip_bad_lines: leave lines out that cannot be read; ``manifest["skipped"]`` lists them.
+            changes. Several are joined in the given order; generated ids then begin with the name
+            of their file or folder.
+        skip_bad_lines: skip lines that cannot be read, and list them in ``manifest["skipped"]``.
+            By default the first such line is an error.
 
     Raises:
         ImpRAGError: there is no such corpus, its package is missing, or it cannot be read.
@@ -81,11 +82,11 @@ def _content(path: Path) -> str:
 
 def _check_unchanged(path: Path, content: str) -> None:
     if _content(path) != content:
-        raise ImpRAGError(f"{path} was changed while it was read; give the command again")
+        raise ImpRAGError(f"{path} was changed while it was read; run the command again")
 
 
 def _reader(path: Path, skip_bad_lines: bool) -> PassageReader:
-    if not os.path.exists(path):  # False, too, where a name is too long
+    if not os.path.exists(path):  # also False if the name is too long
         raise ImpRAGError(
             f"no corpus {str(path)!r}: it is neither a path nor one of the built-in "
             f"corpora {', '.join(_BUILT_IN)}"
@@ -109,7 +110,7 @@ def _built_in(name: str) -> Corpus:
 
 
 def _joined(names: Sequence[str], skip_bad_lines: bool) -> Corpus:
-    """Several corpora in one. Made ids get the name of their file or folder as a prefix."""
+    """Join several corpora. Generated ids get the name of their file or folder as a prefix."""
     whole = {
         name for name in names if name in _BUILT_IN or os.path.isfile(expand_home(name) / MANIFEST)
     }
@@ -136,8 +137,8 @@ def _joined(names: Sequence[str], skip_bad_lines: bool) -> Corpus:
         else str(part.path.resolve())
         for part in parts
     ]
-    decides = [states, sources, credits, skip_bad_lines, READING_REVISION]
-    folder = _cache_folder("joined", decides)
+    inputs = [states, sources, credits, skip_bad_lines, READING_REVISION]
+    folder = _cache_folder("joined", inputs)
 
     def make() -> None:
         with atomic_path(folder) as temporary:
@@ -154,7 +155,7 @@ def _joined(names: Sequence[str], skip_bad_lines: bool) -> Corpus:
 
 
 def distinct_names(paths: Iterable[Path]) -> list[str]:
-    """The shortest ends of paths, of equally many parts each, by which no two are the same.
+    """The shortest path endings that tell the paths apart; all have the same number of parts.
 
     >>> distinct_names([Path("a/README.md"), Path("b/README.md")])
     ['a/README.md', 'b/README.md']
@@ -174,13 +175,13 @@ def distinct_names(paths: Iterable[Path]) -> list[str]:
     return names
 
 
-def _cache_folder(name: str, decides: Sequence[Any]) -> Path:
+def _cache_folder(name: str, inputs: Sequence[Any]) -> Path:
     """The folder of a corpus in the cache.
 
     Args:
-        name: of the corpus; long ones are cut.
-        decides: everything that decides its content; JSON.
+        name: the corpus's name; a long one is cut.
+        inputs: everything that decides the corpus's content, as JSON values.
     """
-    state = json.dumps([FORMAT_VERSION, *decides])
+    state = json.dumps([FORMAT_VERSION, *inputs])
     key = hashlib.sha256(state.encode()).hexdigest()[:16]
     return cache_dir() / "corpora" / f"{short_name(name)}-{key}"

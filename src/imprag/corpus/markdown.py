@@ -1,4 +1,4 @@
-"""Markdown as text: what a reader of the page sees, by sections."""
+"""Parses Markdown into sections of the text that a reader of the page sees."""
 
 import re
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from imprag.corpus.outline import Outline
 
 _FRONT_MATTER_LINE = re.compile(r"$|\s|#|[-\]}]|[^:=\n]{1,80}[:=]")
 _TITLE_LINE = re.compile(r"[\"']?title[\"']? *[:=] *(\S.{0,1000})", re.IGNORECASE)
-_HEADING_CHARACTERS = 300  # more than that in an HTML heading means that it was never closed
+_HEADING_CHARACTERS = 300  # a longer HTML heading was never closed
 _INLINE_CHARACTERS = 4000  # the parser's time grows with the square of a paragraph's length
-# The parser takes some 25 microseconds for a block, cell or list marker. A text with more of them
-# than this, and than one in so many characters, is no document that people write; it stays as is.
+# The parser takes about 25 microseconds per block, cell or list marker. A text with more than
+# _BLOCKS of them, and more than one per _CHARACTERS_PER_BLOCK, is not prose; it is kept unparsed.
 _BLOCKS = 200_000
-_CHARACTERS_OF_A_BLOCK = 5
+_CHARACTERS_PER_BLOCK = 5
 _LIST_MARKER = re.compile(r"(?:[-+*]|\d\.) ")
-_BRACKETS = 200  # more than that in a part are no links; they stay as they are
+_BRACKETS = 200  # a part with more brackets has no links; it is kept unparsed
 _PLAIN = re.compile(r"[^\\`*_\[\]<>&!~]*")
 _TABLE_OF_CONTENTS = ("[toc]", "[[toc]]", "[[_toc_]]", "{:toc}")
 
@@ -29,8 +29,8 @@ _TABLE_OF_CONTENTS = ("[toc]", "[[toc]]", "[[_toc_]]", "{:toc}")
 def parse_markdown(text: str) -> Outline:
     """Title and sections of a Markdown document.
 
-    Text and code stay. Left out are targets of links, images, link definitions, HTML tags and
-    comments, lists of links into the document itself, and front matter but for its title.
+    Keeps text and code. Drops link targets, images, link definitions, HTML tags and comments,
+    lists of links into the document itself, and front matter except its title.
     """
     title, body = _front_matter(text)
     if _is_dense(body):
@@ -41,16 +41,16 @@ def parse_markdown(text: str) -> Outline:
 
 
 def _is_dense(text: str) -> bool:
-    """Whether a text has so many tiny blocks that parsing it would take too long."""
+    """Whether a text has so many tiny blocks that parsing would take too long."""
     if len(text) < _BLOCKS:
         return False
     markers = sum(1 for _ in _LIST_MARKER.finditer(text))
     blocks = text.count("\n") + text.count("|") // 3 + markers
-    return blocks > max(_BLOCKS, len(text) // _CHARACTERS_OF_A_BLOCK)
+    return blocks > max(_BLOCKS, len(text) // _CHARACTERS_PER_BLOCK)
 
 
 def _front_matter(text: str) -> tuple[str | None, str]:
-    """The title in the YAML or TOML before a document, and the rest of the document."""
+    """The title in a document's YAML or TOML front matter, and the document after it."""
     fence = text[:3]
     first, _, rest = text.partition("\n")
     if fence not in ("---", "+++") or first.strip() != fence:
@@ -68,32 +68,32 @@ def _front_matter(text: str) -> tuple[str | None, str]:
 
 
 def _scalar(source: str) -> str | None:
-    """A value of YAML or TOML as text."""
+    """A YAML or TOML value as text; None for lists and mappings."""
     try:
         value = yaml.safe_load(source)
     except (yaml.YAMLError, ValueError, RecursionError):
         value = source
     if value is None or isinstance(value, list | dict):
         return None
-    # Numbers and dates as they are written: 007 is no 7.
+    # Numbers and dates stay as written: 007 is not 7.
     text = " ".join((value if isinstance(value, str) else source).split())
     return text or None
 
 
 class _Reader:
-    """Goes through the blocks of a document."""
+    """Builds the outline of a document from the parser's tokens."""
 
     def __init__(self, title: str | None) -> None:
         self.outline = Outline(title)
         self._parser = MarkdownIt("commonmark", {"maxNesting": 20})
         self._parser.enable(["table", "strikethrough"]).disable(["inline", "text_join"])
         self._environment: dict[str, Any] = {}
-        self._heading: tuple[int, list[str]] | None = None  # of HTML, and not closed yet
-        self._lists: list[int | None] = []  # the number of the next item in each open list
+        self._heading: tuple[int, list[str]] | None = None  # the open HTML heading
+        self._lists: list[int | None] = []  # each open list's next number; None for bullets
         self._bullet = ""
-        self._items: list[str] = []  # of the outermost open list
-        self._only_links = True  # into the document itself, in that list
-        self._cells: list[str] | None = None  # of the open row of a table
+        self._items: list[str] = []  # items of the outermost open list
+        self._only_links = True  # whether that list has only links into the document
+        self._cells: list[str] | None = None  # cells of a table's open row
 
     def read(self, text: str) -> Outline:
         tokens = self._parser.parse(text, self._environment)
@@ -162,7 +162,7 @@ class _Reader:
             self._items, self._only_links = [], True
 
     def _inline(self, content: str) -> tuple[str, bool]:
-        """The text of a paragraph, and whether it is nothing but links into the document."""
+        """The text of a paragraph, and whether it has only links into the document."""
         if _PLAIN.fullmatch(content) and "  \n" not in content:
             return content.replace("\n", " ").strip(), not content.strip()
         text: list[str] = []
@@ -211,7 +211,7 @@ class _Reader:
         self._add_html(text)
 
     def _add_html(self, text: list[str]) -> None:
-        """Add the text that was collected, and collect anew."""
+        """Add the collected text as a block and clear it."""
         lines = (" ".join(line.split()) for line in "".join(text).splitlines())
         if block := "\n".join(line for line in lines if line):
             self._only_links = False
@@ -230,7 +230,7 @@ class _Reader:
 
 
 def _parts(content: str) -> Iterator[str]:
-    """A paragraph in parts that the inline parser takes, cut at white space where there is any."""
+    """Split a paragraph into parts for the inline parser, at white space where possible."""
     start = 0
     while start < len(content):
         end = start + _INLINE_CHARACTERS

@@ -1,10 +1,10 @@
-"""The outline of a document while it is parsed: its own title and its sections."""
+"""The outline of a document: its title and sections, collected while it is parsed."""
 
 import re
 from dataclasses import dataclass, field
 
 _TITLE_CHARACTERS = 80
-_MARKED = re.compile(r"\w")
+_WORD_CHARACTER = re.compile(r"\w")
 
 
 @dataclass
@@ -12,9 +12,9 @@ class Section:
     """A heading and the text below it.
 
     Attributes:
-        level: of the heading; 0 for what stands before the first one.
-        headings: the path of headings that leads to it, its own last, without the document's title.
-        blocks: paragraphs, list items, code, rows of tables.
+        level: the heading's level; 0 for the text before the first heading.
+        headings: the path of headings to this section, its own last, without the document's title.
+        blocks: paragraphs, list items, code and table rows.
         has_parts: whether a deeper heading follows.
     """
 
@@ -25,22 +25,23 @@ class Section:
 
     @property
     def text(self) -> str:
-        """The text; the heading itself where nothing else would hold it."""
+        """The section's text; the heading itself if neither text nor subsections follow it."""
         text = "\n\n".join(self.blocks)
         return text if text or self.has_parts or not self.headings else self.headings[-1]
 
 
 class Outline:
-    """Collects headings and blocks in their order.
+    """Collects headings and blocks in document order.
 
     Args:
-        title: known from elsewhere.
-        has_title: whether a first heading of the first level may be the title.
+        title: a title from elsewhere, such as front matter.
+        has_title: whether a first heading of level 1 may be the title.
 
     Attributes:
-        title: the document's own, or None.
-        sections: in order; the first one stands before all headings but the title's.
-        highest: how many headings of the first level there are.
+        title: the document's own title, or None.
+        sections: the sections in order; the first has the text before all headings except the
+            title's.
+        highest: the number of headings of level 1.
     """
 
     def __init__(self, title: str | None = None, has_title: bool = True) -> None:
@@ -52,7 +53,7 @@ class Outline:
         self._has_heading = False
 
     def heading(self, level: int, text: str) -> None:
-        """Begin a section."""
+        """Begin a section, or set the title."""
         heading = " ".join(text.split())
         if not heading:
             return
@@ -74,13 +75,13 @@ class Outline:
             self.block(heading)
 
     def block(self, text: str) -> None:
-        """Add a block, unless it has nothing but signs, as rows of badges leave."""
-        if _MARKED.search(text):
+        """Add a block. One without word characters, such as the rest of a badge row, is dropped."""
+        if _WORD_CHARACTER.search(text):
             self.sections[-1].blocks.append(text.strip("\n"))
 
 
 def short(heading: str) -> str:
-    """A heading that fits into a title."""
+    """A heading, shortened to fit into a title."""
     if len(heading) <= _TITLE_CHARACTERS:
         return heading
     cut = heading[:_TITLE_CHARACTERS]

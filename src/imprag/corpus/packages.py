@@ -1,4 +1,4 @@
-"""Data that other Python packages carry: found and checked without importing them."""
+"""Finds and checks data files of other Python packages without importing the packages."""
 
 import hashlib
 from importlib import metadata
@@ -8,19 +8,18 @@ from imprag.errors import ImpRAGError
 
 
 def package_data(package: str, version: str, path: str, sha256: str) -> Path:
-    """Path of a file, or a folder of JSON files, inside an installed package.
+    """Path of a file, or of a folder of JSON files, in an installed package.
 
-    The package is never imported: its code may need what is not installed, or stand under a
-    licence that does not suit.
+    The package is never imported: its code may have missing dependencies or an unsuitable licence.
 
     Args:
-        package: distribution name, as for ``pip install``.
-        version: the version whose data are known; named in errors.
-        path: where the data lie, relative to the folder the package is installed in.
-        sha256: what :func:`content_hash` must give.
+        package: the distribution's name, as for ``pip install``.
+        version: the version that has the expected data; named in errors.
+        path: the path of the data, relative to the folder that the package is installed in.
+        sha256: the expected :func:`content_hash`.
 
     Raises:
-        ImpRAGError: the package is missing or its data are not the known ones.
+        ImpRAGError: the package is missing or its data are not the expected ones.
     """
     install = f'pip install "{package}=={version}" (or pip install "imprag[demo]")'
     try:
@@ -37,7 +36,7 @@ def package_data(package: str, version: str, path: str, sha256: str) -> Path:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 over names and content of a file, or of all JSON files below a folder."""
+    """SHA-256 over the name and content of a file, or of all JSON files below a folder."""
     digest = hashlib.sha256()
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     for file in files:

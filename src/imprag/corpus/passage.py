@@ -11,9 +11,9 @@ class Passage:
 
     Attributes:
         id: unique within its corpus.
-        title: of the article or section that the text comes from; may be empty.
-        text: about 100 words; never empty.
-        meta: free, JSON-like metadata of the source.
+        title: the title of the article or section that the text comes from; may be empty.
+        text: the text, usually about 100 words; never empty.
+        meta: any JSON-like metadata of the source.
     """
 
     id: str
@@ -23,6 +23,6 @@ class Passage:
 
     @property
     def subject(self) -> str:
-        """What the passage is about: its title, without the section that the metadata name."""
+        """The passage's subject: its title without the section that ``meta`` names."""
         section = self.meta.get("section")
         return self.title.removesuffix(f", {section}") if section else self.title

@@ -1,4 +1,4 @@
-"""Prompts out of files and streams: one on each line."""
+"""Reads prompts from files and streams, one per line."""
 
 import io
 import sys
@@ -29,28 +29,31 @@ def prompts_of_file(path: Path) -> list[str]:
 
 
 def prompts_of_standard_input() -> Iterator[str]:
-    """The prompts of standard input, each as soon as its line is there.
+    """Yield the prompts of standard input, each as soon as its line arrives.
 
     Raises:
-        ImpRAGError: a prompt is not valid Unicode; those before it have been given.
+        ImpRAGError: a prompt is not valid Unicode; the prompts before it have been yielded.
     """
     name = "standard input"
     stream = getattr(sys.stdin, "buffer", None)
-    if stream is None:  # replaced by a stream of text
+    if stream is None:  # replaced by a text stream
         return prompts_of_lines(sys.stdin, name)
     return read_prompts(stream, name, sys.stdin.encoding)
 
 
 def read_prompts(stream: BinaryIO, name: str, fallback: str = "utf-8") -> Iterator[str]:
-    """The prompts in bytes: UTF-8, or UTF-16 or UTF-32 with a byte-order mark; any line ends.
+    """Yield the prompts of a byte stream, with any line ends.
+
+    The text is UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
     Args:
-        stream: whose ``read1`` gives what is there, as of files and pipes.
-        name: of the stream, for messages.
-        fallback: the encoding of lines that are no UTF-8, such as a console's own.
+        stream: a stream whose ``read1`` returns what is available, such as a file or pipe.
+        name: the stream's name for messages.
+        fallback: the encoding of lines that are not valid UTF-8, such as the console's. UTF-8 by
+            default, so that such lines are an error.
 
     Raises:
-        ImpRAGError: a prompt is not valid Unicode; those before it have been given.
+        ImpRAGError: a prompt is not valid Unicode; the prompts before it have been yielded.
     """
     peek: Any = stream if hasattr(stream, "peek") else io.BufferedReader(stream)
     start = peek.peek(4)
@@ -61,21 +64,21 @@ def read_prompts(stream: BinaryIO, name: str, fallback: str = "utf-8") -> Iterat
         yield from prompts_of_lines(lines, name, fallback if encoding == "utf-8" else "utf-8")
     except UnicodeDecodeError as error:
         codec = encoding.upper()
-        raise ImpRAGError(f"{name} is no whole {codec} text; save it as UTF-8") from error
+        raise ImpRAGError(f"{name} is not complete {codec} text; save it as UTF-8") from error
     finally:
-        lines.detach()  # else it would close the stream
+        lines.detach()  # otherwise it would close the stream
 
 
 def prompts_of_lines(lines: Iterable[str], name: str, fallback: str = "utf-8") -> Iterator[str]:
-    """The prompts in lines of text. Blank lines and byte-order marks are passed over.
+    """Yield the prompts in lines of text. Blank lines and byte-order marks are dropped.
 
     Args:
-        lines: wrong bytes in them are lone surrogates.
-        name: of their source, for messages.
-        fallback: the encoding of lines with wrong bytes.
+        lines: lines of text with lone surrogates for invalid bytes.
+        name: the name of their source for messages.
+        fallback: the encoding of lines with invalid bytes.
 
     Raises:
-        ImpRAGError: a prompt is not valid Unicode; those before it have been given.
+        ImpRAGError: a prompt is not valid Unicode; the prompts before it have been yielded.
     """
     count = 0
     for number, line in enumerate(lines, start=1):
@@ -87,14 +90,14 @@ def prompts_of_lines(lines: Iterable[str], name: str, fallback: str = "utf-8") -
         check_unicode(prompt, f"prompt {count}", place)
         if "\0" in prompt:
             raise ImpRAGError(
-                f"prompt {count} holds a NUL character{place}: this is no text, or UTF-16 without "
-                "a byte-order mark; save it as UTF-8"
+                f"prompt {count} contains a NUL character{place}: this is binary, or UTF-16 "
+                "without a byte-order mark; save it as UTF-8"
             )
         yield prompt
 
 
 def _recoded(line: str, encoding: str) -> str:
-    """A line with wrong bytes, read in another encoding if it is valid there."""
+    """Decode a line with invalid bytes in another encoding, if it is valid there."""
     try:
         line.encode()
         return line

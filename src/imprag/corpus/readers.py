@@ -1,4 +1,4 @@
-"""Reading passages from the formats that corpora come in, as a stream."""
+"""Streams passages from files and folders in the usual corpus formats."""
 
 import datetime
 import decimal
@@ -26,7 +26,7 @@ from imprag.corpus.tsv import tsv_records
 from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home
 
-#: To be raised when the same files give other passages; cached corpora are then read again.
+#: Raise it when the same files give other passages, so that cached corpora are read again.
 REVISION = 3
 
 _DOCUMENT_WORDS = 100
@@ -39,7 +39,7 @@ _VISIBLE = re.compile(
 
 _FILE_FORMATS: dict[str, Callable[[Path], Iterator[Record]]] = {
     "jsonl": json_records,
-    "kilt": json_records,  # its records are pages, told by their "wikipedia_title"
+    "kilt": json_records,  # its records are pages, recognised by "wikipedia_title"
     "tsv": tsv_records,
     "parquet": parquet_records,
     "arrow": arrow_records,
@@ -55,19 +55,19 @@ _SUFFIXES = {
     **dict.fromkeys(documents.SUFFIXES, "text"),
 }
 _COMPRESSED_FORMATS = ("jsonl", "tsv", "text")
-#: In folders they are not read: they are the files of datasets and of built corpora.
+#: Formats that are skipped in folders, where they belong to datasets and built corpora.
 _ONLY_BY_NAME = ("arrow",)
 
 
 @dataclass
 class SkippedLines:
-    """What was left out.
+    """The lines, documents and files that a reader skipped.
 
     Attributes:
-        count: of lines (or rows, or files) that cannot be read.
-        first: what was wrong with the first hundred of them.
-        empty: documents, or pages of KILT, without text.
-        unread: other files in a folder, by their kind.
+        count: the number of lines, rows or files that cannot be read.
+        first: the problems of the first hundred of them.
+        empty: the number of documents, or KILT pages, without text.
+        unread: the number of other files in a folder, by kind.
     """
 
     count: int = 0
@@ -76,25 +76,25 @@ class SkippedLines:
     unread: dict[str, int] = field(default_factory=dict)
 
     def add(self, problem: str) -> None:
-        """Count a line; ``problem`` names its place."""
+        """Count a line; ``problem`` says where it is and what is wrong."""
         self.count += 1
         if len(self.first) < _LISTED_LINES:
             self.first.append(problem)
 
     def summary(self) -> list[str]:
-        """Lines that tell a user what was left out."""
+        """Lines that tell the user what was skipped."""
         lines = []
         if self.count:
             lines.append("\n  ".join([f"skipped {self.count} bad lines:", *self.first]))
         if self.empty:
-            lines.append(f"documents without text, left out: {self.empty}")
+            lines.append(f"documents without text, skipped: {self.empty}")
         if self.unread:
             kinds = ", ".join(f"{kind} ({count})" for kind, count in self.unread.items())
             lines.append(f"not read: {kinds}")
         return lines
 
     def join(self, other: "SkippedLines") -> None:
-        """Add what was left out of another part of the corpus."""
+        """Add what was skipped in another part of the corpus."""
         self.count += other.count
         self.first = (self.first + other.first)[:_LISTED_LINES]
         self.empty += other.empty
@@ -102,11 +102,11 @@ class SkippedLines:
 
 
 class PassageReader:
-    """The passages of a file or folder, read anew at every iteration.
+    """The passages of a file or folder; every iteration reads them again.
 
     Attributes:
         path: the file or folder.
-        skipped: what the latest iteration left out.
+        skipped: what the latest iteration skipped.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class PassageReader:
         self._number_prefix: str | None = None
 
     def with_prefix(self, prefix: str) -> "PassageReader":
-        """The same passages, with a prefix for the ids that ImpRAG makes."""
+        """A reader of the same passages that puts a prefix before generated ids."""
         reader = PassageReader(self.path, self._format, self._max_words, self._skip_bad_lines)
         reader._prefix = prefix
         return reader
@@ -131,7 +131,7 @@ class PassageReader:
         return (passage for _, passage in self._located(self.skipped))
 
     def locate(self, row: int) -> str:
-        """File and line that passage number ``row``, counted from 0, comes from."""
+        """The file and line of the passage in row ``row``, counted from 0."""
         return next(itertools.islice(self._located(SkippedLines()), row, None))[0]
 
     def _located(self, skipped: SkippedLines) -> Iterator[tuple[str, Passage]]:
@@ -144,7 +144,7 @@ class PassageReader:
             except BadRecord as problem:
                 if not self._skip_bad_lines:
                     has_good = has_good or self._any_good(records)
-                    advice = " (--skip-bad-lines leaves such lines out)" if has_good else ""
+                    advice = " (--skip-bad-lines skips such lines)" if has_good else ""
                     raise ImpRAGError(f"{record.place}: {problem}{advice}") from problem
                 skipped.add(f"{record.place}: {problem}")
                 continue
@@ -165,17 +165,17 @@ class PassageReader:
     def _passages(self, record: Record, number: int) -> list[Passage]:
         if isinstance(record.fields, Document):
             return list(_document_passages(record.fields, self._prefix, self._max_words))
-        make_id = partial(self._made_id, number)
+        make_id = partial(self._generated_id, number)
         return list(_record_passages(record.fields, make_id, self._max_words))
 
-    def _made_id(self, number: int) -> str:
-        """The id of a record that has none: its number, unlike any id that another record has."""
+    def _generated_id(self, number: int) -> str:
+        """The id of a record without one: its number, prefixed if other records have ids."""
         if self._number_prefix is None:
             self._number_prefix = self._unused_prefix()
         return f"{self._prefix}{self._number_prefix}{number}"
 
     def _unused_prefix(self) -> str:
-        """Empty where no record has an id, else the file's name and what no id begins with."""
+        """A prefix that no given id begins with; empty if no record has an id."""
         prefix = ""
         for record in self._records(SkippedLines()):
             if given := _given_id(record.fields):
@@ -185,7 +185,7 @@ class PassageReader:
         return prefix
 
     def _any_good(self, records: Iterator[Record]) -> bool:
-        """Whether one of the next records is good, so that it helps to skip bad ones."""
+        """Whether one of the next records is good, so that skipping bad ones helps."""
         try:
             for record in itertools.islice(records, _LOOKED_AHEAD):
                 try:
@@ -194,15 +194,15 @@ class PassageReader:
                 except BadRecord:
                     continue
         except ImpRAGError:
-            pass  # what can be read next does not matter any more
+            pass  # the file cannot be read any further
         return False
 
 
 class JoinedReader(PassageReader):
-    """The passages of several corpora, one after the other.
+    """The passages of several corpora, one after another.
 
     Args:
-        parts: readers, or corpora that were built before.
+        parts: readers or built corpora.
     """
 
     def __init__(self, parts: Sequence[PassageReader | Iterable[Passage]]) -> None:
@@ -233,18 +233,19 @@ def read_passages(
     """Read the passages of a file or folder as a stream.
 
     Args:
-        path: a file; a folder, of which all files in known formats are read; or a dataset on disk.
-        format: ``jsonl``, ``kilt``, ``tsv``, ``parquet``, ``arrow``, ``datasets`` or ``text``; by
-            default it is told from the names of the files.
-        skip_bad_lines: leave out lines that cannot be read, and list them in ``skipped``.
-        max_words: split texts into passages of at most so many words. By default documents
-            (``text``, ``kilt``) are split at 100 words, and passages stay as they are.
+        path: a file; a folder, whose files in known formats are all read; or a dataset on disk.
+        format: ``jsonl``, ``kilt``, ``tsv``, ``parquet``, ``arrow``, ``datasets`` or ``text``. By
+            default the names of the files decide.
+        skip_bad_lines: skip lines that cannot be read, and list them in ``skipped``. By default
+            the first such line is an error.
+        max_words: the maximum number of words per passage; longer texts are split. By default
+            documents (``text``, ``kilt``) are split at 100 words and other records are not split.
 
     Returns:
-        An iterable of passages. Reading starts with the iteration, and so do errors in lines.
+        An iterable of passages. Lines are read, and their errors raised, during the iteration.
 
     Raises:
-        ImpRAGError: ``path`` does not exist or is in no format that is known.
+        ImpRAGError: ``path`` does not exist or has no known format.
     """
     path = expand_home(path)
     if not path.exists():
@@ -264,10 +265,10 @@ def read_passages(
 
 
 def corpus_files(folder: Path, format: str | None = None) -> FolderFiles:
-    """The files of a folder that are read, in one format or in all that are known.
+    """The files of a folder to read, in the given format or in any known one.
 
     Raises:
-        ImpRAGError: there are none, or a folder cannot be listed.
+        ImpRAGError: there are no such files, or a folder cannot be listed.
     """
 
     def is_read(file: Path) -> bool:
@@ -291,7 +292,7 @@ def corpus_files(folder: Path, format: str | None = None) -> FolderFiles:
 
 
 def source_files(path: Path) -> list[Path]:
-    """All files that the passages of a file, folder or dataset come from."""
+    """All files that the passages of a file, folder or dataset are read from."""
     if not path.is_dir():
         return [path]
     if _folder_format(path) == "datasets":
@@ -300,7 +301,7 @@ def source_files(path: Path) -> list[Path]:
 
 
 def _holds_passages(file: Path) -> bool:
-    """Whether a ``.json`` file, which may hold anything, begins with a passage."""
+    """Whether a ``.json`` file begins with a passage; such files may hold anything."""
     try:
         first = next(json_records(file), None)
     except (ImpRAGError, *READ_ERRORS):
@@ -312,7 +313,7 @@ def _holds_passages(file: Path) -> bool:
 
 
 def _format_of(file: Path) -> str | None:
-    """The format of a file, told from its name, if it is known."""
+    """The format of a file according to its name; None if it is unknown."""
     plain_name = name_without_compression(file)
     name = next((_SUFFIXES[end] for end in _SUFFIXES if plain_name.endswith(end)), None)
     is_compressed = len(plain_name) < len(file.name)
@@ -337,10 +338,10 @@ def _folder_format(folder: Path) -> str | None:
 
 
 def _file_records(file: Path, folder: Path, format: str | None) -> Iterator[Record]:
-    """The records of a file or dataset.
+    """Yield the records of a file or dataset.
 
     Raises:
-        ImpRAGError: it cannot be opened, or is damaged.
+        ImpRAGError: the file or dataset cannot be opened or is damaged.
     """
     name = format or _file_format(file)
     try:
@@ -353,7 +354,7 @@ def _file_records(file: Path, folder: Path, format: str | None) -> Iterator[Reco
 
 
 def _document_passages(document: Document, prefix: str, max_words: int | None) -> Iterator[Passage]:
-    """The passages of a document; their metadata names it as their ``file``."""
+    """Yield the passages of a document; their metadata holds its name as ``file``."""
     name = prefix + document.name
     number = 0
     for title, text in document.sections():
@@ -381,9 +382,9 @@ def _record_passages(
 
 
 def _passage(fields: Mapping[str, Any], make_id: Callable[[], str]) -> Passage:
-    """The passage in a record: ``_id`` and ``contents`` stand for ``id`` and ``text`` too.
+    """The passage in a record. ``_id`` and ``contents`` are other names of ``id`` and ``text``.
 
-    Other fields that are no lists become metadata.
+    Other fields that hold text or numbers become metadata.
     """
     meta = fields.get("meta")
     others = {
@@ -405,15 +406,15 @@ def _first(fields: Mapping[str, Any], *names: str) -> Any:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a value is none: pandas writes NaN where there is no value."""
+    """Whether a value is missing: None, or the NaN that pandas writes instead."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _id(value: Any) -> str | None:
-    """The id in a record: a string or a whole number, which pandas may have made a float."""
+    """The id in a record: a string or a whole number, which pandas may have stored as a float."""
     if value is None:
         return None
-    # True is an int in Python, but no id.
+    # True is an int in Python but not an id.
     is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
     identifier = str(int(value)) if is_whole else _string("id", value)
     if not identifier:
@@ -433,7 +434,7 @@ def _given_id(fields: Mapping[str, Any] | Document | BadRecord) -> str:
 
 
 def _title(value: Any) -> str:
-    """A title, which may be a number: 1984 is a book."""
+    """The title in a record. It may be a number or a date: 1984 is a book."""
     if _is_missing(value):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -445,7 +446,7 @@ def _title(value: Any) -> str:
 
 def _text(value: Any) -> str:
     if _is_missing(value):
-        raise BadRecord('no "text"; expected {"text": "…"}, with "id" and "title" if there are any')
+        raise BadRecord('no "text"; expected {"text": "…"}, optionally with "id" and "title"')
     text = _string("text", value)
     if not _VISIBLE.search(text):
         raise BadRecord('"text" is empty')
@@ -462,21 +463,23 @@ def _string(name: str, value: Any) -> str:
     except UnicodeEncodeError as error:
         raise BadRecord(f'"{name}" is not valid UTF-8 at character {error.start}') from error
     if "\0" in value:
-        raise BadRecord(f'"{name}" holds NUL characters; is it UTF-16?')
+        raise BadRecord(f'"{name}" contains NUL characters; is it UTF-16?')
     return value
 
 
 def _kilt_page(fields: Mapping[str, Any], max_words: int) -> Iterator[Passage]:
-    """The passages of a page of the KILT knowledge source.
+    """Yield the passages of a page of the KILT knowledge source.
 
-    Headings (``Section::::``) are left out. The metadata says which paragraphs of the page a
-    passage comes from, so that KILT's provenance can be matched.
+    Headings (``Section::::``) are dropped. The metadata holds the page and the passage's
+    paragraph numbers, which KILT's provenance refers to.
     """
     title = _string("wikipedia_title", fields["wikipedia_title"])
     page = _id(_first(fields, "wikipedia_id", "_id"))
     paragraphs = fields.get("text")
     if page is None or not isinstance(paragraphs, list):
-        raise BadRecord('no KILT page; expected "wikipedia_id" and a list of paragraphs in "text"')
+        raise BadRecord(
+            'not a KILT page; expected "wikipedia_id" and a list of paragraphs in "text"'
+        )
     numbers, texts = [], []
     for number, paragraph in enumerate(paragraphs):
         text = _string("text", paragraph).strip().removeprefix("BULLET::::")

@@ -1,4 +1,4 @@
-"""What the readers of all formats yield: records, each with its place."""
+"""Records: the output of the readers of all formats, each with its place in the source."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 
 
 class BadRecord(Exception):
-    """What is wrong with a record, and what was expected."""
+    """A record cannot be read; the message says what is wrong and what was expected."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text file of which passages are to be made.
+    """A text file to split into passages.
 
     Attributes:
-        name: its path within the corpus; unique.
-        sections: reads the file and returns title and text of its sections. Raises
-            :class:`BadRecord` if it is no text.
+        name: the file's path within the corpus; unique.
+        sections: a function that reads the file and returns the title and text of each section.
+            It raises :class:`BadRecord` if the file is not text.
     """
 
     name: str
@@ -27,8 +27,8 @@ class Record(NamedTuple):
     """A line, row or file of a corpus.
 
     Attributes:
-        place: where it stands, such as ``corpus.jsonl, line 3``.
-        fields: such as ``id``, ``title`` and ``text``; a document; or what is wrong.
+        place: the position in the source, such as ``corpus.jsonl, line 3``.
+        fields: fields such as ``id``, ``title`` and ``text``; a document; or the problem.
     """
 
     place: str

@@ -1,8 +1,8 @@
-"""reStructuredText as text, by plain rules.
+"""Parses reStructuredText into text with a few rules of our own.
 
-docutils would parse everything, but it executes ``include`` and ``raw`` directives, reports on
-unknown roles and directives of Sphinx instead of passing over them, and is slow. What search needs
-is headings, text and code; the rules below go through the lines once.
+docutils parses the whole language, but it executes ``include`` and ``raw`` directives, reports
+Sphinx's roles and directives as errors instead of skipping them, and is slow. Search needs only
+headings, text and code, for which the rules below read every line once.
 """
 
 import re
@@ -17,17 +17,17 @@ _DIRECTIVE = re.compile(r"\.\. (?:\|[^|\n]{1,200}\| )?([A-Za-z][\w:.+-]{0,60})::
 _FOOTNOTE = re.compile(r"\.\. \[([^\]\n]{1,80})\] ?(.*)")
 _OPTION = re.compile(r":[\w -]{1,60}:(?:\s|$)")
 _ANONYMOUS_TARGET = re.compile(r"__ \S")
-#: Directives whose content no reader sees as text, or that point elsewhere.
+#: Directives without visible text, or that refer to other files.
 _WITHOUT_TEXT = {
     *("contents", "image", "include", "raw", "toctree", "sectnum", "index", "meta", "role"),
     *("default-role", "highlight", "literalinclude", "currentmodule", "automodule", "autoclass"),
     *("autofunction", "autosummary", "target-notes", "unicode", "replace", "date", "class"),
 }
-#: Directives whose argument is no text; that of others is a title, a signature or their beginning.
+#: Directives whose argument is not text. In others it is a title, a signature or the first line.
 _ARGUMENT_IS_NO_TEXT = {"figure", "container", "only", "ifconfig", "grid", "tabs", "rst-class"}
 _CAPTION = re.compile(r":(?:header|caption):\s+(.+)")
 _CODE = {"code", "code-block", "sourcecode", "parsed-literal", "literal", "doctest", "testcode"}
-#: The definition of a substitution: its name, directive and argument.
+#: A substitution definition: name, directive and argument.
 _DEFINITION = re.compile(
     r"^[ \t]*\.\. \|([^|\n]{1,200})\| ([A-Za-z][\w:.+-]{0,60})::(.*(?:\n[ \t]+\S.*)*)",
     re.MULTILINE,
@@ -35,7 +35,7 @@ _DEFINITION = re.compile(
 _SUBSTITUTION = re.compile(
     r"(?<![\w|])(?<!\.\. )\|([^|\s](?:[^|\n]{0,198}[^|\s])?)\|_{0,2}(?![\w|])"
 )
-_DEEPEST = 8  # directives inside directives; what lies deeper is kept as it is
+_DEEPEST = 8  # nested directives; deeper ones are kept unparsed
 _INLINE = (
     (re.compile(r"(?<!`)``([^`\n]{1,300})``"), r"\1"),
     (re.compile(r":[\w:+.-]{1,60}:`([^`<]{1,300}?)\s{0,3}(?:<[^`>]{0,300}>)?`"), r"\1"),
@@ -50,8 +50,8 @@ _INLINE = (
 def parse_rest(text: str) -> Outline:
     """Title and sections of a reStructuredText document.
 
-    Text and code stay, with substitutions in their places. Left out are targets of links, images,
-    comments, tables of contents and other directives without text.
+    Keeps text and code, and replaces substitutions. Drops link targets, images, comments, tables
+    of contents and other directives without text.
     """
     lines = [line.expandtabs().rstrip() for line in _substituted(text).split("\n")]
     outline = _parse(lines, 0)
@@ -60,7 +60,7 @@ def parse_rest(text: str) -> Outline:
 
 
 def _substituted(text: str) -> str:
-    """Text with what its substitutions stand for; those for images, mostly badges, are dropped."""
+    """Replace substitutions by their text; those for images, mostly badges, are dropped."""
     meaning = {
         name: " ".join(argument.split()) if directive == "replace" else ""
         for name, directive, argument in _DEFINITION.findall(text)
@@ -99,7 +99,7 @@ def _parse(lines: Sequence[str], depth: int, has_title: bool = True) -> Outline:
 
 
 def _heading(lines: Sequence[str], number: int) -> tuple[str, tuple[str, bool], int] | None:
-    """The words of the heading in a line, its style, and its number of lines."""
+    """The heading that begins at a line: its words, its style and its number of lines."""
     first, *others = [*lines[number : number + 3], "", ""][:3]
     if _ADORNMENT.match(first):
         words, below = others
@@ -117,7 +117,7 @@ def _heading(lines: Sequence[str], number: int) -> tuple[str, tuple[str, bool], 
 
 
 def _end_of_block(lines: Sequence[str], number: int) -> int:
-    """Where the paragraph, or the explicit block with its indented body, ends."""
+    """The end of a paragraph, or of an explicit block with its indented body."""
     end = number + 1
     if lines[number].startswith(".. ") or lines[number] == "..":
         return _end_of_indented(lines, end)
@@ -149,7 +149,7 @@ def _add_block(outline: Outline, lines: Sequence[str], depth: int) -> None:
 
 
 def _add_explicit(outline: Outline, lines: Sequence[str], depth: int) -> None:
-    """Add what is text in a directive or footnote; comments and targets are none."""
+    """Add the text of a directive or footnote; comments and targets have none."""
     body = _unindented(lines[1:])
     if footnote := _FOOTNOTE.match(lines[0]):
         outline.block(_inline("\n".join([footnote[2], *body])))

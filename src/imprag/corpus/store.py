@@ -1,11 +1,11 @@
-"""A corpus on disk: passages in an Arrow file that is memory-mapped, never loaded.
+"""A corpus on disk: passages in a memory-mapped Arrow file.
 
 A corpus folder holds
 
 - ``passages.arrow``: the passages in order, in record batches of ``BATCH_ROWS`` rows, so that row
   ``i`` lies in batch ``i // BATCH_ROWS``;
 - ``id-hashes.bin`` and ``id-rows.bin``: 64-bit hashes of all passage ids in ascending order, and
-  the row of each. They find duplicates when the corpus is built and rows by id afterwards;
+  the row of each. The build uses them to find duplicates, and lookups to find rows by id;
 - ``corpus.json``: the manifest, with counts, fingerprint, source, and every file's size and
   checksum.
 """
@@ -32,7 +32,7 @@ from imprag.errors import ImpRAGError
 from imprag.io.files import atomic_path, expand_home, read_json, sha256, write_json
 
 FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # in version 1, the fingerprint is that of ids, titles and texts alone
+READABLE_VERSIONS = (1, 2)  # version 1's fingerprint covers only ids, titles and texts
 BATCH_ROWS = 1024  # part of the format
 MANIFEST = "corpus.json"
 PASSAGES = "passages.arrow"
@@ -41,12 +41,12 @@ ID_ROWS = "id-rows.bin"
 _FILES = (PASSAGES, ID_HASHES, ID_ROWS)
 _UNSORTED = "unsorted.bin"
 
-# Large strings: a batch may hold more than 2 GB of text. Metadata is JSON, empty where there is
-# none, because its keys may differ from passage to passage.
+# Large strings, because a batch may hold more than 2 GB of text. Metadata is JSON, because its keys
+# differ between passages; it is empty if there is none.
 _SCHEMA = pa.schema([(name, pa.large_string()) for name in ("id", "title", "text", "meta")])
 _UINT64 = np.dtype("<u8")
 _SORT_ROWS = 1 << 22
-_CHECKED_BYTES = 1 << 24  # a file of this size is read in some hundredths of a second
+_CHECKED_BYTES = 1 << 24  # files up to this size are checksummed when opened
 
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -54,8 +54,8 @@ UInt64Array = npt.NDArray[np.uint64]
 class Corpus:
     """Passages on disk, read by row without loading the rest.
 
-    Make one with :meth:`build` or :meth:`open`. ``corpus[i]``, ``len(corpus)`` and iteration work
-    as for a list.
+    Create one with :meth:`build` or :meth:`open`. ``corpus[i]``, ``len(corpus)`` and iteration
+    work as for a list.
 
     Attributes:
         path: the corpus folder.
@@ -78,18 +78,18 @@ class Corpus:
     def build(
         cls, passages: Iterable[Passage], path: Path, *, source: str = "", credit: str = ""
     ) -> Self:
-        """Write passages into a new corpus folder, as a stream, and open it.
+        """Stream passages into a new corpus folder, and open it.
 
         Args:
-            passages: any iterable; it is gone through once. Lines that a
+            passages: the passages; they are read once. Lines that a
                 :class:`~imprag.corpus.readers.PassageReader` skips are listed in the manifest.
-            path: the folder to make; it appears when all is written, or not at all.
-            source: where the passages come from, in words, for the manifest.
-            credit: whom to credit and under which licence, for the manifest.
+            path: the folder to create; it appears complete or not at all.
+            source: the origin of the passages, in words, for the manifest.
+            credit: the credit and licence, for the manifest.
 
         Raises:
-            ImpRAGError: the folder is taken, an id occurs twice, a passage has no id or no text,
-                there is no passage at all, or the disk is full.
+            ImpRAGError: the folder exists and is not empty, an id occurs twice, a passage has no
+                id or no text, there are no passages, or the disk is full.
         """
         path = expand_home(path)
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
@@ -100,7 +100,7 @@ class Corpus:
             skipped = passages.skipped if isinstance(passages, PassageReader) else SkippedLines()
             if not counts["count"]:
                 raise ImpRAGError(
-                    f"the corpus is empty: no passage in {source or 'what was given'}"
+                    f"the corpus is empty: no passage in {source or 'the input'}"
                     + (f", {skipped.count} bad lines skipped" if skipped.count else "")
                 )
             hashes = np.memmap(folder / _UNSORTED, _UINT64, mode="r")
@@ -128,12 +128,12 @@ class Corpus:
         """Open a corpus folder.
 
         Raises:
-            ImpRAGError: the folder is no corpus, was made by another version of ImpRAG, or one of
-                its files is missing or damaged. Of large files only the size is compared.
+            ImpRAGError: the folder is not a corpus, was made by another version of ImpRAG, or has
+                a missing or damaged file. Of large files only the size is checked.
         """
         path = expand_home(path)
         if not (path / MANIFEST).is_file():
-            raise ImpRAGError(f"{path} is no corpus folder: it has no {MANIFEST}")
+            raise ImpRAGError(f"{path} is not a corpus folder: it has no {MANIFEST}")
         manifest = read_json(path / MANIFEST)
         if (
             not isinstance(manifest, dict)
@@ -164,15 +164,15 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all ids, titles, texts and metadata in order, whatever format they came from.
+        """SHA-256 of all ids, titles, texts and metadata in order, whatever the source's format.
 
-        Indexes, KV caches, caches and runs that depend on a corpus are compared by it.
+        Indexes, KV caches and runs store it to notice that the corpus has changed.
         """
         return str(self.manifest["fingerprint"])
 
     @property
     def text_fingerprint(self) -> str:
-        """SHA-256 of all ids, titles and texts in order: all that embeddings depend on."""
+        """SHA-256 of all ids, titles and texts in order, which decide the embeddings."""
         return str(self.manifest.get("text_fingerprint", self.fingerprint))
 
     def __len__(self) -> int:
@@ -213,7 +213,7 @@ class Corpus:
         return found
 
     def find(self, ids: Sequence[str]) -> list[int | None]:
-        """The rows of the passages with the given ids, None for an id that no passage has."""
+        """The rows of the passages with the given ids; None for an id that no passage has."""
         hashes = np.array([_hash(passage_id) for passage_id in ids], _UINT64)
         starts = np.searchsorted(self._hashes, hashes, "left")
         ends = np.searchsorted(self._hashes, hashes, "right")
@@ -223,7 +223,7 @@ class Corpus:
         ranges = zip(starts, ends, strict=True)
         rows = [int(row) for start, end in ranges for row in self._rows[start:end]]
         if max(rows, default=0) >= len(self):
-            raise _damaged(self.path / ID_ROWS, "it names rows that the corpus has not")
+            raise _damaged(self.path / ID_ROWS, "it names rows that the corpus does not have")
         with self._reading():
             records = self._records(rows, ["id"])
         for number, row, record in zip(asked, rows, records, strict=True):
@@ -233,16 +233,16 @@ class Corpus:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Name the file where what it holds cannot be read."""
+        """Turn an error in reading the passages into one that names the file."""
         try:
             yield
-        except (OSError, ValueError) as error:  # Arrow's, JSON's and Unicode's are of these
+        except (OSError, ValueError) as error:  # bases of Arrow's, JSON's and Unicode's errors
             raise _damaged(self.path / PASSAGES, str(error)) from error
 
     def _records(
         self, rows: Sequence[int], columns: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
-        """The columns, all if not given, of the given rows, in the given order."""
+        """The given rows, in the given order, with the given columns (default: all)."""
         numbers = [range(len(self))[operator.index(row)] for row in rows]
         places: dict[int, list[int]] = defaultdict(list)
         for place, row in enumerate(numbers):
@@ -257,7 +257,7 @@ class Corpus:
         return found
 
     def _check_unique(self, passages: Iterable[Passage]) -> None:
-        """Refuse ids that occur twice, naming file and line if ``passages`` knows them."""
+        """Refuse an id that occurs twice; the error names file and line if they are known."""
         same_hash = self._rows[1:][self._hashes[1:] == self._hashes[:-1]]
         for row in np.sort(same_hash).tolist():
             passage_id = self[row].id
@@ -274,7 +274,7 @@ class Corpus:
 
 
 def _write_passages(passages: Iterable[Passage], folder: Path) -> dict[str, Any]:
-    """Write the Arrow file and, in row order, the hashes of the ids; return the counts."""
+    """Write the Arrow file and the hashes of the ids in row order; return the counts."""
     count = words = characters = 0
     content, metadata = hashlib.sha256(), hashlib.sha256()
     stream = iter(tqdm(passages, "corpus", unit=" passages", delay=2, disable=None))
@@ -307,7 +307,7 @@ def _write_passages(passages: Iterable[Passage], folder: Path) -> dict[str, Any]
 
 
 def _encoded(passage: Passage, number: int) -> tuple[bytes, bytes, bytes]:
-    """Id, title and text in UTF-8, if the passage is sound."""
+    """A passage's id, title and text in UTF-8. A passage without id or text is refused."""
     if not passage.id:
         raise ImpRAGError(f"passage {number} has no id")
     if not passage.text.strip():
@@ -338,16 +338,16 @@ def _passage(row: dict[str, str]) -> Passage:
 
 
 def _hash(passage_id: str) -> int:
-    # Any string may be asked for, even one that no passage can have as its id.
+    # Callers may look up any string, even one that cannot be an id.
     data = passage_id.encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _sort_hashes(hashes: UInt64Array, folder: Path) -> None:
-    """Write the hashes in ascending order, and their rows, without holding all in memory.
+    """Write the hashes in ascending order, and their rows, in bounded memory.
 
-    One range of hash values after the other is picked and sorted; hashes spread evenly, so each
-    range has about ``_SORT_ROWS`` of them. Equal hashes keep the order of their rows.
+    Sorts one range of hash values after another. Hashes are uniform, so each range has about
+    ``_SORT_ROWS`` of them. Equal hashes keep the order of their rows.
     """
     ranges = -(-len(hashes) // _SORT_ROWS)
     edges = [(1 << 64) * number // ranges for number in range(ranges + 1)]

@@ -1,4 +1,4 @@
-"""Records of Parquet and Arrow files, and of Hugging Face datasets."""
+"""Reads records from Parquet files, Arrow files and Hugging Face datasets."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,19 +13,19 @@ _BATCH_ROWS = 1024
 
 
 def parquet_records(path: Path) -> Iterator[Record]:
-    """The rows of a Parquet file."""
-    import pyarrow.parquet as pq  # half of the time that importing this package would take
+    """Yield the rows of a Parquet file."""
+    import pyarrow.parquet as pq  # imported late: it takes half of the package's import time
 
     try:
         with pq.ParquetFile(path) as file:
             columns = _columns(file.schema_arrow)
             yield from _rows(path, file.iter_batches(_BATCH_ROWS, columns=columns))
     except pa.ArrowException as error:
-        raise ImpRAGError(f"{path} is no whole Parquet file: {_line(error)}") from error
+        raise ImpRAGError(f"{path} is not a complete Parquet file: {_line(error)}") from error
 
 
 def arrow_records(path: Path) -> Iterator[Record]:
-    """The rows of an Arrow IPC file or stream."""
+    """Yield the rows of an Arrow IPC file or stream."""
     try:
         with pa.memory_map(str(path)) as source:
             try:
@@ -37,11 +37,11 @@ def arrow_records(path: Path) -> Iterator[Record]:
             columns = _columns(file.schema)
             yield from _rows(path, (_validated(batch.select(columns)) for batch in batches))
     except (pa.ArrowException, SystemError) as error:
-        raise ImpRAGError(f"{path} is no whole Arrow file: {_line(error)}") from error
+        raise ImpRAGError(f"{path} is not a complete Arrow file: {_line(error)}") from error
 
 
 def dataset_records(path: Path) -> Iterator[Record]:
-    """The rows of a Hugging Face dataset that ``save_to_disk`` wrote."""
+    """Yield the rows of a Hugging Face dataset written by ``save_to_disk``."""
     require(f"reading {path}", "eval", "datasets")
     import datasets
 
@@ -55,11 +55,11 @@ def dataset_records(path: Path) -> Iterator[Record]:
         for number, fields in enumerate(dataset.select_columns(columns), 1):
             yield Record(f"{path}, row {number}", fields)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
-        raise ImpRAGError(f"{path} is no whole dataset: {_line(error)}") from error
+        raise ImpRAGError(f"{path} is not a complete dataset: {_line(error)}") from error
 
 
 def _columns(schema: pa.Schema) -> list[str]:
-    """The columns to read. Lists, such as embeddings that stand beside the text, are not."""
+    """The columns to read: all except nested ones, such as embeddings stored with the text."""
     names = [
         column.name
         for column in schema
@@ -71,7 +71,7 @@ def _columns(schema: pa.Schema) -> list[str]:
 
 
 def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch whose offsets lie within its data; reading others may crash."""
+    """The batch, after a check that its offsets lie within its data; reading others may crash."""
     batch.validate(full=True)
     return batch
 

@@ -1,4 +1,4 @@
-"""Cleaning text and splitting it into pieces of about a hundred words."""
+"""Cleans text and splits it into pieces of about a hundred words."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from imprag.errors import ImpRAGError
 
-# Scripts that put no spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Chinese, Japanese.
+# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Chinese, Japanese.
 _SPACELESS = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3001-\u312f\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\ua4cf\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff"
@@ -31,12 +31,12 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 
 
 def tidy(text: str) -> str:
-    """Text in Unicode NFC, without invisible characters, with single spaces as white space."""
+    """The text in Unicode NFC, without invisible characters and with single spaces."""
     return " ".join(unicodedata.normalize("NFC", text.translate(_INVISIBLE)).split())
 
 
 class _Unit(NamedTuple):
-    """A stretch of text that a piece holds whole: a word, or a part of a run without spaces."""
+    """A part of the text that is never cut: a word, or a part of a run without spaces."""
 
     start: int
     end: int
@@ -44,19 +44,21 @@ class _Unit(NamedTuple):
 
 
 def split_text(text: str, max_words: int = 100, *, whole_words: bool = False) -> list[str]:
-    """Split text into pieces of at most ``max_words`` words that lose no word.
+    """Split text into pieces of at most ``max_words`` words without losing a word.
 
-    A word stands between white space. In scripts without spaces every character counts as a word,
-    and so do four characters of a run longer than 24, such as an address or Base64 data: pieces of
-    any text have a bounded number of tokens. A piece ends with the last sentence or paragraph
-    that fits. A sentence longer than a piece is cut after a comma, semicolon or colon in the
-    second half of the piece, or else after any word. White space inside a piece stays as it is.
+    Words are separated by white space. In scripts without spaces every character counts as a
+    word. In a run of more than 24 characters, such as an address or Base64 data, every four
+    characters count as a word, so that the number of tokens per piece is bounded for any text.
+
+    A piece ends after the last sentence or paragraph that fits. A sentence longer than a piece is
+    cut after a comma, semicolon or colon in the second half of the piece, or else after any word.
+    White space inside a piece is kept.
 
     Args:
         text: any text.
-        max_words: of a piece.
-        whole_words: count whatever stands between white space as one word, and never cut it. The
-            passages of published corpora are fixed in this way.
+        max_words: the maximum number of words per piece.
+        whole_words: count everything between white space as one word and never cut it. Off by
+            default; the Factbook and KILT pages use it, so that their passages are fixed.
 
     >>> split_text("One two three. Four five. Six, seven, eight, nine, ten.", max_words=4)
     ['One two three.', 'Four five.', 'Six, seven, eight, nine,', 'ten.']
@@ -68,7 +70,7 @@ def split_text(text: str, max_words: int = 100, *, whole_words: bool = False) ->
 def split_spans(
     text: str, max_words: int = 100, *, whole_words: bool = False
 ) -> Iterator[tuple[int, int]]:
-    """Start and end in ``text`` of each piece that :func:`split_text` makes."""
+    """Yield the start and end in ``text`` of each piece of :func:`split_text`."""
     if max_words < 1:
         raise ImpRAGError(f"max_words is {max_words}; a piece needs at least one word")
     units = _words(text) if whole_words else _units(text)
@@ -107,7 +109,7 @@ def _units(text: str) -> Iterator[_Unit]:
 
 
 def _best_break(text: str, window: list[_Unit]) -> int:
-    """How many of the units in ``window``, all but the last at most, make the best piece."""
+    """The number of units in ``window`` that make the best piece; at most all but the last."""
     longest = len(window) - 1
     for stop in range(longest, 0, -1):
         unit, following = window[stop - 1], window[stop]

@@ -1,8 +1,7 @@
-"""Records of tab-separated files, whose fields are quoted as in CSV or taken as they are.
+"""Reads records from tab-separated files, with or without CSV quoting.
 
-Collections come in both dialects: DPR's passages are quoted, MS MARCO's are not, and a text there
-may begin with a quotation mark. Which one a file is written in is decided for the whole file
-before the first record is read.
+Both dialects are common: DPR's passages are quoted; MS MARCO's are not, so that a text may begin
+with a quotation mark. The dialect is decided for the whole file before the first record is read.
 """
 
 import csv
@@ -16,18 +15,18 @@ from imprag.errors import ImpRAGError
 
 _TEXT_NAMES = ("text", "contents")
 _KNOWN_NAMES = ("id", "_id", "title", "meta", *_TEXT_NAMES)
-_HEADERS = {2: ["id", "text"], 3: ["id", "text", "title"]}  # of files without one
+_HEADERS = {2: ["id", "text"], 3: ["id", "text", "title"]}  # columns of files without a header
 
 
 class _Row(NamedTuple):
-    """A row: its first line, counted from 1, and its cells."""
+    """A row: the number of its first line, counted from 1, and its cells."""
 
     line: int
     cells: list[str] | BadRecord
 
 
 class _Lines:
-    """The lines of a file, some of which may be put back and read again."""
+    """The lines of a file; lines can be put back and read again."""
 
     def __init__(self, path: Path) -> None:
         self._lines = text_lines(path)
@@ -48,7 +47,7 @@ class _Lines:
 
 
 def tsv_records(path: Path) -> Iterator[Record]:
-    """Tab-separated values, with a header or as ``id text`` or ``id text title``."""
+    """Yield the rows of a TSV file with a header, or with columns ``id text [title]``."""
     csv.field_size_limit(2**31 - 1)  # a text may be of any length
     header, has_header = _header(path)
     width = len(header)
@@ -67,7 +66,7 @@ def tsv_records(path: Path) -> Iterator[Record]:
 
 
 def _header(path: Path) -> tuple[list[str], bool]:
-    """The names of the columns, and whether the first line holds them."""
+    """The column names, and whether the first line holds them."""
     line = next(text_lines(path), "")
     if "\r" in line.rstrip("\r\n"):
         raise ImpRAGError(f"{path}: its lines end with CR alone; save it with LF or CRLF")
@@ -76,12 +75,12 @@ def _header(path: Path) -> tuple[list[str], bool]:
         if twice := next((name for name in names if name and names.count(name) > 1), None):
             raise ImpRAGError(f"{path}, line 1: two columns are called {twice!r}")
         return names, True
-    # Names of columns have no digits; ids nearly always have.
+    # Column names have no digits; ids nearly always do.
     if len(names) in _HEADERS and any(map(str.isdigit, names[0])) and not names[0].split()[1:]:
         return _HEADERS[len(names)], False
     raise ImpRAGError(
         f"{path}, line 1: no column text; expected a header with tabs, such as id, text, title, or "
-        "rows of an id with a digit, text and perhaps title"
+        "rows of an id with a digit, a text and optionally a title"
     )
 
 
@@ -95,12 +94,12 @@ def _name(cell: str) -> str:
 def _is_quoted(path: Path, header: list[str], has_header: bool) -> bool:
     """Whether the fields of a file are quoted as in CSV.
 
-    They are if that explains every quotation mark, or if most fields that begin with one are whole
-    quoted fields. In a file of one column a quotation mark cannot be told from a quoting one, so
-    rows that would span lines are refused by :func:`_quoted`.
+    They are if CSV quoting explains every quotation mark, or if most fields that begin with one
+    are complete quoted fields. A file of one column is always read as quoted, because the two
+    kinds of quotation mark look the same; :func:`_quoted` refuses its rows that would span lines.
     """
     whole = torn = bad = 0
-    for row in _plain(_skipped(path, has_header), header):
+    for row in _plain(_data_lines(path, has_header), header):
         cells = row.cells if isinstance(row.cells, list) else []
         bad += len(cells) != len(header)
         for cell in cells:
@@ -112,12 +111,13 @@ def _is_quoted(path: Path, header: list[str], has_header: bool) -> bool:
         return True
     bad_quoted = sum(
         isinstance(row.cells, BadRecord) or len(row.cells) != len(header)
-        for row in _quoted(_skipped(path, has_header), header)
+        for row in _quoted(_data_lines(path, has_header), header)
     )
     return bad_quoted == 0 or bad_quoted <= bad or whole > torn
 
 
-def _skipped(path: Path, has_header: bool) -> _Lines:
+def _data_lines(path: Path, has_header: bool) -> _Lines:
+    """The lines after the header."""
     lines = _Lines(path)
     if has_header:
         next(lines)
@@ -129,17 +129,17 @@ def _cells(line: str) -> list[str]:
 
 
 def _plain(lines: _Lines, header: list[str]) -> Iterator[_Row]:
-    """Rows of lines that are split at tabs."""
+    """Yield one row per line, split at tabs."""
     for line in lines:
         if line.strip("\r\n"):
             yield _Row(lines.number, _cells(line))
 
 
 def _quoted(lines: _Lines, header: list[str]) -> Iterator[_Row]:
-    """Rows whose fields may be quoted.
+    """Yield rows whose fields may be quoted.
 
-    A quoted field may span lines, but not lines that are rows by themselves: then its first line
-    is bad, and the lines behind it are read for themselves.
+    A quoted field may span lines, but no line that is a row by itself: then the field's first line
+    is bad, and the following lines are read on their own.
     """
     for first in lines:
         if '"' not in first:
@@ -160,7 +160,7 @@ def _quoted(lines: _Lines, header: list[str]) -> Iterator[_Row]:
         try:
             cells = next(csv.reader(one_row(), delimiter="\t", strict=True))
         except csv.Error as error:
-            problem = f"no tab-separated values ({error})"
+            problem = f"not tab-separated values ({error})"
         else:
             spans_rows = len(read) > 1 and (
                 len(cells) != len(header)
@@ -172,8 +172,8 @@ def _quoted(lines: _Lines, header: list[str]) -> Iterator[_Row]:
             problem = ""
         if len(read) > 1:
             problem = (
-                f"a quotation mark opens a field that would go on for {len(read)} lines or more; "
-                'double the quotation marks of the text ("") and quote the whole field, or write '
+                f"a quotation mark opens a field that would span {len(read)} lines or more; "
+                'double the quotation marks in the text ("") and quote the whole field, or use '
                 "JSONL"
             )
             lines.put_back(read[1:])
@@ -181,13 +181,13 @@ def _quoted(lines: _Lines, header: list[str]) -> Iterator[_Row]:
 
 
 def _id_words(cells: list[str], header: list[str]) -> int:
-    """How many words the id in a row has; 1 where the rows have none, 0 where it is empty."""
+    """The number of words in a row's id; 1 if rows have no id, 0 if it is empty."""
     named = zip(header, cells, strict=False)
     return min((len(cell.split()) for name, cell in named if name in ("id", "_id")), default=1)
 
 
 def _is_row(line: str, header: list[str], most_words: int) -> bool:
-    """Whether a line, split at tabs, has as many columns as the header and an id of few words."""
+    """Whether a line has the header's number of columns and an id of at most ``most_words``."""
     cells = _cells(line)
     if len(cells) != len(header) or not any(cells):
         return False

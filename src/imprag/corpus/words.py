@@ -1,9 +1,9 @@
-"""Words of a text in any script: what answers are compared by, and what BM25 indexes.
+"""Splits text in any script into words, for comparing answers and for BM25.
 
-Scripts that put spaces between words are split at them. Chinese, Japanese, Thai, Lao, Khmer,
-Burmese and their relatives do not; their units are single characters, as in the evaluations of
-MLQA, CMRC and DRCD. Combining marks and joiners never tear a word: Hindi vowel signs and decomposed
-accents belong to the letter before them.
+Most scripts have spaces between words. Chinese, Japanese, Thai, Lao, Khmer, Burmese and their
+relatives have none; their units are single characters, as in the evaluations of MLQA, CMRC and
+DRCD. Combining marks and joiners never split a word: Hindi vowel signs and decomposed accents
+belong to the letter before them.
 """
 
 import re
@@ -29,7 +29,7 @@ _RUN = regex.compile(
     rf"|(?:(?!{_UNSPACED}|{_HANGUL})(?:{_LETTER}|_))+",
     regex.V1,
 )
-# Text without a character of these, such as English, can be split by the faster module.
+# Text without any of these characters, such as English, can be split by the faster module.
 _MARKS_OR_UNSPACED = re.compile("[\u0300-\u1fff\u200c\u200d\u20d0-\u20ff\u2c00-\U0010ffff]")
 _PLAIN_WORD_OR_SYMBOL = re.compile(r"[^\W_]+|[^\w\s]|_")
 _PLAIN_RUN = re.compile(r"\w+")
@@ -37,16 +37,16 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
 
 
 def fold(text: str, *, lower: bool = True) -> str:
-    """Text in Unicode NFKC without invisible characters, in lower case unless told otherwise.
+    """The text in Unicode NFKC without invisible characters, in lower case by default.
 
-    Composed and decomposed, half-width and full-width, and presentation forms become the same.
+    Composed and decomposed, half-width and full-width, and presentation forms become equal.
     """
     text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
     return unicodedata.normalize("NFKC", text.lower()) if lower else text
 
 
 def spaced(text: str) -> str:
-    """Text with spaces around every character of a script without spaces.
+    """The text with spaces around every character of a script without spaces.
 
     >>> spaced("iPhone 手机").split()
     ['iPhone', '手', '机']
@@ -69,10 +69,11 @@ def words_and_symbols(text: str) -> list[str]:
 
 
 def search_terms(text: str) -> list[str]:
-    """Terms for a lexical index: folded words, and characters and pairs where words are not told.
+    """Terms for a lexical index: folded words; in some scripts, characters and character pairs.
 
-    Pairs are what Lucene's analyser for Chinese, Japanese and Korean indexes; the single characters
-    find words of one. Korean has spaces, but joins particles to its words.
+    Scripts without spaces and Korean, which joins particles to words, get characters and pairs.
+    Lucene's analyser for Chinese, Japanese and Korean indexes the same pairs; the single
+    characters find words of one character.
 
     >>> search_terms("The 法国人")
     ['the', '法', '国', '人', '法国', '国人']

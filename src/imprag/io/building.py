@@ -1,7 +1,8 @@
-"""Long builds that survive a kill: a working folder, a plan, files that carry their checksum.
+"""Resumable builds: a working folder with a plan, and files that are named by their checksum.
 
-What is being made lies in ``OUT.building``, beside ``OUT``. Its ``plan.json`` holds the settings
-that all parts share; parts are written atomically; the finished folder becomes ``OUT`` in one step.
+A build of ``OUT`` works in the folder ``OUT.building`` next to it. ``plan.json`` there holds the
+settings that all parts share. Parts are written atomically, and the finished folder becomes ``OUT``
+in one step.
 """
 
 import contextlib
@@ -23,14 +24,14 @@ _Manifest = TypeVar("_Manifest")
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a finished folder: its name there, its size and its SHA-256."""
+    """A file of a finished folder: its name, its size and its SHA-256."""
 
     name: str
     bytes: int
     sha256: str
 
     def check(self, folder: Path) -> None:
-        """Compare the size, which costs nothing.
+        """Check that the file exists and has its size, without reading it.
 
         Raises:
             ImpRAGError: the file is missing or has another size.
@@ -52,15 +53,15 @@ class StoredFile:
 
 
 def write_file(folder: Path, name: str, write: Callable[[BinaryIO], object]) -> StoredFile:
-    """Write a file that carries its checksum in its name: ``ids.arrow``, ``ids-<16 digits>.arrow``.
+    """Write a file with its checksum in its name: ``ids.arrow`` becomes ``ids-<16 digits>.arrow``.
 
-    Such a file never changes and never has the name of another, so that a new state of a folder
-    can lie beside the old one until the manifest, in one step, names the new files.
+    Such a file never changes, and no other content has its name. So the files of a folder's new
+    state can lie next to those of the old one, until the manifest names the new ones in one step.
 
     Args:
-        folder: made if need be.
-        name: without the checksum.
-        write: is given the open file.
+        folder: the folder; created if it is missing.
+        name: the name without the checksum.
+        write: a function that writes the content into the open file.
 
     Raises:
         ImpRAGError: the disk is full or the folder cannot be written.
@@ -75,7 +76,7 @@ def write_file(folder: Path, name: str, write: Callable[[BinaryIO], object]) -> 
 
 
 def numbered_files(folder: Path) -> dict[int, Path]:
-    """Files ``<number>-<checksum>`` that :func:`write_file` has written, by their number."""
+    """The files ``<number>-<checksum>`` that :func:`write_file` has written, by number."""
     return {int(path.name.partition("-")[0]): path for path in folder.glob("[0-9]*-*")}
 
 
@@ -83,7 +84,7 @@ def check_name(path: Path) -> str:
     """Compare a file with the checksum in its name.
 
     Returns:
-        the whole SHA-256.
+        The complete SHA-256.
 
     Raises:
         ImpRAGError: the file was changed.
@@ -91,27 +92,27 @@ def check_name(path: Path) -> str:
     digest = sha256(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):
         raise ImpRAGError(
-            f"{path} is damaged (its checksum differs); delete it and give the same command "
-            "again, and only this part is made again"
+            f"{path} is damaged (its checksum differs); delete it and run the same command "
+            "again, which rebuilds only this part"
         )
     return digest
 
 
 def building_folder(out: Path) -> Path:
-    """Where the parts of ``out`` lie until it is finished."""
+    """The folder that holds the parts of ``out`` until it is finished."""
     return out.with_name(f"{out.name}.building")
 
 
 def is_free(path: Path) -> bool:
-    """Whether a folder can be made here: nothing is there, or an empty folder."""
+    """Whether a folder can be created at a path: nothing is there, or only an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def check_free(path: Path) -> None:
-    """Refuse a folder that is taken.
+    """Refuse a path at which no folder can be created.
 
     Raises:
-        ImpRAGError: it is, by :func:`is_free`.
+        ImpRAGError: the path is not free, as defined by :func:`is_free`.
     """
     if not is_free(path):
         raise ImpRAGError(f"{path} exists already; delete it or choose another folder")
@@ -121,24 +122,24 @@ _IN_WORDS = {"corpus_fingerprint": "corpus", "model_fingerprint": "model"}
 
 
 def differences(wanted: dict[str, Any], there: dict[str, Any]) -> str:
-    """Names of the settings that differ, for messages; empty where none does."""
+    """The names of the settings that differ, for messages; empty if none does."""
     return ", ".join(
         _IN_WORDS.get(key, key) for key in sorted(wanted) if there.get(key) != wanted[key]
     )
 
 
 def claim(work: Path, plan: dict[str, Any], *, alone: bool, overwrite: bool = False) -> None:
-    """Make the working folder, or go on in one with the same plan.
+    """Create the working folder, or resume in one with the same plan.
 
     Args:
-        work: of :func:`building_folder`.
-        plan: all that decides the parts; JSON.
-        alone: the caller holds the lock of :func:`~imprag.io.locking.only_builder`, so temporary
-            files belong to builds that were killed, and are deleted.
-        overwrite: delete an unfinished build with another plan.
+        work: the working folder, from :func:`building_folder`.
+        plan: everything that decides the parts, as JSON values.
+        alone: whether the caller holds the lock of :func:`~imprag.io.locking.only_builder`.
+            Temporary files then belong to killed builds, and are deleted.
+        overwrite: delete an unfinished build with another plan. By default it is an error.
 
     Raises:
-        ImpRAGError: the folder has another plan, or holds something else.
+        ImpRAGError: the folder has another plan, or holds other files.
     """
     plan_file = work / "plan.json"
     if plan_file.is_file() and (other := differences(plan, _plan(plan_file))):
@@ -160,13 +161,13 @@ def claim(work: Path, plan: dict[str, Any], *, alone: bool, overwrite: bool = Fa
 
 
 def sweep(folder: Path) -> None:
-    """Delete temporary files that killed builds left in a folder; only under its lock."""
+    """Delete the temporary files of killed builds in a folder. The caller must hold its lock."""
     for scratch in folder.glob(".tmp-*"):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-OVERWRITE = "give the command again with --overwrite (in Python, overwrite=True) to build it anew"
-"""The advice for a folder that holds another build."""
+OVERWRITE = "run the command again with --overwrite (in Python, overwrite=True) to rebuild it"
+"""Advice for a folder that holds another build."""
 
 
 def _plan(file: Path) -> dict[str, Any]:
@@ -178,9 +179,9 @@ def _plan(file: Path) -> dict[str, Any]:
 
 
 def remove_work(work: Path) -> None:
-    """Delete what builds write into a working folder, and the folder unless it holds more.
+    """Delete a working folder's build files, and the folder unless it holds other files.
 
-    The plan goes first: a kill in the middle leaves nothing that a later build would go on with.
+    The plan is deleted first, so that a kill in the middle leaves nothing that could be resumed.
     """
     (work / "plan.json").unlink(missing_ok=True)
     for name in ("index", "shards", "parts", ".tmp-*"):
@@ -191,9 +192,9 @@ def remove_work(work: Path) -> None:
 
 
 def discard(folder: Path, work: Path) -> None:
-    """Move a finished folder among the temporary files of ``work`` in one step, and delete it.
+    """Move a finished folder to the temporary files of ``work`` in one step, then delete it.
 
-    A kill in the middle leaves an unfinished build, never a part of the folder under its name.
+    A kill in the middle leaves an unfinished build, never an incomplete folder under this name.
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -205,10 +206,10 @@ def discard(folder: Path, work: Path) -> None:
 
 
 def move_into_place(made: Path, out: Path) -> None:
-    """Give a finished folder its name.
+    """Rename a finished folder to its final name.
 
     Raises:
-        ImpRAGError: there is something else by now, or the parent cannot be written.
+        ImpRAGError: something else has that name by now, or the parent cannot be written.
     """
     try:
         os.replace(made, out)
@@ -228,23 +229,23 @@ def read_manifest(
 
     Args:
         folder: the finished folder.
-        name: of the manifest's file.
-        what: the folder is, for messages: "index".
-        command: that makes one, such as "imprag index".
-        format_version: that can be read.
-        parse: makes the manifest of its content.
+        name: the name of the manifest's file.
+        what: the kind of folder for messages, such as "index".
+        command: the command that makes such a folder, such as "imprag index".
+        format_version: the format version that can be read.
+        parse: a function that makes the manifest from the file's content.
 
     Raises:
-        ImpRAGError: the folder is missing, unfinished or of another kind, its format is unknown, or
-            the manifest is damaged.
+        ImpRAGError: the folder is missing, unfinished or of another kind, its format version is
+            not the given one, or the manifest is damaged.
     """
     path = folder / name
     if not path.is_file():
         building = building_folder(folder)
         if building.is_dir():
             raise ImpRAGError(
-                f"the {what} {folder} is not finished (its parts are in {building}); give the "
-                "command that builds it again, and it goes on where it stopped"
+                f"the {what} {folder} is not finished (its parts are in {building}); run the "
+                "command that builds it again, and it resumes where it stopped"
             )
         raise ImpRAGError(
             f"{folder} holds no {what} (there is no {name}); make one with: {command}"
@@ -266,23 +267,23 @@ def read_manifest(
 
 
 def check_fingerprints(what: str, command: str, *made: tuple[str, str | None, str]) -> None:
-    """Refuse a folder that was made of something else.
+    """Refuse a folder that was made from another model or corpus.
 
     Args:
-        what: the folder is: "index".
-        command: that builds it again.
-        made: how it would have been made ("by another model"), the fingerprint that is wanted, if
-            any, and its own.
+        what: the kind of folder for messages, such as "index".
+        command: the command that builds it again.
+        made: for each input, the words for a difference ("by another model"), the expected
+            fingerprint (None accepts any), and the folder's fingerprint.
 
     Raises:
-        ImpRAGError: a wanted fingerprint differs from its own.
+        ImpRAGError: the folder's fingerprint differs from the expected one.
     """
     for how, wanted, own in made:
         if wanted is not None and wanted != own:
             if is_of_earlier_version(own, wanted):
                 raise ImpRAGError(
-                    f"the {what} was made by an earlier version of ImpRAG, which did not note the "
-                    f"model's configuration and tokenizer; build it again: {command}"
+                    f"the {what} was made by an earlier version of ImpRAG, which did not record "
+                    f"the model's configuration and tokenizer; build it again: {command}"
                 )
             raise ImpRAGError(
                 f"the {what} was made {how} (fingerprint {own[:12]}, not {wanted[:12]}); choose "
@@ -291,22 +292,22 @@ def check_fingerprints(what: str, command: str, *made: tuple[str, str | None, st
 
 
 def is_of_earlier_version(own: str, wanted: str) -> bool:
-    """Whether a model's fingerprint is of the time when it covered rounded weights only."""
+    """Whether a model's fingerprint has the earlier form, which covered only rounded weights."""
     return wanted.startswith("v2-") and re.fullmatch("[0-9a-f]{32}", own) is not None
 
 
 def damaged(path: Path, reason: str) -> ImpRAGError:
-    """The error for a file that is not what was written."""
+    """The error for a file that differs from what was written."""
     return ImpRAGError(f"{path} is damaged ({reason}); delete its folder and build it again")
 
 
 def versions(**engines: str) -> dict[str, str]:
-    """Versions of ImpRAG and of the libraries that matter, for a manifest."""
+    """The versions of ImpRAG and of the given libraries, for a manifest."""
     return {"imprag": importlib.metadata.version("imprag"), **engines}
 
 
 def readable_size(number: float) -> str:
-    """``76.3 MB``."""
+    """A number of bytes in words, such as ``76.3 MB``."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: asked for before the work begins."""
+"""Optional dependencies, which commands check for before their work begins."""
 
 import sys
 from functools import cache
@@ -8,20 +8,20 @@ from imprag.errors import ImpRAGError
 
 
 def missing(*packages: str) -> list[str]:
-    """Those of the packages, by their import names, that are not installed."""
+    """The given packages, by import name, that are not installed."""
     return [name for name in packages if not _is_installed(name)]
 
 
 def require(what: str, extra: str, *packages: str) -> None:
-    """Refuse to begin what could not be finished.
+    """Refuse work whose packages are missing.
 
     Args:
-        what: needs the packages, in words for the message.
-        extra: of ImpRAG, which brings them.
-        packages: by their import names.
+        what: the work that needs the packages, in words for the message.
+        extra: the extra of ImpRAG that installs them.
+        packages: the packages' import names.
 
     Raises:
-        ImpRAGError: one is not installed; the message says how to install it.
+        ImpRAGError: a package is not installed; the message says how to install it.
     """
     if lacking := missing(*packages):
         raise ImpRAGError(f"{what} needs {_listed(lacking)}; run: {install(extra)}")
@@ -29,12 +29,12 @@ def require(what: str, extra: str, *packages: str) -> None:
 
 @cache  # once for each process
 def note_without(what: str, extra: str, *packages: str) -> None:
-    """Say on standard error, before the work begins, what will be left out of it.
+    """Print a note on standard error if an output needs packages that are missing.
 
     Args:
-        what: is left out where a package is missing, in words.
-        extra: of ImpRAG, which brings the packages.
-        packages: by their import names.
+        what: the output that needs the packages, in words.
+        extra: the extra of ImpRAG that installs them.
+        packages: the packages' import names.
     """
     if lacking := missing(*packages):
         names, verb = _listed(lacking), "is" if len(lacking) == 1 else "are"

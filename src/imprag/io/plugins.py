@@ -1,4 +1,4 @@
-"""Objects that installed packages offer under an entry-point group, ImpRAG's own included."""
+"""Plug-ins: objects that installed packages, ImpRAG included, offer in an entry-point group."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -10,7 +10,7 @@ from imprag.errors import ImpRAGError
 
 @cache
 def plugins(group: str) -> Mapping[str, Any]:
-    """The objects of an entry-point group, such as ``imprag.tasks``, by their names.
+    """The objects of an entry-point group, such as ``imprag.tasks``, by name.
 
     Raises:
         ImpRAGError: two packages offer the same name, or one cannot be imported.
