@@ -51,7 +51,7 @@ def test_ranks_are_those_of_the_model_and_are_kept(tmp_path: Path) -> None:
         ranks(PROMPTS, 5, 10)
 
 
-def refreshes(every: int | None) -> list[int | None]:
+def last_mined(every: int | None) -> list[int | None]:
     """The last refresh of every step; steps 0 and 1 are ``bottom``, and 2 to 7 are ``warmup``."""
     recipe = Recipe.model_validate_json(
         json.dumps(
@@ -66,11 +66,11 @@ def refreshes(every: int | None) -> list[int | None]:
         )
     )
     schedule = Schedule(recipe, 20)
-    return [schedule.last_refresh(step) for step in range(20)]
+    return [schedule.last_mined(step) for step in range(20)]
 
 
 def test_when_they_are_taken_anew() -> None:
     distilling = [*[8] * 4, *[12] * 4, *[16] * 4]
-    assert refreshes(None) == [None] * 20
-    assert refreshes(4) == [None, None, *[2] * 4, *[6] * 2, *distilling]
-    assert refreshes(100) == [None, None, *[2] * 6, *[8] * 12]
+    assert last_mined(None) == [None] * 20
+    assert last_mined(4) == [None, None, *[2] * 4, *[6] * 2, *distilling]
+    assert last_mined(100) == [None, None, *[2] * 6, *[8] * 12]

@@ -73,14 +73,14 @@ def reference(model: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) -
     def mean(terms: list[Tensor]) -> Tensor:
         return torch.stack(terms).mean() if terms else torch.zeros(()).double()
 
-    answered = [prompt for prompt, response in enumerate(batch.responses) if response]
-    tokens = [read(prompt, list(batch.candidates[prompt])) for prompt in answered]
+    generated = [prompt for prompt, response in enumerate(batch.responses) if response]
+    tokens = [read(prompt, list(batch.candidates[prompt])) for prompt in generated]
     generation = mean([-token for row in tokens for token in row])
 
     terms: list[Tensor] = []
     if batch.self_distillation:
         distillation = stages.self_distillation
-        for prompt in answered:
+        for prompt in generated:
             candidates = batch.candidates[prompt]
             if len(candidates) > 1:
                 target = [read(prompt, [passage]).sum() for passage in candidates]
@@ -105,7 +105,7 @@ def alone(row: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Of all parameters, zero where there is none."""
+    """Gradients of all parameters by name; zeros for parameters without one."""
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in model.named_parameters()
@@ -164,7 +164,7 @@ def batches(draw: st.DrawFn) -> TrainingBatch:
 
 @given(batches(), st.sampled_from([1, 20, 50]))
 @settings(max_examples=25)
-def test_sub_batches_change_nothing(batch: TrainingBatch, batch_tokens: int) -> None:
+def test_sub_batches_give_the_losses_and_gradients_of_the_whole(batch: TrainingBatch, batch_tokens: int) -> None:
     whole, parts = tiny_model(10**6), tiny_model(batch_tokens)
     expected, output = whole(batch), parts(batch)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
@@ -174,7 +174,7 @@ def test_sub_batches_change_nothing(batch: TrainingBatch, batch_tokens: int) -> 
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10**6])
-def test_every_row_runs_once(batch_tokens: int) -> None:
+def test_each_row_runs_once(batch_tokens: int) -> None:
     calls: list[Tensor] = []
     batch = replace(MIXED, self_distillation=True)
     model = tiny_model(batch_tokens)
@@ -195,14 +195,14 @@ def test_every_row_runs_once(batch_tokens: int) -> None:
         assert len(calls) < len(expected)
 
 
-def test_a_tenth_of_padding_at_most() -> None:
-    """In a batch like those of configs/smollm2-factbook.yaml, by the lengths of its rows."""
+def test_padding_is_at_most_a_tenth() -> None:
+    """The batch has rows of the lengths in configs/smollm2-factbook.yaml."""
     generator = random.Random(0)
     lengths = [
-        [generator.randint(120, 256) for _ in range(28)],  # passages that are embedded
-        [generator.randint(120, 256) for _ in range(6)],  # and read
-        [generator.randint(12, 25) for _ in range(30)],  # prompts that retrieve
-        [*(generator.randint(15, 60) for _ in range(6)), 150, 220],  # and are answered
+        [generator.randint(120, 256) for _ in range(28)],  # passages that are only embedded
+        [generator.randint(120, 256) for _ in range(6)],  # passages that are read
+        [generator.randint(12, 25) for _ in range(30)],  # prompts that only retrieve
+        [*(generator.randint(15, 60) for _ in range(6)), 150, 220],  # generated prompts
     ]
     padded = sum(
         len(group) * max(rows[i] for i in group)
@@ -212,27 +212,27 @@ def test_a_tenth_of_padding_at_most() -> None:
     assert sum(map(sum, lengths)) >= 0.9 * padded
 
 
-# Passages of earlier batches
+# Cross-batch memory
 
 
-def test_remembered_passages_are_further_negatives() -> None:
+def test_passages_in_the_cross_batch_memory_are_negatives() -> None:
     model = tiny_model()
     first = replace(random_batch([0] * 3, [[]] * 3, 4), columns=(10, 11, 12, 13))
     model(first)
-    remembered = torch.stack([model.cross_batch_memory[row] for row in (13, 10)])
-    assert remembered.equal(model.model.passage_embeddings(*rows(first.passages))[[3, 0]])
+    memory = torch.stack([model.cross_batch_memory[row] for row in (13, 10)])
+    assert memory.equal(model.model.passage_embeddings(*rows(first.passages))[[3, 0]])
 
     batch = random_batch([0] * 4, [[]] * 4, 5, seed=1)
-    wrong = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]]).bool()
-    later = replace(batch, columns=range(5), remembered=(13, 99, 10), remembered_negative=wrong)
+    negative = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]]).bool()
+    later = replace(batch, columns=range(5), memory=(13, 99, 10), memory_negative=negative)
     queries = model.model.query_embeddings(*rows(batch.prompts))
     alone = model(batch).scores
-    model.cross_batch_memory = {13: remembered[0], 10: remembered[1], 77: remembered[0]}
+    model.cross_batch_memory = {13: memory[0], 10: memory[1], 77: memory[0]}
     output = model(later)
     expected = nce_loss(
-        torch.cat([alone, queries @ remembered.T], dim=1),
+        torch.cat([alone, queries @ memory.T], dim=1),
         torch.cat([batch.positive, torch.zeros(4, 2).bool()], dim=1),
-        torch.cat([batch.negative, wrong[:, [0, 2]]], dim=1),  # 99 is not known
+        torch.cat([batch.negative, negative[:, [0, 2]]], dim=1),  # 99 is not in the memory
     )
     torch.testing.assert_close(output.retrieval, expected, rtol=1e-5, atol=1e-5)
     assert set(model.cross_batch_memory) == {0, 1, 2, 3, 4, 10, 13}
@@ -265,7 +265,7 @@ ALL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 
 def learning(model: ImpRAGModel) -> list[set[str]]:
-    """The parts of each layer that received a gradient; one that is zero throughout is an error."""
+    """The modules of each layer that received a gradient, none of which is zero throughout."""
     parts: list[set[str]] = []
     for layer in model.lm.base_model.layers:
         received = {n.split(".")[-2]: p.grad for n, p in layer.named_parameters()}
@@ -274,7 +274,7 @@ def learning(model: ImpRAGModel) -> list[set[str]]:
     return parts
 
 
-def test_generation_teaches_the_encoding_of_passages_up_to_layer_t() -> None:
+def test_generation_trains_the_encoding_of_passages_up_to_layer_t() -> None:
     model, prompts, passages = with_passages_apart()
     model(MIXED).generation.backward()
     at_t = {"k_proj", "v_proj", "input_layernorm"}
@@ -285,7 +285,7 @@ def test_generation_teaches_the_encoding_of_passages_up_to_layer_t() -> None:
 
 
 @pytest.mark.parametrize("self_distillation", [False, True])
-def test_retrieval_teaches_both_towers_and_nothing_above(self_distillation: bool) -> None:
+def test_retrieval_trains_both_towers_and_no_layer_above(self_distillation: bool) -> None:
     model, prompts, passages = with_passages_apart()
     model(replace(MIXED, self_distillation=self_distillation)).retrieval.backward()
     above = [set()] * (LAYERS - B - 1)
@@ -298,7 +298,7 @@ def test_retrieval_teaches_both_towers_and_nothing_above(self_distillation: bool
 
 
 def count_rows(model: ImpRAGModel) -> tuple[list[int], list[int]]:
-    """Counters of what runs through each layer: sequences, and single tokens."""
+    """Counts the rows that run through each layer: whole sequences, and single tokens."""
     sequences, single = [0] * LAYERS, [0] * LAYERS
 
     def counter(number: int) -> Callable[..., None]:
