@@ -155,7 +155,7 @@ def test_what_cannot_be_compared(runs: list[Path], tmp_path: Path) -> None:
         compare(runs[:1])
     with pytest.raises(ImpRAGError, match="no metric bleu; there are exact_match, f1"):
         compare(runs, ["f1", "bleu"])
-    with pytest.raises(ImpRAGError, match=r"is no run folder: it has no recipe\.yaml"):
+    with pytest.raises(ImpRAGError, match=r"is not a run folder: it has no recipe\.yaml"):
         compare([runs[0], tmp_path])
     (runs[1] / "results.json").unlink()
     with pytest.raises(ImpRAGError, match="run1 is not finished"):

@@ -292,11 +292,11 @@ def test_an_interrupted_measurement_begins_anew(data: Path, corpus: Corpus, tmp_
     [
         (
             {"metric": "exact"},
-            r"^trainer\.metric_for_best_model is 'exact', but what these tasks measure is "
+            r"^trainer\.metric_for_best_model is 'exact', but the metrics of these tasks are "
             r"exact_match, f1, .*"
             r"passage_recall@10, .*r_precision, gold_among_3/exact_match, gold_among_3/f1$",
         ),
-        ({"metric": "accuracy"}, "but what these tasks measure is exact_match, f1"),
+        ({"metric": "accuracy"}, "but the metrics of these tasks are exact_match, f1"),
         ({"split": "test"}, "task 'nq' has no split 'test'"),
         ({"tasks": ("nq", "nq")}, "task 'nq' is given twice"),
         ({"corpus": "nowhere"}, "no corpus 'nowhere'"),

@@ -439,9 +439,9 @@ def test_folders_that_are_no_run_are_refused(
     rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ImpRAGError, match="is no run folder; choose another"):
+    with pytest.raises(ImpRAGError, match="is not a run folder; choose another"):
         evaluate(rag, tasks, tmp_path)
-    with pytest.raises(ImpRAGError, match="is no run folder; choose another"):
+    with pytest.raises(ImpRAGError, match="is not a run folder; choose another"):
         evaluate(rag, tasks, tmp_path / "notes.txt")
     (tmp_path / "recipe.yaml").write_text("format_version: 99\n")
     with pytest.raises(ImpRAGError, match="is not in run format 1"):
@@ -520,7 +520,7 @@ def test_arguments_that_do_not_fit(
 def test_nobody_reads_where_only_retrieval_is_measured(
     rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
-    with pytest.raises(ImpRAGError, match="nobody reads: leave out k"):
+    with pytest.raises(ImpRAGError, match="only retrieval is measured: leave out k"):
         evaluate(None, tasks, tmp_path / "run", source=own_retrieval(rag), k=3)
 
 
