@@ -164,7 +164,9 @@ def batches(draw: st.DrawFn) -> TrainingBatch:
 
 @given(batches(), st.sampled_from([1, 20, 50]))
 @settings(max_examples=25)
-def test_sub_batches_give_the_losses_and_gradients_of_the_whole(batch: TrainingBatch, batch_tokens: int) -> None:
+def test_sub_batches_give_the_losses_and_gradients_of_the_whole(
+    batch: TrainingBatch, batch_tokens: int
+) -> None:
     whole, parts = tiny_model(10**6), tiny_model(batch_tokens)
     expected, output = whole(batch), parts(batch)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
