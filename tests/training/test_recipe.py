@@ -1,4 +1,4 @@
-"""Recipes: defaults, overrides, paths, and one clear line for every mistake."""
+"""Recipes: defaults, overrides, paths, and one clear line for each error."""
 
 from pathlib import Path
 from typing import Any

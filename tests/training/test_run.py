@@ -1,4 +1,4 @@
-"""Whole training runs of a tiny random model: it learns, and it survives being killed."""
+"""Whole training runs of a tiny random model: learning, interruption, refusals."""
 
 import json
 import os
@@ -40,7 +40,7 @@ FACTS = 64
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight entities times eight relations, each with a value that stands in one passage."""
+    """Eight entities × eight relations; the value of each pair is in one passage."""
     path = tmp_path_factory.mktemp("world")
     tiny_lm().save_pretrained(path / "lm")
     tiny_tokenizer().save_pretrained(path / "lm")
@@ -139,7 +139,7 @@ def test_grids_hold_entities_with_similar_names(world: Path, tmp_path: Path) -> 
         train={"steps": 6},
         trainer={"save_steps": 6},
     )
-    # Beside those, questions about titles without relations, which have grids of their own.
+    # The second source has questions about titles without relations, which get their own grids.
     named = settings.data[0].model_copy(update={"tasks": str(facts)})
     settings = settings.model_copy(update={"data": (named, settings.data[0])})
     assert train(settings, tmp_path / "run")["steps"] == 6

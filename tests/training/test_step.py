@@ -1,4 +1,4 @@
-"""One training step against a plain reference: one prompt, one passage, one candidate at a time."""
+"""The training step against a plain reference that runs each prompt and passage alone."""
 
 import copy
 import random
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def reference(model: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) -> StepOutput:
-    """The losses by loops in float64 over prompts and passages, each run alone."""
+    """The losses in float64, by loops over prompts and passages that run alone."""
     states = [model.encode(*alone(passage)) for passage in batch.passages]
     queries = [model.query_embeddings(*alone(prompt))[0] for prompt in batch.prompts]
     scores = [[query.double() @ p.embeddings[0].double() for p in states] for query in queries]
@@ -164,9 +164,7 @@ def batches(draw: st.DrawFn) -> TrainingBatch:
 
 @given(batches(), st.sampled_from([1, 20, 50]))
 @settings(max_examples=25)
-def test_sub_batches_give_the_losses_and_gradients_of_the_whole(
-    batch: TrainingBatch, batch_tokens: int
-) -> None:
+def test_sub_batches_equal_the_whole_batch(batch: TrainingBatch, batch_tokens: int) -> None:
     whole, parts = tiny_model(10**6), tiny_model(batch_tokens)
     expected, output = whole(batch), parts(batch)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
@@ -176,7 +174,7 @@ def test_sub_batches_give_the_losses_and_gradients_of_the_whole(
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10**6])
-def test_each_row_runs_once(batch_tokens: int) -> None:
+def test_sub_batches_run_each_row_once(batch_tokens: int) -> None:
     calls: list[Tensor] = []
     batch = replace(MIXED, self_distillation=True)
     model = tiny_model(batch_tokens)
@@ -245,13 +243,13 @@ def rows(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return pad(tokens, torch.device("cpu"))
 
 
-# Which layers run, and which learn
+# Layers that run, and layers that are trained
 
 
 def with_passages_apart() -> tuple[TrainingModel, ImpRAGModel, ImpRAGModel]:
-    """A model whose passages run through a copy of the weights: prompts' part and passages' part.
+    """A training model whose passages run through a copy of the weights; both models.
 
-    What a loss asks of the passages' side is then told apart from what it asks of the prompts'.
+    Gradients of the passages are then separate from those of the prompts.
     """
     model = tiny_model()
     prompts, passages = model.model, copy.deepcopy(model.model)
@@ -316,7 +314,7 @@ def count_rows(model: ImpRAGModel) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize("self_distillation", [False, True])
-def test_nothing_runs_twice_or_further_than_needed(self_distillation: bool) -> None:
+def test_each_row_runs_once_and_no_further_than_needed(self_distillation: bool) -> None:
     model, prompts, passages = with_passages_apart()
     (sequences, single), of_prompts = count_rows(passages), count_rows(prompts)
     model(replace(MIXED, self_distillation=self_distillation))

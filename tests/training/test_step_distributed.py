@@ -106,7 +106,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of results for each manner, batch and process."""
+    """A folder with a file of results for each manner, batch and process."""
     folder = tmp_path_factory.mktemp("runs")
     mp.spawn(worker, (str(folder),), nprocs=PROCESSES)
     return folder
