@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_pipeline import PASSAGES, PROMPTS, tiny_rag
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -19,6 +18,7 @@ from transformers import (
 from conftest import tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.pipeline import ImpRAG
+from test_pipeline import PASSAGES, PROMPTS, tiny_rag
 
 PROMPT = PROMPTS[2]
 
@@ -102,7 +102,7 @@ def test_a_logits_processor_of_the_caller_works(rag: ImpRAG) -> None:
             "generation_config: prompt_lookup_num_tokens",
         ),
         ({"generation_config": GenerationConfig(use_cache=False)}, "run the prompt again"),
-        ({"stop": ("",)}, "stop must be texts that are not empty"),
+        ({"stop": ("",)}, "stop must be strings that are not empty"),
     ],
 )
 def test_arguments_that_would_change_the_answer_are_refused_in_one_line(
@@ -158,7 +158,7 @@ def test_a_text_in_place_of_a_list_is_refused(rag: ImpRAG) -> None:
         with pytest.raises(ImpRAGError, match="prompt 2 must be text, but is of type int"):
             call([PROMPT, 3])
     for call in (rag.ask, rag.stream):
-        with pytest.raises(ImpRAGError, match="one prompt as a text"):
+        with pytest.raises(ImpRAGError, match="one prompt as a string"):
             call([PROMPT])
 
 
@@ -190,7 +190,7 @@ def test_prompts_may_come_from_an_iterator(rag: ImpRAG) -> None:
 
 
 def test_a_stream_follows_one_answer(rag: ImpRAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ImpRAGError, match="num_beams: a stream follows one answer"):
+    with pytest.raises(ImpRAGError, match="num_beams: beam search cannot be streamed"):
         rag.stream(PROMPT, num_beams=2)
     expected = rag.ask(PROMPT, max_new_tokens=6).text
     own = GenerationConfig(num_beams=2, pad_token_id=0)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What ImpRAG says to one prompt.
+    """The answer to one prompt.
 
     Attributes:
-        prompt: as given.
+        prompt: the prompt.
         text: the new text, without the prompt and the stop string.
-        passages: what was retrieved and read, best first.
-        timings: seconds of the batch that the prompt was in: ``query`` (prompt through layers
-            0..b-1), ``search``, ``encode`` (passages through layers 0..t, or out of the KV cache),
+        passages: the retrieved passages that were read, best first.
+        timings: seconds of the prompt's batch: ``query`` (prompt through layers 0..b-1),
+            ``search``, ``encode`` (passages through layers 0..t, or from the KV cache),
             ``generate`` (the rest of the prompt's pass and all new tokens), ``total``.
     """
 
@@ -41,12 +41,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How answers are generated.
+    """Settings of generation.
 
     Attributes:
-        max_new_tokens: length of an answer.
-        stop: texts at which an answer ends.
-        arguments: more for ``generate``, checked.
+        max_new_tokens: the most new tokens of an answer.
+        stop: strings that end an answer.
+        arguments: further arguments of ``generate``, checked.
     """
 
     max_new_tokens: int
@@ -57,7 +57,7 @@ class GenerationSettings:
     def of(
         cls, max_new_tokens: int, stop: Sequence[str] | str | None, arguments: dict[str, Any]
     ) -> "GenerationSettings":
-        """Checked settings.
+        """Check and bundle the settings.
 
         Raises:
             ImpRAGError: an argument does not work with retrieval, or a stop string is empty.
@@ -67,14 +67,14 @@ class GenerationSettings:
 
 
 class GenerationBatch:
-    """One batch of prompts: runs their pass, keeps what they retrieved, and takes the times.
+    """One batch of prompts: generates answers, holds the retrieved passages, and measures times.
 
     Args:
-        rag: model, index and KV cache.
-        prompts: that fit into one batch.
-        k: passages to retrieve for each; None takes the configured number.
-        passages: read these instead of retrieving.
-        settings: of the generation.
+        rag: the pipeline with model, index and KV cache.
+        prompts: the prompts of the batch.
+        k: number of passages to retrieve per prompt; None takes the configured number.
+        passages: read these passages instead of retrieving.
+        settings: settings of generation.
 
     Raises:
         ImpRAGError: a prompt is too long, k is larger than the index, or there is no index.
@@ -96,7 +96,7 @@ class GenerationBatch:
             raise ImpRAGError(
                 "passages must be RetrievedPassage(passage, score), as retrieve returns them"
             )
-        # Known before the prompt runs, and before its room is counted.
+        # The shift of positions must be known before the prompt's room is computed.
         self.k = rag.passages_to_read(k) if passages is None else 0
         self.found = [[] for _ in prompts] if passages is None else [list(p) for p in passages]
         self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
@@ -112,11 +112,11 @@ class GenerationBatch:
     def generate(
         self, *, streamer: TextIteratorStreamer | None = None, left: threading.Event | None = None
     ) -> Tensor:
-        """New tokens, (prompts, length).
+        """The new tokens, (prompts, length).
 
         Args:
-            streamer: gets them one by one.
-            left: ends generation with the next token when it is set.
+            streamer: receives the tokens one by one.
+            left: stops generation at the next token when it is set.
         """
         self._start = self._last = time.perf_counter()
         retrieve = self._retrieve if self.retrieves else fixed(self._encode())
@@ -141,7 +141,7 @@ class GenerationBatch:
         return output[:, self.input_ids.shape[1] :]
 
     def answers(self, tokens: Tensor) -> list[Answer]:
-        """Texts of the new tokens, cut at the stop strings."""
+        """The answers: texts of the new tokens, cut at the stop strings."""
         decoded = self.rag.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         texts = ["".join(until_stop([text], self.settings.stop)).strip() for text in decoded]
         return [
@@ -152,7 +152,7 @@ class GenerationBatch:
     def stream(self) -> Iterator[str]:
         """The text of the first prompt's answer, piece by piece.
 
-        Generation runs in a thread of its own, which ends with the next token when the iterator is
+        Generation runs in its own thread, which stops at the next token when the iterator is
         closed.
         """
         tokenizer = self.rag.tokenizer
@@ -205,7 +205,7 @@ class GenerationBatch:
 
 
 class _StopAt:
-    """A stopping criterion: ends a row when a stop string stands in its new text."""
+    """A stopping criterion: ends a row when its new text contains a stop string."""
 
     def __init__(self, stop: Sequence[str], tokenizer: Any, prompt_length: int) -> None:
         self.stop = stop
@@ -229,7 +229,7 @@ class _StopWhen:
 
 
 def _checked(arguments: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
-    """Arguments for ``generate`` that give one answer to each prompt."""
+    """Checked arguments of ``generate``, with those of a generation configuration merged in."""
     arguments = {**arguments, "max_new_tokens": max_new_tokens}
     arguments = check_arguments(arguments, {*CHOICES, *CALLBACKS})
     criteria = arguments.get("stopping_criteria")
@@ -238,7 +238,7 @@ def _checked(arguments: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
     config = arguments.pop("generation_config", None)
     if config is not None:
         chosen = {name: value for name, value in config.to_diff_dict().items() if name in CHOICES}
-        # Only the length has a default of its own here, which the configuration replaces.
+        # Only the length has a default here; the configuration's length replaces it.
         arguments = {
             **chosen,
             **arguments,
@@ -250,12 +250,12 @@ def _checked(arguments: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
 def _stops(stop: Sequence[str] | str | None) -> Sequence[str]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(text, str) and text for text in stops):
-        raise ImpRAGError("stop must be texts that are not empty")
+        raise ImpRAGError("stop must be strings that are not empty")
     return stops
 
 
 def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass text on from its first letter until a stop string begins, without any part of it."""
+    """The text from its first character that is not white space to the first stop string."""
     held, begun = "", False
     for piece in pieces:
         held = held + piece if begun else (held + piece).lstrip()
@@ -264,7 +264,7 @@ def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
         if ends:
             yield held[: min(ends)]
             return
-        # The end of what is held may be the beginning of a stop string.
+        # The end of the held text may be the beginning of a stop string.
         keep = max(
             (n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0
         )

@@ -1,4 +1,4 @@
-"""ImpRAG put together: a model, an index and its corpus; ask, retrieve, generate, stream."""
+"""The pipeline: a model with an index and its corpus; ask, retrieve, generate, stream."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,16 +44,15 @@ class ImpRAG:
 
     Args:
         model: the model.
-        tokenizer: its tokenizer.
-        index: folder of passages and their embeddings; without one, prompts can only be answered
-            with passages that the caller brings, or none.
-        name: of the model, for messages; its base model's if not given.
+        tokenizer: the model's tokenizer.
+        index: the index folder; without one, prompts read only passages that the caller passes.
+        name: name of the model in messages; by default its base model's.
 
     Attributes:
-        kv_cache: gives the passage KV that prompts read; without :meth:`use_kv_cache`, it encodes
-            passages when they are read.
-        fitted_index: the index folder that ``imprag adapt`` fitted the model to, if it did; it is
-            opened where no other is given.
+        kv_cache: the cache of passage KV; without :meth:`use_kv_cache`, it encodes passages when
+            they are read.
+        fitted_index: the index folder that ``imprag adapt`` fitted the model to, if any; it is
+            the default index.
 
     Example:
         >>> rag = ImpRAG.from_pretrained("default")  # doctest: +SKIP
@@ -93,16 +92,17 @@ class ImpRAG:
         """Load a model and, if given, an index made by ``imprag index`` with the same model.
 
         Args:
-            name_or_path: ``"default"``, or what :func:`imprag.model.load_pretrained` takes.
-            index: an index folder. If not given, a model uses the index that ``imprag adapt``
-                fitted it to, and the default model the built-in corpus ``default``, whose
-                embeddings come with it.
+            name_or_path: ``"default"``, or a model for :func:`imprag.model.load_pretrained`.
+            index: an index folder. By default a model uses the index that ``imprag adapt`` fitted
+                it to, and the default model uses the built-in corpus ``default`` with its shipped
+                embeddings.
             kv_cache: a folder made by ``imprag kv build`` with the same model and index.
             dtype, device: as for :func:`imprag.model.load_base_model`.
-            **settings: in place of those stored in the model's ``ImpRAGConfig``.
+            **settings: replace settings of the model's ``ImpRAGConfig``.
 
         Raises:
-            ImpRAGError: no such model, index or KV cache, or they do not belong together.
+            ImpRAGError: the model, the index or the KV cache does not exist, or they do not belong
+                together.
         """
         folder = expand_home(name_or_path)
         is_default = str(name_or_path) == DEFAULT or fitted_to_default(folder)
@@ -126,17 +126,17 @@ class ImpRAG:
 
     @property
     def corpus(self) -> Corpus:
-        """The passages that prompts retrieve from.
+        """The corpus that prompts retrieve from.
 
         Raises:
-            ImpRAGError: there are none.
+            ImpRAGError: there is no index.
         """
         if self._index is not None:
             return self._index.corpus
         if self.fitted_index is not None:
             raise ImpRAGError(
-                f"no index to retrieve from: the model was fitted to {self.fitted_index}, which is "
-                "not there any more; pass the folder where it is now with --index DIR"
+                f"no index to retrieve from: the model was fitted to {self.fitted_index}, which no "
+                "longer exists; pass its present folder with --index DIR"
             )
         if self._default_corpus is None:
             raise ImpRAGError(
@@ -147,10 +147,10 @@ class ImpRAG:
 
     @property
     def index(self) -> IndexFolder:
-        """The passages that prompts retrieve from, with their embeddings.
+        """The index that prompts retrieve from; it is built on first use for the default model.
 
         Raises:
-            ImpRAGError: there are none.
+            ImpRAGError: there is no index.
         """
         if self._index is None:
             corpus = self.corpus
@@ -170,22 +170,22 @@ class ImpRAG:
         return ImplicitRetriever(self.model, self.tokenizer, self.index)
 
     def _shipped(self, corpus: Corpus, fingerprint: str) -> Encoder:
-        """The default model's stored embeddings, or itself where settings were changed."""
+        """The shipped embeddings of the default model, or its encoder if settings were changed."""
         try:
             return StoredEmbeddings(DEFAULT_FOLDER / EMBEDDINGS, corpus, fingerprint)
         except OtherEmbeddingsError:
             return self.encoder
 
     def use_kv_cache(self, kv_cache: Store | Path | str) -> None:
-        """Read passages from stored states.
+        """Read passages from a KV cache.
 
         Args:
             kv_cache: a folder that ``imprag kv build`` made with the same model and corpus, or
                 a store such as :class:`~imprag.kv_cache.RamStore`.
 
         Raises:
-            ImpRAGError: there is no such KV cache, it belongs to another model or corpus, or the
-                model's passages are not encoded independently.
+            ImpRAGError: the KV cache does not exist or belongs to another model or corpus, or the
+                model does not encode passages independently.
         """
         source = ["--model", self._name]
         if self._index is not None:
@@ -201,13 +201,13 @@ class ImpRAG:
     def retrieve(
         self, prompts: Sequence[str], k: int | None = None, *, chat: bool = False
     ) -> list[list[RetrievedPassage]]:
-        """The k best passages for every prompt, by its hidden state; layers 0..b only.
+        """The k best passages for each prompt, from a pass through layers 0..b.
 
         Args:
-            prompts: as they would be answered; none empty.
-            k: passages for each; if not given, the configured number, or all passages of an index
-                that has fewer.
-            chat: put each prompt into the model's own chat template, as for :meth:`generate`.
+            prompts: texts, as for :meth:`generate`; none may be empty.
+            k: number of passages per prompt; by default the configured number, or the size of the
+                index if it is smaller.
+            chat: put each prompt into the model's chat template, as in :meth:`generate`.
 
         Raises:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
@@ -226,7 +226,7 @@ class ImpRAG:
     ) -> Answer:
         """Answer one prompt; see :meth:`generate`."""
         if not isinstance(prompt, str):
-            raise ImpRAGError("ask takes one prompt as a text; for several use generate")
+            raise ImpRAGError("ask takes one prompt as a string; use generate for several")
         given = None if passages is None else [passages]
         return self.generate([prompt], k, passages=given, **generate_arguments)[0]
 
@@ -245,24 +245,24 @@ class ImpRAG:
         """Retrieve, read and answer, in one pass of each prompt through the model.
 
         Args:
-            prompts: texts; none empty.
+            prompts: texts; none may be empty.
             k: passages to retrieve for each; 0 answers without any; if not given, the configured
                 number, or all passages of an index that has fewer.
             passages: read these, for each prompt, instead of retrieving. The setting
                 ``attention_score_bias`` applies to a prompt's passages if all of them come from
                 the model's own retriever.
-            max_new_tokens: length of the answers.
-            stop: texts at which an answer ends; not part of it. White space before an answer does
-                not end it. None ends it at the end token and ``max_new_tokens`` alone.
-            chat: put each prompt into the chat template of the model's tokenizer, for a model that
+            max_new_tokens: the most new tokens of an answer.
+            stop: strings that end an answer and are not part of it. White space before an answer
+                does not end it. With None, only the end token and ``max_new_tokens`` do.
+            chat: put each prompt into the chat template of the model's tokenizer; for a model that
                 follows instructions.
-            batch_size: prompts in one batch; prompts of like length share one.
-            **generate_arguments: for Hugging Face ``generate`` (``do_sample``, ``num_beams`` ...);
-                greedy by default. Those that work with retrieval inside the prompt's pass are
-                listed in :mod:`imprag.model.generate_arguments`; others are refused.
+            batch_size: number of prompts in a batch; prompts of similar length share one.
+            **generate_arguments: arguments of Hugging Face ``generate`` (``do_sample``,
+                ``num_beams`` ...); greedy by default. :mod:`imprag.model.generate_arguments` lists
+                those that work with retrieval inside the prompt's pass; others are refused.
 
         Returns:
-            one answer for each prompt, in order.
+            one answer per prompt, in order.
 
         Raises:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, there is no
@@ -273,7 +273,7 @@ class ImpRAG:
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
         if passages is not None and len(passages) != len(prompts):
-            raise ImpRAGError(f"{len(prompts)} prompts, but passages for {len(passages)}")
+            raise ImpRAGError(f"there are {len(prompts)} prompts, but passages for {len(passages)}")
         answers: dict[int, Answer] = {}
         for batch in by_length(prompts, batch_size):
             given = None if passages is None else [passages[n] for n in batch]
@@ -292,33 +292,33 @@ class ImpRAG:
         chat: bool = False,
         **generate_arguments: Any,
     ) -> Iterator[str]:
-        """Answer one prompt piece by piece; arguments as for :meth:`generate`.
+        """Stream the answer to one prompt; arguments as for :meth:`generate`.
 
-        Generation runs in a thread of its own. It ends with the next token when the iterator is
-        closed, also by leaving a loop over it, or when the answer has ended.
+        Generation runs in its own thread. It stops at the next token when the answer has ended or
+        the iterator is closed, for example by leaving a loop over it.
         """
         if not isinstance(prompt, str):
-            raise ImpRAGError("stream takes one prompt as a text")
+            raise ImpRAGError("stream takes one prompt as a string")
         settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
         if settings.arguments.setdefault("num_beams", 1) != 1:
-            raise ImpRAGError("num_beams: a stream follows one answer as it grows; use generate")
+            raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
         return GenerationBatch(self, _asked([prompt], chat), k, given, settings).stream()
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write settings and weights, or the adapter, into a new folder."""
+        """Save the settings and the weights, or the adapter, in a new folder."""
         save_pretrained(self.model, self.tokenizer, Path(folder))
 
     def push_to_hub(self, repository: str, *, private: bool = True) -> str:
-        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub.
+        """Upload the files of :meth:`save_pretrained` to the Hugging Face hub.
 
         Returns:
-            the address of the commit.
+            the URL of the commit.
         """
         return push_to_hub(self.model, self.tokenizer, repository, private=private)
 
     def passages_to_read(self, k: int | None = None) -> int:
-        """How many passages a prompt retrieves; see :meth:`ImpRAGConfig.passages_to_read`."""
+        """Number of passages that a prompt retrieves; see :meth:`ImpRAGConfig.passages_to_read`."""
         return 0 if k == 0 else self.config.passages_to_read(k, len(self.index.index))
 
     def prompt_tokens(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
@@ -326,7 +326,7 @@ class ImpRAG:
 
         Args:
             prompts: texts.
-            room: positions for passages and new tokens.
+            room: number of positions to reserve for passages and new tokens.
 
         Raises:
             ImpRAGError: a prompt is too long.
@@ -336,8 +336,8 @@ class ImpRAG:
 
 
 def _asked(prompts: Any, chat: bool) -> Sequence[str]:
-    """Prompts that can be answered, marked as messages for the chat template if need be."""
+    """The prompts as a checked list; with ``chat``, as messages for the chat template."""
     if isinstance(prompts, Iterable) and not isinstance(prompts, str):
-        prompts = list(prompts)  # an iterator can be gone through once
+        prompts = list(prompts)  # an iterator can be read only once
     check_prompts(prompts)
     return [ChatPrompt(prompt) for prompt in prompts] if chat else list(prompts)

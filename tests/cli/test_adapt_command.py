@@ -98,7 +98,7 @@ def test_a_model_is_made_that_searches_the_same_index(
     assert f"retrieving from {home / 'index'}, which {out} was fitted to" in shown.err
     (home / "index").rename(home / "moved")
     assert run("search", "w60 w3", "--model", out) == 2
-    assert f"was fitted to {home / 'index'}, which is not there any more" in capsys.readouterr().err
+    assert f"was fitted to {home / 'index'}, which no longer exists" in capsys.readouterr().err
     (home / "moved").rename(home / "index")
 
     assert adapt(home, out, *tasks) == 2

@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""Comparison of runs."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def runs(tmp_path: Path) -> list[Path]:
     return [tmp_path / f"run{seed}" for seed in range(3)]
 
 
-def test_numbers_are_those_of_the_paired_bootstrap(runs: list[Path]) -> None:
+def test_differences_and_p_values_are_those_of_the_paired_bootstrap(runs: list[Path]) -> None:
     comparison = compare(runs, ["f1", "exact_match"])
     assert comparison.runs == ["run0", "run1", "run2"]
     assert comparison.notes == []
@@ -60,7 +60,7 @@ def test_numbers_are_those_of_the_paired_bootstrap(runs: list[Path]) -> None:
     assert comparison.rows[0].tests[1].p_value < 0.01
 
 
-def test_a_run_against_itself(runs: list[Path], tmp_path: Path) -> None:
+def test_a_run_equals_itself(runs: list[Path], tmp_path: Path) -> None:
     (row,) = compare([runs[0], runs[0]], ["f1"]).rows
     assert row.tests[0].difference == 0
     assert row.tests[0].p_value == 1
@@ -85,7 +85,7 @@ def test_only_common_examples_count_and_a_note_says_so(tmp_path: Path) -> None:
     assert comparison.notes[0] in comparison.to_markdown()
 
 
-def test_metrics_that_an_example_lacks_leave_it_out(tmp_path: Path) -> None:
+def test_examples_without_a_metric_are_left_out(tmp_path: Path) -> None:
     without = predictions(1)
     for one in without[:45]:
         del one["metrics"]["mrr"]
@@ -95,7 +95,7 @@ def test_metrics_that_an_example_lacks_leave_it_out(tmp_path: Path) -> None:
     assert [(row.metric, row.n) for row in rows] == [("f1", 60), ("mrr", 15)]
 
 
-def test_markdown_table(runs: list[Path]) -> None:
+def test_markdown_has_a_row_per_task_and_metric(runs: list[Path]) -> None:
     lines = compare(runs[:2], ["exact_match"]).to_markdown().splitlines()
     assert len({len(line) for line in lines}) == 1
     header, rule, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
@@ -130,7 +130,7 @@ def test_json_holds_everything(runs: list[Path]) -> None:
     assert set(test["interval"]) == {"low", "high"}
 
 
-def test_html_page(tmp_path: Path) -> None:
+def test_html_has_tables_and_plots(tmp_path: Path) -> None:
     write_run(tmp_path / "<b>", predictions(0) + predictions(1, "fe|ver"))
     write_run(tmp_path / "other", predictions(1) + predictions(0, "fe|ver"))
     comparison = compare([tmp_path / "<b>", tmp_path / "other"], ["exact_match", "f1"])
@@ -150,12 +150,12 @@ def test_html_page(tmp_path: Path) -> None:
     assert "fe\\|ver" in comparison.to_markdown()
 
 
-def test_what_cannot_be_compared(runs: list[Path], tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="at least two run folders"):
         compare(runs[:1])
     with pytest.raises(ImpRAGError, match="no metric bleu; there are exact_match, f1"):
         compare(runs, ["f1", "bleu"])
-    with pytest.raises(ImpRAGError, match=r"is no run folder: it has no recipe\.yaml"):
+    with pytest.raises(ImpRAGError, match=r"is not a run folder: it has no recipe\.yaml"):
         compare([runs[0], tmp_path])
     (runs[1] / "results.json").unlink()
     with pytest.raises(ImpRAGError, match="run1 is not finished"):
@@ -180,7 +180,7 @@ def test_what_cannot_be_compared(runs: list[Path], tmp_path: Path) -> None:
         compare([runs[0], runs[2]])
 
 
-def test_results_table() -> None:
+def test_results_table_shows_headline_metrics() -> None:
     value = {"mean": 0.12345, "low": 0.1, "high": 0.2, "n": 7}
     tasks = {
         "nq": {"n": 7000, "metrics": {"exact_match": value, "mrr": value}},

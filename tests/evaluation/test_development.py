@@ -1,4 +1,4 @@
-"""Evaluation of a model while it trains, on tiny models."""
+"""Evaluation during training, on tiny models."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imprag.evaluation.runner.write_report", lambda run, corpus: None)
 
 
-def make_groups(seed: int = 0) -> ImpRAGModel:
+def make_model(seed: int = 0) -> ImpRAGModel:
     config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16)
     return ImpRAGModel(tiny_lm(seed=seed), config)
 
@@ -86,7 +86,7 @@ DEV = [n for n in range(30) if n % 5 in (1, 3)]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Questions about dev, with an answer and with labels for answers, and some without gold."""
+    """Questions of the split dev: with answers, with label answers, and without gold passages."""
     return make_benchmark(
         tmp_path / "bench",
         {
@@ -106,9 +106,9 @@ def settings(data: Path | None, *tasks: str, **others: Any) -> EvaluationSetting
 # --- What is measured ---------------------------------------------------------------------------
 
 
-def test_means_are_those_of_the_run_folders(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_means_equal_those_of_the_run_folders(data: Path, corpus: Corpus, tmp_path: Path) -> None:
     development = DevelopmentSet(settings(data), corpus, tmp_path / "dev")
-    means = development(make_groups(), tiny_tokenizer(), 7)
+    means = development(make_model(), tiny_tokenizer(), 7)
     runs = {"": tmp_path / "dev/step-7", "gold_among_3/": tmp_path / "dev/step-7-gold"}
     scores: dict[str, dict[str, list[float]]] = {}
     for prefix, run in runs.items():
@@ -130,17 +130,15 @@ def test_means_are_those_of_the_run_folders(data: Path, corpus: Corpus, tmp_path
     assert "gold_among_3/simpleqa/f1" not in means
 
 
-def test_one_task_has_no_means_of_its_own(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_means_per_task_need_several_tasks(data: Path, corpus: Corpus, tmp_path: Path) -> None:
     development = DevelopmentSet(settings(data, "nq", limit=3), corpus, tmp_path / "dev")
-    means = development(make_groups(), tiny_tokenizer(), 0)
+    means = development(make_model(), tiny_tokenizer(), 0)
     assert set(means) == set(development.metrics)
     assert len(read_predictions(tmp_path / "dev/step-0")) == 3
 
 
-def test_the_model_retrieves_and_reads_as_it_does_alone(
-    data: Path, corpus: Corpus, tmp_path: Path
-) -> None:
-    model, tokenizer = make_groups(), tiny_tokenizer()
+def test_answers_equal_those_of_the_pipeline(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    model, tokenizer = make_model(), tiny_tokenizer()
     DevelopmentSet(settings(data, "nq", corpus="split"), corpus, tmp_path / "dev")(
         model, tokenizer, 1
     )
@@ -166,10 +164,10 @@ def test_the_model_retrieves_and_reads_as_it_does_alone(
     assert places == {0, 1, 2}
 
 
-def test_every_step_sees_the_weights_of_that_step(
+def test_each_evaluation_uses_the_current_weights(
     data: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    model, tokenizer = make_groups(), tiny_tokenizer()
+    model, tokenizer = make_model(), tiny_tokenizer()
     development = DevelopmentSet(settings(data, "nq"), corpus, tmp_path / "dev")
     development(model, tokenizer, 1)
     with torch.no_grad():
@@ -189,8 +187,8 @@ def test_every_step_sees_the_weights_of_that_step(
     }
 
 
-def test_training_goes_on_untouched(data: Path, corpus: Corpus, tmp_path: Path) -> None:
-    model, tokenizer = make_groups(), tiny_tokenizer()
+def test_evaluation_does_not_change_training(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    model, tokenizer = make_model(), tiny_tokenizer()
     model.train()
     before = torch.get_rng_state()
     development = DevelopmentSet(settings(data, limit=2), corpus, tmp_path / "dev")
@@ -204,10 +202,10 @@ def test_training_goes_on_untouched(data: Path, corpus: Corpus, tmp_path: Path) 
     assert model.lm.get_input_embeddings().weight.grad is not None
 
 
-def test_no_dropout_in_a_measurement(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_evaluation_runs_without_dropout(data: Path, corpus: Corpus, tmp_path: Path) -> None:
     means = []
     for mode in (True, False):
-        model = make_groups()
+        model = make_model()
         for layer in model.lm.base_model.layers:
             layer.mlp.down_proj = torch.nn.Sequential(layer.mlp.down_proj, torch.nn.Dropout(0.9))
         model.train(mode)
@@ -232,7 +230,7 @@ def test_the_corpus_of_a_split_is_built_once(data: Path, corpus: Corpus, tmp_pat
 
 
 class _Unread(Corpus):
-    """A corpus that nobody may go through."""
+    """A corpus that raises when its passages are iterated."""
 
     def __init__(self, corpus: Corpus) -> None:
         super().__init__(corpus.path, corpus.manifest)
@@ -241,7 +239,9 @@ class _Unread(Corpus):
         raise AssertionError("the corpus was read again")
 
 
-def test_other_corpora(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_evaluation_corpus_replaces_the_recipes_corpus(
+    data: Path, corpus: Corpus, tmp_path: Path
+) -> None:
     fewer = Corpus.build((corpus[n] for n in DEV), tmp_path / "fewer")
     named = settings(data, "nq", corpus=str(fewer.path))
     assert DevelopmentSet(named, corpus, tmp_path / "dev").corpus.path == fewer.path
@@ -251,28 +251,28 @@ def test_other_corpora(data: Path, corpus: Corpus, tmp_path: Path) -> None:
 # --- Resuming -----------------------------------------------------------------------------------
 
 
-def test_finished_measurements_are_taken(
+def test_finished_evaluations_are_read(
     data: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     development = DevelopmentSet(settings(data, "nq", limit=2), corpus, tmp_path / "dev")
-    means = development(make_groups(), tiny_tokenizer(), 5)
+    means = development(make_model(), tiny_tokenizer(), 5)
 
     def refuse(*arguments: Any, **others: Any) -> Any:
         raise AssertionError("asked again")
 
     monkeypatch.setattr("imprag.evaluation.development.evaluate", refuse)
     monkeypatch.setattr(IndexFolder, "build", refuse)
-    assert development(make_groups(seed=1), tiny_tokenizer(), 5) == means
+    assert development(make_model(seed=1), tiny_tokenizer(), 5) == means
     with pytest.raises(AssertionError, match="asked again"):
-        development(make_groups(), tiny_tokenizer(), 6)
+        development(make_model(), tiny_tokenizer(), 6)
 
 
-def test_an_interrupted_measurement_begins_anew(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_restarts(data: Path, corpus: Corpus, tmp_path: Path) -> None:
     development = DevelopmentSet(settings(data, "nq", limit=2), corpus, tmp_path / "dev")
-    model, tokenizer = make_groups(), tiny_tokenizer()
+    model, tokenizer = make_model(), tiny_tokenizer()
     means = development(model, tokenizer, 1)
     # Left by a training that was killed; the weights of the resumed one differ.
-    other = make_groups(seed=1)
+    other = make_model(seed=1)
     development(other, tokenizer, 2)
     IndexFolder.build(corpus, ImpRAG(other, tokenizer).encoder, tmp_path / "dev/.index")
     (tmp_path / "dev/step-2/results.json").unlink()
@@ -284,7 +284,7 @@ def test_an_interrupted_measurement_begins_anew(data: Path, corpus: Corpus, tmp_
     assert not (tmp_path / "dev/.index").exists()
 
 
-# --- Mistakes -----------------------------------------------------------------------------------
+# --- Bad input ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,17 +292,17 @@ def test_an_interrupted_measurement_begins_anew(data: Path, corpus: Corpus, tmp_
     [
         (
             {"metric": "exact"},
-            r"^trainer\.metric_for_best_model is 'exact', but what these tasks measure is "
+            r"^trainer\.metric_for_best_model is 'exact', but the metrics of these tasks are "
             r"exact_match, f1, .*"
             r"passage_recall@10, .*r_precision, gold_among_3/exact_match, gold_among_3/f1$",
         ),
-        ({"metric": "accuracy"}, "but what these tasks measure is exact_match, f1"),
+        ({"metric": "accuracy"}, "but the metrics of these tasks are exact_match, f1"),
         ({"split": "test"}, "task 'nq' has no split 'test'"),
         ({"tasks": ("nq", "nq")}, "task 'nq' is given twice"),
         ({"corpus": "nowhere"}, "no corpus 'nowhere'"),
     ],
 )
-def test_mistakes_are_found_before_training(
+def test_bad_settings_are_refused_before_training(
     data: Path, corpus: Corpus, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     metric = changes.pop("metric", "exact_match")
@@ -313,13 +313,13 @@ def test_mistakes_are_found_before_training(
     assert not (tmp_path / "dev").exists()
 
 
-def test_metrics_of_the_gold_passage_may_choose_the_best(
+def test_metrics_with_the_gold_passage_can_select_the_best_checkpoint(
     data: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
     chosen, accuracy = settings(data, "fever"), "gold_among_3/accuracy"
     assert "exact_match" not in DevelopmentSet(chosen, corpus, tmp_path / "dev", accuracy).metrics
     unlinked = settings(data, "simpleqa")
-    with pytest.raises(ImpRAGError, match=r"measure is exact_match, f1, answer_recall@1, .*@100$"):
+    with pytest.raises(ImpRAGError, match=r"tasks are exact_match, f1, answer_recall@1, .*@100$"):
         DevelopmentSet(unlinked, corpus, tmp_path / "dev", "gold_among_3/exact_match")
 
 
@@ -328,7 +328,9 @@ def test_a_split_needs_a_benchmark_and_passages(data: Path, corpus: Corpus, tmp_
     with pytest.raises(ImpRAGError, match=r"corpus is split, but there is no evaluation\.data"):
         DevelopmentSet(settings(None, f"nq={examples}", corpus="split"), corpus, tmp_path / "dev")
     train = Corpus.build((corpus[n] for n in range(0, 30, 5)), tmp_path / "train", source="Chad")
-    with pytest.raises(ImpRAGError, match="no passage in Chad, what is about the entities of tiny"):
+    with pytest.raises(
+        ImpRAGError, match="no passage in Chad, passages about the entities of tiny"
+    ):
         DevelopmentSet(settings(data, "nq", corpus="split"), train, tmp_path / "dev")
 
 

@@ -1,4 +1,4 @@
-"""The metrics against exact numbers, the KILT scorer's figures and trec_eval."""
+"""The metrics against hand-computed values, the KILT scorer and trec_eval."""
 
 import json
 import math
@@ -108,7 +108,7 @@ def test_f1_is_one_for_equal_words_and_symmetric(prediction: str, answers: list[
         ("B", "A", 0, 0),
     ],
 )
-def test_answers_of_nothing_but_articles_and_signs_are_compared_by_them(
+def test_answers_of_only_articles_or_punctuation_keep_them(
     prediction: str, answer: str, em: float, word_f1: float
 ) -> None:
     assert exact_match(prediction, [answer]) == em
@@ -116,7 +116,7 @@ def test_answers_of_nothing_but_articles_and_signs_are_compared_by_them(
     assert f1(prediction, [answer]) == pytest.approx(word_f1, abs=1e-12)
 
 
-def test_an_answer_of_an_article_does_not_make_others_right() -> None:
+def test_an_answer_of_an_article_matches_no_other_words() -> None:
     assert exact_match("a", ["B", "the"]) == 0
     assert exact_match("The Beatles", ["A", "Beatles"]) == 1
 
@@ -224,7 +224,7 @@ RUNS = st.dictionaries(st.sampled_from(IDS), st.integers(-8, 8).map(lambda n: n 
 
 
 def trec_order(run: dict[str, float]) -> list[str]:
-    """Ids as trec_eval ranks them: by score, ties by id, both descending."""
+    """Ids in trec_eval's order: by score, ties by id, both descending."""
     return sorted(run, key=lambda id: (run[id], id), reverse=True)
 
 
@@ -288,7 +288,7 @@ def test_kilt_measures_count_pages_and_sets_once() -> None:
 
 
 def kilt_rank(ranking: list[str], evidence_sets: list[set[str]]) -> list[object]:
-    """The scorer's procedure step by step: a set's point moves to the page found last."""
+    """The scorer's procedure step by step: a set's point moves to its last page found."""
     pending = [set(evidence) for evidence in evidence_sets]
     rank: list[object] = []
     for page in ranking:

@@ -1,4 +1,4 @@
-"""The report: what it shows, that it needs nothing else, and that no text can break out of it."""
+"""The report: its content, that it is self-contained, and that all texts are escaped."""
 
 import re
 from html.parser import HTMLParser
@@ -17,7 +17,7 @@ EVIL = "<script>alert('x')</script> & \"</td>"
 
 
 class Page(HTMLParser):
-    """Elements, addresses and text of a page; knows when elements do not close."""
+    """Collects elements, addresses and text of a page, and checks that elements are closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def html(tmp_path: Path, corpus: Corpus) -> str:
     return (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_report_is_whole_and_self_contained(html: str) -> None:
+def test_the_report_is_complete_and_self_contained(html: str) -> None:
     page = Page(html)
     assert_self_contained(html, page)
     assert page.tags.count("svg") == 2
@@ -148,7 +148,7 @@ def test_tables_show_the_results(html: str) -> None:
     assert by_passage == ["task", "n", *(f"recall@{k}" for k in RECALL_DEPTHS), "MRR"]
 
 
-def test_texts_cannot_break_out(html: str) -> None:
+def test_texts_are_escaped(html: str) -> None:
     assert "<script" not in html
     assert "evil <b>" not in html
     page = Page(html)
@@ -174,7 +174,7 @@ def test_examples_show_right_and_wrong_answers_with_their_passages(html: str) ->
     assert [kind for kind, body in articles if "of fever" in body] == ["right"] * 2
 
 
-def test_report_is_the_same_every_time(html: str, tmp_path: Path, corpus: Corpus) -> None:
+def test_equal_runs_have_equal_reports(html: str, tmp_path: Path, corpus: Corpus) -> None:
     from imprag.evaluation.run_folder import RunFolder
 
     write_report(RunFolder.open(tmp_path / "run"), corpus)
@@ -187,7 +187,7 @@ def test_recipe_and_versions_are_shown(html: str) -> None:
     assert re.search(r"torch: \d", text)
 
 
-def test_report_without_retrieval_or_answers(tmp_path: Path) -> None:
+def test_reports_without_retrieval_or_without_answers(tmp_path: Path) -> None:
     bare = {"task": "nq", "id": "1", "metrics": {"exact_match": 1.0}, "answer": ""}
     run = write_run(tmp_path / "run", [bare])
     write_report(run, None)

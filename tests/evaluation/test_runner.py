@@ -72,7 +72,7 @@ def tasks(rag: ImpRAG) -> list[TaskExamples]:
 
 @pytest.fixture(scope="module")
 def finished(rag: ImpRAG, tasks: list[TaskExamples], corpus: Corpus) -> Path:
-    """A whole run with the model's own retrieval."""
+    """A finished run with the model's own retrieval."""
     path = corpus.path.parent / "finished"
     evaluate(rag, tasks, path, batch_size=4)
     return path
@@ -81,7 +81,7 @@ def finished(rag: ImpRAG, tasks: list[TaskExamples], corpus: Corpus) -> Path:
 # --- The numbers --------------------------------------------------------------------------------
 
 
-def test_results_follow_from_the_predictions(finished: Path) -> None:
+def test_results_equal_the_means_of_the_predictions(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())["tasks"]
     by_hand: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for one in read(finished):
@@ -130,7 +130,7 @@ def test_results_follow_from_the_predictions(finished: Path) -> None:
     assert results["nq"]["metrics"]["exact_match"]["mean"] == pytest.approx(4 / 11)
 
 
-def test_r_precision_is_that_of_pages(finished: Path) -> None:
+def test_r_precision_is_measured_on_pages(finished: Path) -> None:
     for one in read(finished):
         if one["task"] == "hotpotqa":
             ranked = list(dict.fromkeys(PAGES[passage["id"]] for passage in one["passages"]))
@@ -139,7 +139,7 @@ def test_r_precision_is_that_of_pages(finished: Path) -> None:
             assert one["metrics"]["r_precision"] == expected
 
 
-def test_answers_are_those_of_one_pass(finished: Path, rag: ImpRAG) -> None:
+def test_answers_equal_those_of_one_pass(finished: Path, rag: ImpRAG) -> None:
     predictions = [one for one in read(finished) if one["task"] == "nq"]
     answers = rag.generate([one["prompt"] for one in predictions], max_new_tokens=32)
     assert [one["answer"] for one in predictions] == [answer.text for answer in answers]
@@ -147,7 +147,7 @@ def test_answers_are_those_of_one_pass(finished: Path, rag: ImpRAG) -> None:
         assert [p["id"] for p in one["passages"][:3]] == [p.passage.id for p in answer.passages]
 
 
-def test_returns_and_writes_the_results(
+def test_evaluate_returns_and_writes_the_results(
     rag: ImpRAG, tasks: list[TaskExamples], finished: Path, tmp_path: Path
 ) -> None:
     results = evaluate(rag, tasks[:1], tmp_path / "run", limit=2)
@@ -167,7 +167,7 @@ def test_returns_and_writes_the_results(
 
 
 class Recorder:
-    """A model that writes down what it is asked."""
+    """A model that records the prompts and passages it gets."""
 
     def __init__(self, rag: ImpRAG, fail_at: int | None = None) -> None:
         self.__dict__.update(rag.__dict__)
@@ -185,7 +185,7 @@ class Recorder:
         return self.rag.generate(prompts, passages=passages, **options)
 
 
-def test_oracle_passages_are_the_gold_ones(
+def test_oracle_passages_are_the_gold_passages(
     rag: ImpRAG, corpus: Corpus, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
     model = Recorder(rag)
@@ -213,7 +213,9 @@ def test_oracle_leaves_out_examples_without_gold_passages_after_drawing(
     assert any(id.startswith("u") for id in drawn)
 
 
-def test_without_passages(rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path) -> None:
+def test_answers_without_passages_need_no_corpus(
+    rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
+) -> None:
     bare = ImpRAG(rag.model, rag.tokenizer)
     results = evaluate(bare, tasks, tmp_path / "run", source=no_passages())
     alone = bare.generate([one["prompt"] for one in read(tmp_path / "run")[:11]], k=0)
@@ -283,7 +285,7 @@ def test_any_retriever_can_be_measured(
     corpus: Corpus, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
     def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
-        """The gold passage second."""
+        """Ranks the gold passage second."""
         rows = [int(question.example.id[1:]) for question in questions]
         return [
             [RetrievedPassage(corpus[one], 1.0 - rank) for rank, one in enumerate([23, row][:k])]
@@ -325,7 +327,7 @@ def test_limit_draws_by_seed_and_task_alone(tasks: list[TaskExamples]) -> None:
 
 @pytest.mark.parametrize("batches", [0, 1, 4])
 @pytest.mark.parametrize("torn", ["", '{"task": "hotpotqa", "id'])
-def test_an_interrupted_run_goes_on_and_ends_the_same(
+def test_an_interrupted_run_resumes_with_the_same_results(
     rag: ImpRAG,
     tasks: list[TaskExamples],
     finished: Path,
@@ -349,7 +351,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
         assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_half_a_batch_is_done_again(
+def test_an_unfinished_batch_is_repeated(
     rag: ImpRAG, tasks: list[TaskExamples], finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -363,7 +365,7 @@ def test_half_a_batch_is_done_again(
     assert (out / "predictions.jsonl").read_bytes() == b"".join(lines)
 
 
-def test_a_run_may_go_on_in_other_batches(
+def test_a_run_can_be_resumed_with_another_batch_size(
     rag: ImpRAG, tasks: list[TaskExamples], finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -374,7 +376,7 @@ def test_a_run_may_go_on_in_other_batches(
     assert RunFolder.open(out).recipe["environment"]["batch_size"] == 3
 
 
-def test_a_finished_run_asks_nothing_again(
+def test_a_finished_run_is_not_repeated(
     rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
     evaluate(rag, tasks[3:], tmp_path / "run")
@@ -433,7 +435,7 @@ def test_a_run_folder_of_another_recipe_is_refused(
     assert before == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
 
 
-def test_other_places_and_names_are_the_same_run(
+def test_other_paths_and_names_belong_to_the_same_run(
     rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
     evaluate(rag, tasks[3:], tmp_path / "run", name="a/model")
@@ -442,13 +444,13 @@ def test_other_places_and_names_are_the_same_run(
     assert RunFolder.open(tmp_path / "run").recipe["settings"]["model"]["source"] == "another/place"
 
 
-def test_folders_that_are_no_run_are_refused(
+def test_folders_that_are_not_run_folders_are_refused(
     rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ImpRAGError, match="is no run folder; choose another"):
+    with pytest.raises(ImpRAGError, match="is not a run folder; choose another"):
         evaluate(rag, tasks, tmp_path)
-    with pytest.raises(ImpRAGError, match="is no run folder; choose another"):
+    with pytest.raises(ImpRAGError, match="is not a run folder; choose another"):
         evaluate(rag, tasks, tmp_path / "notes.txt")
     (tmp_path / "recipe.yaml").write_text("format_version: 99\n")
     with pytest.raises(ImpRAGError, match="is not in run format 1"):
@@ -459,7 +461,9 @@ def test_folders_that_are_no_run_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_recipe_holds_all_that_the_numbers_depend_on(finished: Path, corpus: Corpus) -> None:
+def test_the_recipe_holds_all_settings_that_metrics_depend_on(
+    finished: Path, corpus: Corpus
+) -> None:
     recipe = RunFolder.open(finished).recipe
     settings = recipe["settings"]
     assert settings["tasks"]["nq"]["examples"] == 11
@@ -512,7 +516,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_work_begins(
         ({"rag": None, "source": no_passages()}, "there is nothing to measure"),
     ],
 )
-def test_arguments_that_do_not_fit(
+def test_contradictory_arguments_are_refused(
     rag: ImpRAG,
     tasks: list[TaskExamples],
     tmp_path: Path,
@@ -524,10 +528,10 @@ def test_arguments_that_do_not_fit(
     assert not (tmp_path / "run").exists()
 
 
-def test_nobody_reads_where_only_retrieval_is_measured(
+def test_k_is_refused_without_a_model(
     rag: ImpRAG, tasks: list[TaskExamples], tmp_path: Path
 ) -> None:
-    with pytest.raises(ImpRAGError, match="nobody reads: leave out k"):
+    with pytest.raises(ImpRAGError, match="only retrieval is measured: leave out k"):
         evaluate(None, tasks, tmp_path / "run", source=own_retrieval(rag), k=3)
 
 
@@ -560,8 +564,8 @@ def test_a_report_without_matplotlib_has_tables_but_no_plots(
     assert "<svg" not in (tmp_path / "both.html").read_text()
 
 
-def test_an_answer_behind_the_cut_is_not_found(rag: ImpRAG, tmp_path: Path) -> None:
-    """The tiny model reads 16 tokens: the title's two, and fourteen words of the text."""
+def test_an_answer_after_the_truncation_is_not_found(rag: ImpRAG, tmp_path: Path) -> None:
+    """The tiny model reads 16 tokens: two of the title, and fourteen words of the text."""
     words = [f"w{n}" for n in range(10, 40)]
     long = Passage("long", "page 1", " ".join(words))
     corpus = Corpus.build([long, Passage("short", "page 2", "w1 w2")], tmp_path / "corpus")
@@ -597,7 +601,7 @@ def test_an_answer_behind_the_cut_is_not_found(rag: ImpRAG, tmp_path: Path) -> N
     ]
 
 
-def test_pages_of_passages_without_titles_are_their_own(tmp_path: Path) -> None:
+def test_passages_without_titles_are_their_own_pages(tmp_path: Path) -> None:
     corpus = Corpus.build(
         [
             Passage("right", "", "the capital of Mali is Bamako"),

@@ -1,4 +1,4 @@
-"""TREC and KILT files, read by the tools they are made for."""
+"""TREC and KILT files, read by their own tools."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ IDS = [f"passage {n}" for n in range(40)]
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """Rankings with many equal scores, as BM25 gives them, and metrics as the runner scores them.
+    """Rankings with many equal scores, as from BM25, and the runner's metrics.
 
     Questions of nq have one gold passage, those of popqa several."""
     draw = random.Random(0)
@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> RunFolder:
     return write_run(tmp_path / "run", predictions)
 
 
-def test_trec_tools_find_the_same_numbers(run: RunFolder) -> None:
+def test_trec_tools_compute_the_same_metrics(run: RunFolder) -> None:
     write_trec(run, "a tag")
     qrels = list(ir_measures.read_trec_qrels(str(run.path / "qrels.trec")))
     ranking = list(ir_measures.read_trec_run(str(run.path / "run.trec")))
@@ -74,7 +74,7 @@ def test_trec_tools_find_the_same_numbers(run: RunFolder) -> None:
         assert value == pytest.approx(results[f"passage_recall@{measure['cutoff']}"]["mean"])
 
 
-def test_trec_lines(run: RunFolder) -> None:
+def test_trec_files_have_the_expected_lines(run: RunFolder) -> None:
     write_trec(run, "a tag")
     lines = [line.split(" ") for line in (run.path / "run.trec").read_text().splitlines()]
     assert len(lines) == 60 * 25
@@ -87,7 +87,7 @@ def test_trec_lines(run: RunFolder) -> None:
     assert scores == pytest.approx([p["score"] for p in first], abs=1e-3)
 
 
-def test_kilt_predictions(run: RunFolder) -> None:
+def test_kilt_predictions_have_answers_and_pages(run: RunFolder) -> None:
     write_kilt(run, lambda id: f"page {IDS.index(id) % 7}")
     assert sorted(file.name for file in (run.path / "kilt").iterdir()) == [
         "nq.jsonl",

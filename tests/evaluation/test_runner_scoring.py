@@ -1,4 +1,4 @@
-"""Scores of one example, and their summary."""
+"""Scores of single examples, and their summary."""
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +27,7 @@ evidence = st.lists(st.sets(st.sampled_from(IDS), min_size=1, max_size=3), min_s
 
 @settings(deadline=None, max_examples=60)
 @given(rankings, evidence, st.booleans(), st.sampled_from(["red", "blue", "green"]))
-def test_ranks_and_recall_say_the_same(
+def test_hit_ranks_agree_with_recall(
     ids: list[str], sets: list[set[str]], joint: bool, answer: str
 ) -> None:
     task = load_task("hotpotqa" if joint else "nq")
@@ -53,7 +53,7 @@ def test_a_title_is_not_searched_for_answers() -> None:
     assert hit_ranks(load_task("nq"), example, found) == {"answer": None}
 
 
-def test_pages() -> None:
+def test_the_page_is_the_wikipedia_id_the_title_or_the_passage_id() -> None:
     assert page_of(Passage("p", "Chad", "text", {"wikipedia_id": 5488})) == "5488"
     assert page_of(Passage("p", "Chad", "text", {"code": "cd"})) == "Chad"
     assert page_of(Passage("p", "Chad", "text", {"wikipedia_id": 0})) == "0"
@@ -71,7 +71,7 @@ def test_passages_without_titles_are_different_pages() -> None:
         assert scores["r_precision"] == precision
 
 
-def test_references_that_name_nothing_are_no_page_of_that_name() -> None:
+def test_references_without_a_name_match_no_page() -> None:
     references = [{"passage_id": "p0"}, {"note": "unknown"}]
     example = Example("q", "?", [Answer("x", references)])
     found = [RetrievedPassage(Passage("p9", "None", "text"), 1.0)]
@@ -98,7 +98,7 @@ def test_labels_are_judged_by_accuracy_alone() -> None:
     }
 
 
-def test_summaries() -> None:
+def test_summaries_hold_means_and_intervals() -> None:
     rows = [
         {"task": "a", "metrics": {"mrr": 1.0}},
         {"task": "b", "metrics": {}},

@@ -1,4 +1,4 @@
-"""Where passages come from: retrievers with their query templates, gold passages, none."""
+"""Passage sources: retrievers with their query templates, gold passages, none."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +32,12 @@ from imprag.tasks import load_task
         ("a [START]  line\nbreak[END] here", "line\nbreak"),
     ],
 )
-def test_oracle_queries(text: str, query: str) -> None:
+def test_oracle_queries_drop_markers_and_context(text: str, query: str) -> None:
     assert oracle_query(example("q", text, ["x"])) == query
 
 
 class Fake:
-    """A text retriever that finds what it was asked for."""
+    """A text retriever whose passages are named after the query."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus

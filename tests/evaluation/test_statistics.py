@@ -1,4 +1,4 @@
-"""The bootstrap against complete enumeration and scipy."""
+"""The bootstrap against full enumeration and scipy."""
 
 import itertools
 
@@ -79,7 +79,7 @@ def test_interval_is_ordered_within_the_values_and_seeded(values: list[float], s
 @given(
     st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1)
 )
-def test_paired_test_turns_round_with_the_runs(pairs: list[tuple[float, float]]) -> None:
+def test_swapping_the_runs_negates_the_difference(pairs: list[tuple[float, float]]) -> None:
     scores_a, scores_b = zip(*pairs, strict=True)
     forth = paired_bootstrap(scores_a, scores_b, resamples=300)
     assert forth.difference == pytest.approx(np.mean(scores_a) - np.mean(scores_b))

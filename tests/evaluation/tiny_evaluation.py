@@ -1,4 +1,4 @@
-"""A tiny model, corpus and tasks: everything that an evaluation needs."""
+"""A tiny model, corpus and tasks for evaluations."""
 
 import json
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def example(id: str, text: str, answers: Sequence[str], *gold: str) -> Example:
 
 
 def make_tasks(rag: ImpRAG) -> list[TaskExamples]:
-    """One-hop questions of which some will be answered right, two-hop questions, statements, and
-    questions whose passages are not known."""
+    """One-hop questions, some of them answered correctly, two-hop questions, statements, and
+    questions without gold passages."""
     nq = load_task("nq")
     questions = [
         example(f"q{n}", f"w{n} w{3 * n}", [f"w{n + 40} w{n + 41}", "none"], f"p {n}")
@@ -68,7 +68,7 @@ def read_predictions(run: Path) -> list[dict[str, Any]]:
 
 
 def write_run(run: Path, predictions: Sequence[dict[str, Any]]) -> RunFolder:
-    """A finished run of given predictions, without a model."""
+    """A finished run with these predictions, without a model."""
     folder = RunFolder.start(run, {"passages": {"from": "bm25"}}, {})
     defaults = {"prompt": "?", "answers": ["x"], "gold": [], "passages": [], "hit_ranks": {}}
     folder.append([{**defaults, **prediction} for prediction in predictions])

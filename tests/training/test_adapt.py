@@ -1,4 +1,4 @@
-"""What makes queries learns alone: against a whole corpus, and without touching its embeddings."""
+"""`adapt` trains only the query projection, against the whole corpus."""
 
 import math
 from pathlib import Path
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> IndexFolder:
 
 
 def questions(kind: str = "asked", passages: range = range(COUNT)) -> TrainingSource:
-    """Each passage is asked for by its name, after words that say nothing."""
+    """Questions that name their passage after two uninformative words."""
     examples = [
         TrainingExample(f"{n} {other}", f"w{90 - other} w{80 + other} w{n}", "w1", (n,))
         for other in range(4)
@@ -46,7 +46,7 @@ def run(model: ImpRAGModel, folder: IndexFolder, *sources: TrainingSource, **set
     return adapt(model, tiny_tokenizer(), folder.corpus, folder.index, sources, **options)
 
 
-def test_queries_learn_and_nothing_else_changes(folder: IndexFolder) -> None:
+def test_only_the_query_projection_is_trained(folder: IndexFolder) -> None:
     model = model_of()
     before = {name: x.clone() for name, x in model.lm.state_dict().items()}
     encoder = PassageEncoder(model, tiny_tokenizer())
@@ -85,18 +85,18 @@ def test_saved_weights_are_interpolated(folder: IndexFolder) -> None:
     assert not torch.equal(expected, start)
 
 
-def test_recall_afterwards_is_that_of_the_interpolated_weights(folder: IndexFolder) -> None:
+def test_recall_after_training_is_measured_on_the_interpolated_weights(folder: IndexFolder) -> None:
     (recall,) = run(model_of(), folder, questions(), wise_ft_alpha=0.0001)
     assert recall.after == recall.before
 
 
-def test_sources_are_drawn_by_their_weights_and_measured_apart(folder: IndexFolder) -> None:
+def test_recall_is_measured_separately_for_each_source(folder: IndexFolder) -> None:
     half = TrainingSource("half", questions(passages=range(30)).examples, weight=1e-6)
     recalls = run(model_of(), folder, half, questions("all"), steps=3)
     assert [(one.source, one.prompts) for one in recalls] == [("half", 6), ("all", 12)]
 
 
-def test_what_is_left_out_is_neither_right_nor_wrong(folder: IndexFolder) -> None:
+def test_left_out_passages_are_neither_positives_nor_negatives(folder: IndexFolder) -> None:
     left_out = frozenset(range(40, COUNT))
     examples = questions(passages=range(40)).examples
     rows = adaptation._rows(examples[:3], folder.corpus, left_out, 0)
@@ -110,13 +110,11 @@ def test_what_is_left_out_is_neither_right_nor_wrong(folder: IndexFolder) -> Non
     assert torch.equal(
         *(adaptation.query_projection(one)[1].weight for one in (with_others, alone))
     )
-    with pytest.raises(ImpRAGError, match="'asked' has too few prompts with a right passage"):
+    with pytest.raises(ImpRAGError, match="'asked' has too few prompts with a positive"):
         run(model_of(), folder, questions(passages=range(40, 50)), left_out=left_out)
 
 
-def test_a_large_corpus_is_held_against_in_part(
-    folder: IndexFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_corpus_is_sampled(folder: IndexFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation, "_MOST_PASSAGES", 25)
     examples = questions(passages=range(10)).examples
     rows = adaptation._rows(examples, folder.corpus, frozenset(), 0)
@@ -126,15 +124,15 @@ def test_a_large_corpus_is_held_against_in_part(
     assert recall.prompts == 2
 
 
-def test_several_right_passages_are_no_negatives_of_each_other(folder: IndexFolder) -> None:
-    """Where all passages but one are right, nobody is told which of them to prefer."""
+def test_positives_of_one_prompt_are_not_negatives_of_each_other(folder: IndexFolder) -> None:
+    """With all passages but one as positives, the loss prefers none of them."""
     rows = tuple(range(COUNT - 1))
     examples = [TrainingExample(f"{n}", f"w{n}", "w1", rows) for n in range(40)]
     (recall,) = run(model_of(), folder, TrainingSource("all", examples), steps=30)
     assert recall.after == (1.0, 1.0)
 
 
-def test_what_was_computed_is_kept(
+def test_a_rerun_reuses_the_cached_inputs(
     folder: IndexFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "inputs"
@@ -156,10 +154,10 @@ def test_what_was_computed_is_kept(
     assert len(calls) == 2
 
 
-def test_mistakes(folder: IndexFolder) -> None:
-    with pytest.raises(ImpRAGError, match="makes queries and keys with one projection"):
+def test_bad_arguments_are_refused(folder: IndexFolder) -> None:
+    with pytest.raises(ImpRAGError, match="computes queries and keys with one projection"):
         run(model_of("phi3"), folder, questions())
-    with pytest.raises(ImpRAGError, match="0 steps of 32 prompts"):
+    with pytest.raises(ImpRAGError, match="steps and prompts must be at least 1, not 0 and 32"):
         run(model_of(), folder, questions(), steps=0)
     for alpha in (0.0, 1.1, math.nan):
         with pytest.raises(ImpRAGError, match="wise_ft_alpha must be above 0 and at most 1"):

@@ -95,7 +95,7 @@ batch_settings = st.builds(
 
 @settings(max_examples=80)
 @given(mixtures(), batch_settings, st.integers(0, 3), st.integers(0, 2000))
-def test_batches_keep_their_promises(
+def test_batches_satisfy_their_invariants(
     corpus: Corpus, sources: list[TrainingSource], given: BatchSettings, seed: int, step: int
 ) -> None:
     sampler = BatchSampler(sources, given, corpus, seed)
@@ -158,7 +158,7 @@ def test_batches_keep_their_promises(
         assert retrieving == min(given.generate, with_positives)
 
 
-def test_seed_and_step_decide(corpus: Corpus) -> None:
+def test_batches_are_a_function_of_seed_and_step(corpus: Corpus) -> None:
     sources = [facts(5, 5), reading(9)]
     given = BatchSettings(hard_negatives=0)
     sampler = BatchSampler(sources, given, corpus, 1)
@@ -186,7 +186,7 @@ def test_an_epoch_has_every_example_once(
         assert epochs[0] != epochs[1]
 
 
-def test_epochs_of_a_source_among_others(corpus: Corpus) -> None:
+def test_each_source_has_its_own_epochs(corpus: Corpus) -> None:
     sampler = BatchSampler([reading(30), reading(30, 2.0)], BatchSettings(examples=10), corpus)
     drawn = [index for step in range(250) for index in sampler(step).examples]
     for first in (0, 30):
@@ -195,7 +195,7 @@ def test_epochs_of_a_source_among_others(corpus: Corpus) -> None:
             assert sorted(own[start : start + 30]) == list(range(first, first + 30))
 
 
-def test_weights_are_the_shares_of_the_draws(corpus: Corpus) -> None:
+def test_sources_are_sampled_by_their_weights(corpus: Corpus) -> None:
     weights = {"a": 1.0, "b": 3.0, "c": 0.05}
     sources = [replace(reading(50), name=name, weight=w) for name, w in weights.items()]
     sampler = BatchSampler(sources, BatchSettings(examples=10), corpus)
@@ -218,7 +218,7 @@ def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> B
     return BatchSampler(sources, BatchSettings(**fields), corpus)
 
 
-def test_neighbours_are_answered(corpus: Corpus) -> None:
+def test_neighbours_in_a_grid_are_generated(corpus: Corpus) -> None:
     sampler = grid_plan(corpus, [facts(12, 3)], grid=(4, 3), generate=3, candidates=3)
     firsts = set()
     for step in range(20):
@@ -231,7 +231,7 @@ def test_neighbours_are_answered(corpus: Corpus) -> None:
     assert len(firsts) > 3
 
 
-def test_sources_have_their_own_questions_about_a_passage(corpus: Corpus) -> None:
+def test_extra_questions_come_from_the_same_source(corpus: Corpus) -> None:
     sources = [
         TrainingSource(name, [question(f"{name} {n}", [n // 3]) for n in range(30)])
         for name in ("a", "b")
@@ -290,7 +290,7 @@ def test_several_grids_make_a_batch(corpus: Corpus) -> None:
     assert BatchSettings(grid=(4, 2), grids=3, others=5).prompts == 29
 
 
-def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
+def test_a_grid_holds_entities_with_similar_names(corpus: Corpus) -> None:
     generator = np.random.default_rng(0)
     source = facts(24, 3)
     drawn = generator.normal(size=(24, 4))
@@ -327,7 +327,7 @@ def test_alike_entities_stand_in_one_grid(corpus: Corpus) -> None:
     st.integers(1, 5),
     st.booleans(),
 )
-def test_every_cell_comes_once_an_epoch_and_wordings_take_turns(
+def test_each_cell_comes_once_per_epoch_and_prompt_templates_alternate(
     corpus: Corpus,
     entities: int,
     relations: int,
@@ -353,7 +353,7 @@ def test_every_cell_comes_once_an_epoch_and_wordings_take_turns(
     assert sorted(seen) == list(range(len(source.examples)))
 
 
-def test_articles_bring_several_questions_each(corpus: Corpus) -> None:
+def test_grids_of_articles_have_several_questions_per_article(corpus: Corpus) -> None:
     examples = [
         question(f"{article} {n}", [(7 * article + n) % ROWS], group=(f"article {article}",))
         for article in range(9)
@@ -369,7 +369,7 @@ def test_articles_bring_several_questions_each(corpus: Corpus) -> None:
         assert sum(counts.values()) == 12
 
 
-def test_sparse_grids_share_a_batch(corpus: Corpus) -> None:
+def test_small_grids_share_a_batch(corpus: Corpus) -> None:
     examples = [
         question(f"{n}", [n % ROWS], group=(f"entity {n}", f"relation {n}")) for n in range(24)
     ]
@@ -378,7 +378,7 @@ def test_sparse_grids_share_a_batch(corpus: Corpus) -> None:
     assert [len(batch.examples) for batch in batches] == [6] * 4
 
 
-def test_grids_with_prompts_of_other_sources(corpus: Corpus) -> None:
+def test_batches_hold_grids_and_prompts_of_other_sources(corpus: Corpus) -> None:
     sources = [facts(4, 4), reading(10), replace(facts(4, 4), weight=3.0), reading(10, 3.0)]
     sampler = grid_plan(corpus, sources, grid=(2, 2), others=5)
     drawn = [Counter() for _ in range(2)]
@@ -428,7 +428,7 @@ def test_candidates_are_found_even_in_a_small_corpus(tmp_path: Path) -> None:
 
 @settings(max_examples=60)
 @given(mixtures(), batch_settings, st.integers(0, 500), st.integers(1, 5))
-def test_shards_are_the_batch_in_parts(
+def test_shards_partition_the_batch(
     corpus: Corpus, sources: list[TrainingSource], given: BatchSettings, step: int, size: int
 ) -> None:
     batch = BatchSampler(sources, given.model_copy(update={"cross_batch_memory": 2}), corpus)(step)
@@ -444,7 +444,7 @@ def test_shards_are_the_batch_in_parts(
                 [part.passages[column] for column in part.candidates[n]],
                 sorted(row for c, row in enumerate(rows) if part.positive[n, c]),
                 sorted(row for c, row in enumerate(rows) if part.negative[n, c]),
-                part.remembered_negative[n].tolist(),
+                part.memory_negative[n].tolist(),
             )
             for n in range(len(part.examples))
         ]
@@ -456,7 +456,7 @@ def test_shards_are_the_batch_in_parts(
     for shard in shards:
         assert shard.first_column == start
         assert list(shard.columns) == columns
-        assert shard.remembered == batch.remembered
+        assert shard.memory == batch.memory
         assert len(set(shard.passages)) == len(shard.passages)
         start += len(shard.passages)
     sizes = [len(shard.examples) for shard in shards]
@@ -465,7 +465,7 @@ def test_shards_are_the_batch_in_parts(
     assert max(generated) - min(generated) <= 1
 
 
-def test_one_process_has_the_whole_batch(corpus: Corpus) -> None:
+def test_the_shard_of_a_single_process_is_the_batch(corpus: Corpus) -> None:
     batch = grid_plan(corpus, [facts(4, 4)], grid=(3, 3), candidates=3)(0)
     shard = batch.shard(0, 1)
     assert shard.examples == batch.examples
@@ -483,17 +483,17 @@ def test_passages_of_earlier_batches_are_negatives(
     sampler = BatchSampler(sources, BatchSettings(cross_batch_memory=memory, candidates=1), corpus)
     batch = sampler(step)
     earlier = {row for n in range(max(0, step - memory), step) for row in sampler(n).passages}
-    assert len(set(batch.remembered)) == len(batch.remembered)
-    assert set(batch.remembered) == earlier - set(batch.passages)
+    assert len(set(batch.memory)) == len(batch.memory)
+    assert set(batch.memory) == earlier - set(batch.passages)
     for n, index in enumerate(batch.examples):
         example = sampler.examples[index]
-        for column, row in enumerate(batch.remembered):
+        for column, row in enumerate(batch.memory):
             answered = set(corpus[row].text.split()) & set(example.answers)
             wrong = row not in {*example.positives, *example.known} and not answered
-            assert batch.remembered_negative[n, column] == (bool(example.positives) and wrong)
+            assert batch.memory_negative[n, column] == (bool(example.positives) and wrong)
 
 
-def test_candidates_from_the_models_own_ranks(corpus: Corpus) -> None:
+def test_mined_ranks_replace_the_teachers_candidates(corpus: Corpus) -> None:
     sampler = BatchSampler(
         [facts(4, 4)], BatchSettings(examples=4, candidates=3, hard_negatives=2), corpus
     )
@@ -509,7 +509,7 @@ def test_candidates_from_the_models_own_ranks(corpus: Corpus) -> None:
 
 @settings(max_examples=40)
 @given(mixtures(), batch_settings, st.integers(0, 2), st.integers(0, 30), st.integers(1, 3))
-def test_ranks_are_wanted_for_those_that_read(
+def test_only_prompts_that_read_candidates_are_mined(
     corpus: Corpus,
     sources: list[TrainingSource],
     given: BatchSettings,
@@ -530,7 +530,7 @@ def test_ranks_are_wanted_for_those_that_read(
     assert read == set(numbers)
 
 
-def test_what_others_read_is_asked_about_too(corpus: Corpus) -> None:
+def test_extra_questions_are_about_candidates_of_other_prompts(corpus: Corpus) -> None:
     sources = [facts(12, 8, prompt_templates=2), reading(5)]
     given = BatchSettings(examples=2, candidates=4, hard_negatives=0)
     alone = BatchSampler(sources, given, corpus)
@@ -579,7 +579,7 @@ def test_questions_of_the_same_relation_come_first(corpus: Corpus) -> None:
         assert len(others) == 6
 
 
-def test_two_hops_are_asked_only_where_both_passages_are_read(corpus: Corpus) -> None:
+def test_extra_two_hop_questions_need_both_passages_as_candidates(corpus: Corpus) -> None:
     examples = [question(f"{n}", [n, (n + 1) % 8], group=(f"e{n}", "r")) for n in range(8)]
     given = BatchSettings(examples=1, candidates=4, hard_negatives=0, questions_per_passage=3)
     sampler = BatchSampler([TrainingSource("two hops", examples)], given, corpus)
@@ -596,7 +596,7 @@ def test_two_hops_are_asked_only_where_both_passages_are_read(corpus: Corpus) ->
 # --- Bad input ----------------------------------------------------------------------------------
 
 
-def test_mixtures_that_make_no_batch(corpus: Corpus) -> None:
+def test_sources_that_cannot_fill_a_batch_are_refused(corpus: Corpus) -> None:
     with pytest.raises(ImpRAGError, match="the source 'reading' has no examples"):
         BatchSampler([reading(0)], BatchSettings(), corpus)
     with pytest.raises(ImpRAGError, match="no source is fit for grids"):

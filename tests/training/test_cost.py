@@ -1,4 +1,4 @@
-"""The dry run: its figures against models and data that are really there, and the docs."""
+"""The cost estimate against real models and data, and against the docs."""
 
 import json
 from pathlib import Path
@@ -52,13 +52,15 @@ def recipe(home: Path, **content: Any) -> Recipe:
         ("smollm2-135m", 134_515_008),
     ],
 )
-def test_known_shapes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+def test_published_configurations_have_the_published_number_of_parameters(
+    name: str, parameters: int
+) -> None:
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(model_config(name))
     assert sum(parameter.numel() for parameter in lm.parameters()) == parameters
 
 
-def test_what_is_there_is_measured(home: Path) -> None:
+def test_local_data_and_models_are_measured(home: Path) -> None:
     plan = CostEstimate(recipe(home, train={"steps": 3}))
     (source,) = plan.sources
     assert (source.state, source.examples, source.share, source.positives) == ("found", 10, 1, 5)
@@ -125,7 +127,7 @@ def test_a_grid_reads_its_own_passages(home: Path) -> None:
     assert bottom.queries == pytest.approx(6 * 4)
 
 
-def test_prompts_read_each_others_passages_and_several_ask_about_one(home: Path) -> None:
+def test_extra_questions_cost_prompts_but_no_passages(home: Path) -> None:
     data = [{"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"}]
     batch: dict[str, Any] = {"grid": [3, 4], "candidates": 3, "generate": 6}
     batch["hard_negatives"] = 0
@@ -144,7 +146,7 @@ def test_prompts_read_each_others_passages_and_several_ask_about_one(home: Path)
     assert several["warmup"][1].queries == alone["warmup"][1].queries == pytest.approx(6 * 4)
 
 
-def test_own_ranks_are_read_and_asked_about(home: Path) -> None:
+def test_mined_candidates_are_read_and_have_extra_questions(home: Path) -> None:
     data = [{"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"}]
     batch = {"examples": 2, "candidates": 4, "hard_negatives": 0, "questions_per_passage": 3}
     stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5}, "mine_every": 10}
@@ -157,7 +159,9 @@ def test_own_ranks_are_read_and_asked_about(home: Path) -> None:
     assert bottom.read + bottom.embedded == pytest.approx(2 * 5)
 
 
-def test_a_length_curriculum_cuts_what_is_only_embedded(home: Path, tmp_path: Path) -> None:
+def test_a_length_curriculum_shortens_passages_that_are_only_embedded(
+    home: Path, tmp_path: Path
+) -> None:
     text = " ".join(f"w{n}" for n in range(11))
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(json.dumps({"id": "p", "title": "w1", "text": text}) + "\n")
@@ -180,7 +184,7 @@ def test_a_length_curriculum_cuts_what_is_only_embedded(home: Path, tmp_path: Pa
     assert plan.hours < whole.hours
 
 
-def test_length_of_training(home: Path) -> None:
+def test_steps_follow_from_steps_or_epochs(home: Path) -> None:
     def steps(accumulation: int = 1, **train: Any) -> int:
         trainer = {"gradient_accumulation_steps": accumulation}
         return CostEstimate(recipe(home, train=train, trainer=trainer), flops=1e9).steps
@@ -191,14 +195,14 @@ def test_length_of_training(home: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_activations_are_what_autograd_saves(home: Path, precision: str) -> None:
+def test_activation_bytes_equal_those_that_autograd_saves(home: Path, precision: str) -> None:
     more, less = (_saved_bytes(layers, precision) for layers in (3, 2))
     model = CostEstimate(recipe(home)).model
     assert (more - less) / (2 * 33) == model.activation_bytes(precision)
 
 
 def _saved_bytes(layers: int, precision: str) -> int:
-    """What the backward pass of 2 × 33 tokens needs besides the weights and their copies."""
+    """Bytes saved for the backward pass of 2 × 33 tokens, without weights and their copies."""
     lm = tiny_lm(layers=layers)
     weights = {shape for p in lm.parameters() for shape in (p.shape, p.shape[::-1])}
     kept: dict[int, torch.Tensor] = {}
@@ -216,12 +220,12 @@ def _saved_bytes(layers: int, precision: str) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def test_memory(home: Path) -> None:
+def test_memory_of_ddp_fsdp_and_checkpointing(home: Path) -> None:
     once, exact = {"steps": 1}, {"bf16": False}
     full = CostEstimate(recipe(home, train=once, trainer=exact)).memory()
     assert full["weights in bfloat16"] == 0
     assert full["optimizer"] == 2 * full["gradients"] == 2 * full["weights"]
-    # Alone, a device shares with nobody, but still has gathered weights and gradients.
+    # A single device shards nothing, but still holds gathered weights and gradients.
     gathered = full["weights"] + full["gradients"]
     assert full["total, sharded (FSDP2)"] == full["total, replicated (DDP)"] + gathered
     checkpointing = {**exact, "gradient_checkpointing": True}
@@ -244,7 +248,7 @@ def test_a_frozen_base_model_takes_memory(home: Path) -> None:
     assert more == frozen["frozen base model"] == frozen["weights"]
 
 
-def test_lora_parameters_are_peft_s(home: Path) -> None:
+def test_lora_parameters_equal_those_of_peft(home: Path) -> None:
     group, targets = {"rank": 4}, ["q_proj", "down_proj"]
     both = {"bottom": group, "top": group, "targets": targets}
     trained = CostEstimate(recipe(home, lora=both)).model.trained
@@ -257,11 +261,11 @@ def test_lora_parameters_are_peft_s(home: Path) -> None:
     assert 0 < CostEstimate(recipe(home, lora=held)).model.trained < trained
     norms = CostEstimate(recipe(home, lora={**both, "norms": True})).model.trained - trained
     assert norms == 4 * 2 * 48 + 48  # two of each layer, and the last
-    with pytest.raises(ImpRAGError, match=r"lora.targets: .* 'query', but .*q_proj"):
+    with pytest.raises(ImpRAGError, match=r"lora.targets: .* 'query'; it has .*q_proj"):
         CostEstimate(recipe(home, lora={"top": {}, "targets": ["query"]}))
 
 
-def test_storage(home: Path) -> None:
+def test_storage_of_index_and_kv(home: Path) -> None:
     plan = CostEstimate(recipe(home))
     assert plan.model.dimension == 32
     assert plan.model.kv_bytes == 2 * 3 * 32 * 2
@@ -275,7 +279,7 @@ def test_storage(home: Path) -> None:
     assert set(plan.to_dict()["storage"]) == {"corpus", "37M passages"}
 
 
-def test_prompts_are_measured_as_they_will_be_asked(home: Path) -> None:
+def test_prompts_are_measured_with_their_templates(home: Path) -> None:
     source = {"tasks": str(home / "nq.jsonl"), "task": "nq"}
     longer = {**source, "prompt_templates": ["{input} w3 w4 w5 w6 w7 w8"]}
     one, other = CostEstimate(recipe(home, data=[source, longer])).sources
@@ -284,7 +288,7 @@ def test_prompts_are_measured_as_they_will_be_asked(home: Path) -> None:
     assert CostEstimate(recipe(home, data=[verify])).sources[0].prompt_tokens > 4
 
 
-def test_what_is_missing_is_listed(home: Path) -> None:
+def test_missing_data_is_listed_with_assumed_sizes(home: Path) -> None:
     data = [
         {"tasks": "nowhere.jsonl", "task": "nq", "limit": 12},
         {"tasks": "facebook/kilt_tasks:hotpotqa", "task": "hotpotqa"},
@@ -300,7 +304,7 @@ def test_what_is_missing_is_listed(home: Path) -> None:
     assert joined.corpus.place.endswith("corpus.jsonl, nowhere")
 
 
-def test_synthetic_examples_are_made(home: Path) -> None:
+def test_synthetic_examples_are_measured(home: Path) -> None:
     plan = CostEstimate(recipe(home, data=[{"synthetic": "corpus_text"}]))
     (source,) = plan.sources
     assert (source.state, source.examples, source.retrieves) == ("found", 6, False)
@@ -310,8 +314,8 @@ def test_synthetic_examples_are_made(home: Path) -> None:
 
 @pytest.mark.parametrize("corpus", ["corpus.jsonl", "nowhere"])
 @pytest.mark.parametrize("kind", get_args(Synthetic))
-def test_every_kind_of_synthetic_examples_is_planned(home: Path, kind: str, corpus: str) -> None:
-    """Also where the sample of the corpus gives none."""
+def test_each_kind_of_synthetic_examples_has_a_cost(home: Path, kind: str, corpus: str) -> None:
+    """The sample of the corpus may give no example of a kind."""
     plan = CostEstimate(recipe(home, corpus=str(home / corpus), data=[{"synthetic": kind}]))
     (source,) = plan.sources
     assert source.state == ("missing" if corpus == "nowhere" else "found")
@@ -319,7 +323,7 @@ def test_every_kind_of_synthetic_examples_is_planned(home: Path, kind: str, corp
     assert source.response_tokens > 0
 
 
-def test_mistakes(home: Path) -> None:
+def test_unknown_models_bad_devices_and_broken_data_are_refused(home: Path) -> None:
     with pytest.raises(ImpRAGError, match="no model 'no/model'"):
         CostEstimate(recipe(home, model={"base": "no/model"}))
     with pytest.raises(ImpRAGError, match="devices"):
@@ -336,7 +340,7 @@ def test_mistakes(home: Path) -> None:
     candidates=st.integers(1, 12),
     weight=st.floats(0.1, 0.9),
 )
-def test_parts_of_a_batch_add_up(
+def test_passages_of_a_batch_are_read_or_embedded(
     home: Path, examples: int, hard: int, candidates: int, weight: float
 ) -> None:
     data = [

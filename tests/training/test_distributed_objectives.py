@@ -185,7 +185,7 @@ def test_gathered_rows_and_their_gradients(
         assert results["mean"].item() == pytest.approx((processes - 1) / 2)
 
 
-def test_alone_everything_stays_as_it_is() -> None:
+def test_without_a_process_group_tensors_are_returned_unchanged() -> None:
     tensor = torch.ones(2, 3)
     assert gather_with_gradient(tensor) is tensor
     assert mean_over_processes(torch.tensor(3)).item() == 3

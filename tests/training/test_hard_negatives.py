@@ -1,4 +1,4 @@
-"""Candidates from the model's own index."""
+"""Hard negative mining."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from imprag.training.schedule import Schedule
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6 w7"]
 
 
-def test_ranks_are_those_of_the_model_and_are_kept(tmp_path: Path) -> None:
+def test_mined_ranks_are_the_models_and_are_stored(tmp_path: Path) -> None:
     passages = [Passage(f"p{n}", f"w{n}", f"w{n + 20} w{n * 7 % 90}") for n in range(30)]
     corpus = Corpus.build(passages, tmp_path / "corpus")
     model = ImpRAGModel(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3)).train()
@@ -51,8 +51,8 @@ def test_ranks_are_those_of_the_model_and_are_kept(tmp_path: Path) -> None:
         ranks(PROMPTS, 5, 10)
 
 
-def refreshes(every: int | None) -> list[int | None]:
-    """The last refresh of every step; steps 0 and 1 are ``bottom``, and 2 to 7 are ``warmup``."""
+def last_mined(every: int | None) -> list[int | None]:
+    """`Schedule.last_mined` of 20 steps; 0 and 1 are ``bottom``, 2 to 7 are ``warmup``."""
     recipe = Recipe.model_validate_json(
         json.dumps(
             {
@@ -66,11 +66,11 @@ def refreshes(every: int | None) -> list[int | None]:
         )
     )
     schedule = Schedule(recipe, 20)
-    return [schedule.last_refresh(step) for step in range(20)]
+    return [schedule.last_mined(step) for step in range(20)]
 
 
-def test_when_they_are_taken_anew() -> None:
+def test_mining_happens_at_the_start_of_a_stage_and_every_n_steps() -> None:
     distilling = [*[8] * 4, *[12] * 4, *[16] * 4]
-    assert refreshes(None) == [None] * 20
-    assert refreshes(4) == [None, None, *[2] * 4, *[6] * 2, *distilling]
-    assert refreshes(100) == [None, None, *[2] * 6, *[8] * 12]
+    assert last_mined(None) == [None] * 20
+    assert last_mined(4) == [None, None, *[2] * 4, *[6] * 2, *distilling]
+    assert last_mined(100) == [None, None, *[2] * 6, *[8] * 12]

@@ -1,4 +1,4 @@
-"""Mixed precision."""
+"""Mixed precision without redundant casts."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def loss_and_gradients(family: str, *, cast: bool, autocast: bool) -> list[torch
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_casting_inputs_once_is_as_exact_as_casting_them_often(family: str) -> None:
+def test_casting_block_inputs_once_is_as_exact_as_autocast(family: str) -> None:
     exact = loss_and_gradients(family, cast=False, autocast=False)
     plain = loss_and_gradients(family, cast=False, autocast=True)
     cast = loss_and_gradients(family, cast=True, autocast=True)
@@ -34,7 +34,7 @@ def test_casting_inputs_once_is_as_exact_as_casting_them_often(family: str) -> N
     assert error(cast) < 1.2 * error(plain)
 
 
-def test_nothing_changes_without_autocast() -> None:
+def test_block_inputs_are_not_cast_without_autocast() -> None:
     plain = loss_and_gradients("llama", cast=False, autocast=False)
     cast = loss_and_gradients("llama", cast=True, autocast=False)
     assert_close(cast, plain, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Recipes: defaults, overrides, paths, and one clear line for every mistake."""
+"""Recipes: defaults, overrides, paths, and one clear line for each error."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def test_there_are_recipes() -> None:
 
 
 @pytest.mark.parametrize(("name", "t"), [("llama-3.2-3b", 19), ("llama-3.1-8b", 23)])
-def test_the_papers_settings(name: str, t: int) -> None:
+def test_the_llama_recipes_have_the_papers_settings(name: str, t: int) -> None:
     recipe = load_recipe(CONFIGS[0].parent / f"{name}.yaml")
     assert (recipe.model.b, recipe.model.t, recipe.model.k) == (7, t, 10)
     assert recipe.train.epochs == 10
@@ -128,14 +128,14 @@ def test_overrides(tmp_path: Path) -> None:
         ("data.0.task=nqq", "data.0: unknown task 'nqq'"),
         ("data.0.weight=0", "data.0.weight is 0, but should be greater than 0"),
         ("data.1.synthetic=poems", "data.1.synthetic is 'poems', but should be 'phrase_denoising'"),
-        ("data.2.weight=1", "--set data.2.weight=1: '2' is no number in a list from 0 to 1"),
-        ("data.first.weight=1", "'first' is no number in a list"),
+        ("data.2.weight=1", "--set data.2.weight=1: '2' should be a number from 0 to 1 in this"),
+        ("data.first.weight=1", "'first' should be a number from 0 to 1 in this list"),
         ("corpus={name: x}", "corpus is {'name': 'x'}, but should be a valid list"),
-        ("corpus.name=x", "'name' is looked for in 'default', which has no keys"),
+        ("corpus.name=x", "there is no 'name' in 'default', which has no keys"),
         ("trainer.learning_rate=.nan", "trainer: learning_rate is nan, but should be a finite"),
         ("trainer.learning_rate=-1", "trainer: learning_rate is -1, but must be greater than 0"),
-        ("teacher.hard_negatives=[5, 50]", "two ranks behind the 5 positives"),
-        ("teacher.hard_negatives=[50, 10]", "two ranks behind the 5 positives"),
+        ("teacher.hard_negatives=[5, 50]", "two ascending ranks after the 5 positives"),
+        ("teacher.hard_negatives=[50, 10]", "two ascending ranks after the 5 positives"),
         ("data.1.corpus=wiki10k", "from wiki10k, which is none of the recipe's corpora: default"),
         ("batch.alike_rows=true", "alike_rows is for grids, but there is no batch.grid"),
         ("batch.grids=2", "grids is 2, but there is no batch.grid"),
@@ -166,13 +166,13 @@ def test_overrides(tmp_path: Path) -> None:
         ("train.freeze_embeddings=true", "give one of steps and epochs, not none"),
         ("train={steps: 3, epochs: 4}", "not both"),
         ("lora={}", "lora adapts no layers"),
-        ("evaluation.limit=5", "evaluation has nothing to ask"),
+        ("evaluation.limit=5", "evaluation has no questions; give it data or tasks"),
         ("model.k", "expected key=value"),
         ("model..k=3", "expected key=value"),
-        ("model.k=[", "the value is no YAML"),
+        ("model.k=[", "the value is not valid YAML"),
     ],
 )
-def test_mistakes_give_one_line(tmp_path: Path, override: str, message: str) -> None:
+def test_errors_in_overrides_are_one_line(tmp_path: Path, override: str, message: str) -> None:
     path = write(tmp_path, corpus="default")
     with pytest.raises(ImpRAGError) as caught:
         load_recipe(path, [override])
@@ -181,7 +181,7 @@ def test_mistakes_give_one_line(tmp_path: Path, override: str, message: str) -> 
     assert str(path) in str(caught.value) or f"--set {override}" in str(caught.value)
 
 
-def test_removed_keys_with_the_value_that_is_left_are_read(tmp_path: Path) -> None:
+def test_removed_keys_with_their_default_are_read(tmp_path: Path) -> None:
     """Run folders of earlier versions state every key."""
     plain = load_recipe(write(tmp_path, corpus="default"))
     former = ["model.start_share=0.0", "data.0.retrieval=null", "batch.answer_check=true"]
@@ -202,7 +202,7 @@ def test_all_removed_keys_are_named_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_trainer_arguments_are_transformers_own(tmp_path: Path) -> None:
+def test_any_argument_of_transformers_can_be_given(tmp_path: Path) -> None:
     given = {"optim": "adafactor", "adam_epsilon": 1e-6, "lr_scheduler_kwargs": {"num_cycles": 2}}
     given |= {"save_total_limit": None, "warmup_steps": 3, "lr_scheduler_type": "cosine"}
     recipe = load_recipe(write(tmp_path, trainer=given))
@@ -210,7 +210,7 @@ def test_trainer_arguments_are_transformers_own(tmp_path: Path) -> None:
     assert (recipe.seed, recipe.precision, recipe.accumulation) == (0, "bf16", 1)
 
 
-def test_the_trainers_defaults_are_arguments_that_recipes_may_give() -> None:
+def test_default_trainer_arguments_are_accepted() -> None:
     assert trainer_arguments(DEFAULTS) == DEFAULTS
 
 
@@ -260,7 +260,7 @@ def test_a_recipe_extends_others(tmp_path: Path) -> None:
     assert load_recipe(resolved) == recipe
 
 
-def test_paths_are_seen_from_the_folders_of_extended_recipes(tmp_path: Path) -> None:
+def test_paths_are_looked_up_in_the_folders_of_extended_recipes(tmp_path: Path) -> None:
     data = [{"tasks": name, "task": "nq"} for name in ("both.jsonl", "base.jsonl")]
     write_named(tmp_path, "base/base.yaml", data=data)
     for place in ("both.jsonl", "base/both.jsonl", "base/base.jsonl"):
@@ -270,7 +270,7 @@ def test_paths_are_seen_from_the_folders_of_extended_recipes(tmp_path: Path) -> 
     assert places == [str(tmp_path / "both.jsonl"), str(tmp_path / "base/base.jsonl")]
 
 
-def test_mistakes_in_extends(tmp_path: Path) -> None:
+def test_circular_missing_and_malformed_extends_are_refused(tmp_path: Path) -> None:
     first = write_named(tmp_path, "first.yaml", extends="second.yaml")
     second = write_named(tmp_path, "second.yaml", extends="first.yaml")
     with pytest.raises(ImpRAGError) as caught:
@@ -289,15 +289,15 @@ def test_mistakes_in_extends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: [", "is no YAML"),
-        ("- 1", "is no recipe"),
-        ("", "is no recipe"),
-        ("model: {k: 1}\nmodel: {k: 2}", "the key 'model' stands twice"),
+        ("model: [", "is not valid YAML"),
+        ("- 1", "is not a recipe"),
+        ("", "is not a recipe"),
+        ("model: {k: 1}\nmodel: {k: 2}", "the key 'model' is given twice"),
         ("model: {k: 3}", "data is missing"),
-        ("a: !!python/object/apply:os.getcwd []", "is no YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "is not valid YAML"),
     ],
 )
-def test_files_that_are_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+def test_files_that_are_not_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(ImpRAGError, match="recipe.yaml") as caught:
@@ -306,12 +306,12 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="cannot read the recipe .*missing.yaml: No such file"):
         load_recipe(tmp_path / "missing.yaml")
 
 
-def test_paths_are_seen_from_the_recipe_first(
+def test_paths_are_looked_up_in_the_recipes_folder_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
@@ -353,7 +353,7 @@ def test_a_tilde_in_any_path_is_the_home_directory(
     assert recipe.evaluation.tasks == (f"nq={tmp_path}/q.jsonl",)
 
 
-def test_layers_of_a_model_folder(tmp_path: Path) -> None:
+def test_t_must_be_a_layer_of_the_model_folder(tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "config.json").write_text('{"num_hidden_layers": 6}')
     path = write(tmp_path, model={"base": "lm", "b": 1, "t": 5})
@@ -362,7 +362,7 @@ def test_layers_of_a_model_folder(tmp_path: Path) -> None:
         load_recipe(path, ["model.t=6"])
 
 
-def test_the_fingerprint_names_what_decides_the_training(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_keys_that_affect_the_weights(tmp_path: Path) -> None:
     path = write(tmp_path)
     recipe = load_recipe(path)
     same = [

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "recipe.md"
 
 
 def undocumented(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Keys whose field, or whose section, says nothing."""
+    """Keys whose field or section has no docstring."""
     missing = []
     for name, field in section.model_fields.items():
         inner = [found for found, _ in sections_of(field.annotation)]
@@ -26,7 +26,7 @@ def undocumented(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def test_the_committed_page_is_current() -> None:
-    """Make it anew with ``python -m imprag.training.reference > docs/reference/recipe.md``."""
+    """Regenerate it: ``python -m imprag.training.reference > docs/reference/recipe.md``."""
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
@@ -35,7 +35,7 @@ def test_every_key_is_documented_at_its_field() -> None:
 
 
 def test_there_are_at_most_sixty_keys() -> None:
-    """With ``extends`` and the mapping ``trainer``, whose keys are transformers' own."""
+    """The count includes ``extends`` and ``trainer``, whose keys are those of transformers."""
     keys = set(re.findall(r"^\| `([\w.*]+)` \|", page(), re.MULTILINE))
     own = {key for key in keys if not key.startswith("trainer.")}
     leaves = {key for key in own if not any(other.startswith(f"{key}.") for other in own)}

@@ -1,4 +1,4 @@
-"""Whole training runs of a tiny random model: it learns, and it survives being killed."""
+"""Whole training runs of a tiny random model: learning, interruption, refusals."""
 
 import json
 import os
@@ -40,7 +40,7 @@ FACTS = 64
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight entities times eight relations, each with a value that stands in one passage."""
+    """Eight entities × eight relations; the value of each pair is in one passage."""
     path = tmp_path_factory.mktemp("world")
     tiny_lm().save_pretrained(path / "lm")
     tiny_tokenizer().save_pretrained(path / "lm")
@@ -126,7 +126,7 @@ def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path
     assert answers == [question["output"][0]["answer"] for question in questions]
 
 
-def test_grids_of_alike_entities(world: Path, tmp_path: Path) -> None:
+def test_grids_hold_entities_with_similar_names(world: Path, tmp_path: Path) -> None:
     lines = (world / "nq.jsonl").read_text().splitlines()
     questions = [json.loads(line) for line in lines]
     for question in questions:
@@ -139,7 +139,7 @@ def test_grids_of_alike_entities(world: Path, tmp_path: Path) -> None:
         train={"steps": 6},
         trainer={"save_steps": 6},
     )
-    # Beside those, questions about titles without relations, which have grids of their own.
+    # The second source has questions about titles without relations, which get their own grids.
     named = settings.data[0].model_copy(update={"tasks": str(facts)})
     settings = settings.model_copy(update={"data": (named, settings.data[0])})
     assert train(settings, tmp_path / "run")["steps"] == 6
@@ -197,8 +197,8 @@ def test_killed_and_resumed_is_the_same_run(
 
 
 @pytest.mark.parametrize("room", ["no weights", "no optimizer"])
-def test_a_checkpoint_that_cannot_be_written(world: Path, tmp_path: Path, room: str) -> None:
-    """A limit on the size of files is met where a full disk would be."""
+def test_an_incomplete_checkpoint_is_deleted(world: Path, tmp_path: Path, room: str) -> None:
+    """A limit on file size stands in for a full disk."""
     size = sum(x.nbytes for x in tiny_lm().state_dict().values())
     limit = size // 2 if room == "no weights" else 3 * size // 2
     settings, out = recipe(world, train={"steps": 4}, trainer={"save_steps": 2}), "run"
@@ -230,12 +230,12 @@ def test_a_resumed_run_may_save_at_other_steps(world: Path, tmp_path: Path) -> N
         assert tensor.equal(weights(whole / "model")[name])
 
 
-def test_a_run_whose_data_were_edited_is_not_resumed(
+def test_a_run_with_edited_data_is_not_resumed(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own, run = tmp_path / "world", tmp_path / "run"
     shutil.copytree(world, own)
-    settings = recipe(own, train={"steps": 2, "precision": "fp32", "save_steps": 1})
+    settings = recipe(own, train={"steps": 2}, trainer={"save_steps": 1})
     train(settings, run)
     for path in (run / "model", run / "checkpoint-2"):  # as if it had been killed before
         shutil.rmtree(path)
@@ -254,7 +254,7 @@ def test_a_run_whose_data_were_edited_is_not_resumed(
     (run / "inputs.json").unlink()  # as in a folder of an earlier version
     assert "note" not in capsys.readouterr().err
     assert train(settings, run, resume=True)["steps"] == 2
-    assert "is of an earlier version, which did not note" in capsys.readouterr().err
+    assert "is from an earlier version, which did not store" in capsys.readouterr().err
 
 
 def test_a_second_run_in_the_same_folder_waits_and_is_refused(
@@ -276,17 +276,17 @@ def test_a_second_run_in_the_same_folder_waits_and_is_refused(
         out.mkdir()
         (out / "recipe.yaml").write_text(recipe(world).to_yaml())
     thread.join()
-    assert errors == [f"{out} holds a run already; go on with it by --resume"]
+    assert errors == [f"{out} already holds a run; continue it with --resume"]
 
 
-def test_memory_is_part_of_a_checkpoint(world: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_cross_batch_memory(world: Path, tmp_path: Path) -> None:
     settings = recipe(world, batch={"cross_batch_memory": 2, "examples": 4})
     train(settings, tmp_path / "run")
     saved = load_file(tmp_path / "run" / "checkpoint-6" / "memory.safetensors")
     assert len(saved["rows"]) == len(saved["embeddings"]) > 4
 
 
-def test_workers_change_nothing(world: Path, tmp_path: Path) -> None:
+def test_data_loader_workers_give_the_same_run(world: Path, tmp_path: Path) -> None:
     train(recipe(world), tmp_path / "alone")
     train(recipe(world, trainer={"dataloader_num_workers": 2}), tmp_path / "workers")
     assert logged(tmp_path / "workers") == logged(tmp_path / "alone")
@@ -296,16 +296,16 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_what_fsdp_cannot_run(world: Path) -> None:
+def test_fsdp_refuses_sharded_layers_mining_and_evaluation(world: Path) -> None:
     whole = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP")
     by_layer = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="SIZE_BASED_WRAP")
     plain = recipe(world)
     check_fsdp(whole, plain)
     with pytest.raises(ImpRAGError, match="NO_WRAP"):
         check_fsdp(by_layer, plain)
-    refreshing = recipe(world, stages={"mine_every": 2})
+    mining = recipe(world, stages={"mine_every": 2})
     with pytest.raises(ImpRAGError, match="mine_every needs all weights"):
-        check_fsdp(whole, refreshing)
+        check_fsdp(whole, mining)
     evaluating = recipe(world, evaluation={"tasks": [str(world / "nq.jsonl")]})
     with pytest.raises(ImpRAGError, match="evaluation needs all weights"):
         check_fsdp(whole, evaluating)
@@ -348,7 +348,7 @@ def test_adapters_train_their_layers_only(world: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_is_not_trained_stays(world: Path, tmp_path: Path) -> None:
-    """Of the retriever, which reading is trained above."""
+    """The reading layers can be trained above a fixed retriever."""
     model = {"bottom": {"rank": 2}, "top": {"rank": 2}, "norms": True}
     first = train(recipe(world, lora={**model, "reading": {"rank": 2}}), tmp_path / "first")
     held = {**model, "bottom": {"rank": 2, "trained": False}, "reading": {"rank": 2}}
@@ -360,7 +360,7 @@ def test_an_adapter_that_is_not_trained_stays(world: Path, tmp_path: Path) -> No
 
 
 def test_training_starts_from_another_model(world: Path, tmp_path: Path) -> None:
-    """Adapters of full rank begin as that model itself, smaller ones near it."""
+    """Adapters of full rank start at that model, smaller ones near it."""
     group = {"rank": 48}
     still = {"learning_rate": 1e-12, "warmup_steps": 0}
     train_once = {"steps": 1, "freeze_embeddings": True}
@@ -390,8 +390,8 @@ def test_training_starts_from_another_model(world: Path, tmp_path: Path) -> None
     assert 0.01 < distances["rank 8"] < 0.9
 
 
-def test_a_run_that_is_finished_twice_took_both_times(tmp_path: Path) -> None:
-    """When it is over, it is resumed for another mean, which takes no time."""
+def test_training_time_sums_all_finished_calls(tmp_path: Path) -> None:
+    """A finished run can be resumed, which logs another, short time."""
     lines = ({"step": 7, "loss": 1.0}, {"step": 8, "train_runtime": 720})
     again = {"step": 8, "train_runtime": 36}
     (tmp_path / "metrics.jsonl").write_text(
@@ -417,7 +417,7 @@ def test_a_trained_adapter_is_exported(world: Path, tmp_path: Path) -> None:
     assert abs(stored(passages) - expected).max() < 0.05 * abs(expected).max()
 
 
-def test_what_cannot_be_exported(
+def test_a_run_without_an_adapter_is_not_exported(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = recipe(world, train={"steps": 1})
@@ -427,7 +427,7 @@ def test_what_cannot_be_exported(
     assert not (tmp_path / "small").exists()
 
 
-def test_a_start_of_another_shape() -> None:
+def test_a_start_with_fewer_layers_is_refused() -> None:
     with pytest.raises(ImpRAGError, match=r"cannot start from this model: .*layers.5"):
         begin_with(tiny_lm(layers=6), tiny_lm(layers=5))
 
@@ -498,23 +498,23 @@ def test_frozen_passages_are_read_as_the_base_model_encodes_them(
         assert torch.equal(value, before[name])
 
 
-def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(world: Path, tmp_path: Path) -> None:
     settings = recipe(world, trainer={"learning_rate": 1e30, "max_grad_norm": 1e30})
     with pytest.raises(ImpRAGError, match=r"the loss of step \d is \w+, with the examples q\d+, q"):
         train(settings, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_what_a_run_folder_refuses(world: Path, tmp_path: Path) -> None:
+def test_other_finished_and_unknown_run_folders_are_refused(world: Path, tmp_path: Path) -> None:
     settings = recipe(world, train={"steps": 1})
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("-")
-    with pytest.raises(ImpRAGError, match="is no run folder and not empty"):
+    with pytest.raises(ImpRAGError, match="is not empty and not a run folder"):
         train(settings, tmp_path / "notes")
     train(settings, tmp_path / "run")
-    with pytest.raises(ImpRAGError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(ImpRAGError, match="already holds a run; continue it with --resume"):
         train(settings, tmp_path / "run")
-    with pytest.raises(ImpRAGError, match="is trained to its end"):
+    with pytest.raises(ImpRAGError, match="is finished; its model is"):
         train(settings, tmp_path / "run", resume=True)
     other = recipe(world, train={"steps": 2})
     with pytest.raises(ImpRAGError, match=r"another recipe \(train.steps: 1, not 2\)"):

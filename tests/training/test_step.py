@@ -1,4 +1,4 @@
-"""One training step against a plain reference: one prompt, one passage, one candidate at a time."""
+"""The training step against a plain reference that runs each prompt and passage alone."""
 
 import copy
 import random
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def reference(model: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) -> StepOutput:
-    """The losses by loops in float64 over prompts and passages, each run alone."""
+    """The losses in float64, by loops over prompts and passages that run alone."""
     states = [model.encode(*alone(passage)) for passage in batch.passages]
     queries = [model.query_embeddings(*alone(prompt))[0] for prompt in batch.prompts]
     scores = [[query.double() @ p.embeddings[0].double() for p in states] for query in queries]
@@ -73,14 +73,14 @@ def reference(model: ImpRAGModel, batch: TrainingBatch, stages: StageSettings) -
     def mean(terms: list[Tensor]) -> Tensor:
         return torch.stack(terms).mean() if terms else torch.zeros(()).double()
 
-    answered = [prompt for prompt, response in enumerate(batch.responses) if response]
-    tokens = [read(prompt, list(batch.candidates[prompt])) for prompt in answered]
+    generated = [prompt for prompt, response in enumerate(batch.responses) if response]
+    tokens = [read(prompt, list(batch.candidates[prompt])) for prompt in generated]
     generation = mean([-token for row in tokens for token in row])
 
     terms: list[Tensor] = []
     if batch.self_distillation:
         distillation = stages.self_distillation
-        for prompt in answered:
+        for prompt in generated:
             candidates = batch.candidates[prompt]
             if len(candidates) > 1:
                 target = [read(prompt, [passage]).sum() for passage in candidates]
@@ -106,7 +106,7 @@ def alone(row: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Of all parameters, zero where there is none."""
+    """Gradients of all parameters by name; zeros for parameters without one."""
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in model.named_parameters()
@@ -165,7 +165,7 @@ def batches(draw: st.DrawFn) -> TrainingBatch:
 
 @given(batches(), st.sampled_from([1, 20, 50]))
 @settings(max_examples=25)
-def test_sub_batches_change_nothing(batch: TrainingBatch, batch_tokens: int) -> None:
+def test_sub_batches_equal_the_whole_batch(batch: TrainingBatch, batch_tokens: int) -> None:
     whole, parts = tiny_model(10**6), tiny_model(batch_tokens)
     expected, output = whole(batch), parts(batch)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
@@ -175,7 +175,7 @@ def test_sub_batches_change_nothing(batch: TrainingBatch, batch_tokens: int) -> 
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10**6])
-def test_every_row_runs_once(batch_tokens: int) -> None:
+def test_sub_batches_run_each_row_once(batch_tokens: int) -> None:
     calls: list[Tensor] = []
     batch = replace(MIXED, self_distillation=True)
     model = tiny_model(batch_tokens)
@@ -196,14 +196,14 @@ def test_every_row_runs_once(batch_tokens: int) -> None:
         assert len(calls) < len(expected)
 
 
-def test_a_tenth_of_padding_at_most() -> None:
-    """In a batch like those of configs/smollm2-factbook.yaml, by the lengths of its rows."""
+def test_padding_is_at_most_a_tenth() -> None:
+    """The batch has rows of the lengths in configs/smollm2-factbook.yaml."""
     generator = random.Random(0)
     lengths = [
-        [generator.randint(120, 256) for _ in range(28)],  # passages that are embedded
-        [generator.randint(120, 256) for _ in range(6)],  # and read
-        [generator.randint(12, 25) for _ in range(30)],  # prompts that retrieve
-        [*(generator.randint(15, 60) for _ in range(6)), 150, 220],  # and are answered
+        [generator.randint(120, 256) for _ in range(28)],  # passages that are only embedded
+        [generator.randint(120, 256) for _ in range(6)],  # passages that are read
+        [generator.randint(12, 25) for _ in range(30)],  # prompts that only retrieve
+        [*(generator.randint(15, 60) for _ in range(6)), 150, 220],  # generated prompts
     ]
     padded = sum(
         len(group) * max(rows[i] for i in group)
@@ -213,27 +213,27 @@ def test_a_tenth_of_padding_at_most() -> None:
     assert sum(map(sum, lengths)) >= 0.9 * padded
 
 
-# Passages of earlier batches
+# Cross-batch memory
 
 
-def test_remembered_passages_are_further_negatives() -> None:
+def test_passages_in_the_cross_batch_memory_are_negatives() -> None:
     model = tiny_model()
     first = replace(random_batch([0] * 3, [[]] * 3, 4), columns=(10, 11, 12, 13))
     model(first)
-    remembered = torch.stack([model.cross_batch_memory[row] for row in (13, 10)])
-    assert remembered.equal(model.model.passage_embeddings(*rows(first.passages))[[3, 0]])
+    memory = torch.stack([model.cross_batch_memory[row] for row in (13, 10)])
+    assert memory.equal(model.model.passage_embeddings(*rows(first.passages))[[3, 0]])
 
     batch = random_batch([0] * 4, [[]] * 4, 5, seed=1)
-    wrong = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]]).bool()
-    later = replace(batch, columns=range(5), remembered=(13, 99, 10), remembered_negative=wrong)
+    negative = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]]).bool()
+    later = replace(batch, columns=range(5), memory=(13, 99, 10), memory_negative=negative)
     queries = model.model.query_embeddings(*rows(batch.prompts))
     alone = model(batch).scores
-    model.cross_batch_memory = {13: remembered[0], 10: remembered[1], 77: remembered[0]}
+    model.cross_batch_memory = {13: memory[0], 10: memory[1], 77: memory[0]}
     output = model(later)
     expected = nce_loss(
-        torch.cat([alone, queries @ remembered.T], dim=1),
+        torch.cat([alone, queries @ memory.T], dim=1),
         torch.cat([batch.positive, torch.zeros(4, 2).bool()], dim=1),
-        torch.cat([batch.negative, wrong[:, [0, 2]]], dim=1),  # 99 is not known
+        torch.cat([batch.negative, negative[:, [0, 2]]], dim=1),  # 99 is not in the memory
     )
     torch.testing.assert_close(output.retrieval, expected, rtol=1e-5, atol=1e-5)
     assert set(model.cross_batch_memory) == {0, 1, 2, 3, 4, 10, 13}
@@ -244,13 +244,13 @@ def rows(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return pad(tokens, torch.device("cpu"))
 
 
-# Which layers run, and which learn
+# Layers that run, and layers that are trained
 
 
 def with_passages_apart() -> tuple[TrainingModel, ImpRAGModel, ImpRAGModel]:
-    """A model whose passages run through a copy of the weights: prompts' part and passages' part.
+    """A training model whose passages run through a copy of the weights; both models.
 
-    What a loss asks of the passages' side is then told apart from what it asks of the prompts'.
+    Gradients of the passages are then separate from those of the prompts.
     """
     model = tiny_model()
     prompts, passages = model.model, copy.deepcopy(model.model)
@@ -266,7 +266,7 @@ ALL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 
 def learning(model: ImpRAGModel) -> list[set[str]]:
-    """The parts of each layer that received a gradient; one that is zero throughout is an error."""
+    """The modules of each layer that received a gradient, none of which is zero throughout."""
     parts: list[set[str]] = []
     for layer in model.lm.base_model.layers:
         received = {n.split(".")[-2]: p.grad for n, p in layer.named_parameters()}
@@ -275,7 +275,7 @@ def learning(model: ImpRAGModel) -> list[set[str]]:
     return parts
 
 
-def test_generation_teaches_the_encoding_of_passages_up_to_layer_t() -> None:
+def test_generation_trains_the_encoding_of_passages_up_to_layer_t() -> None:
     model, prompts, passages = with_passages_apart()
     model(MIXED).generation.backward()
     at_t = {"k_proj", "v_proj", "input_layernorm"}
@@ -286,7 +286,7 @@ def test_generation_teaches_the_encoding_of_passages_up_to_layer_t() -> None:
 
 
 @pytest.mark.parametrize("self_distillation", [False, True])
-def test_retrieval_teaches_both_towers_and_nothing_above(self_distillation: bool) -> None:
+def test_retrieval_trains_both_towers_and_no_layer_above(self_distillation: bool) -> None:
     model, prompts, passages = with_passages_apart()
     model(replace(MIXED, self_distillation=self_distillation)).retrieval.backward()
     above = [set()] * (LAYERS - B - 1)
@@ -299,7 +299,7 @@ def test_retrieval_teaches_both_towers_and_nothing_above(self_distillation: bool
 
 
 def count_rows(model: ImpRAGModel) -> tuple[list[int], list[int]]:
-    """Counters of what runs through each layer: sequences, and single tokens."""
+    """Counts the rows that run through each layer: whole sequences, and single tokens."""
     sequences, single = [0] * LAYERS, [0] * LAYERS
 
     def counter(number: int) -> Callable[..., None]:
@@ -315,7 +315,7 @@ def count_rows(model: ImpRAGModel) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize("self_distillation", [False, True])
-def test_nothing_runs_twice_or_further_than_needed(self_distillation: bool) -> None:
+def test_each_row_runs_once_and_no_further_than_needed(self_distillation: bool) -> None:
     model, prompts, passages = with_passages_apart()
     (sequences, single), of_prompts = count_rows(passages), count_rows(prompts)
     model(replace(MIXED, self_distillation=self_distillation))

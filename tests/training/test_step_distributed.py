@@ -1,4 +1,4 @@
-"""Two processes (gloo), under DDP and FSDP2, take the step that one process takes alone."""
+"""Under DDP and FSDP2, two processes (gloo) take the same step as one process."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -43,7 +43,7 @@ BATCHES = {
 
 
 def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
-    """A process's part, dealt out as in training."""
+    """A process's shard of a batch, as in training."""
     part = BatchIndices(
         examples=tuple(range(len(batch.prompts))),
         generated=tuple(map(bool, batch.responses)),
@@ -52,8 +52,8 @@ def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
         positive=batch.positive.numpy(),
         negative=batch.negative.numpy(),
         columns=tuple(range(len(batch.passages))),
-        remembered=(),
-        remembered_negative=np.zeros((len(batch.prompts), 0), np.bool_),
+        memory=(),
+        memory_negative=np.zeros((len(batch.prompts), 0), np.bool_),
     ).shard(rank, world_size)
     return replace(
         batch,
@@ -70,7 +70,7 @@ def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
 
 
 def train_step(name: str, rank: int = 0, manner: str | None = None) -> dict[str, Tensor]:
-    """Losses, gradients, and the weights after a step of the optimizer."""
+    """Losses, gradients, and the weights after an optimizer step."""
     batch = BATCHES[name]
     batch = replace(batch, columns=range(len(batch.passages)))
     model: nn.Module = tiny_model()
@@ -100,13 +100,13 @@ def worker(rank: int, folder: str) -> None:
     for manner in MANNERS:
         for name in BATCHES:
             save_file(train_step(name, rank, manner), f"{folder}/{manner} {name} {rank}")
-    dist.barrier()  # gloo fails in who still listens to one that has left
+    dist.barrier()  # gloo fails in a process that waits for one that has left
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of results for each manner, batch and process."""
+    """A folder with a file of results for each manner, batch and process."""
     folder = tmp_path_factory.mktemp("runs")
     mp.spawn(worker, (str(folder),), nprocs=PROCESSES)
     return folder
@@ -114,12 +114,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("manner", MANNERS)
 @pytest.mark.parametrize("name", BATCHES)
-def test_processes_take_the_step_of_one(name: str, manner: str, runs: Path) -> None:
+def test_two_processes_take_the_step_of_one(name: str, manner: str, runs: Path) -> None:
     expected = train_step(name)
     assert expected["loss"] > 0.1
     for rank in range(PROCESSES):
         found = load_file(runs / f"{manner} {name} {rank}")
-        # Gradients of the same parameters too: the optimizer passes over one that has none.
+        # Both must have gradients of the same parameters: the optimizer skips one without.
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

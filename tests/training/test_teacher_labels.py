@@ -1,4 +1,4 @@
-"""Teacher labels: the ranks of a text retriever, kept in the cache."""
+"""Teacher labels: ranks of a text retriever, stored in the cache."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
 
 
 class Lengths:
-    """Ranks by how near a passage's row is to the length of the prompt; counts what it is asked."""
+    """Ranks rows by their distance to the length of the prompt; records the prompts."""
 
     def __init__(self, corpus: Corpus, name: str = "lengths") -> None:
         self.corpus = corpus
@@ -72,7 +72,7 @@ def test_ranks_are_computed_once_and_again_when_anything_changes(corpus: Corpus)
         assert retriever.asked == prompts
 
 
-def test_an_interrupted_call_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rerun_reuses_finished_blocks(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "_BLOCK", 2)
     with pytest.raises(KeyboardInterrupt):
         label_prompts(Lengths(corpus), [*PROMPTS[:4], "break"], 3)
@@ -105,7 +105,7 @@ def test_bm25_ranks_rows(corpus: Corpus) -> None:
 
 def test_the_bi_encoder_ranks_rows(corpus: Corpus) -> None:
     class Encoder:
-        """Embeds a text by how often it has each of the words."""
+        """Embeds a text as its word counts."""
 
         name, dimension = "counts", 7
 
@@ -124,7 +124,7 @@ def test_the_bi_encoder_ranks_rows(corpus: Corpus) -> None:
 
 
 def check_rows(corpus: Corpus, retriever: BM25 | DenseRetriever, queries: list[str]) -> None:
-    """Ranks and retrieved passages say the same."""
+    """Ranks and retrieved passages agree."""
     rows, scores = retriever.rank(queries, 5)
     assert rows.shape == scores.shape == (len(queries), 5)
     assert rows.dtype == np.int64

@@ -71,7 +71,7 @@ def test_gold_passages_are_never_hard_negatives(corpus: Corpus) -> None:
     assert [(one.positives, one.hard_negatives) for one in without] == [((2, 4), ()), ((6,), ())]
 
 
-def test_gold_passages_that_are_not_there(corpus: Corpus) -> None:
+def test_missing_gold_passages_are_refused(corpus: Corpus) -> None:
     tasks = TaskExamples(load_task("nq"), [example(1, "x", "odd"), example(2, "y")], "some file")
     with pytest.raises(ImpRAGError, match=r"some file: 1 of 2 examples of task 'nq' name .*'e2'"):
         retrieval_examples(tasks, corpus, None, SETTINGS, "gold")
@@ -80,7 +80,7 @@ def test_gold_passages_that_are_not_there(corpus: Corpus) -> None:
         retrieval_examples(tasks, corpus, None, SETTINGS, "gold")
 
 
-def test_groups(corpus: Corpus) -> None:
+def test_groups_are_relations_or_titles(corpus: Corpus) -> None:
     asked = [
         example(1, "x", "Chad/State", group=["Chad", "capital"]),
         example(2, "x", "Chad/State", group="Chad"),
@@ -91,7 +91,7 @@ def test_groups(corpus: Corpus) -> None:
     assert [one.group for one in found] == [("Chad", "capital"), ("Chad, State",), ()]
 
 
-def test_labels_such_as_true_mark_no_passage(corpus: Corpus) -> None:
+def test_label_answers_do_not_mark_passages(corpus: Corpus) -> None:
     tasks = TaskExamples(load_task("fever"), [example(1, "True", "odd")], "test")
     (found,) = retrieval_examples(tasks, corpus, None, SETTINGS, "gold")
     assert found.answers == ()
@@ -108,7 +108,7 @@ def test_plain_text_has_no_prompt(corpus: Corpus) -> None:
     assert {one.positives for one in found} == {()}
 
 
-def test_wordings_take_turns_by_example(corpus: Corpus, tmp_path: Path) -> None:
+def test_prompt_templates_alternate_by_example(corpus: Corpus, tmp_path: Path) -> None:
     examples = [example(n, "x", "Chad/Land") for n in range(60)]
     write_examples(tmp_path / "nq.jsonl", examples)
     content = {"tasks": str(tmp_path / "nq.jsonl"), "task": "nq"}
@@ -123,7 +123,7 @@ def test_wordings_take_turns_by_example(corpus: Corpus, tmp_path: Path) -> None:
         TaskSource(**content, prompt_templates=("Be brief",))
 
 
-def test_answers_are_verified(corpus: Corpus, tmp_path: Path) -> None:
+def test_verify_asks_whether_an_answer_is_correct(corpus: Corpus, tmp_path: Path) -> None:
     examples = [example(n, f"x{n}", "Chad/Land", relation="size") for n in range(20)]
     write_examples(tmp_path / "nq.jsonl", examples)
     source = {"tasks": str(tmp_path / "nq.jsonl"), "task": "nq", "positives": "gold"}
@@ -132,7 +132,7 @@ def test_answers_are_verified(corpus: Corpus, tmp_path: Path) -> None:
     assert {one.response for one in found.examples} <= {" True", " False", " yes", " no"}
     assert {one.positives for one in found.examples} == {(1,)}
     assert {one.answers for one in found.examples} == {()}
-    with pytest.raises(ValidationError, match="verify has prompt templates of its own"):
+    with pytest.raises(ValidationError, match="verify has its own prompt templates"):
         TaskSource(**source, verify=True, prompt_templates=("{input}?",))
 
 
@@ -152,7 +152,7 @@ def test_synthetic_examples_are_drawn_by_the_seed(corpus: Corpus, kind: Any) -> 
     assert {one.id.rpartition("/")[0] for one in kept} == {f"{kind}-Chad"}
 
 
-def test_a_cloze_retrieves_the_passage_that_it_is_made_from(corpus: Corpus) -> None:
+def test_the_positive_of_a_cloze_is_its_own_passage(corpus: Corpus) -> None:
     found = synthetic_examples("cloze", corpus)
     assert found
     for one in found:
@@ -168,7 +168,7 @@ def test_a_cloze_retrieves_the_passage_that_it_is_made_from(corpus: Corpus) -> N
 
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
-    """Two tasks; each country is in a split of its own but Chad and Mali, which are trained on."""
+    """A benchmark of two tasks; Chad and Mali are in train, each other country in its own split."""
     folder = tmp_path / "bench"
     split_of = {"Chad": "train", "Mali": "train", "Peru": "dev", "Cuba": "test"}
     files: dict[str, Any] = {}
@@ -207,7 +207,9 @@ def recipe(*sources: dict[str, Any], **settings: Any) -> Recipe:
     return Recipe.model_validate({"data": sources, "teacher": teacher, "batch": batch, **settings})
 
 
-def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
+def test_load_sources_reads_and_labels_all_sources_of_a_recipe(
+    corpus: Corpus, benchmark: Path
+) -> None:
     sources = load_sources(
         recipe(
             {"tasks": str(benchmark), "task": "nq", "weight": 2.0},
@@ -238,7 +240,7 @@ def test_sources_of_a_recipe(corpus: Corpus, benchmark: Path) -> None:
     assert reading.examples[0].prompt == "text Q: People of Chad? A:"
 
 
-def test_splits_that_are_trained_on_give_their_text(corpus: Corpus, benchmark: Path) -> None:
+def test_only_trained_splits_give_synthetic_examples(corpus: Corpus, benchmark: Path) -> None:
     sources = load_sources(
         recipe(
             {"tasks": str(benchmark), "task": "coqa", "split": "dev"},
@@ -251,7 +253,7 @@ def test_splits_that_are_trained_on_give_their_text(corpus: Corpus, benchmark: P
     assert ids == {"corpus_text-odd", *(f"corpus_text-Peru/{name}" for name in SECTIONS)}
 
 
-def test_the_teacher_is_asked_only_where_it_is_needed(
+def test_the_teacher_runs_only_if_its_ranks_are_used(
     corpus: Corpus, benchmark: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_teacher(*arguments: object) -> None:
@@ -269,7 +271,7 @@ def test_the_teacher_is_asked_only_where_it_is_needed(
             load_sources(needed, corpus)
 
 
-def test_files_of_examples(corpus: Corpus, tmp_path: Path) -> None:
+def test_examples_are_read_from_files(corpus: Corpus, tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     write_examples(file, [example(n, "x", "Chad/Land") for n in range(5)])
     (source,) = load_sources(
@@ -285,7 +287,7 @@ def test_files_of_examples(corpus: Corpus, tmp_path: Path) -> None:
         load_sources(recipe({"synthetic": "sentence_generation"}), poor)
 
 
-def test_synthetic_examples_of_one_of_the_corpora(corpus: Corpus, tmp_path: Path) -> None:
+def test_synthetic_examples_can_come_from_one_corpus(corpus: Corpus, tmp_path: Path) -> None:
     for name, passages in (("first", PASSAGES[:3]), ("second", PASSAGES[3:])):
         Corpus.build(passages, tmp_path / name)
     paths = [str(tmp_path / name) for name in ("first", "second")]

@@ -14,7 +14,7 @@ def _trained_norm(name: str, parameter: torch.Tensor) -> bool:
     return "norm" in name and parameter.requires_grad
 
 
-def test_an_adapters_mean_is_that_of_its_products_but_for_second_order() -> None:
+def test_interpolated_adapters_equal_interpolated_products_up_to_second_order() -> None:
     lm = tiny_lm()
     settings = LoraSettings(bottom=LoraGroup(rank=4, alpha=8), targets=("q_proj",), norms=True)
     add_adapters(lm, settings, ImpRAGConfig(base_model="tiny", b=2, t=4))
@@ -42,7 +42,7 @@ def test_an_adapters_mean_is_that_of_its_products_but_for_second_order() -> None
         assert (value - wanted).norm() < 0.01 * (after[name] - before[name]).norm()
 
 
-def test_what_is_not_trained_is_neither_kept_nor_moved() -> None:
+def test_frozen_parameters_are_neither_copied_nor_interpolated() -> None:
     lm = tiny_lm()
     lm.get_input_embeddings().requires_grad_(False)
     initial = trained_weights(lm)

@@ -1,4 +1,4 @@
-"""Batches of random tokens, and the tiny model that trains on them."""
+"""Batches of random tokens and a tiny model for them."""
 
 import torch
 
@@ -24,13 +24,13 @@ STAGES = StageSettings(
 
 
 def tiny_imprag_model() -> ImpRAGModel:
-    """Six layers, of which 0..1 retrieve and 1..3 read."""
+    """A model of six layers: 0..1 retrieve, 1..3 read."""
     config = ImpRAGConfig(base_model="tiny", b=B, t=T, k=3, max_passage_tokens=LONGEST)
     return ImpRAGModel(tiny_lm(layers=LAYERS), config)
 
 
 def tiny_model(batch_tokens: int | None = None, stages: StageSettings = STAGES) -> TrainingModel:
-    """The same weights at every call."""
+    """A `TrainingModel` with the same weights at each call."""
     return TrainingModel(tiny_imprag_model(), stages, batch_tokens)
 
 
@@ -45,11 +45,11 @@ def random_batch(
     """A batch of random lengths, tokens and labels.
 
     Args:
-        responses: tokens of each prompt's response.
+        responses: number of tokens of each prompt's response.
         candidates: the passages that each prompt reads.
-        passages: how many there are.
-        seed: of all that is random.
-        **settings: replace what is random.
+        passages: number of passages.
+        seed: seed of all random values.
+        **settings: fields that replace random values.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""Runs side by side: their differences to the first one, with intervals and p-values."""
+"""Compares runs: differences from the first run, with confidence intervals and p-values."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from imprag.io.optional import missing
 
 
 def test_cells(test: PairedTest) -> tuple[str, str]:
-    """Difference with its interval, and p-value, as tables show them."""
+    """The difference with its interval, and the p-value, as tables show them."""
     low, high = (percent(bound, sign=True) for bound in test.interval)
     p = "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
     return f"{percent(test.difference, sign=True)} [{low}, {high}]", p
@@ -24,13 +24,13 @@ def test_cells(test: PairedTest) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one task.
+    """One metric of one task in all runs.
 
     Attributes:
-        task, metric: which.
-        n: examples, the same in all runs.
-        estimates: ``mean``, ``low`` and ``high`` of every run.
-        tests: of every run but the first, against the first.
+        task, metric: names of the task and the metric.
+        n: number of examples, the same in all runs.
+        estimates: ``mean``, ``low`` and ``high`` of each run.
+        tests: for each run but the first, the paired test against the first run.
     """
 
     task: str
@@ -42,12 +42,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the examples that they share.
+    """A comparison of runs on the examples that all of them have.
 
     Attributes:
-        runs: their names; the first is what the others are compared with.
-        rows: by task and metric.
-        notes: what is not compared, in words.
+        runs: names of the runs; the first is the reference.
+        rows: one row for each task and metric.
+        notes: sentences about tasks and examples that are left out.
     """
 
     runs: Sequence[str]
@@ -55,7 +55,7 @@ class Comparison:
     notes: Sequence[str]
 
     def to_markdown(self) -> str:
-        """The table, in percent, with the notes below."""
+        """The table in percent, followed by the notes."""
         header = ["task", "metric", "n", self.runs[0]]
         for run in self.runs[1:]:
             header += [run, "difference", "p"]
@@ -69,7 +69,7 @@ class Comparison:
         return table + "".join(f"\n{note}\n" for note in self.notes)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON-like values; shares from 0 to 1."""
+        """The comparison as JSON-like values; metrics are from 0 to 1."""
         rows = [
             {
                 **{name: getattr(row, name) for name in ("task", "metric", "n", "estimates")},
@@ -82,7 +82,7 @@ class Comparison:
         return {"runs": self.runs, "rows": rows, "notes": self.notes}
 
     def write_html(self, path: Path | str) -> None:
-        """Write the table and, with matplotlib, a plot of every metric as one self-contained page.
+        """Write one self-contained page with the table and, with matplotlib, a plot per metric.
 
         Raises:
             ImpRAGError: jinja2 is missing, or the file cannot be written.
@@ -155,16 +155,16 @@ def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Co
 
 
 class _Scored(NamedTuple):
-    """What is compared of a prediction."""
+    """Gold answers and metrics of a prediction."""
 
     answers: list[str]
     metrics: dict[str, float]
 
 
 def _read(path: Path) -> dict[str, dict[str, _Scored]]:
-    """By task and id."""
+    """The predictions of a finished run, by task and id."""
     run = RunFolder.open(path)
-    run.results()  # refuses a run that is not finished
+    run.results()  # raises if the run is not finished
     tasks: dict[str, dict[str, _Scored]] = defaultdict(dict)
     for number, prediction in enumerate(run.predictions(), 1):
         if not _is_scored(prediction):
@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, dict[str, _Scored]]:
 
 
 def _is_scored(prediction: Mapping[str, Any]) -> bool:
-    """Whether a prediction has what is compared, as the runner writes it."""
+    """Whether a prediction has well-formed gold answers and metrics."""
     metrics = prediction["metrics"]
     return (
         isinstance(prediction["task"], str)
@@ -191,7 +191,7 @@ def _is_scored(prediction: Mapping[str, Any]) -> bool:
 def _common(
     task: str, paths: Sequence[Path], examples: Sequence[Mapping[str, _Scored]]
 ) -> list[str]:
-    """Ids that all runs have, in the order of the first; their gold answers must be the same."""
+    """Ids of examples in all runs, in the order of the first run; gold answers must be equal."""
     first, *others = examples
     common = [id for id in first if all(id in own for own in others)]
     for path, own in zip(paths[1:], others, strict=True):
@@ -206,7 +206,7 @@ def _common(
 
 def _rows(task: str, runs: Sequence[Sequence[_Scored]], metrics: Sequence[str]) -> Iterator[Row]:
     for metric in (name for name in LABELS if name in metrics):
-        # A metric may be defined for some examples only.
+        # A metric may be undefined for some examples.
         values = [
             scores
             for example in zip(*runs, strict=True)
@@ -224,6 +224,6 @@ def _rows(task: str, runs: Sequence[Sequence[_Scored]], metrics: Sequence[str]) 
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' own names where these differ."""
+    """The folders' names if they are distinct, otherwise their paths."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]

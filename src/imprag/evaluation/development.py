@@ -1,4 +1,4 @@
-"""Evaluation of a model while it trains."""
+"""Evaluation of a model during training."""
 
 import hashlib
 import json
@@ -25,32 +25,31 @@ from imprag.tasks import TaskExamples, load_benchmark, read_tasks, split_of_pass
 from imprag.training.recipe import EvaluationSettings
 
 _AMONG = 3
-#: Stands before the metrics of answers that are read from a gold passage among three.
+#: Prefix of metrics for answers that are read from a gold passage among three.
 GOLD_AMONG = f"gold_among_{_AMONG}/"
 
 
 class DevelopmentSet:
-    """Examples and passages that a model is measured by while it trains.
+    """The examples and passages that evaluate a model during training.
 
-    A measurement embeds the passages with the model as it is then, lets it retrieve, read and
-    answer, and writes a run folder ``step-N`` as ``imprag eval`` does. A second one,
-    ``step-N-gold``, tells reading from retrieval: the model is given the gold passage and two
-    others.
+    An evaluation embeds the passages with the current weights, retrieves, reads and answers, and
+    writes a run folder ``step-N`` as ``imprag eval`` does. A second one, ``step-N-gold``, measures
+    reading without retrieval: the model reads the gold passage among three.
 
     Args:
-        settings: what to measure.
-        corpus: of the recipe; the passages, unless the settings name others.
-        folder: for the run folders, and for the corpus of a split.
-        metric: the one that the best checkpoint is chosen by.
+        settings: the recipe's section `evaluation`.
+        corpus: the recipe's corpus, unless the settings name another one.
+        folder: folder of the run folders and of the corpus of a split.
+        metric: the metric that selects the best checkpoint.
 
     Attributes:
-        tasks: with the drawn examples.
+        tasks: the tasks with their sampled examples.
         corpus: the passages.
         metrics: names of all means over the tasks.
 
     Raises:
-        ImpRAGError: there are no such tasks, passages or metric, a gold passage is not among the
-            passages, or a package that reports need is missing.
+        ImpRAGError: the tasks, the corpus or the metric do not exist, a gold passage is not in the
+            corpus, or a package for reports is missing.
     """
 
     def __init__(
@@ -70,22 +69,22 @@ class DevelopmentSet:
         self.metrics = _metric_names(self.tasks, self._with_gold, self.corpus)
         if metric not in self.metrics:
             raise ImpRAGError(
-                f"trainer.metric_for_best_model is '{metric}', but what these tasks measure is "
+                f"trainer.metric_for_best_model is '{metric}', but the metrics of these tasks are "
                 f"{', '.join(self.metrics)}"
             )
 
     def __call__(self, model: ImpRAGModel, tokenizer: Any, step: int) -> dict[str, float]:
-        """Measure a model, or take the results of a measurement that is there already.
+        """Evaluate a model, or read the results if this step's run folders are finished.
 
         Args:
-            model: the model; in evaluation mode meanwhile.
-            tokenizer: its tokenizer.
-            step: of the training, for the run folders' names.
+            model: the model; it is in evaluation mode during the call.
+            tokenizer: the model's tokenizer.
+            step: the training step, for the names of the run folders.
 
         Returns:
-            for every metric its mean over the tasks that have it and, where there are several
-            tasks, as ``TASK/METRIC`` its mean in each; then the same of the answers with a gold
-            passage among three, all names beginning with ``gold_among_3/``.
+            the mean of each metric over the tasks that have it and, with several tasks, its mean in
+            each as ``TASK/METRIC``; then the same for answers that are read from a gold passage
+            among three, with the prefix ``gold_among_3/``.
         """
         training = model.training
         model.eval()
@@ -117,8 +116,8 @@ def _development_corpus(settings: EvaluationSettings, corpus: Corpus, folder: Pa
         return load_corpus(settings.corpus)
     if settings.data is None:
         raise ImpRAGError(
-            "evaluation.corpus is split, but there is no evaluation.data: name the benchmark whose "
-            "split it is, or another corpus"
+            "evaluation.corpus is split, but there is no evaluation.data: give the benchmark that "
+            "has the split, or another corpus"
         )
     benchmark = load_benchmark(settings.data)
     split_of = split_of_passages(benchmark)
@@ -129,14 +128,14 @@ def _development_corpus(settings: EvaluationSettings, corpus: Corpus, folder: Pa
     return Corpus.build(
         (passage for passage in corpus if split_of(passage) == settings.split),
         path,
-        source=f"{corpus.manifest['source'] or corpus.path}, what is about the entities of "
+        source=f"{corpus.manifest['source'] or corpus.path}, passages about the entities of "
         f"{benchmark['name']} {benchmark['version']}, seed {benchmark['seed']}, {settings.split}",
         credit=corpus.manifest["credit"],
     )
 
 
 def _names_gold(item: TaskExamples) -> bool:
-    """Whether any example can be answered by its gold passages."""
+    """Whether a task retrieves and any of its examples names gold passages."""
     joint = item.task.joint_evidence
     return item.task.retrieval and any(one.evidence_sets(joint=joint) for one in item.examples)
 
@@ -144,7 +143,7 @@ def _names_gold(item: TaskExamples) -> bool:
 def _metric_names(
     tasks: Sequence[TaskExamples], with_gold: Sequence[TaskExamples], corpus: Corpus
 ) -> list[str]:
-    """What the means over the tasks will be called, found out by scoring empty answers."""
+    """Names of the means over the tasks, found by scoring empty answers."""
     pages = gold_pages(tasks, corpus)
     names: dict[str, None] = {}
     for item in tasks:
@@ -159,17 +158,17 @@ def _metric_names(
 
 
 def _finish(out: Path, ask: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The results of a run folder, asked for where they are not there yet."""
+    """The results of a run folder; it is evaluated first if it is not finished."""
     if (out / RESULTS).is_file():
         return RunFolder.open(out).results()
-    # A resumed training may come to weights that differ in the last bit from those that began
-    # this run, so it cannot go on.
+    # After a resumed training, weights may differ in the last bit from those that this run began
+    # with, so it cannot be resumed.
     shutil.rmtree(out, ignore_errors=True)
     return ask(out)
 
 
 def _means(results: Mapping[str, Any]) -> dict[str, float]:
-    """Of every metric the mean over tasks, and that of each task where there are several."""
+    """The mean of each metric over the tasks and, with several tasks, in each of them."""
     tasks = results["tasks"]
     of_metric: dict[str, list[float]] = defaultdict(list)
     of_task: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""A run in the forms that other tools read: TREC's run and qrels, KILT's predictions."""
+"""Exports a run to TREC run and qrels files and to KILT predictions."""
 
 import json
 import math
@@ -17,13 +17,14 @@ KILT = "kilt"
 
 
 def write_trec(run: RunFolder, tag: str) -> None:
-    """Write ``run.trec`` and ``qrels.trec``, as ``trec_eval`` and ``ir_measures`` take them.
+    """Write ``run.trec`` and ``qrels.trec``, which ``trec_eval`` and ``ir_measures`` read.
 
-    Queries are named ``TASK:ID``; white space in names is percent-encoded. Every gold passage has
+    Queries are named ``TASK:ID``; white space in names is percent-encoded. Gold passages have
     relevance 1.
 
     Args:
-        tag: names the system in the run file.
+        run: a finished run.
+        tag: name of the system in the run file.
     """
     with (
         atomic_path(run.path / TREC_RUN) as run_path,
@@ -37,7 +38,7 @@ def write_trec(run: RunFolder, tag: str) -> None:
                 qrels.write(f"{query} 0 {_token(passage_id)} 1\n")
             below = math.inf
             for rank, passage in enumerate(prediction["passages"], 1):
-                # TREC tools sort by score, in single precision, so ties must not be left to them.
+                # TREC tools sort by score in single precision, so scores must not tie.
                 score = min(passage["score"], below)
                 below = score - 1e-6 * max(1, abs(score))
                 name = _token(passage["id"])
@@ -45,10 +46,11 @@ def write_trec(run: RunFolder, tag: str) -> None:
 
 
 def write_kilt(run: RunFolder, page: Callable[[str], str]) -> None:
-    """Write predictions in KILT's form, a file for each task, as its scorer takes them.
+    """Write predictions in KILT's format, one file per task, for its scorer.
 
     Args:
-        page: of a passage id; KILT ranks pages.
+        run: a finished run.
+        page: maps a passage id to its page, since KILT ranks pages.
     """
     streams: dict[str, TextIO] = {}
     with ExitStack() as files:

@@ -1,7 +1,7 @@
-"""How good an answer and a ranking are: pure functions of one instance, each from 0 to 1.
+"""Metrics of answers and rankings: pure functions of one instance, with values from 0 to 1.
 
-A ranking is a sequence of distinct ids, best first. Averages over instances, and how sure they
-are, belong to `imprag.evaluation.statistics`.
+A ranking is a sequence of distinct ids, best first. `imprag.evaluation.statistics` has means over
+instances and their confidence intervals.
 """
 
 import math
@@ -32,9 +32,9 @@ _FORMS = 3
 def normalize_answer(text: str) -> str:
     """SQuAD's normal form: lower case, no punctuation, no articles, single spaces.
 
-    As in SQuAD, only ASCII punctuation is dropped from text in Latin letters. With letters of
-    another script in it, all punctuation is, and each character of a script without spaces counts
-    as a word, as in MLQA. Unicode forms (NFKC) do not matter.
+    As in SQuAD, only ASCII punctuation is dropped from text in Latin letters. If the text has
+    letters of another script, all punctuation is dropped, and each character of a script without
+    spaces is a word, as in MLQA. Unicode is normalised (NFKC).
     """
     return _normal_form(text, 0)
 
@@ -42,27 +42,27 @@ def normalize_answer(text: str) -> str:
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1 if the prediction equals one of the answers in SQuAD's normal form, else 0.
 
-    Where that leaves nothing of one of them (vitamin "A", "?"), articles are kept in both; where
-    nothing but punctuation remains, punctuation, too.
+    If the normal form of either is empty (vitamin "A"), both keep their articles; if it is still
+    empty ("?"), they keep punctuation, too.
 
     Raises:
-        ImpRAGError: there is no answer to compare with.
+        ImpRAGError: the answer list is empty.
     """
     pairs = (_compared(prediction, answer) for answer in _checked(answers))
     return float(any(predicted == expected for predicted, expected in pairs))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Harmonic mean of word precision and recall for the best answer, in the form of `exact_match`.
+    """Harmonic mean of word precision and recall, for the best answer; words as in `exact_match`.
 
     Raises:
-        ImpRAGError: there is no answer to compare with.
+        ImpRAGError: the answer list is empty.
     """
     return max(_word_f1(*_compared(prediction, answer)) for answer in _checked(answers))
 
 
 def _compared(prediction: str, answer: str) -> tuple[list[str], list[str]]:
-    """The words of both, in the first normal form that leaves some of each."""
+    """The words of both, in the first normal form in which neither is empty."""
     for kept in range(_FORMS):
         words = _normal_form(prediction, kept).split(), _normal_form(answer, kept).split()
         if all(words):
@@ -89,15 +89,15 @@ def _word_f1(predicted: list[str], expected: list[str]) -> float:
 
 
 def accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """`exact_match` under the name it has where the answer is a label, such as FEVER's True/False.
+    """`exact_match` of labels, such as FEVER's True and False.
 
     Raises:
-        ImpRAGError: there is no answer to compare with.
+        ImpRAGError: the answer list is empty.
     """
     return exact_match(prediction, answers)
 
 
-#: The metrics that a task may name.
+#: Answer metrics by the names that a task may give.
 ANSWER_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "exact_match": exact_match,
     "f1": f1,
@@ -117,13 +117,15 @@ def _checked(answers: Sequence[str]) -> Sequence[str]:
 def answer_recall(texts: Sequence[str], answers: Sequence[str], k: int) -> float:
     """The ImpRAG paper's retrieval recall: 1 if one of the top k texts contains an answer, else 0.
 
-    What counts as contained is said at `contains_answer`.
+    `contains_answer` decides whether a text contains an answer.
 
     Args:
-        texts: the retrieved passages' texts, best first.
+        texts: texts of the retrieved passages, best first.
+        answers: the gold answers.
+        k: depth.
 
     Raises:
-        ImpRAGError: there is no answer to look for.
+        ImpRAGError: the answer list is empty.
     """
     _checked(answers)
     return float(any(contains_answer(text, answers) for text in texts[:k]))
@@ -135,20 +137,20 @@ def answer_recall(texts: Sequence[str], answers: Sequence[str], k: int) -> float
 def provenance_recall(
     ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int
 ) -> float:
-    """1 if the top k hold everything that one of the evidence sets asks for, else 0.
+    """1 if the top k contain one of the evidence sets completely, else 0.
 
-    A question that one of several passages answers has an evidence set for each of them; a two-hop
-    question has one set with both its passages, and both must be in the top k.
+    A question that any of several passages answers has one evidence set for each of them; a two-hop
+    question has one set with both passages, and both must be in the top k.
 
     Raises:
-        ImpRAGError: there is no evidence, so that recall is not defined.
+        ImpRAGError: there is no evidence, so recall is undefined.
     """
     top = set(ranking[:k])
     return float(any(top.issuperset(evidence) for evidence in _distinct(evidence_sets)))
 
 
 def reciprocal_rank(ranking: Sequence[str], relevant: Collection[str]) -> float:
-    """1 / the rank of the first relevant id, or 0 where it is not ranked; the mean is MRR.
+    """1 / the rank of the first relevant id, or 0 if none is ranked; its mean is MRR.
 
     Raises:
         ImpRAGError: nothing is relevant.
@@ -158,7 +160,7 @@ def reciprocal_rank(ranking: Sequence[str], relevant: Collection[str]) -> float:
 
 
 def ndcg(ranking: Sequence[str], relevant: Collection[str], k: int = 10) -> float:
-    """Normalised discounted cumulative gain of the top k, every relevant id having gain 1.
+    """Normalised discounted cumulative gain of the top k; each relevant id has gain 1.
 
     Raises:
         ImpRAGError: nothing is relevant.
@@ -170,12 +172,12 @@ def ndcg(ranking: Sequence[str], relevant: Collection[str], k: int = 10) -> floa
 
 
 # --- KILT's page-level measures -----------------------------------------------------------------
-# A page may be ranked more than once here, because several of its passages are: only its best rank
-# counts. Every answer of a KILT instance brings one evidence set.
+# A page is ranked more than once if several of its passages are; only its best rank counts. Each
+# answer of a KILT instance has one evidence set.
 
 
 def r_precision(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]]) -> float:
-    """Share of an evidence set of R pages that is among the top R pages; the best set counts.
+    """Share of an evidence set of R pages among the top R pages, for the best evidence set.
 
     Raises:
         ImpRAGError: there is no evidence.
@@ -192,8 +194,8 @@ def page_precision(
 ) -> float:
     """KILT's precision@k: complete evidence sets among the top k points, divided by k.
 
-    An evidence set is *one* point of the ranking, at the rank of its last page that was found; a
-    page that belongs to no set is a point of its own.
+    An evidence set is one *point* of the ranking, at the rank of its last ranked page; a page in no
+    set is a point of its own.
 
     Raises:
         ImpRAGError: there is no evidence.
@@ -202,7 +204,7 @@ def page_precision(
 
 
 def page_recall(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int) -> float:
-    """KILT's recall@k: share of the evidence sets that are complete among the top k points.
+    """KILT's recall@k: share of the evidence sets that are complete in the top k points.
 
     Points are those of `page_precision`.
 
@@ -213,7 +215,7 @@ def page_recall(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]]
 
 
 def page_success(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int) -> float:
-    """KILT's success rate@k: 1 if an evidence set is complete among the top k points, else 0.
+    """KILT's success rate@k: 1 if an evidence set is complete in the top k points, else 0.
 
     Points are those of `page_precision`.
 
@@ -224,7 +226,7 @@ def page_success(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]
 
 
 def _points(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]]) -> list[bool]:
-    """The ranking with every evidence set drawn together to one point: is that point a full set?"""
+    """For each point of the ranking, whether it is a complete evidence set."""
     rank_of = {page: rank for rank, page in enumerate(dict.fromkeys(ranking))}
     sets = _distinct(evidence_sets)
     points = [(rank, False) for page, rank in rank_of.items() if not any(page in s for s in sets)]
@@ -232,12 +234,12 @@ def _points(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]]) ->
         ranks = [rank_of[page] for page in evidence if page in rank_of]
         if ranks:
             points.append((max(ranks), len(ranks) == len(evidence)))
-    # Sets that end with the same page keep their order, so only the rank may decide.
+    # Sort by rank alone: sets that end with the same page keep their order.
     return [complete for _, complete in sorted(points, key=lambda point: point[0])]
 
 
 def _distinct(evidence_sets: Sequence[Collection[str]]) -> list[frozenset[str]]:
-    """The different sets, without the empty ones of answers whose source is not known."""
+    """The distinct evidence sets, without the empty sets of answers without provenance."""
     return _known(list(dict.fromkeys(frozenset(ids) for ids in evidence_sets if ids)))
 
 

@@ -1,4 +1,4 @@
-"""Plots as SVG, to stand in a page."""
+"""Plots as SVG, for embedding in a page."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: ``mean``, ``low`` and ``high``.
 Estimate = Mapping[str, float]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLE = {
     "font.family": "sans-serif",
@@ -28,19 +28,19 @@ STYLE = {
     "ytick.color": "#3b4350",
     "grid.color": "#e3e7eb",
     "legend.frameon": False,
-    "text.parse_math": False,  # names of tasks and runs are no formulas
-    "svg.fonttype": "none",  # text stays text, in the page's own font
-    "svg.hashsalt": "imprag",  # the same plot gives the same bytes
+    "text.parse_math": False,  # names of tasks and runs are not formulas
+    "svg.fonttype": "none",  # text remains text, in the page's font
+    "svg.hashsalt": "imprag",  # equal plots have equal bytes
 }
 _COLUMNS = 4
 
 
 def bars(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> str:
-    """Horizontal bars with their intervals.
+    """Horizontal bars with confidence intervals.
 
     Args:
-        groups: for every task, the estimates of all runs by their names.
-        label: of the values, which are shown as percentages.
+        groups: for each task, the estimates of the runs by their names.
+        label: label of the axis; values are in percent.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -77,10 +77,10 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> str:
 
 
 def recall_curves(tasks: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """Recall by depth, a panel for each task.
+    """Recall by depth, with one panel per task.
 
     Args:
-        tasks: the metrics of every task, with ``passage_recall@k``, ``answer_recall@k`` or both.
+        tasks: the metrics of each task, with ``passage_recall@k``, ``answer_recall@k`` or both.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ def _curve(axes: "Axes", points: Sequence[Estimate], color: str) -> "Line2D":
 
 
 def _svg(figure: "Figure") -> str:
-    """The ``<svg>`` element alone, without the head of a file of its own."""
+    """The ``<svg>`` element without the header of an SVG file."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()

@@ -1,4 +1,4 @@
-"""``report.html``: a run as one page that needs nothing else, neither files nor network."""
+"""``report.html``: a run as one self-contained page, which needs no other files and no network."""
 
 import random
 from collections import defaultdict
@@ -29,17 +29,17 @@ _TABLES = {
     ],
     "Retrieval of passages that contain an answer": [f"answer_recall@{k}" for k in RECALL_DEPTHS],
 }
-#: An example is right if the first of these metrics that it has is 1.
+#: An example is correct if the first of these metrics that it has is 1.
 _DECISIVE = ("exact_match", "accuracy", "passage_recall@10", "answer_recall@10")
 _SAMPLES = 3
 _SHOWN_PASSAGES = 5
 
 
 def require_packages() -> None:
-    """Refuse to begin what could not be finished; say it if reports will have no plots.
+    """Check the packages that reports need; print a note if reports will have no plots.
 
     Raises:
-        ImpRAGError: a package that reports need is missing.
+        ImpRAGError: a required package is missing.
     """
     require("a report", "eval", "jinja2")
     note_without("plots in the report", "eval", "matplotlib")
@@ -49,7 +49,8 @@ def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
     """Write ``report.html`` into a finished run folder.
 
     Args:
-        corpus: that the predictions' passages belong to.
+        run: the run.
+        corpus: the corpus of the predictions' passages.
     """
     from imprag.evaluation.plots import bars, recall_curves
 
@@ -84,7 +85,7 @@ def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a page of the folder ``templates``; everything but plots is escaped."""
+    """Render a page from the folder ``templates``; all values except plots are escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -99,15 +100,15 @@ def render(template: str, **values: Any) -> str:
 
 
 def _columns(names: list[str], metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Those of a table's metrics that any task has."""
+    """The metrics of a table that at least one task has."""
     return [name for name in names if any(name in values for values in metrics.values())]
 
 
 def _samples(run: RunFolder, corpus: "Corpus | None") -> dict[str, dict[str, list[Prediction]]]:
-    """Right and wrong examples of every task, drawn at random but always the same."""
+    """Correct and wrong examples of each task, sampled with a fixed seed."""
     lines: dict[str, dict[bool, list[int]]] = defaultdict(lambda: {True: [], False: []})
     for number, prediction in enumerate(run.predictions()):
-        lines[prediction["task"]][_is_right(prediction)].append(number)
+        lines[prediction["task"]][_is_correct(prediction)].append(number)
     generator = random.Random(0)
     chosen = {
         number
@@ -120,13 +121,13 @@ def _samples(run: RunFolder, corpus: "Corpus | None") -> dict[str, dict[str, lis
     }
     for number, prediction in enumerate(run.predictions()):
         if number in chosen:
-            kind = "right" if _is_right(prediction) else "wrong"
+            kind = "right" if _is_correct(prediction) else "wrong"
             prediction["passages"] = list(_passages(prediction, corpus))
             samples[prediction["task"]][kind].append(prediction)
     return samples
 
 
-def _is_right(prediction: Prediction) -> bool:
+def _is_correct(prediction: Prediction) -> bool:
     scores = prediction["metrics"]
     return bool(next((scores[name] for name in _DECISIVE if name in scores), 0) == 1)
 

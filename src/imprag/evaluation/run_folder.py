@@ -1,7 +1,7 @@
-"""The folder of a run: its recipe, its predictions, its results.
+"""The run folder of an evaluation: its recipe, predictions and results.
 
-- ``recipe.yaml``: everything that the numbers depend on, as resolved, and where they were made;
-- ``predictions.jsonl``: a line for each example, in a fixed order, written batch by batch;
+- ``recipe.yaml``: all settings that the metrics depend on, resolved, and the environment;
+- ``predictions.jsonl``: one line per example, in a fixed order, written batch by batch;
 - ``results.json``, ``run.trec``, ``qrels.trec``, ``kilt/`` and ``report.html``: made from these.
 """
 
@@ -23,7 +23,7 @@ RECIPE = "recipe.yaml"
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.json"
 FORMAT_VERSION = 1
-#: Entries of a recipe under this name say where something lay; fingerprints say what it was.
+#: Key of locations in a recipe; they may differ when a run is resumed, fingerprints may not.
 _PLACE = "source"
 _PACKAGES = ("imprag", "torch", "transformers", "faiss-cpu", "sentence-transformers", "bm25s")
 
@@ -31,12 +31,12 @@ Prediction = dict[str, Any]
 
 
 class RunFolder:
-    """A run on disk.
+    """The folder of a run.
 
     Attributes:
         path: the folder.
-        recipe: content of ``recipe.yaml``: ``settings``, which belong to the run, and
-            ``environment``, which may differ when it is resumed.
+        recipe: content of ``recipe.yaml``: ``settings``, which identify the run, and
+            ``environment``, which may differ when the run is resumed.
     """
 
     def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
@@ -45,15 +45,15 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":
-        """Open the folder of a run, finished or not.
+        """Open the folder of a finished or unfinished run.
 
         Raises:
-            ImpRAGError: it holds no run, or one of another format.
+            ImpRAGError: the folder holds no run, or a run in another format.
         """
         path = expand_home(path)
         if not (path / RECIPE).is_file():
             raise ImpRAGError(
-                f"{path} is no run folder: it has no {RECIPE}; make one with imprag eval"
+                f"{path} is not a run folder: it has no {RECIPE}; make one with imprag eval"
             )
         try:
             recipe = yaml.safe_load((path / RECIPE).read_text(encoding="utf-8"))
@@ -70,15 +70,15 @@ class RunFolder:
     def start(
         cls, path: Path | str, settings: dict[str, Any], environment: dict[str, Any]
     ) -> "RunFolder":
-        """Make a new run folder, or take up one that was begun with the same settings.
+        """Create a run folder, or open one with the same settings to resume it.
 
         Raises:
-            ImpRAGError: the folder holds something else, or a run with other settings.
+            ImpRAGError: the folder holds other files, or a run with other settings.
         """
         path = expand_home(path)
         if (path / RECIPE).exists():
             run = cls.open(path)
-            # Settings as YAML gives them back: without tuples and the like.
+            # A round trip through YAML turns tuples into lists, as in the file.
             fresh = yaml.safe_load(yaml.safe_dump(settings))
             if different := list(_differences(run.recipe["settings"], fresh)):
                 raise ImpRAGError(
@@ -86,7 +86,7 @@ class RunFolder:
                     "choose another folder or delete this one"
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ImpRAGError(f"{path} exists and is no run folder; choose another folder")
+            raise ImpRAGError(f"{path} exists and is not a run folder; choose another folder")
         recipe = {
             "format_version": FORMAT_VERSION,
             "settings": settings,
@@ -98,13 +98,13 @@ class RunFolder:
         return cls(path, recipe)
 
     def resume(self, batches: Sequence[Sequence[Any]]) -> int:
-        """Drop what an interruption left of an unfinished batch.
+        """Delete predictions of a batch that an interruption left unfinished.
 
         Args:
             batches: all batches of the run, in order.
 
         Returns:
-            how many of them are finished.
+            the number of finished batches.
         """
         path = self.path / PREDICTIONS
         content = path.read_bytes() if path.exists() else b""
@@ -120,7 +120,7 @@ class RunFolder:
         return finished
 
     def append(self, predictions: Iterable[Prediction]) -> None:
-        """Write the predictions of a batch to disk, in one go.
+        """Append the predictions of a batch to ``predictions.jsonl`` in one write.
 
         Raises:
             ImpRAGError: the disk is full.
@@ -132,15 +132,15 @@ class RunFolder:
                 stream.write("".join(lines).encode())
         except OSError as error:
             raise ImpRAGError(
-                f"cannot write {path}: {error.strerror}; free some space, then give the same "
-                "command again: it goes on where it stopped"
+                f"cannot write {path}: {error.strerror}; free some space, then run the same "
+                "command again: it continues where it stopped"
             ) from error
 
     def predictions(self) -> Iterator[Prediction]:
-        """All predictions, read one after the other.
+        """All predictions, read line by line.
 
         Raises:
-            ImpRAGError: there are none yet, or a line is damaged.
+            ImpRAGError: there are no predictions yet, or a line is damaged.
         """
         path = self.path / PREDICTIONS
         if not path.is_file():
@@ -168,7 +168,7 @@ class RunFolder:
         """
         if not (self.path / RESULTS).is_file():
             raise ImpRAGError(
-                f"the run {self.path} is not finished; give its imprag eval command again"
+                f"the run {self.path} is not finished; run its imprag eval command again"
             )
         results = read_json(self.path / RESULTS)
         if not isinstance(results, dict) or not isinstance(results.get("tasks"), dict):
@@ -177,14 +177,14 @@ class RunFolder:
 
 
 def resumed_dtype(path: Path, dtype: str) -> str:
-    """The dtype to load the model of a run in: ``auto`` means that of the first call.
+    """The dtype to load a run's model in; ``auto`` takes the dtype of the run's first call.
 
-    What ``auto`` measures may differ from call to call on a busy machine, and a run in two dtypes
-    is refused.
+    ``auto`` measures speed, so it may choose differently on a busy machine, and a run cannot be
+    resumed in another dtype.
 
     Args:
-        path: the run folder; it may be missing.
-        dtype: as given by the user.
+        path: the run folder; it need not exist.
+        dtype: the dtype that the user gave.
     """
     if dtype != "auto" or not (path / RECIPE).is_file():
         return dtype
@@ -195,7 +195,7 @@ def resumed_dtype(path: Path, dtype: str) -> str:
 def _differences(
     there: Mapping[str, Any], here: Mapping[str, Any], parent: str = ""
 ) -> Iterator[str]:
-    """In words, which settings differ; not where things lay."""
+    """Sentences about settings that differ, without locations."""
     for key in dict.fromkeys([*there, *here]):
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -1,4 +1,4 @@
-"""The runner: puts every example of some tasks to a system, and writes down what comes of it."""
+"""The evaluation runner: runs a system on all examples of tasks and writes a run folder."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -50,37 +50,37 @@ def evaluate(
     batch_size: int = 8,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a system on tasks, into a run folder; go on where an interrupted call stopped.
+    """Evaluate a system on tasks; a rerun after an interruption continues where it stopped.
 
-    Where a model retrieves or reads, an answer counts as retrieved only if it stands in the part
-    of a passage that the model sees, its first ``max_passage_tokens``.
+    If a model retrieves or reads, an answer counts as retrieved only in the part of a passage that
+    the model sees: its first ``max_passage_tokens`` tokens.
 
-    A retriever is asked for 100 passages, for the recall, and the first ``k`` are read. So where
-    the model itself retrieves, its layers 0..b run twice; the answers are those of one pass.
+    Retrievers return 100 passages, which recall is measured on, and the first ``k`` are read. So
+    layers 0..b run twice if the model itself retrieves; the answers equal those of one pass.
 
     Args:
         rag: the model that answers; without one, only retrieval is measured.
-        tasks: what is asked; :func:`imprag.tasks.read_tasks` reads it.
+        tasks: the tasks and examples, from :func:`imprag.tasks.read_tasks`.
         out: the run folder.
-        source: where passages come from; the model's own retrieval if not given. With
-            ``gold_passages`` of `imprag.evaluation.passage_sources`, examples without any are left
-            out.
-        k: passages to read; the model's own number if not given.
-        in_context: put the passages' texts before the prompt, as RAG with any language model does,
-            instead of reading them in layers b..t.
-        chat: put each prompt into the model's own chat template, as for :meth:`ImpRAG.generate`.
-        limit: at most so many examples of each task, drawn by ``seed``.
-        seed: for ``limit``.
-        batch_size: prompts in one batch.
-        name: of the model, for the report; its base model's if not given.
+        source: the source of passages; by default the model's own retrieval. With
+            ``gold_passages`` of `imprag.evaluation.passage_sources`, examples without gold passages
+            are left out.
+        k: number of passages to read; by default the model's own setting.
+        in_context: put the passages' texts before the prompt (in-context RAG), instead of reading
+            them in layers b..t.
+        chat: put each prompt into the model's chat template, as in :meth:`ImpRAG.generate`.
+        limit: largest number of examples of each task, sampled by ``seed``; by default all.
+        seed: seed of ``limit``.
+        batch_size: number of prompts in a batch.
+        name: name of the model in the report; by default its base model's.
 
     Returns:
-        what ``results.json`` holds: under ``tasks``, for every task, ``n`` and ``metrics``, each
+        the content of ``results.json``: under ``tasks``, for each task, ``n`` and ``metrics``, each
         with ``mean``, ``low`` and ``high`` (95 % bootstrap interval) and ``n``.
 
     Raises:
         ImpRAGError: the run folder holds another run, a gold passage is not in the corpus, a
-            prompt is too long, or the arguments do not fit together.
+            prompt is too long, or the arguments contradict each other.
     """
     require_packages()
     out = expand_home(out)
@@ -94,17 +94,17 @@ def evaluate(
         raise ImpRAGError("there is nothing to measure: give a model, or a retriever that ranks")
     if rag is None and (k is not None or in_context):
         raise ImpRAGError(
-            "where only retrieval is measured, nobody reads: leave out k and in_context; recall is "
-            f"measured at {', '.join(map(str, RECALL_DEPTHS))} anyway"
+            "without a model, only retrieval is measured: leave out k and in_context; recall is "
+            f"always measured at {', '.join(map(str, RECALL_DEPTHS))}"
         )
     if chat and rag is None and source.name != "self":
         raise ImpRAGError("chat is for a model's prompts, but no model retrieves or answers")
     if rag is None or source.corpus is None:
-        k = 0  # nobody reads, or there is nothing to read
+        k = 0  # there is no reader, or nothing to read
     elif k is None:
         k = rag.config.passages_to_read(None, len(source.corpus))
     system = _System(rag, source, k, in_context)
-    # Drawn before examples without gold passages are left out, so that runs can be compared.
+    # Sampled before examples without gold passages are left out, so that runs can be compared.
     tasks = [item.draw(limit, seed) for item in tasks]
     if source.corpus is not None and not source.ranks:
         tasks = [_with_gold(item) for item in tasks]
@@ -151,7 +151,7 @@ def evaluate(
 
 
 class _System:
-    """What is evaluated: a source of passages and perhaps a model that reads k of them."""
+    """The evaluated system: a source of passages and optionally a model that reads k of them."""
 
     def __init__(
         self, rag: "ImpRAG | None", source: PassageSource, k: int, in_context: bool
@@ -170,7 +170,7 @@ class _System:
                 raise ImpRAGError(f"k is {k}, but the corpus has only {self.depth} passages")
 
     def check(self, questions: Sequence[Sequence[Question]]) -> None:
-        """Refuse now what would stop the run in the middle."""
+        """Raise early the errors that would stop the run in the middle."""
         if self.rag is None:
             for task, *_ in (group[0] for group in questions):
                 if not task.retrieval:
@@ -189,10 +189,10 @@ class _System:
                 raise ImpRAGError(f"task '{task.name}', example '{example.id}': {error}") from error
 
     def settings(self, name: str | None) -> dict[str, Any]:
-        """For the recipe.
+        """The system's settings for the run's recipe.
 
         Args:
-            name: of the model.
+            name: the model's name.
         """
         passages = {"from": self.source.name, **self.source.details}
         if self.source.ranks:
@@ -224,7 +224,7 @@ class _System:
         return {"passages": passages, "reading": reading, "model": model}
 
     def predict(self, batch: Sequence[Question], pages: Mapping[str, str]) -> list[Prediction]:
-        """Put a batch of one task to the system, and score what comes."""
+        """The predictions for a batch of questions of one task, with their scores."""
         task = batch[0].task
         found = self.source.find(batch, self.depth) if task.retrieval else [[] for _ in batch]
         predictions = []
@@ -257,7 +257,7 @@ class _System:
         return predictions
 
     def _found(self, item: "RetrievedPassage") -> dict[str, Any]:
-        """A passage as it stands in a prediction; ``visible`` characters if it is cut."""
+        """A passage in a prediction, with its number of ``visible`` characters if truncated."""
         entry: dict[str, Any] = {"id": item.passage.id, "score": round(item.score, 6)}
         if self.visible is not None:
             characters = self.visible(item.passage)
@@ -273,7 +273,7 @@ class _System:
             from imprag.model.text import passage_tokens
 
             for number, row in enumerate(read):
-                # As long, and in the same template, as where layers b..t read them.
+                # Truncated and in the same template, as layers b..t read them.
                 ids = passage_tokens(rag.tokenizer, rag.config, [item.passage for item in row])
                 texts = rag.tokenizer.batch_decode(ids, skip_special_tokens=True)
                 kind = ChatPrompt if isinstance(prompts[number], ChatPrompt) else PlainPrompt
@@ -289,13 +289,13 @@ class _System:
 
 
 def _conclude(run: RunFolder, source: PassageSource) -> dict[str, Any]:
-    """Write everything that is made from the predictions."""
+    """Write results, exports and the report of a run with all its predictions."""
     results = {"format_version": FORMAT_VERSION, "tasks": summarize(run.predictions())}
     run.write_results(results)
 
     @cache
     def page(passage_id: str) -> str:
-        assert source.corpus is not None  # or no passage would have been found
+        assert source.corpus is not None  # a passage was found
         return page_of(source.corpus[source.corpus.rows([passage_id])[0]])
 
     write_kilt(run, page)
@@ -306,7 +306,7 @@ def _conclude(run: RunFolder, source: PassageSource) -> dict[str, Any]:
 
 
 def check_distinct(tasks: Sequence[TaskExamples]) -> None:
-    """Refuse a task that is given twice."""
+    """Raise an ImpRAGError if a task is given twice."""
     sources: dict[str, str] = {}
     for item in tasks:
         if item.task.name in sources:
@@ -331,10 +331,10 @@ def _with_gold(item: TaskExamples) -> TaskExamples:
 
 
 def gold_pages(tasks: Sequence[TaskExamples], corpus: Corpus | None) -> dict[str, str]:
-    """The page of every gold passage.
+    """The page of each gold passage.
 
     Raises:
-        ImpRAGError: one is not in the corpus.
+        ImpRAGError: a gold passage is not in the corpus.
     """
     pages: dict[str, str] = {}
     if corpus is None:

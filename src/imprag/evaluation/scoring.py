@@ -1,4 +1,4 @@
-"""From what a system found and answered to scores of one example, and from scores to results."""
+"""Scores answers and rankings of single examples, and summarizes scores as results."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from imprag.corpus import Passage
     from imprag.retrieval.retriever import RetrievedPassage
 
-#: Depths at which retrieval recall is taken.
+#: Depths at which recall is measured.
 RECALL_DEPTHS = (1, 5, 10, 20, 100)
 
 
 def page_of(passage: "Passage") -> str:
-    """The page of a passage: Wikipedia's number of it if known, else its title, else its own id."""
+    """The page of a passage: its Wikipedia page id if known, else its title, else its own id."""
     return _page_name(passage.meta) or passage.title.strip() or passage.id
 
 
 def score_answer(task: Task, example: Example, answer: str) -> dict[str, float]:
-    """Accuracy where answers are labels, else exact match and F1."""
+    """Accuracy if answers are labels, otherwise exact match and F1."""
     names = ["accuracy"] if task.metric == "accuracy" else ["exact_match", "f1"]
     return {name: ANSWER_METRICS[name](answer, example.answers) for name in names}
 
@@ -42,17 +42,19 @@ def score_retrieval(
     gold_pages: Mapping[str, str],
     texts: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Retrieval metrics of one ranking; what the example has no gold for is left out.
+    """Retrieval metrics of one ranking, without those that the example has no gold data for.
 
-    ``answer_recall@k`` asks whether a passage's text, without its title, contains an answer; not
-    where answers are labels. ``passage_recall@k``, ``mrr`` and ``ndcg@10`` ask for the gold
-    passages; recall wants all of an answer's where the task asks for joint evidence.
-    ``r_precision`` asks for the gold passages' pages, as in KILT.
+    ``answer_recall@k`` measures whether a passage's text, without its title, contains an answer; it
+    is left out if answers are labels. ``passage_recall@k``, ``mrr`` and ``ndcg@10`` measure the
+    gold passages; if the task has joint evidence, recall needs all passages of an answer.
+    ``r_precision`` measures the gold passages' pages, as in KILT.
 
     Args:
+        task: the example's task.
+        example: the example.
         found: distinct passages, best first.
-        gold_pages: the page of every gold passage id.
-        texts: what a model sees of the passages' texts, if that is not all.
+        gold_pages: the page of each gold passage id.
+        texts: the parts of the passages' texts that a model sees; by default the whole texts.
     """
     scores: dict[str, float] = {}
     if task.metric != "accuracy":
@@ -80,11 +82,13 @@ def hit_ranks(
     found: "Sequence[RetrievedPassage]",
     texts: Sequence[str] | None = None,
 ) -> dict[str, int | None]:
-    """At which rank, from 1, an answer stands and the evidence is complete; ``None`` for nowhere.
+    """Ranks, from 1, of the first answer and of complete evidence; ``None`` if not found.
 
     Args:
+        task: the example's task.
+        example: the example.
         found: distinct passages, best first.
-        texts: what a model sees of the passages' texts, if that is not all.
+        texts: the parts of the passages' texts that a model sees; by default the whole texts.
 
     Returns:
         ``answer``, unless answers are labels, and ``passage``, if the example has gold passages.
@@ -111,8 +115,8 @@ def summarize(predictions: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, A
         predictions: objects with ``task`` and ``metrics``, such as lines of ``predictions.jsonl``.
 
     Returns:
-        for every task, in the order met: ``n``, the number of its examples, and ``metrics``: for
-        each ``mean``, ``low``, ``high`` and ``n``, the examples that it is defined for.
+        for each task, in order of appearance: ``n``, the number of its examples, and ``metrics``:
+        for each ``mean``, ``low``, ``high`` and ``n``, the number of examples that define it.
     """
     counts: dict[str, int] = defaultdict(int)
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -130,7 +134,7 @@ def summarize(predictions: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def summary(scores: Sequence[float]) -> dict[str, float]:
-    """``mean`` of some scores, ``low`` and ``high`` of its 95 % bootstrap interval, and ``n``."""
+    """``mean`` of scores, ``low`` and ``high`` of its 95 % bootstrap interval, and ``n``."""
     low, high = bootstrap_interval(scores)
     return {"mean": sum(scores) / len(scores), "low": low, "high": high, "n": len(scores)}
 
@@ -140,9 +144,10 @@ def _texts(found: "Sequence[RetrievedPassage]", texts: Sequence[str] | None) -> 
 
 
 def _gold_page(reference: Mapping[str, Any], gold_pages: Mapping[str, str]) -> str:
-    """A page that could not be linked to the corpus counts as one that cannot be found.
+    """The page of a provenance reference.
 
-    That is so without any name, too: no passage has an empty one.
+    A page that is not linked to the corpus counts as not found, even without a name: no passage has
+    an empty page.
     """
     if reference.get("passage_id") is not None:
         return gold_pages[str(reference["passage_id"])]
@@ -150,6 +155,6 @@ def _gold_page(reference: Mapping[str, Any], gold_pages: Mapping[str, str]) -> s
 
 
 def _page_name(fields: Mapping[str, Any]) -> str:
-    """Wikipedia's number of a page, empty where it is not known."""
+    """The Wikipedia page id, or "" if it is unknown."""
     number = fields.get("wikipedia_id")
     return "" if number is None else str(number).strip()

@@ -1,4 +1,4 @@
-"""How sure a mean over instances is, and whether two runs differ: the bootstrap."""
+"""Bootstrap confidence intervals of means, and the paired bootstrap test of two runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from imprag.errors import ImpRAGError
 
-#: Numbers drawn at once: bounds the memory, whatever the number of instances.
+#: Numbers drawn at once, which bounds the memory for any number of instances.
 _BATCH = 2**22
 
 
@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 
 
 class PairedTest(NamedTuple):
-    """Run A against run B on the same instances.
+    """The paired test of run A against run B on the same instances.
 
     Attributes:
         difference: mean of A minus mean of B.
@@ -39,7 +39,10 @@ def bootstrap_interval(
     """Percentile bootstrap confidence interval of the mean.
 
     Args:
-        values: one score for each instance.
+        values: one score per instance.
+        confidence: probability that the interval covers the mean.
+        resamples: number of resamples.
+        seed: seed of the resampling.
 
     Raises:
         ImpRAGError: there are no values.
@@ -58,8 +61,9 @@ def paired_bootstrap(
 ) -> PairedTest:
     """Bootstrap test of two runs that scored the same instances in the same order.
 
-    Instances are resampled in pairs. With d the difference of the means and d* that of a resample,
-    d* − d shows how a difference scatters where there is none, so that the two-sided p-value is
+    Instances are resampled in pairs. Let d be the difference of the means and d* that of a
+    resample. The distribution of d* − d estimates that of d under the null hypothesis, so the
+    two-sided p-value is
 
         p = (1 + number of resamples with |d* − d| ≥ |d|) / (1 + number of resamples).
 
@@ -74,7 +78,7 @@ def paired_bootstrap(
     differences = np.asarray(scores_a, dtype=np.float64) - np.asarray(scores_b, dtype=np.float64)
     means = _resampled_means(differences, resamples, seed)
     difference = float(differences.mean())
-    # Sums of the same numbers in another order differ in their last bits: let them count as equal.
+    # Sums of the same numbers in another order differ in their last bits, and count as equal here.
     scatter = np.abs(means - difference) * (1 + 1e-9) + 1e-12
     extreme = int((scatter >= abs(difference)).sum())
     return PairedTest(
@@ -87,9 +91,9 @@ def paired_bootstrap(
 def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
     """Means of resamples of ``values`` with replacement; ``(resamples,)``.
 
-    A mean needs only how often each distinct value was drawn, and those counts are multinomial.
-    Scores have few distinct values (exact match has two), so this is far less work than drawing
-    every instance, and the distribution is the same.
+    A mean depends only on how often each distinct value was drawn, and these counts are
+    multinomial. Scores have few distinct values (exact match has two), so drawing counts is much
+    faster than drawing instances, with the same distribution.
     """
     if not len(values):
         raise ImpRAGError("there are no scores to resample; evaluate at least one instance")

@@ -1,11 +1,11 @@
-"""Tables that are readable in a terminal and are Markdown, too."""
+"""Markdown tables that are also readable in a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imprag.evaluation.scoring import RECALL_DEPTHS
 
-#: Names of all metrics, as tables show them, in their order.
+#: Labels of all metrics in tables, in the order of their columns.
 LABELS = {
     "exact_match": "exact match",
     "f1": "F1",
@@ -16,7 +16,7 @@ LABELS = {
     "r_precision": "page R-precision",
     **{f"answer_recall@{k}": f"answer recall@{k}" for k in RECALL_DEPTHS},
 }
-#: What to show where there is little room.
+#: Metrics of the short table.
 HEADLINE = (
     "exact_match",
     "accuracy",
@@ -28,7 +28,7 @@ HEADLINE = (
 
 
 def percent(value: float, *, sign: bool = False) -> str:
-    """A share as tables show it: 0.6123 as ``61.2``, with ``sign`` as ``+61.2``."""
+    """A fraction in percent: 0.6123 as ``61.2``, with ``sign`` as ``+61.2``."""
     return f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
 
 
@@ -38,10 +38,10 @@ def estimate(value: Mapping[str, float]) -> str:
 
 
 def results_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    """The headline metrics of a run, in percent; a row for each task.
+    """The headline metrics of a run in percent, with one row per task.
 
     Args:
-        tasks: as in ``results.json``.
+        tasks: ``tasks`` of ``results.json``.
     """
     names = [name for name in HEADLINE if any(name in task["metrics"] for task in tasks.values())]
     rows = []
@@ -52,7 +52,7 @@ def results_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Mapping[str, float] | None, n: int) -> str:
-    """A mean; with its n, if the metric is defined for some of the n examples only."""
+    """A mean, with its n if the metric is undefined for some of the task's n examples."""
     if value is None:
         return ""
     mean = percent(value["mean"])
@@ -60,12 +60,12 @@ def _cell(value: Mapping[str, float] | None, n: int) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """A table with padded cells.
+    """A Markdown table with padded cells.
 
     Args:
         header: names of the columns.
-        rows: cells.
-        texts: so many columns at the left hold text; the others hold numbers, to the right.
+        rows: cells of the rows.
+        texts: number of columns with text, at the left; the others hold numbers, right-aligned.
     """
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,4 +1,4 @@
-"""What a model sees of a passage: the text behind ``max_passage_tokens`` answers nothing."""
+"""The part of a passage that a model sees: text after ``max_passage_tokens`` is cut off."""
 
 from bisect import bisect_right
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from imprag.corpus import Passage
 if TYPE_CHECKING:
     from imprag.pipeline import ImpRAG
 
-#: How many characters of a passage's text are seen.
+#: Number of characters of a passage's text that a model sees.
 VisibleCharacters = Callable[[Passage], int]
 
-_KEPT = 2**16  # passages; a benchmark retrieves the same ones again and again
+_CACHED = 2**16  # passages; a benchmark retrieves the same ones repeatedly
 _NO_LIMIT = 2**40
 
 
 def visible_characters(rag: "ImpRAG") -> VisibleCharacters:
-    """How many characters of a passage's text the model sees, of the part that fits its limit."""
+    """A function that counts the characters of a passage's text that a model sees."""
     from imprag.model.text import passage_tokens
 
     limit = rag.config.max_passage_tokens
@@ -29,7 +29,7 @@ def visible_characters(rag: "ImpRAG") -> VisibleCharacters:
         start = replace(passage, text=passage.text[:characters])
         return len(passage_tokens(rag.tokenizer, uncut, [start])[0])
 
-    @lru_cache(_KEPT)
+    @lru_cache(_CACHED)
     def count(id: str, title: str, text: str) -> int:
         passage = Passage(id, title, text)
         if tokens(passage, len(text)) <= limit:

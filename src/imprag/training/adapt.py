@@ -1,9 +1,8 @@
-"""A model is fitted to a corpus in minutes, by what makes its queries alone (beyond the paper).
+"""Fits a model's retrieval to a corpus in minutes (beyond the paper).
 
-A passage embedding is made of layer b's key projection, a query embedding of its query projection.
-So the latter can learn while all embeddings stay as they are, and with them every index. Nothing
-but a matrix is trained, on states that are computed once, and each prompt is held against the whole
-corpus rather than against the other passages of a batch.
+Trains only layer b's query projection. Passage embeddings come from layer b's key projection and
+stay as they are, and so does every index. The projection's inputs are computed once, and each
+prompt has the whole corpus as negatives instead of the other passages of a batch.
 """
 
 import contextlib
@@ -38,21 +37,21 @@ from imprag.training.recipe import LONGEST_TEXT
 from imprag.training.samplers.sampling import Epochs, Mixture, single_epochs
 from imprag.training.wise_ft import interpolate, trained_weights
 
-_HELD_BACK = 0.05  # of each source's prompts, to measure with
-_MOST_HELD_BACK = 500
-_MOST_PASSAGES = 200_000  # that prompts are held against; a batch's scores take 4 bytes for each
+_HELD_OUT = 0.05  # share of each source's prompts that recall is measured on
+_MOST_HELD_OUT = 500
+_MOST_PASSAGES = 200_000  # that are scored; each takes 4 bytes per prompt of a batch
 _RANK = 10
 _WARMUP_STEPS = 50
 
 
 @dataclass(frozen=True)
 class SourceRecall:
-    """What is found for the prompts of a source that were held back from training.
+    """Recall on the held-out prompts of a source.
 
     Attributes:
-        source: its name.
-        prompts: that were measured with.
-        before, after: shares of them that have a right passage first, and among the first ten.
+        source: the source's name.
+        prompts: number of held-out prompts.
+        before, after: recall@1 and recall@10, before and after training.
     """
 
     source: str
@@ -76,35 +75,35 @@ def adapt(
     left_out: frozenset[int] = frozenset(),
     kept: Path | None = None,
 ) -> list[SourceRecall]:
-    """Train what makes the queries of layer b, in place.
+    """Train layer b's query projection, in place.
 
     The loss is that of warmup (paper, equation 3), with every other passage as a negative.
 
     Args:
         model: the model, in float32.
-        tokenizer: its tokenizer.
+        tokenizer: the model's tokenizer.
         corpus: the passages.
-        index: their embeddings by this model.
-        sources: prompts with their right passages; they are drawn by the weights.
-        steps: of AdamW.
-        prompts: in each of them.
-        learning_rate: at first; it falls to nothing.
-        wise_ft_alpha: weight of the trained projection in the one that is kept: (1 - alpha) ·
-            initial + alpha · trained (:mod:`imprag.training.wise_ft`).
-        seed: of what is held back and drawn.
-        left_out: rows of the corpus that count neither as right nor as wrong.
-        kept: a file for what comes into layer b, most of the work. It is read if it is of the same
-            model and prompts, so that a call that was killed is gone on with, and left there.
+        index: the passages' embeddings by this model.
+        sources: prompts with their positives; they are sampled by the sources' weights.
+        steps: steps of AdamW.
+        prompts: prompts in each step.
+        learning_rate: the highest learning rate; it decays linearly to 0.
+        wise_ft_alpha: weight of the trained projection: saved = (1 - alpha) · initial + alpha ·
+            trained (:mod:`imprag.training.wise_ft`).
+        seed: decides which prompts are held out and in which order the others are sampled.
+        left_out: rows of the corpus that are neither positives nor negatives.
+        kept: a cache file for the projection's inputs, which take most of the time. It is reused
+            if it belongs to the same model and prompts: rerun after an interruption.
 
     Returns:
-        what is found before and after, one for each source.
+        recall before and after training, one for each source.
 
     Raises:
-        ImpRAGError: there is nothing to train or to train on (`query_projection`), or the loss is
-            no finite number.
+        ImpRAGError: the model has no separate query projection, a source has too few prompts, a
+            setting is out of range, or the loss is not finite.
     """
     if steps < 1 or prompts < 1:
-        raise ImpRAGError(f"{steps} steps of {prompts} prompts are no training")
+        raise ImpRAGError(f"steps and prompts must be at least 1, not {steps} and {prompts}")
     if not 0 < wise_ft_alpha <= 1:
         raise ImpRAGError(f"wise_ft_alpha must be above 0 and at most 1, not {wise_ft_alpha}")
     weight = query_projection(model)[1].weight
@@ -112,26 +111,26 @@ def adapt(
     examples = [example for source in sources for example in source.examples]
     rows = _rows(examples, corpus, left_out, seed)
     column_of = {row: column for column, row in enumerate(rows)}
-    right = [[column_of[row] for row in example.positives] for example in examples]
+    positives = [[column_of[row] for row in example.positives] for example in examples]
     ids = [passage.id for passage in corpus.passages(rows)]
     passages = torch.from_numpy(index.embeddings(ids)).to(model.device)
     encoder = PassageEncoder(model, tokenizer)
     inputs = _kept_inputs(encoder, [example.prompt for example in examples], kept)
 
     trained: list[range] = []
-    held_back: list[range] = []
+    held_out: list[range] = []
     start = 0
     for source in sources:
         size = len(source.examples)
-        count = min(_MOST_HELD_BACK, max(1, int(_HELD_BACK * size)))
-        held_back.append(range(start, start + count))
+        count = min(_MOST_HELD_OUT, max(1, int(_HELD_OUT * size)))
+        held_out.append(range(start, start + count))
         trained.append(range(start + count, start + size))
         start += size
 
-    def found(numbers: range) -> tuple[float, float]:
-        return _recall(model, inputs, passages, [right[n] for n in numbers], numbers)
+    def recall(numbers: range) -> tuple[float, float]:
+        return _recall(model, inputs, passages, [positives[n] for n in numbers], numbers)
 
-    before = [found(numbers) for numbers in held_back]
+    before = [recall(numbers) for numbers in held_out]
     mixture = Mixture({n: one.weight for n, one in enumerate(sources)}, f"{seed} adaptation")
     epochs = [Epochs(single_epochs(part), f"{seed} {n}") for n, part in enumerate(trained)]
     optimizer = torch.optim.AdamW([weight], learning_rate, weight_decay=0.0)
@@ -148,7 +147,7 @@ def adapt(
                 chosen, position = mixture.draw(draw)
                 batch += epochs[chosen].bundle(position)
             scores = relevance_scores(query_embeddings_of(model.decoder, inputs[batch]), passages)
-            loss = nce_against_all(scores, [right[number] for number in batch])
+            loss = nce_against_all(scores, [positives[number] for number in batch])
             if not bool(loss.isfinite()):
                 raise ImpRAGError(
                     f"the loss of step {step + 1} is {loss.item()}; lower the learning rate"
@@ -162,16 +161,16 @@ def adapt(
     interpolate(model, initial, wise_ft_alpha)
     weight.requires_grad_(False)
     return [
-        SourceRecall(source.name, len(numbers), first, found(numbers))
-        for source, numbers, first in zip(sources, held_back, before, strict=True)
+        SourceRecall(source.name, len(numbers), first, recall(numbers))
+        for source, numbers, first in zip(sources, held_out, before, strict=True)
     ]
 
 
 def query_projection(model: ImpRAGModel) -> tuple[str, torch.nn.Linear]:
-    """What makes the queries of layer b, and nothing else: the module and its name in the model.
+    """Layer b's query projection, by its name in the model and as a module.
 
     Raises:
-        ImpRAGError: there is no such module.
+        ImpRAGError: the model computes queries and keys with one projection.
     """
     start = f"{model.lm.base_model_prefix}.layers.{model.config.b}."
     for name, module in model.lm.named_modules():
@@ -179,37 +178,37 @@ def query_projection(model: ImpRAGModel) -> tuple[str, torch.nn.Linear]:
             assert isinstance(module, torch.nn.Linear)
             return name, module
     raise ImpRAGError(
-        f"{model.config.base_model} makes queries and keys with one projection: the former "
-        "cannot be trained without changing the passages' embeddings"
+        f"{model.config.base_model} computes queries and keys with one projection, which cannot "
+        "be trained without changing the passage embeddings"
     )
 
 
 def _usable(source: TrainingSource, left_out: frozenset[int]) -> TrainingSource:
-    """The source without what retrieves nothing, or only what is left out."""
+    """The source without the left-out rows, and without examples that then have no positive."""
     examples = [
         replace(example, positives=tuple(row for row in example.positives if row not in left_out))
         for example in source.examples
     ]
     examples = [example for example in examples if example.positives and example.prompt]
     if len(examples) < 2:
-        raise ImpRAGError(f"the source '{source.name}' has too few prompts with a right passage")
+        raise ImpRAGError(f"the source '{source.name}' has too few prompts with a positive")
     return replace(source, examples=examples)
 
 
 def _rows(
     examples: Sequence[TrainingExample], corpus: Corpus, left_out: frozenset[int], seed: int
 ) -> list[int]:
-    """Corpus rows that prompts are held against; of large corpora only a part."""
-    asked = {row for example in examples for row in example.positives}
-    others = [row for row in range(len(corpus)) if row not in asked and row not in left_out]
-    room = max(0, _MOST_PASSAGES - len(asked))
+    """Corpus rows to score: all positives and, of a large corpus, a sample of the others."""
+    positives = {row for example in examples for row in example.positives}
+    others = [row for row in range(len(corpus)) if row not in positives and row not in left_out]
+    room = max(0, _MOST_PASSAGES - len(positives))
     if len(others) > room:
         others = random.Random(f"{seed} passages").sample(others, room)
-    return sorted(asked.union(others))
+    return sorted(positives.union(others))
 
 
 def _kept_inputs(encoder: PassageEncoder, prompts: Sequence[str], kept: Path | None) -> Tensor:
-    """`_inputs`, read from the file if it has them, and else written there."""
+    """`_inputs`, from the cache file if it holds them; otherwise computed and written to it."""
     digest = hashlib.sha256(json.dumps([encoder.fingerprint(), *prompts]).encode()).hexdigest()
     if kept is not None and kept.exists():
         with contextlib.suppress(SafetensorError), safe_open(kept, "pt") as file:
@@ -225,7 +224,7 @@ def _kept_inputs(encoder: PassageEncoder, prompts: Sequence[str], kept: Path | N
 
 @torch.inference_mode()
 def _inputs(encoder: PassageEncoder, prompts: Sequence[str]) -> Tensor:
-    """What layer b makes the prompts' queries of, (prompts, hidden) float32."""
+    """Inputs of layer b's query projection for the prompts, (prompts, hidden) float32."""
     model, device = encoder.model, encoder.model.device
     tokens = prompt_tokens(encoder.tokenizer, prompts, LONGEST_TEXT)
     inputs = torch.empty(len(prompts), model.lm.config.get_text_config().hidden_size)
@@ -245,12 +244,13 @@ def _recall(
     model: ImpRAGModel,
     inputs: Tensor,
     passages: Tensor,
-    right: Sequence[Sequence[int]],
+    positives: Sequence[Sequence[int]],
     numbers: range,
 ) -> tuple[float, float]:
+    """Recall@1 and recall@10 of the prompts with these numbers."""
     queries = query_embeddings_of(model.decoder, inputs[numbers.start : numbers.stop])
     best = relevance_scores(queries, passages).topk(min(_RANK, len(passages))).indices.tolist()
-    pairs = [(ranks, set(rows)) for ranks, rows in zip(best, right, strict=True)]
+    pairs = [(ranks, set(rows)) for ranks, rows in zip(best, positives, strict=True)]
     first = sum(ranks[0] in rows for ranks, rows in pairs)
     among = sum(not rows.isdisjoint(ranks) for ranks, rows in pairs)
     return first / len(pairs), among / len(pairs)

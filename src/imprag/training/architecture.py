@@ -1,4 +1,4 @@
-"""The shape of a language model, known without its weights."""
+"""Sizes of a language model, from its configuration alone, without its weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ from imprag.model.support import check_model
 if TYPE_CHECKING:
     from imprag.training.recipe import LoraSettings, Recipe
 
-# Published figures, so that a plan needs neither the hub nor a licence that opens its files. Each
-# is (model type, settings of its transformers configuration).
+# Published configurations, so that a cost estimate needs neither the hub nor access to a gated
+# model. Each is (model type, settings of its transformers configuration).
 _LLAMA3_ROPE = {"rope_type": "default", "rope_theta": 500000.0}
 _PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2-135m": (
@@ -80,7 +80,7 @@ _PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def num_layers(name_or_path: str) -> int | None:
-    """Layers of a model that is here or well known; None if it would have to be fetched."""
+    """Number of layers of a local or well-known model; None if it would have to be downloaded."""
     published = _published(name_or_path)
     if published is not None:
         return int(published[1]["num_hidden_layers"])
@@ -93,10 +93,10 @@ def num_layers(name_or_path: str) -> int | None:
 
 
 def model_config(name_or_path: str) -> Any:
-    """The transformers configuration of a model: its shape without its weights.
+    """The transformers configuration of a model.
 
     Raises:
-        ImpRAGError: the model is neither here nor well known, and the hub does not have it.
+        ImpRAGError: the model is neither local nor well known, nor on the hub.
     """
     published = _published(name_or_path)
     if published is not None:
@@ -115,7 +115,7 @@ def model_config(name_or_path: str) -> Any:
 
 
 def _published(name_or_path: str) -> tuple[str, dict[str, Any]] | None:
-    """The table's entry for a name such as ``Qwen/Qwen3-0.6B-Base``; what is a path is none."""
+    """The table's entry for a name such as ``Qwen/Qwen3-0.6B-Base``; None for a path."""
     if Path(name_or_path).exists():
         return None
     name = name_or_path.rsplit("/", 1)[-1].lower()
@@ -123,14 +123,14 @@ def _published(name_or_path: str) -> tuple[str, dict[str, Any]] | None:
 
 
 class Architecture:
-    """Sizes of a language model and of its layer groups, read off a model without weights.
+    """Sizes of a language model and of its layer groups, counted on the meta device.
 
     Args:
-        recipe: names the model, its layer boundaries and what is trained.
+        recipe: gives the model, its layer boundaries and the trained weights.
 
     Raises:
-        ImpRAGError: there is no such model, it has too few layers, or an adapter's target is not
-            among its projections.
+        ImpRAGError: there is no such model, it has too few layers, or it lacks a projection that
+            `lora.targets` names.
     """
 
     def __init__(self, recipe: "Recipe") -> None:
@@ -171,7 +171,7 @@ class Architecture:
 
     @property
     def dimension(self) -> int:
-        """Size of an embedding: h_k · d_h."""
+        """Dimension of an embedding: h_k · d_h."""
         return self.key_heads * self.head_dim
 
     @property
@@ -180,11 +180,12 @@ class Architecture:
         return 2 * (self.t - self.b + 1) * self.dimension * 2
 
     def activation_bytes(self, precision: str) -> int:
-        """What one layer keeps of one token for its backward pass.
+        """Bytes that one layer saves per token for its backward pass.
 
-        Two norms keep their input and their normalized input in float32. Projections keep their
-        inputs: under autocast, each its own copy in bfloat16. Attention keeps query, key, value and
-        output, the MLP its gate before and after the activation, its other factor and the product.
+        Two norms save their input and their normalized input in float32. Projections save their
+        inputs; under autocast, each saves its own copy in bfloat16. Attention saves queries, keys,
+        values and its output; the MLP saves its gate before and after the activation, the up
+        projection and their product.
         """
         attention = 2 * (self.heads + self.key_heads) * self.head_dim
         if precision == "bf16":
@@ -199,13 +200,13 @@ def _count(module: nn.Module) -> int:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module has nothing but vectors of its own, as norms do."""
+    """Whether all parameters of a module itself are vectors, as those of norms are."""
     own = list(module.parameters(recurse=False))
     return bool(own) and all(parameter.ndim == 1 for parameter in own)
 
 
 def _vectors(layers: Sequence[nn.Module]) -> int:
-    """Parameters of norms."""
+    """Number of parameters of the layers' norms."""
     return sum(
         sum(parameter.numel() for parameter in module.parameters(recurse=False))
         for layer in layers
@@ -215,7 +216,7 @@ def _vectors(layers: Sequence[nn.Module]) -> int:
 
 
 def _lora_parameters(layers: Sequence[nn.Module], lora: "LoraSettings", rank: int) -> int:
-    """rank · (inputs + outputs) of every projection that is adapted."""
+    """Number of parameters of an adapter: rank · (inputs + outputs) of each adapted projection."""
     total = 0
     for target in lora.targets:
         found = [
@@ -231,7 +232,7 @@ def _lora_parameters(layers: Sequence[nn.Module], lora: "LoraSettings", rank: in
                 if isinstance(module, nn.Linear)
             }
             raise ImpRAGError(
-                f"lora.targets: the model has no projection '{target}', but "
+                f"lora.targets: the model has no projection '{target}'; it has "
                 f"{', '.join(sorted(known))}"
             )
         total += sum(rank * (m.in_features + m.out_features) for m in found)

@@ -1,4 +1,4 @@
-"""From batch indices to token ids."""
+"""The batches of a run as token ids."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,16 +19,16 @@ from imprag.training.step import TrainingBatch
 
 
 class Batches(Dataset[TrainingBatch]):
-    """The batches of a run in their order, each made when it is asked for.
+    """All batches of a run in order; each is tokenized on access.
 
     Args:
-        sampler: what is in a batch.
-        schedule: the stage and passage length of a step.
+        sampler: samples the examples and passages of each batch.
+        schedule: gives the stage and the passage length of each step.
         corpus: the passages.
-        tokenizer: of the model.
-        recipe: the model's settings and the batches of an optimizer step.
-        rank, world_size: this process's part.
-        miner: ranks the corpus where the recipe refreshes candidates.
+        tokenizer: the model's tokenizer.
+        recipe: gives the model's settings and the number of batches per optimizer step.
+        rank, world_size: this process among all.
+        miner: mines hard negatives, if the recipe sets `stages.mine_every`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Batches(Dataset[TrainingBatch]):
         self._per_step = recipe.accumulation
         self._rank, self._world_size = rank, world_size
         self._miner = miner
-        self._reranked = lru_cache(maxsize=1)(self._reranked_sampler)
+        self._mined = lru_cache(maxsize=1)(self._mined_sampler)
         self._passage = lru_cache(maxsize=2**15)(self._passage_tokens)
 
     def __len__(self) -> int:
@@ -58,22 +58,22 @@ class Batches(Dataset[TrainingBatch]):
 
     def __getitem__(self, index: int) -> TrainingBatch:
         step = index // self._per_step
-        refresh = self.schedule.last_refresh(step)
-        sampler = self.sampler if refresh is None else self._reranked(refresh)
+        mined = self.schedule.last_mined(step)
+        sampler = self.sampler if mined is None else self._mined(mined)
         indices = sampler(index).shard(self._rank, self._world_size)
         if not self.schedule.generates(step):
-            indices = _retrieving_only(indices)
+            indices = _retrieval_only(indices)
         examples = [self.sampler.examples[i] for i in indices.examples]
         prompts, responses = [], []
         for example, generated in zip(examples, indices.generated, strict=True):
             response = response_tokens(self._tokenizer, example.response) if generated else []
             if example.prompt:
                 (prompt,) = prompt_tokens(self._tokenizer, [example.prompt], LONGEST_TEXT)
-            else:  # plain text: its first token stands for a prompt
+            else:  # plain text: its first token is the prompt
                 prompt, response = response[:1], response[1:]
             prompts.append(prompt)
             responses.append(response[:LONGEST_TEXT])
-        # A passage that is read is never cut short, since the answer may stand at its end.
+        # The length curriculum spares passages that are read: their answer may be at the end.
         read = {passage for passages in indices.candidates for passage in passages}
         short, full = self.schedule.passage_tokens(step), self._config.max_passage_tokens
         return TrainingBatch(
@@ -89,24 +89,25 @@ class Batches(Dataset[TrainingBatch]):
             negative=torch.from_numpy(indices.negative),
             first_column=indices.first_column,
             columns=indices.columns,
-            remembered=indices.remembered,
-            remembered_negative=torch.from_numpy(indices.remembered_negative),
+            memory=indices.memory,
+            memory_negative=torch.from_numpy(indices.memory_negative),
             self_distillation=self.schedule.stage(step) == "self_distillation",
         )
 
-    def _reranked_sampler(self, refresh: int) -> BatchSampler:
+    def _mined_sampler(self, mined: int) -> BatchSampler:
+        """The sampler with the candidates that are mined at a step, for all steps that use them."""
         assert self._miner is not None
-        steps = range(refresh, self.schedule.steps)
+        steps = range(mined, self.schedule.steps)
         batches = [
             step * self._per_step + n
             for step in steps
-            if self.schedule.last_refresh(step) == refresh
+            if self.schedule.last_mined(step) == mined
             for n in range(self._per_step)
         ]
         numbers = self.sampler.reading(batches)
         prompts = [self.sampler.examples[n].prompt for n in numbers]
         depth = self.sampler.settings.candidates + self.sampler.settings.positives
-        return self.sampler.reranked(numbers, self._miner(prompts, depth, refresh))
+        return self.sampler.reranked(numbers, self._miner(prompts, depth, mined))
 
     def _passage_tokens(self, row: int, limit: int) -> Sequence[int]:
         config = replace(self._config, max_passage_tokens=limit)
@@ -114,8 +115,8 @@ class Batches(Dataset[TrainingBatch]):
         return tokens
 
 
-def _retrieving_only(batch: BatchIndices) -> BatchIndices:
-    """The batch without responses and without the prompts that retrieve nothing."""
+def _retrieval_only(batch: BatchIndices) -> BatchIndices:
+    """The batch without generation: no responses, and only prompts that have positives."""
     kept = np.flatnonzero(batch.positive.any(axis=1))
     return replace(
         batch,
@@ -124,5 +125,5 @@ def _retrieving_only(batch: BatchIndices) -> BatchIndices:
         candidates=((),) * len(kept),
         positive=batch.positive[kept],
         negative=batch.negative[kept],
-        remembered_negative=batch.remembered_negative[kept],
+        memory_negative=batch.memory_negative[kept],
     )

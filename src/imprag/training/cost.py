@@ -14,7 +14,7 @@ from imprag.training.data_cost import estimate_data
 from imprag.training.objectives import make_objective
 from imprag.training.recipe import Recipe
 
-DEFAULT_FLOPS = 400e12  # of one device: an H100 in bfloat16 at 40 % of its peak
+DEFAULT_FLOPS = 400e12  # per second and device: an H100 in bfloat16 at 40 % of its peak
 WIKIPEDIA_PASSAGES = 37_000_000  # the paper's corpus
 _PQ_BYTES = 64
 
@@ -24,13 +24,13 @@ class StepCost:
     """Tokens of one batch in one stage, over all devices.
 
     Attributes:
-        prompts: prompts that are answered; they run through all layers.
-        responses: the answers' part of them; the head is computed for these.
-        queries: prompts that only retrieve; they run through layers 0..b-1.
-        read: passages that some prompt reads; they run through layers 0..t.
-        embedded: passages that are only embedded; they run through layers 0..b-1.
-        scored: prompts run once more for each candidate alone, without gradient.
-        prefixes: passage tokens as the prompts read them, each prompt its own.
+        prompts: tokens of generated prompts with their responses; they run through all layers.
+        responses: tokens of the responses among them; the head runs for these only.
+        queries: tokens of prompts that only retrieve; they run through layers 0..b-1.
+        read: tokens of passages that some prompt reads; they run through layers 0..t.
+        embedded: tokens of passages that are only embedded; they run through layers 0..b-1.
+        scored: tokens of prompts that run again for each candidate alone, without gradient.
+        prefixes: passage tokens that prompts read, counted once per prompt.
     """
 
     prompts: float
@@ -43,39 +43,42 @@ class StepCost:
 
     @property
     def tokens(self) -> float:
-        """All tokens that are trained on, prompts and passages."""
+        """All tokens of prompts and passages in training."""
         return self.prompts + self.queries + self.read + self.embedded
 
     def layer_tokens(self, model: Architecture) -> float:
-        """Tokens times the layers that they really run through, with gradient."""
+        """Tokens times the layers that they run through with gradient."""
         bottom = (self.queries + self.embedded) * model.b
         return self.prompts * model.layers + self.read * (model.t + 1) + bottom
 
     def flops(self, model: Architecture, *, checkpointing: bool) -> float:
-        """6 × parameters × tokens; 2 more where layers are computed twice or only scored."""
+        """FLOPs: 6 × parameters × tokens, 8 with checkpointing, and 2 for scoring."""
         layers = (8 if checkpointing else 6) * self.layer_tokens(model)
         scoring = 2 * self.scored * model.layers
         return (layers + scoring) * model.layer_parameters + 6 * self.responses * model.head
 
 
 class CostEstimate:
-    """What a recipe will cost.
+    """Estimates the cost of a recipe: tokens, FLOPs, hours, memory and storage.
 
-    Missing data is no error here: it is listed, and lengths and numbers are assumed for it.
+    Missing data is not an error: it is listed, and its lengths and counts are assumed.
 
     Args:
         recipe: the recipe.
-        devices: that train together.
-        flops: what one device really computes in a second.
+        devices: number of devices that train together.
+        flops: FLOPs per second that one device achieves.
 
     Raises:
-        ImpRAGError: the model is not to be had or does not fit the recipe, or data that is here
-            cannot be read.
+        ImpRAGError: the model is not available or does not fit the recipe, or local data cannot
+            be read.
     """
 
     def __init__(self, recipe: Recipe, *, devices: int = 1, flops: float = DEFAULT_FLOPS) -> None:
         if devices < 1 or not 0 < flops < math.inf:
-            raise ImpRAGError(f"a plan needs devices and FLOPs, not {devices} and {flops:g}")
+            raise ImpRAGError(
+                "a cost estimate needs at least 1 of devices and more than 0 FLOPs, not "
+                f"{devices} and {flops:g}"
+            )
         self.recipe = recipe
         self.devices = devices
         self.flops = flops
@@ -84,7 +87,7 @@ class CostEstimate:
 
     @cached_property
     def stages(self) -> dict[str, tuple[float, StepCost]]:
-        """Every stage's share of the steps and its batch; stages without a share are left out."""
+        """Share of the steps and mean batch of each stage; empty stages are left out."""
         stages = self.recipe.stages
         bottom = stages.bottom.fraction if stages.bottom else 0.0
         warm = bottom + stages.warmup.fraction
@@ -110,12 +113,12 @@ class CostEstimate:
 
     @property
     def steps(self) -> int:
-        """Steps of the optimizer."""
+        """Number of optimizer steps."""
         return self.recipe.steps(sum(source.examples for source in self.sources))
 
     @property
     def step_flops(self) -> float:
-        """Of one step of the optimizer, the mean over the stages."""
+        """FLOPs of an optimizer step, as the mean over the stages."""
         checkpointing = bool(self.recipe.trainer["gradient_checkpointing"])
         batch = sum(
             share * step.flops(self.model, checkpointing=checkpointing)
@@ -125,13 +128,13 @@ class CostEstimate:
 
     @property
     def hours(self) -> float:
-        """Of training alone: without labels, ranks, evaluation and saving."""
+        """Hours of training alone, without teacher labels, mining, evaluation and saving."""
         return self.steps * self.step_flops / (self.flops * self.devices) / 3600
 
     def memory(self) -> dict[str, float]:
         """Bytes on one device at the end of the forward pass of the largest batch.
 
-        Where passages grow within a stage, of its mean batch.
+        In a stage with a length curriculum, its mean batch counts.
         """
         model, precision = self.model, self.recipe.precision
         largest = max(
@@ -140,10 +143,10 @@ class CostEstimate:
         layer_tokens = largest.layer_tokens(model) / self.devices
         activations = layer_tokens * model.activation_bytes(precision)
         if self.recipe.trainer["gradient_checkpointing"]:
-            # The inputs of all layers, and the widest layer computed once more.
+            # The inputs of all layers, and the activations of the layer that is recomputed.
             tokens = max(largest.prompts, largest.read) / self.devices
-            again = tokens * model.activation_bytes(precision)
-            activations = layer_tokens * 4 * model.hidden + again
+            recomputed = tokens * model.activation_bytes(precision)
+            activations = layer_tokens * 4 * model.hidden + recomputed
         halves = 1 if precision == "bf16" else 2
         parts = {
             "weights": 4.0 * model.total,
@@ -158,14 +161,14 @@ class CostEstimate:
             parts["frozen base model"] = 4.0 * model.total
         states = parts["weights"] + parts["gradients"] + parts["optimizer"]
         total = sum(parts.values())
-        # FSDP2 gathers all weights at once, since the model is sharded as a whole, and has whole
-        # gradients before they are shared out; both in the precision that layers compute in.
+        # The model is sharded as a whole, so FSDP2 gathers all weights at once and holds whole
+        # gradients before it scatters them, both in the precision that layers compute in.
         gathered = 2.0 * halves * (model.total + model.trained)
         sharded = total - states - parts["weights in bfloat16"] + states / self.devices + gathered
         return {**parts, "total, replicated (DDP)": total, "total, sharded (FSDP2)": sharded}
 
     def storage(self, passages: int) -> dict[str, float]:
-        """Bytes of the index and of stored keys and values for a corpus of so many passages."""
+        """Bytes of the index and of the stored KV for this number of passages."""
         values = passages * self.model.dimension
         tokens = passages * self.corpus.passage_tokens
         return {
@@ -176,13 +179,13 @@ class CostEstimate:
         }
 
     def embedding_hours(self, passages: int) -> float:
-        """Of embedding so many passages by layers 0..b-1 on all devices."""
+        """Hours to embed this number of passages with layers 0..b-1 on all devices."""
         tokens = passages * self.corpus.passage_tokens
         flops = 2 * tokens * self.model.b * self.model.layer_parameters
         return flops / (self.flops * self.devices) / 3600
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan for JSON."""
+        """The cost estimate as JSON-like values."""
         model, steps = self.model, self.steps
         accumulation = self.recipe.accumulation
         corpora = {"37M passages": WIKIPEDIA_PASSAGES}
@@ -237,7 +240,7 @@ class CostEstimate:
         return sum(share * step.tokens for share, step in self.stages.values())
 
     def _embedded_tokens(self, begin: float, end: float) -> float:
-        """Mean length of passages that are only embedded, in this part of the steps."""
+        """Mean length of passages that are only embedded, between two fractions of the steps."""
         length, curriculum = self.corpus.passage_tokens, self.recipe.batch.passage_tokens
         if not curriculum or begin >= end:
             return length
@@ -256,36 +259,37 @@ class CostEstimate:
         ranked: bool = False,
         scoring: bool = False,
     ) -> StepCost:
-        """The mean batch of a stage, as if there were questions enough about every passage.
+        """The mean batch of a stage, if there are enough questions about each passage.
 
         Args:
-            embedded_tokens: of a passage that is only embedded.
-            generating: whether prompts are answered; without, they only retrieve.
+            embedded_tokens: length of a passage that is only embedded.
+            generating: whether prompts are generated; otherwise they only retrieve.
             ranked: whether candidates come from the model's own index.
-            scoring: whether the language model scores every candidate.
+            scoring: whether the language model scores each candidate.
         """
         batch = self.recipe.batch
         hard = batch.candidates if ranked else batch.hard_negatives
-        askers = 1 + batch.questions_per_passage * batch.candidates
+        questions = 1 + batch.questions_per_passage * batch.candidates
         prompts = responses = queries = scored = passages = read = readers = 0.0
         for source in self.sources:
-            drawn = batch.prompts * source.share
+            sampled = batch.prompts * source.share
             length = source.prompt_tokens + source.response_tokens
-            answered = drawn if generating else 0.0
+            generated = sampled if generating else 0.0
             if source.retrieves:
-                chosen = drawn * self._answered_share
-                asked = drawn + chosen * (askers - 1)
-                answered = chosen * askers if generating else 0.0
-                queries += (asked - answered) * source.prompt_tokens
-                readers += answered
-                scored += answered * batch.candidates * length if scoring else 0.0
-                right = min(source.positives, batch.positives)
-                passages += drawn * right + (chosen if ranked else drawn) * hard
-                # The right ones, up to half, and its hard negatives; the rest are other prompts'.
-                own = min(right, -(-batch.candidates // 2)) + hard
+                chosen = sampled * self._generated_share
+                total = sampled + chosen * (questions - 1)
+                generated = chosen * questions if generating else 0.0
+                queries += (total - generated) * source.prompt_tokens
+                readers += generated
+                scored += generated * batch.candidates * length if scoring else 0.0
+                positives = min(source.positives, batch.positives)
+                passages += sampled * positives + (chosen if ranked else sampled) * hard
+                # Positives take up to half of the candidates, then the prompt's hard negatives;
+                # the rest are passages of other prompts.
+                own = min(positives, -(-batch.candidates // 2)) + hard
                 read += chosen * min(own, batch.candidates)
-            prompts += answered * length
-            responses += answered * source.response_tokens
+            prompts += generated * length
+            responses += generated * source.response_tokens
         read = min(passages, max(read, batch.candidates), readers * batch.candidates)
         length = self.corpus.passage_tokens
         return StepCost(
@@ -299,8 +303,8 @@ class CostEstimate:
         )
 
     @property
-    def _answered_share(self) -> float:
-        """Of the prompts that retrieve: `generate` is a number of those."""
+    def _generated_share(self) -> float:
+        """Share of the retrieving prompts that `batch.generate` selects."""
         batch = self.recipe.batch
         retrieving = batch.prompts * sum(
             source.share for source in self.sources if source.retrieves

@@ -1,4 +1,4 @@
-"""From a recipe's data to training examples: prompt, response, right and wrong passages."""
+"""Training examples of a recipe: prompts, responses, positives and hard negatives."""
 
 import hashlib
 import random
@@ -25,19 +25,19 @@ _PART = 4096  # passages read at once
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
-    """A prompt with its response and, where passages are retrieved for it, its labels.
+    """A prompt with its response and, if the task retrieves, its retrieval labels.
 
     Attributes:
-        id: of the example that it is made from.
-        prompt: the task's template, filled in. Empty for plain text of the corpus.
-        response: what the model should add to the prompt.
-        positives: corpus rows of right passages, the surest first; none without retrieval.
-        hard_negatives: corpus rows that look right and are not, the hardest first: the pool that
-            batches draw from.
-        known: further corpus rows that may be right, and so are negatives nowhere.
-        group: its place in a grid: (entity, relation), or (title,) of an article; () if it has
-            none.
-        answers: texts that mark a passage as a possible match; none where answers are labels.
+        id: id of the task's example.
+        prompt: the task's prompt template, filled in; empty for plain text of the corpus.
+        response: the text that the model should generate.
+        positives: corpus rows of the positives, the most certain first; () without retrieval.
+        hard_negatives: corpus rows of the pool that batches sample hard negatives from, the
+            hardest first.
+        known: corpus rows that may be further positives; they are never negatives.
+        group: place in a grid: (entity, relation), or (title,) of an article; () if none.
+        answers: a passage that contains one of these texts is never a negative; () where answers
+            are labels such as True.
     """
 
     id: str
@@ -52,12 +52,12 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """Examples that are drawn together, with one weight in the mixture.
+    """Examples that are sampled together, with one weight in the mixture.
 
     Attributes:
-        name: for messages.
-        examples: none is in another split than the one asked for.
-        weight: relative to the other sources.
+        name: the source's name in messages.
+        examples: the examples, all of the requested split.
+        weight: share in the mixture, relative to the other sources.
     """
 
     name: str
@@ -73,15 +73,14 @@ class TrainingSource:
 
 
 def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
-    """Read the data of a recipe and have the teacher label it.
+    """Read the data of a recipe and label it with the teacher's ranks.
 
-    The teacher is asked only where its ranks are used: for pseudo-positives or for hard negatives.
-    Synthetic examples are not made from passages about the entities that a benchmark of the recipe
-    holds out.
+    The teacher runs only where its ranks are used: for pseudo-positives or hard negatives.
+    Passages about entities that a benchmark of the recipe holds out give no synthetic examples.
 
     Raises:
-        ImpRAGError: data are missing or not in their format, a gold passage is not in the corpus,
-            or the teacher is not installed.
+        ImpRAGError: data is missing or malformed, a gold passage is not in the corpus, or the
+            teacher is not installed.
     """
     retriever: TextRetriever | None = None
     sources: list[TrainingSource] = []
@@ -117,11 +116,11 @@ def read_source(
     """All examples of a source, without its limit.
 
     Args:
-        source: where they are, and how they are asked.
-        known: examples that sources have read before; what this one reads is added.
+        source: the location of the examples and their prompt templates.
+        known: cache of examples by location, task and split; this call adds to it.
 
     Raises:
-        ImpRAGError: they are missing or not in their format.
+        ImpRAGError: the examples are missing or malformed.
     """
     known = {} if known is None else known
     place = (source.tasks, source.task, source.split)
@@ -145,29 +144,31 @@ def retrieval_examples(
     positives: Literal["teacher", "gold"] = "teacher",
     count: int = 5,
 ) -> list[TrainingExample]:
-    """Examples of a task that passages are retrieved for.
+    """Training examples of a task with retrieval.
 
-    With ``teacher``, the ``count`` first ranks are pseudo-positives, and the ranks between them and
-    the pool of hard negatives count neither as right nor as wrong. With ``gold``, all gold passages
-    are positives, and the teacher's pool is taken without them. In both cases the pool may hold
-    passages with an answer; batches never take those as negatives.
+    With ``teacher``, the teacher's ``count`` first ranks are pseudo-positives; the ranks between
+    them and the pool of hard negatives are neither positives nor negatives. With ``gold``, all gold
+    passages are positives and leave the teacher's pool. In both cases the pool may hold passages
+    with an answer; batches never take those as negatives.
 
     Args:
-        labels: the teacher's ranks for every prompt, rows of the corpus, (examples, depth), best
+        tasks: the task and its examples.
+        corpus: the passages.
+        labels: the teacher's ranks for each prompt as rows of the corpus, (examples, depth), best
             first; not needed for gold positives without hard negatives.
-        settings: which ranks hard negatives are drawn from.
-        positives: from the teacher or from the examples' provenance.
-        count: pseudo-positives of the teacher.
+        settings: the ranks that hard negatives are sampled from.
+        positives: source of the positives: the teacher or the examples' provenance.
+        count: number of pseudo-positives.
 
     Raises:
-        ImpRAGError: an example has no gold passage or one that is not in the corpus.
+        ImpRAGError: an example has no gold passage, or one that is not in the corpus.
     """
     task = tasks.task
     first, last = settings.hard_negatives
     ranked = [[] for _ in tasks.examples] if labels is None else labels.tolist()
-    right = _gold_rows(tasks, corpus) if positives == "gold" else ranked
+    labelled = _gold_rows(tasks, corpus) if positives == "gold" else ranked
     examples = []
-    for example, ranks, rows in zip(tasks.examples, ranked, right, strict=True):
+    for example, ranks, rows in zip(tasks.examples, ranked, labelled, strict=True):
         near: list[int] = []
         if positives == "teacher":
             rows, near = rows[:count], ranks[count : first - 1]
@@ -187,7 +188,7 @@ def retrieval_examples(
 
 
 def plain_examples(tasks: TaskExamples) -> list[TrainingExample]:
-    """Examples of a task that nothing is retrieved for."""
+    """Training examples of a task without retrieval."""
     task = tasks.task
     return [
         TrainingExample(example.id, task.prompt(example), task.response(example))
@@ -204,14 +205,17 @@ def synthetic_examples(
     seed: int = 0,
     keep: Callable[[Passage], bool] = lambda passage: True,
 ) -> list[TrainingExample]:
-    """Examples made from passages that are drawn from the corpus by the seed.
+    """Examples made from passages of the corpus, in an order that the seed decides.
 
-    Those that retrieve have the passage that they are made from as their positive.
+    If their task retrieves, the passage that an example is made from is its positive.
 
     Args:
-        part: of the corpus, that the passages are drawn from; if not given, all of it.
-        limit: at most so many.
-        keep: says which passages may be used.
+        kind: the self-supervised task.
+        corpus: the corpus that rows refer to.
+        part: makes the examples from this part of the corpus only; by default from all of it.
+        limit: largest number of examples; by default there is none.
+        seed: decides the order of the passages.
+        keep: whether a passage may be used.
     """
     task = load_task(kind)
     part = corpus if part is None else part
@@ -230,7 +234,7 @@ def synthetic_examples(
 
 
 def _read(corpus: Corpus, rows: Sequence[int]) -> Iterator[Passage]:
-    """The passages of the rows, read in parts: one by one takes several times as long."""
+    """The passages of the rows, read in parts, which is several times faster than one by one."""
     for start in range(0, len(rows), _PART):
         yield from corpus.passages(rows[start : start + _PART])
 
@@ -248,10 +252,10 @@ def _synthetic_source(
 
 
 def not_held_out(trained: Mapping[str, Set[str]]) -> Callable[[Passage], bool]:
-    """Whether a passage is about no subject of a benchmark's splits that are not trained on.
+    """A filter for passages: False for those about an entity of a held-out split.
 
     Args:
-        trained: the splits that are, by the benchmark's folder.
+        trained: for each benchmark folder, the splits that are trained on.
     """
     kept = [
         (split_of_passages(load_benchmark(folder)), {None, *splits})
@@ -275,7 +279,7 @@ def _gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
 
 
 def _grouped_by_title(examples: Sequence[TrainingExample], corpus: Corpus) -> list[TrainingExample]:
-    """The examples; those without a group get the title of their first positive's article."""
+    """The examples, grouped by the title of their first positive where they had no group."""
     rows = list({one.positives[0] for one in examples if not one.group})
     titles = dict(zip(rows, (passage.title for passage in corpus.passages(rows)), strict=True))
     return [

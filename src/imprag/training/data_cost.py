@@ -1,4 +1,7 @@
-"""The data of a recipe as far as it is here: numbers of examples and mean lengths."""
+"""Numbers of examples and mean lengths of a recipe's data, for the cost estimate.
+
+Local data is measured; figures are assumed for data that is missing or only on the hub.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,7 +18,7 @@ from imprag.training.data import read_source
 from imprag.training.recipe import Recipe
 from imprag.training.sources import SyntheticSource, TaskSource
 
-# Where a text or a set is not at hand.
+# Assumptions about data that is not local.
 TOKENS_PER_WORD = 4 / 3
 ASSUMED_PASSAGE_TOKENS = 140  # a hundred words and a title
 ASSUMED_EXAMPLES = 5000
@@ -32,16 +35,16 @@ _FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 
 @dataclass(frozen=True)
 class SourceCost:
-    """A source of training examples as far as it is here.
+    """Size of a source of training examples.
 
     Attributes:
-        task, place: which, and where it is looked for.
-        state: ``found``, ``on the hub`` (not fetched), or ``missing``.
-        examples: that take part, the recipe's limit where it is not found.
-        share: of a batch's prompts, in the mean.
+        task, place: the source's task and location.
+        state: ``found``, ``on the hub`` (not downloaded), or ``missing``.
+        examples: number of examples; the recipe's limit if the source is not found.
+        share: mean share of a batch's prompts.
         retrieves: whether its prompts read passages.
-        prompt_tokens, response_tokens: mean lengths; measured where it is found.
-        positives: of each prompt in a batch.
+        prompt_tokens, response_tokens: mean lengths, measured if the source is found.
+        positives: number of positives of each prompt in a batch.
     """
 
     task: str
@@ -57,13 +60,13 @@ class SourceCost:
 
 @dataclass(frozen=True)
 class CorpusCost:
-    """The corpus as far as it is here.
+    """Size of the corpus.
 
     Attributes:
         place: name or path.
         state: ``found`` or ``missing``.
-        passages: number of them; None where it is missing.
-        passage_tokens: mean length after cutting; measured where it is found.
+        passages: number of passages; None if the corpus is missing.
+        passage_tokens: mean length after truncation, measured if the corpus is found.
     """
 
     place: str
@@ -73,13 +76,13 @@ class CorpusCost:
 
 
 def estimate_data(recipe: Recipe) -> tuple[CorpusCost, list[SourceCost]]:
-    """Look for the corpus and every source of a recipe, and measure what is found.
+    """Measure the corpus and the sources of a recipe, as far as they are local.
 
     Raises:
-        ImpRAGError: something is there but cannot be read.
+        ImpRAGError: a file exists but cannot be read.
     """
     count = _token_counter(recipe.model.base)
-    corpus, planned = _estimate_corpus(recipe, count)
+    corpus, corpus_cost = _estimate_corpus(recipe, count)
     known: dict[tuple[str, ...], TaskExamples] = {}
     sources = [
         _estimate_task(source, recipe, share, count, known)
@@ -87,18 +90,19 @@ def estimate_data(recipe: Recipe) -> tuple[CorpusCost, list[SourceCost]]:
         else _estimate_synthetic(source, corpus, share, count)
         for source, share in zip(recipe.data, _shares(recipe), strict=True)
     ]
-    return planned, sources
+    return corpus_cost, sources
 
 
 def _shares(recipe: Recipe) -> list[float]:
     """Each source's mean share of a batch's prompts, by the weights.
 
-    Sources that retrieve share the grid, if there is one, and the others what stands beside it.
+    In batches with a grid, sources with retrieval share the grid's prompts and the other sources
+    share `batch.others`.
     """
     batch = recipe.batch
     kinds = [batch.grid is None or source.retrieves for source in recipe.data]
-    beside = batch.others if batch.grid else 0
-    room = {True: 1 - beside / batch.prompts, False: beside / batch.prompts}
+    others = batch.others if batch.grid else 0
+    room = {True: 1 - others / batch.prompts, False: others / batch.prompts}
     weights = {True: 0.0, False: 0.0}
     for source, kind in zip(recipe.data, kinds, strict=True):
         weights[kind] += source.weight
@@ -109,7 +113,7 @@ def _shares(recipe: Recipe) -> list[float]:
 
 
 def _token_counter(base: str) -> Callable[[str], float]:
-    """Counts a text's tokens: with the model's tokenizer if it is here, else by its words."""
+    """A function that counts tokens: with the model's tokenizer if it is local, else by words."""
     try:
         tokenizer = load_tokenizer(base) if base == EMBEDDED or Path(base).exists() else None
     except ImpRAGError:
@@ -155,7 +159,7 @@ def _estimate_task(
         drawn = [tasks.examples[i] for i in _spread(examples)]
         prompt, response = _lengths(tasks.task, drawn, count)
     else:
-        # As in `read_records`: what looks like a file is no name on the hub.
+        # As in `read_records`: a name that looks like a file's is not looked for on the hub.
         is_file = source.tasks.endswith(_FILE_ENDINGS) or source.tasks.startswith((".", "/"))
         state = "missing" if is_file else "on the hub"
         examples = source.limit or ASSUMED_EXAMPLES
@@ -211,5 +215,5 @@ def _lengths(
 
 
 def _spread(length: int) -> list[int]:
-    """Rows for a sample, evenly from the whole."""
+    """Evenly spaced numbers below a length, as a sample."""
     return [i * length // min(length, _SAMPLE) for i in range(min(length, _SAMPLE))]

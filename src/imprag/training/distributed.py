@@ -1,6 +1,6 @@
-"""What makes several processes compute what one would compute on all their examples.
+"""Collectives that make several processes compute the loss of one process with all examples.
 
-Without a process group, or alone in it, every function returns what it was given.
+Without a process group, or in a group of one, every function returns its argument.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from torch.autograd.function import once_differentiable
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """The rows of all processes, with gradients flowing back to the process they come from.
+    """The rows of all processes, with gradients that flow back to the process of each row.
 
-    Backward adds up what all processes' losses ask of a row. So either all processes run backward
-    through the result or none, even one that brings no rows. Call it after the forward passes of
-    the language model: its backward then comes first, before DDP begins to average gradients, and
-    all processes communicate in the same order.
+    Backward sums the gradients of all processes' losses with respect to a row. So all processes
+    must run backward through the result, or none, even a process without rows. Call it after the
+    forward passes of the language model: its backward then comes first, before DDP begins to
+    average gradients, and all processes communicate in the same order.
 
     Args:
-        tensor: (own rows, ...); the number of rows may differ between processes, nothing else.
+        tensor: (own rows, ...); only the number of rows may differ between processes.
 
     Returns:
         (all rows, ...), ordered by rank.
@@ -34,8 +34,8 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a number over all processes, in float32, without gradient.
 
-    With the mean of the processes' counts as ``count`` of an objective, the mean of the processes'
-    losses, and so the gradient that DDP and FSDP average, is that of the whole batch.
+    Pass the mean of the processes' counts as ``count`` of an objective. The mean of the processes'
+    losses, and so the gradient that DDP and FSDP average, is then that of the whole batch.
     """
     mean = value.detach().float()
     if _world_size() == 1:
@@ -61,12 +61,12 @@ class _Gather(torch.autograd.Function):
 
 
 def _gather_parts(tensor: Tensor) -> list[Tensor]:
-    """The tensors of all processes, which differ in their number of rows at most."""
+    """The tensors of all processes; they may differ in their number of rows only."""
     size = torch.tensor([len(tensor)], device=tensor.device)
     sizes = [torch.empty_like(size) for _ in range(_world_size())]
     dist.all_gather(sizes, size)
     rows = [int(n) for n in sizes]
-    # Collectives want equal shapes, so all are filled up to the largest.
+    # Collectives need equal shapes, so all tensors are padded to the most rows.
     padded = tensor.new_zeros(max(rows), *tensor.shape[1:])
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in rows]

@@ -1,4 +1,4 @@
-"""Candidates of self-distillation: what the model's own index ranks first (paper, section 3)."""
+"""Hard negative mining: the model in training ranks the corpus (paper, section 3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,17 +24,17 @@ _BATCH = 64
 
 
 class HardNegativeMiner:
-    """Ranks the corpus for prompts with the model as it is, and keeps what it found in a folder.
+    """Ranks the corpus for prompts with the model in training, and stores the ranks in a folder.
 
-    A run that is resumed finds the ranks of its former life there, and so goes on with the same
-    candidates. The first process does the work, the others wait for it.
+    A resumed run reads the stored ranks, so that it continues with the same candidates. The main
+    process mines; the others wait for it.
 
     Args:
-        model: the model, which training changes meanwhile.
-        tokenizer: its tokenizer.
-        corpus: what is ranked.
-        folder: for the ranks, and for the index while it is needed.
-        dtype: that layers compute in; bfloat16 or float32.
+        model: the model in training; its weights change between calls.
+        tokenizer: the model's tokenizer.
+        corpus: the passages.
+        folder: folder of the ranks, and of a temporary index.
+        dtype: dtype that layers compute in; bfloat16 or float32.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class HardNegativeMiner:
         self._dtype = dtype
 
     def __call__(self, prompts: Sequence[str], depth: int, step: int) -> npt.NDArray[np.int32]:
-        """The corpus rows that rank first for every prompt, best first.
+        """The corpus rows that rank first for each prompt, best first.
 
         Args:
-            prompts: texts.
-            depth: ranks to take; all passages of a corpus that has fewer.
-            step: of the training; ranks that were taken for it before are read again.
+            prompts: the prompts.
+            depth: number of ranks; at most the size of the corpus.
+            step: the training step; ranks that are stored for it are read instead of computed.
 
         Returns:
             (prompts, depth) int32.
 
         Raises:
-            ImpRAGError: the kept ranks are damaged.
+            ImpRAGError: the stored ranks are damaged.
         """
         depth = min(depth, len(self._corpus))
         path = self._folder / f"step-{step}.safetensors"
@@ -68,10 +68,10 @@ class HardNegativeMiner:
                 with atomic_path(path) as temporary:
                     save_file({"rows": rows.astype(np.int32)}, temporary)
             try:
-                kept: npt.NDArray[np.int32] = load_file(path)["rows"]
+                stored: npt.NDArray[np.int32] = load_file(path)["rows"]
             except (OSError, KeyError, SafetensorError) as error:
                 raise ImpRAGError(f"{path} is damaged ({error}); delete it") from error
-        return kept
+        return stored
 
     def _rank(self, prompts: Sequence[str], depth: int) -> npt.NDArray[np.int64]:
         model, training = self._model, self._model.training
@@ -86,7 +86,7 @@ class HardNegativeMiner:
             ):
                 rows = []
                 starts = range(0, len(prompts), _BATCH)
-                for start in tqdm(starts, desc="own ranks", delay=2, disable=None):
+                for start in tqdm(starts, desc="hard negatives", delay=2, disable=None):
                     batch = prompts[start : start + _BATCH]
                     queries = model.query_embeddings(
                         *prompt_batch(self._tokenizer, batch, LONGEST_TEXT, device)

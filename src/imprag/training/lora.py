@@ -16,12 +16,12 @@ from imprag.training.recipe import LoraGroup, LoraSettings
 
 
 def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig) -> None:
-    """Freeze the model and give each layer group that the settings name its adapter.
+    """Freeze the model and add an adapter to each layer group that the settings name.
 
-    One adapter of peft serves all groups, with ranks by module, so that it is saved as one.
+    All groups share one peft adapter with ranks per module, so that it is saved as one.
 
     Raises:
-        ImpRAGError: a target names no projection of the group's layers.
+        ImpRAGError: a target names no projection of a group's layers.
     """
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -31,7 +31,7 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
         linear = [name for name, module in modules if isinstance(module, nn.Linear)]
         if settings.norms:
             norms += [name for name, module in modules if is_norm(module)]
-            if group == "top":  # the one after the last layer
+            if group == "top":  # the norm after the last layer
                 norms += [
                     f"{lm.base_model_prefix}.{name}"
                     for name, module in lm.base_model.named_children()
@@ -59,7 +59,7 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
 
 
 def hold_untrained(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig) -> None:
-    """Freeze the adapters, and norms, of groups that are not trained."""
+    """Freeze the adapters and norms of groups that are not trained."""
     for _, adapter, starts in _groups(lm, settings, config):
         if not adapter.trained:
             for name, parameter in lm.named_parameters():
@@ -70,7 +70,7 @@ def hold_untrained(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGCo
 def _groups(
     lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig
 ) -> Iterator[tuple[str, LoraGroup, tuple[str, ...]]]:
-    """Groups with an adapter: name, adapter, and what the names of their modules begin with."""
+    """Groups with an adapter: name, adapter, and the prefixes of their modules' names."""
     start = f"{lm.base_model_prefix}.layers."
     for name, numbers in config.layer_groups(len(lm.base_model.layers)).items():
         adapter: LoraGroup | None = getattr(settings, name)
@@ -80,10 +80,10 @@ def _groups(
 
 @torch.no_grad()
 def begin_with(lm: PreTrainedModel, start: PreTrainedModel) -> None:
-    """Give a model the weights of another of the same architecture.
+    """Initialise a model's trained weights from another model of the same architecture.
 
-    What an adapter stands on stays as it is, and the adapter becomes the nearest one of its rank to
-    the difference (its largest singular values). Other weights that are not trained stay, too.
+    An adapted weight itself stays as it is; its adapter becomes the best approximation of the
+    difference at the adapter's rank (its largest singular values). Frozen weights stay, too.
 
     Raises:
         ImpRAGError: the models have weights of different names or shapes.
@@ -99,9 +99,9 @@ def begin_with(lm: PreTrainedModel, start: PreTrainedModel) -> None:
 
 
 def halve_frozen(lm: PreTrainedModel) -> None:
-    """Hold the layers' frozen projections in bfloat16, for training under autocast.
+    """Convert the layers' frozen projections to bfloat16, for training under autocast.
 
-    Autocast keeps its copies of trained weights only; frozen ones it would cast in every call.
+    Autocast caches its copies of trained weights only; frozen weights would be cast in every call.
     """
     for module in lm.base_model.layers.modules():
         if isinstance(module, nn.Linear) and not any(_trained(module)):
@@ -117,13 +117,14 @@ def _weight(weights: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
     if found is None or found.shape != like.shape:
         raise ImpRAGError(
             f"training cannot start from this model: {name} should have the shape "
-            f"{tuple(like.shape)}" + ("" if found is None else f", not {tuple(found.shape)}")
+            f"{tuple(like.shape)}, "
+            + ("but is missing" if found is None else f"not {tuple(found.shape)}")
         )
     return found
 
 
 def _approximate(module: LoraLayer, weight: Tensor) -> None:
-    """Set an adapter to the nearest of its rank to the difference between weight and base."""
+    """Set an adapter to the best approximation, at its rank, of weight − base."""
     (name,) = module.active_adapters
     base = module.get_base_layer().weight
     difference = (weight.to(base.device, torch.float64) - base.double()) / module.scaling[name]
@@ -134,10 +135,10 @@ def _approximate(module: LoraLayer, weight: Tensor) -> None:
 
 
 def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(rows, rank) and (rank, columns), alike in size, whose product is nearest to the matrix.
+    """The factors (rows, rank) and (rank, columns) of the best approximation of the matrix.
 
-    Its largest singular values, by way of the eigenvalues of its smaller Gram matrix, which a GPU
-    finds many times faster.
+    Both factors get the square root of the singular values. They come from the eigenvectors of the
+    smaller Gram matrix, which a GPU computes many times faster than a singular value decomposition.
     """
     if matrix.shape[0] > matrix.shape[1]:
         left, right = _factors(matrix.T, rank)

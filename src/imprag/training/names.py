@@ -1,4 +1,4 @@
-"""How alike the names of entities are, before anything was learned about them."""
+"""Similarity of entity names by the base model's token embeddings."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,10 @@ from imprag.training.samplers.sampling import NameVectors
 def name_vectors(
     sources: Sequence[TrainingSource], lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> NameVectors:
-    """The mean of each name's token embeddings, less the mean of all names, at length 1.
+    """Unit vectors of the names of all entities in grids.
 
-    The names are those of the entities of grids, as they stand within a sentence.
+    A vector is the mean of the name's token embeddings, less the mean over all names. Names are
+    tokenized with a leading space, as within a sentence.
     """
     groups = {example.group for source in sources for example in source.examples}
     names = sorted({group[0] for group in groups if len(group) == 2})

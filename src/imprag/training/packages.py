@@ -1,4 +1,4 @@
-"""Optional packages of a training run: asked for before anything is written or computed."""
+"""Optional packages of a training run; they are checked before anything is computed."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ TENSORBOARD = "tensorboard"
 
 
 def require_packages(recipe: Recipe) -> None:
-    """Refuse to begin a run that could not be finished, and say it if it will have no curves.
+    """Check the packages that a recipe needs; print a note if there will be no TensorBoard curves.
 
     Raises:
-        ImpRAGError: a package is missing that the recipe needs.
+        ImpRAGError: a required package is missing.
     """
     tasks = [source for source in recipe.data if isinstance(source, TaskSource)]
     retrieving = [source for source in tasks if source.retrieves]
@@ -35,5 +35,5 @@ def require_packages(recipe: Recipe) -> None:
 
 
 def curve_writers() -> list[str]:
-    """What transformers' trainer reports to; ``metrics.jsonl`` is always written."""
+    """``report_to`` of transformers' trainer; ``metrics.jsonl`` is always written."""
     return [] if missing(TENSORBOARD) else [TENSORBOARD]

@@ -1,4 +1,4 @@
-"""Mixed precision without needless copies."""
+"""Mixed precision without redundant casts."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 
 def cast_block_inputs(lm: PreTrainedModel) -> None:
-    """Let autocast cast the input of an attention or MLP block once, not once for each projection.
+    """Cast the input of each attention or MLP block once, instead of once for each projection.
 
-    Autocast casts for every linear layer by itself: the same states three times for query, key and
-    value, and their gradients three times on the way back. The outcome is the same but for the sum
-    of these gradients, which is taken in the lower precision. Without autocast nothing changes.
+    Autocast casts for each linear layer separately: the same states three times for queries, keys
+    and values, and their gradients three times in backward. The result differs only in the sum of
+    these gradients, which is taken in the lower precision. Without autocast nothing changes.
     """
     for layer in lm.base_model.layers:
         for block in layer.children():

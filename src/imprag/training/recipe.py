@@ -1,8 +1,8 @@
 """The schema of recipes: everything that decides a training run.
 
-Every key is documented at its field: what it does, and when to change it. The reference page is
-made from these (`imprag.training.reference`). "Paper" is arXiv 2506.02279; what is marked
-"beyond the paper" is off unless a recipe asks for it.
+Each key is documented at its field: what it does, its default, and when to change it. The
+reference page is generated from these strings (`imprag.training.reference`). "Paper" is arXiv
+2506.02279; keys marked "beyond the paper" are off by default.
 """
 
 import hashlib
@@ -31,69 +31,69 @@ from imprag.training.sources import Location, Section, Source, SyntheticSource, 
 from imprag.training.trainer_arguments import decides_training, trainer_arguments
 
 LONGEST_TEXT = 1024
-"""Tokens of a prompt or a response in training."""
+"""The most tokens of a prompt or a response in training."""
 
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _several(value: Any) -> Any:
-    """One name is a list of one, and lists are tuples, as strict validation asks."""
+    """A list of one for a single name, and a tuple for a list, as strict validation needs."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _locate_in_task(value: str, info: ValidationInfo) -> str:
-    """The path in ``TASK=FILE`` or ``FILE``."""
+    """``TASK=FILE`` or ``FILE`` with the path resolved."""
     task, equals, file = value.rpartition("=")
     return task + equals + locate(file, info)
 
 
 class ModelSettings(Section):
-    """The model to train. All keys but `base` and `start` are stored with it in `imprag.json`."""
+    """The model to train. Its `imprag.json` stores all keys except `base` and `start`."""
 
     base: Location = "smollm2-135m"
-    """The language model: a name on the Hugging Face hub or a folder. The default is in the package
-    `smollm2-135m` and needs no download."""
+    """The base language model: a name on the Hugging Face hub or a folder. The default is part of
+    the package `smollm2-135m` and needs no download."""
 
     start: Location | None = None
     """A trained model whose weights training starts from: `default` or a folder; its base must be
-    `base`. With `lora`, the adapters start from the largest singular values of its difference from
-    the base, so full fine-tuning can be made small. By default training starts from the base model
-    (beyond the paper)."""
+    `base`. With `lora`, the adapters start from the largest singular values of the model's
+    difference from the base, which compresses full fine-tuning into an adapter. By default training
+    starts from the base model (beyond the paper)."""
 
     b: int = 7
-    """The layer whose query and key states are the embeddings. Layers 0..b retrieve, and layer b is
-    the first that reads passages (paper: 7)."""
+    """The layer whose query and key states are the embeddings. Layers 0..b retrieve; layer b is the
+    first that reads passages (paper: 7)."""
 
     t: int = 20
-    """Last layer that reads passages (paper: 19 of 28 for Llama-3.2-3B, 23 of 32 for 8B). Raise it
-    if answers are wrong although the right passage was retrieved; stored passages get larger."""
+    """The last layer that reads passages (paper: 19 of 28 for Llama-3.2-3B, 23 of 32 for 8B). Raise
+    it if answers are wrong although the positive was retrieved; stored passages then get larger."""
 
     k: int = 3
-    """Passages that a prompt retrieves when it is answered (paper: 10)."""
+    """The number of passages that a prompt retrieves at inference (paper: 10)."""
 
     max_passage_tokens: int = 256
-    """Tokens after which a passage is cut: the paper's l_max, which it gives no figure for."""
+    """Truncates passages to this many tokens: the paper's l_max, for which it gives no figure."""
 
     passage_encoding: PassageEncoding = "independent"
-    """How the passages of a prompt are encoded (paper, Table 6): `independent` encodes each one
-    from position 0, so that its keys and values can be stored; `segmented` numbers positions
-    through all of them; `full` lets later passages attend to earlier ones."""
+    """How a prompt's passages are encoded (paper, Table 6): `independent` encodes each one from
+    position 0, so that its keys and values can be stored; `segmented` gives them consecutive
+    positions; `full` also lets later passages attend to earlier ones."""
 
     passage_template: str = "{title}\n{text}"
-    """The text of a passage. A title behind the text is close to the token whose key state is the
-    passage's embedding, which helps retrieval by title."""
+    """The text of a passage, with `{text}` and `{title}`. Put the title after the text to help
+    retrieval by title: it is then close to the last token, whose key state is the embedding."""
 
     frozen_passages: FrozenPassages = "none"
     """Encodes the passages that are read with the untrained base model (paper, Table 7): `kv` takes
-    its keys and values, so that one store serves all models of the same base; `hidden_states` takes
-    its hidden states; `none` trains the encoding too and answers best."""
+    its keys and values, so that one KV cache serves all models of the same base; `hidden_states`
+    takes its hidden states. By default the encoding is trained too, which answers best."""
 
     attention_score_bias: NonNegativeFloat = 0.0
-    """Adds w · (s(q, p) − max s) to the attention logits of passage p's tokens when prompts are
-    answered; training reads all candidates alike. Choose it on development data after training: 2
-    for the built-in model (beyond the paper)."""
+    """Adds w · (s(q, p) − max s) to the attention logits of passage p's tokens at inference;
+    training uses no bias. By default w is 0. Choose it on development data after training; the
+    built-in model uses 2 (beyond the paper)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -114,78 +114,80 @@ class TeacherSettings(Section):
     (paper: `facebook/contriever-msmarco`)."""
 
     hard_negatives: tuple[PositiveInt, PositiveInt] = (10, 50)
-    """First and last rank of the pool that hard negatives are drawn from (paper: 10 to 50). The
-    ranks between the positives and the pool count neither as right nor as wrong."""
+    """First and last rank of the pool that hard negatives are sampled from (paper: 10 to 50). The
+    ranks between the positives and the pool are neither positives nor negatives."""
 
 
 class LengthStep(Section):
-    """Part of a length curriculum: the longest passage from a point of training on."""
+    """A step of a length curriculum: the longest passage from a point of training on."""
 
     after: _Fraction
-    """Share of training after which the limit holds; the first one is 0."""
+    """Fraction of training after which the limit applies; 0 for the first step."""
 
     tokens: Annotated[int, Field(ge=8)]
-    """The longest passage that is only embedded, in tokens."""
+    """Truncates passages that are only embedded to this many tokens."""
 
 
 class BatchSettings(Section):
-    """What makes a batch. All numbers are over all devices together."""
+    """Size and content of a batch. All numbers are totals over all devices."""
 
     examples: PositiveInt = 8
-    """Prompts of a batch; the paper gives no figure. A `grid` takes their place."""
+    """Prompts in a batch; the paper gives no figure. With `grid`, this key has no effect."""
 
     grid: tuple[PositiveInt, PositiveInt] | None = None
-    """Rows and columns of a grid of prompts: entities times relations, or articles times questions,
-    so that every prompt's passage is a hard negative for its neighbours. Use it where examples
-    state an entity and a relation. By default prompts are drawn one by one (paper)."""
+    """Rows and columns of a grid of prompts: entities × relations, or articles × questions, so that
+    each prompt's passage is a hard negative for its neighbours. Use it if examples have an entity
+    and a relation. By default prompts are sampled one by one (paper)."""
 
     grids: PositiveInt = 1
-    """Grids of a batch, each of a source drawn by the weights. More fill a GPU and mix formats."""
+    """Grids in a batch, each from one source, sampled by the weights. Raise it to fill a GPU or to
+    mix prompt formats."""
 
     alike_rows: bool = False
     """Puts entities with similar names into one grid, by the base model's token embeddings, so that
-    each is a hard negative for the others. By default they are drawn at random."""
+    each is a hard negative for the others. By default entities are sampled at random."""
 
     others: NonNegativeInt = 0
-    """Prompts beside the grids, from the sources that fill none. It must be positive if there are
-    such sources, and 0 otherwise."""
+    """Prompts in a batch from the sources that fill no grids. It must be positive if there are such
+    sources, and 0 otherwise."""
 
     positives: PositiveInt = 5
-    """At most this many positives of each prompt are in a batch: gold passages, or so many first
-    ranks of the teacher (paper: 5)."""
+    """The most positives of each prompt in a batch: gold passages, or the teacher's first ranks
+    (paper: 5)."""
 
     hard_negatives: NonNegativeInt = 10
-    """Hard negatives that are drawn for each prompt from the teacher's pool (paper: up to 10). Use
-    0 with `positives: gold` and a grid to do without a teacher."""
+    """Hard negatives of each prompt, sampled from the teacher's pool (paper: up to 10). Set it to 0
+    to train without a teacher, with `positives: gold` and a grid."""
 
     candidates: PositiveInt = 3
-    """Passages that each prompt reads in training (paper: 10, as k). They take most of a step."""
+    """Passages that each prompt reads in training (paper: 10, as k). They take most of the time of
+    a step."""
 
     generate: NonNegativeInt | None = None
-    """This many of a batch's retrieving prompts are answered, neighbours in a grid; the others only
-    retrieve, which is cheap. By default all are answered (paper)."""
+    """The number of retrieving prompts in a batch that are generated, neighbours in a grid; the
+    others only retrieve, which is cheap. By default all are generated (paper)."""
 
     questions_per_passage: NonNegativeInt = 0
-    """Extra questions of the same source that are generated for every candidate passage, of the
-    same relation first. They share its candidate set, so each candidate is a positive for one
-    prompt and hard for the others; an answer then costs one passage instead of all candidates
-    (beyond the paper)."""
+    """Extra questions generated per candidate passage, from the same source and of the same
+    relation first; they share its candidate set. Each candidate is then a positive of one prompt
+    and a hard negative of the others, and a generated prompt costs one passage instead of a whole
+    candidate set (beyond the paper)."""
 
     cross_batch_memory: NonNegativeInt = 0
-    """Cross-batch memory: the passages of this many earlier batches are negatives too, with the
-    embeddings that they had then. Use it late in training: from the first step on it prevented
-    learning (beyond the paper)."""
+    """Cross-batch memory: passages of this many earlier batches are additional negatives, with the
+    embeddings of their own step. By default there is none. Use it late in training: from the first
+    step on it prevented learning (beyond the paper)."""
 
     passage_tokens: tuple[LengthStep, ...] = ()
-    """A length curriculum: passages that are only embedded are cut, and later less. It halves the
-    cost of a step where titles stand at both ends. By default all have `max_passage_tokens` (beyond
-    the paper)."""
+    """A length curriculum for passages that are only embedded: it truncates them to a few tokens at
+    first and to more later. It halves the cost of a step if titles are at both ends of a passage.
+    By default the limit is `max_passage_tokens` (beyond the paper)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         points = [step.after for step in self.passage_tokens]
         if points and (points[0] != 0 or sorted(set(points)) != points):
-            raise ImpRAGError("passage_tokens must begin with after: 0 and go upwards")
+            raise ImpRAGError("passage_tokens must begin with after: 0 and ascend")
         if self.alike_rows and self.grid is None:
             raise ImpRAGError("alike_rows is for grids, but there is no batch.grid")
         if self.grids > 1 and self.grid is None:
@@ -212,8 +214,8 @@ class BottomStage(Section):
     """Share of training."""
 
     generate_every: NonNegativeInt = 0
-    """Every n-th step also generates, as in warmup. At 0 none does, and the layers above b lose the
-    ability to read; 4 to 10 preserve it."""
+    """Every n-th step also generates, as in warmup. By default no step does, and the layers above b
+    lose the ability to read; 4 to 10 preserve it."""
 
 
 class WarmupStage(Section):
@@ -238,17 +240,17 @@ class SelfDistillationStage(Section):
 
 
 class StageSettings(Section):
-    """The stages in their order, and J = J_gen + λ · J_ret, which all of them minimise."""
+    """The stages in order. Each minimises J = J_gen + λ · J_ret."""
 
     bottom: BottomStage | None = None
     warmup: WarmupStage = WarmupStage()
     self_distillation: SelfDistillationStage = SelfDistillationStage()
 
     mine_every: PositiveInt | None = None
-    """From warmup on, the model's own index ranks the corpus at the start of each stage and every
-    this many steps. Prompts read its first ranks beside their positives, and in warmup these are
-    hard negatives. Each ranking embeds the whole corpus. By default the candidates are the
-    teacher's (paper)."""
+    """From warmup on, mines hard negatives with the model in training, at the start of each stage
+    and every this many steps. Prompts read the first ranks with their positives, and in warmup the
+    ranks are hard negatives. Each mining embeds the whole corpus. By default candidates come from
+    the teacher (paper)."""
 
     retrieval_weight: PositiveFloat = 1.0
     """λ; the paper gives no figure. Raise it if retrieval stops improving while the generation loss
@@ -263,22 +265,22 @@ class StageSettings(Section):
 
 
 class TrainSettings(Section):
-    """Length of the run, and which weights are trained how."""
+    """Length of the run, and which weights are trained."""
 
     steps: PositiveInt | None = None
-    """Optimizer steps. Give either `steps` or `epochs`; without a section `train`, it is 10
-    epochs."""
+    """Number of optimizer steps. Give either `steps` or `epochs`; without a section `train`, the
+    run has 10 epochs."""
 
     epochs: PositiveFloat | None = None
-    """Passes through as many examples as all sources have together (paper: 10)."""
+    """Number of epochs; an epoch samples as many examples as all sources have (paper: 10)."""
 
     bottom_learning_rate: PositiveFloat | None = None
-    """Learning rate of layers 0..b, which retrieve. They often train well with twice the rate of
-    the layers above. By default it is `trainer.learning_rate`."""
+    """Learning rate of layers 0..b, which retrieve. By default it is `trainer.learning_rate`; twice
+    that often works better."""
 
     freeze_embeddings: bool = False
-    """Keeps the token embeddings as they are, and the head where it is tied to them. They are a
-    fifth of a small model and a third of its step (beyond the paper)."""
+    """Freezes the token embeddings, and the head if it is tied to them. Use it for small models,
+    where they are a fifth of the weights and a third of a step's time (beyond the paper)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -295,10 +297,10 @@ class LoraGroup(Section):
     """Rank of the two factors."""
 
     alpha: PositiveFloat = 32.0
-    """Scales the adapter by alpha / rank; with alpha = rank, by 1."""
+    """Scales the adapter by alpha / rank."""
 
     trained: bool = True
-    """Whether the adapter is trained; otherwise it stays as `model.start` brings it."""
+    """Whether the adapter is trained; otherwise it keeps the weights of `model.start`."""
 
 
 class LoraSettings(Section):
@@ -317,11 +319,11 @@ class LoraSettings(Section):
         "up_proj",
         "down_proj",
     )
-    """Names of the projections that are adapted. Change them for models that name theirs otherwise;
-    an unknown name is refused with those that there are."""
+    """Names of the projections that are adapted. Change them for models with other names; the error
+    for an unknown name lists the model's own."""
 
     norms: bool = False
-    """Trains the norms of adapted groups too; with `top`, also the one after the last layer."""
+    """Also trains the norms of adapted groups; with `top`, the norm after the last layer too."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -334,8 +336,8 @@ class LoraSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """Evaluation while training (paper, section 3: 1,000 NQ dev questions). It takes place every
-    `trainer.eval_steps` steps, and the checkpoint with the best `trainer.metric_for_best_model`,
+    """Evaluation during training (paper, section 3: 1,000 NQ dev questions). It runs every
+    `trainer.eval_steps` steps. The checkpoint with the best `trainer.metric_for_best_model`,
     averaged over the tasks, becomes the model."""
 
     data: Location | None = None
@@ -345,23 +347,24 @@ class EvaluationSettings(Section):
     """Tasks of the benchmark, files, or `TASK=FILE`, as in `imprag eval --tasks`."""
 
     split: str = "dev"
-    """Split of the benchmark or of a set on the hub."""
+    """Split of the benchmark or of a data set on the hub."""
 
     limit: PositiveInt | None = 200
     """Evaluates at most this many examples of each task."""
 
     corpus: Location | None = None
-    """What is retrieved from: `split` takes the benchmark's passages about the entities of the
-    split, which are embedded in minutes; a name or path takes another corpus. By default it is the
-    recipe's corpus."""
+    """The corpus to retrieve from: `split` takes the benchmark's passages about the entities of the
+    split, which are embedded in minutes; otherwise a name or path. By default it is the recipe's
+    corpus."""
 
     patience: PositiveInt | None = None
-    """Stops after this many evaluations without a better one. By default training goes on."""
+    """Stops training after this many evaluations without improvement. By default training does not
+    stop early."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.data is None and not self.tasks:
-            raise ImpRAGError("evaluation has nothing to ask; give it data or tasks")
+            raise ImpRAGError("evaluation has no questions; give it data or tasks")
         return self
 
 
@@ -373,8 +376,8 @@ class Recipe(Section):
     corpus: Annotated[tuple[Location, ...], Field(min_length=1), BeforeValidator(_several)] = (
         "default",
     )
-    """The passages: a built-in corpus (`default` or one of its parts) or a path, or a list of
-    them, which are joined."""
+    """The passages: a built-in corpus (`default` or one of its parts), a path, or a list of these,
+    which are joined."""
 
     data: Annotated[tuple[Source, ...], Field(min_length=1)]
     teacher: TeacherSettings = TeacherSettings()
@@ -386,8 +389,8 @@ class Recipe(Section):
         default={}, validate_default=True
     )
     """Arguments of transformers' `TrainingArguments`: optimizer, learning rate and its schedule,
-    precision, seed, gradient accumulation, saving and logging. Those that ImpRAG decides are
-    refused with the reason."""
+    precision, seed, gradient accumulation, saving and logging. The error for an argument that
+    ImpRAG decides itself gives the reason."""
 
     lora: LoraSettings | None = None
     evaluation: EvaluationSettings | None = None
@@ -403,36 +406,36 @@ class Recipe(Section):
         first, last = self.teacher.hard_negatives
         if not self.batch.positives < first <= last:
             raise ImpRAGError(
-                f"teacher.hard_negatives must be two ranks behind the {self.batch.positives} "
-                f"positives, the first one first, not [{first}, {last}]"
+                f"teacher.hard_negatives must be two ascending ranks after the "
+                f"{self.batch.positives} positives, not [{first}, {last}]"
             )
         for source in self.data:
             if isinstance(source, SyntheticSource) and source.corpus not in (None, *self.corpus):
                 raise ImpRAGError(
-                    f"{source.synthetic} is to be made from {source.corpus}, which is none of the "
+                    f"{source.synthetic} should be made from {source.corpus}, which is none of the "
                     f"recipe's corpora: {', '.join(self.corpus)}"
                 )
         if self.trainer["dataloader_num_workers"] and self.stages.mine_every:
             raise ImpRAGError(
-                "with stages.mine_every, batches need the model, which "
-                "trainer.dataloader_num_workers have not: set one of them to 0 or null"
+                "stages.mine_every needs the model, which data loader workers do not have: set "
+                "trainer.dataloader_num_workers to 0, or stages.mine_every to null"
             )
         return self
 
     @property
     def seed(self) -> int:
-        """Decides all that is drawn."""
+        """The seed of all sampling."""
         seed: int = self.trainer["seed"]
         return seed
 
     @property
     def precision(self) -> Literal["bf16", "fp32"]:
-        """What layers compute in; trained weights are float32."""
+        """Precision that layers compute in; trained weights are float32."""
         return "bf16" if self.trainer["bf16"] else "fp32"
 
     @property
     def accumulation(self) -> int:
-        """Batches of an optimizer step."""
+        """Batches per optimizer step."""
         count: int = self.trainer["gradient_accumulation_steps"]
         return count
 
@@ -442,19 +445,19 @@ class Recipe(Section):
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
     def steps(self, examples: int) -> int:
-        """Steps of the optimizer in all, for so many training examples."""
+        """Number of optimizer steps for this number of training examples."""
         if self.train.steps is not None:
             return self.train.steps
         assert self.train.epochs is not None
         return math.ceil(self.train.epochs * examples / (self.batch.prompts * self.accumulation))
 
     def fingerprint(self) -> str:
-        """Names all that decides the training: not evaluation, saving or logging."""
+        """Hash of all keys that affect the trained weights: not evaluation, saving or logging."""
         content = json.dumps(self._deciding(), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def differences(self, other: "Recipe") -> list[str]:
-        """What decides the training and is not the same in ``other``: ``key: ours, not theirs``."""
+        """Keys that affect the weights and differ in ``other``, as ``key: ours, not theirs``."""
         ours, theirs = dict(_flat(self._deciding())), dict(_flat(other._deciding()))
         return [
             f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}"

@@ -1,4 +1,4 @@
-"""Reading a recipe: YAML, ``extends`` and ``--set``, and one line that says what is wrong."""
+"""Reads recipes: YAML, ``extends`` and ``--set``, with errors in one line."""
 
 import difflib
 import json
@@ -24,19 +24,19 @@ _BUDGETS = {"steps", "epochs"}
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
-    A recipe with ``extends: other.yaml``, seen from its own folder, changes that recipe: sections
-    are merged key by key, lists and values replaced. ``train.steps`` and ``train.epochs`` take the
-    place of each other, here and in overrides.
+    ``extends: other.yaml``, relative to the recipe's folder, starts from another recipe: sections
+    are merged key by key, lists and values replaced. ``train.steps`` and ``train.epochs`` replace
+    each other, here and in overrides.
 
     Args:
-        path: a YAML file. Relative paths in it are seen from its folder, then from those of the
-            recipes that it extends, and where nothing is there, from the working folder.
+        path: a YAML file. Relative paths in it are looked up in its folder, then in those of the
+            recipes that it extends, then in the working folder.
         overrides: ``key=value`` with a dotted key and a value in YAML: ``model.k=5``,
             ``data.0.weight=2``, ``lora=null``.
 
     Raises:
-        ImpRAGError: a file is missing or no YAML, or a key or value is wrong; the message names the
-            key and the value, and for an unknown or removed key what to write instead.
+        ImpRAGError: a file is missing or not YAML, or a key or value is invalid; the message gives
+            the key and the value, and for an unknown or removed key what to write instead.
     """
     path = expand_home(path)
     content, folders = _read_chain(path)
@@ -69,11 +69,11 @@ def _check_layers(recipe: Recipe) -> None:
 
 
 def _read_chain(path: Path, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
-    """The content of a recipe with what it extends, and the folders of all of these files.
+    """The content of a recipe merged into the recipes that it extends, and all their folders.
 
     Args:
         path: the recipe.
-        below: the recipes that extend it, the last one first.
+        below: the recipes that extend it, its direct extension first.
     """
     content = read_yaml(path)
     try:
@@ -94,7 +94,7 @@ def _read_chain(path: Path, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with what ``change`` says: mappings merged, all else replaced."""
+    """``base`` changed by ``change``: mappings are merged, other values replaced."""
     if _BUDGETS & change.keys():
         base = {key: value for key, value in base.items() if key not in _BUDGETS}
     merged = {**base, **change}
@@ -105,26 +105,26 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The content of a recipe's file, unchecked."""
+    """The content of a recipe's file, not yet validated."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ImpRAGError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ImpRAGError(f"{path} is no YAML: {_one_line(error)}") from error
+        raise ImpRAGError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
-        raise ImpRAGError(f"{path} is no recipe: expected keys such as model, corpus and data")
+        raise ImpRAGError(f"{path} is not a recipe: expected keys such as model, corpus and data")
     return content
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-5 is a number, as people mean it, and no key stands twice."""
+    """Safe YAML in which 1e-5 is a number and duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{twice}' stands twice", node.start_mark
+                None, None, f"the key '{twice}' is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
@@ -145,13 +145,15 @@ def apply_override(content: dict[str, Any], override: str) -> str:
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ImpRAGError(f"--set {override}: the value is no YAML: {_one_line(error)}") from error
+        raise ImpRAGError(
+            f"--set {override}: the value is not valid YAML: {_one_line(error)}"
+        ) from error
     try:
         place: Any = content
         for part in sections:
             index = _index(place, part)
             if isinstance(place, dict) and place.get(index) is None:
-                place[index] = {}  # a section that the file leaves to its defaults
+                place[index] = {}  # a section that the file does not give
             place = place[index]
         place[_index(place, name)] = value
     except ImpRAGError as error:
@@ -160,18 +162,18 @@ def apply_override(content: dict[str, Any], override: str) -> str:
 
 
 def _index(place: Any, part: str) -> Any:
-    """What a part of a dotted key means in a section or list."""
+    """A part of a dotted key as the key of a section or the index in a list."""
     if isinstance(place, dict):
         return part
     if not isinstance(place, list):
-        raise ImpRAGError(f"'{part}' is looked for in {_short(place)}, which has no keys")
+        raise ImpRAGError(f"there is no '{part}' in {_short(place)}, which has no keys")
     if not part.isdecimal() or int(part) >= len(place):
-        raise ImpRAGError(f"'{part}' is no number in a list from 0 to {len(place) - 1}")
+        raise ImpRAGError(f"'{part}' should be a number from 0 to {len(place) - 1} in this list")
     return int(part)
 
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first mistake in one line; unknown keys first, for they often cause the others."""
+    """The first error in one line; unknown keys come first, because they often cause others."""
     errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
     key, value = _dotted(first["loc"]), first["input"]
@@ -189,12 +191,12 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    """``data.0.limit``; pydantic puts the kind of the source in between."""
+    """The dotted key of a location, such as ``data.0.limit``, without the source's tag."""
     return ".".join(str(part) for part in location if not str(part).endswith(" source"))
 
 
 def _nearest(unknown: str, schema: type[BaseModel]) -> str | None:
-    """The known key that is most like an unknown one: in its section, else anywhere."""
+    """The known key closest to an unknown one: in its section, otherwise anywhere."""
     *parents, name = unknown.split(".")
     section = [*("*" if part.isdecimal() else part for part in parents)]
     keys = *_known_keys(schema), *(f"trainer.{name}" for name in DEFAULTS)
@@ -208,7 +210,7 @@ def _nearest(unknown: str, schema: type[BaseModel]) -> str | None:
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a section; ``*`` stands for the number in a list."""
+    """All dotted keys of a section; ``*`` is any number in a list."""
     for name, field in section.model_fields.items():
         yield prefix + name
         for inner, in_list in sections_of(field.annotation):
@@ -216,6 +218,7 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def sections_of(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """The sections in a field's type, and whether each is in a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, in_list
     for argument in get_args(annotation):

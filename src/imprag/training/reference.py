@@ -1,6 +1,6 @@
-"""The reference page of recipes, made from their schema.
+"""Generates the reference page of recipe keys from their schema.
 
-``python -m imprag.training.reference > docs/reference/recipe.md`` writes it anew.
+Regenerate it with ``python -m imprag.training.reference > docs/reference/recipe.md``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ _NAMES = {int: "whole number", float: "number", bool: "true or false", str: "tex
 
 
 def page() -> str:
-    """The page in Markdown."""
+    """The reference page in Markdown."""
     parts = [_INTRODUCTION]
     for name, field in Recipe.model_fields.items():
         sections = dict.fromkeys(section for section, _ in sections_of(field.annotation))
@@ -58,7 +58,7 @@ def page() -> str:
 
 
 def _section(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    """The description of a section, a table of its keys, then the sections within."""
+    """The description of a section, a table of its keys, then its inner sections."""
     yield _prose(section.__doc__) + "\n"
     rows: list[list[str]] = []
     within: dict[type[BaseModel], list[str]] = {}
@@ -79,7 +79,7 @@ def _section(section: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _values(annotation: Any) -> str:
-    """What a key can hold, in words."""
+    """The values that a key accepts, in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _NAMES:
         return _NAMES[annotation]

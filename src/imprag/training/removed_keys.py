@@ -10,8 +10,8 @@ class Removed(NamedTuple):
     """A key that recipes no longer have.
 
     Attributes:
-        key: dotted; ``*`` stands for the number in a list.
-        default: the value that every recipe now has, which old files may still state.
+        key: the dotted key; ``*`` is any number in a list.
+        default: the value whose behaviour is left; old files may still give it.
         advice: what to write instead of another value.
     """
 
@@ -86,10 +86,10 @@ REMOVED = (
 
 
 def drop_removed_keys(content: dict[str, Any]) -> None:
-    """Delete keys that recipes no longer have where they hold the value that is left, in place.
+    """Delete removed keys that hold their default, in place.
 
     Raises:
-        ImpRAGError: some hold other values; the message names what replaces each of them.
+        ImpRAGError: removed keys hold other values; the message names their replacements.
     """
     _drop_kind(content.get("batch"))
     advice: dict[str, list[str]] = {}
@@ -110,7 +110,7 @@ def drop_removed_keys(content: dict[str, Any]) -> None:
 
 
 def _drop_kind(batch: Any) -> None:
-    """A grid of earlier recipes counted for ``kind: grid`` only, and a batch of it now has one."""
+    """Drop ``batch.kind`` of earlier recipes, and a grid that ``kind: examples`` did not use."""
     if isinstance(batch, dict):
         if batch.get("kind") == "examples":
             batch.pop("grid", None)
@@ -121,7 +121,7 @@ def _drop_kind(batch: Any) -> None:
 def _sections_at(
     content: Any, sections: Sequence[str], place: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """The sections that a dotted key leads to, with their own keys."""
+    """The sections that match a dotted key, each with its place."""
     if not sections:
         if isinstance(content, dict):
             yield place, content

@@ -1,4 +1,4 @@
-"""A whole training run: from a recipe to a trained model in a run folder."""
+"""Runs a training: from a recipe to a trained model in a run folder."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ from imprag.training.trainer import (
 )
 
 MODEL = "model"
-RANKS = "own-ranks"
+RANKS = "own-ranks"  # the ranks of the `HardNegativeMiner`
 RECIPE = "recipe.yaml"
 INPUTS = "inputs.json"
 
@@ -53,23 +53,24 @@ def train(
     resume: bool = False,
     evaluator: Callable[[Corpus, Path], Evaluate] | None = None,
 ) -> dict[str, Any]:
-    """Train a model by a recipe; ``out/model`` is what :func:`load_pretrained` loads.
+    """Train a model by a recipe; :func:`load_pretrained` loads ``out/model`` afterwards.
 
     Args:
-        recipe: what to train, on what, how.
+        recipe: the recipe.
         out: the run folder: ``recipe.yaml``, ``inputs.json`` (fingerprints of the data),
             ``metrics.jsonl``, checkpoints, the model.
-        resume: go on from the last checkpoint in ``out``, exactly as if nothing had happened.
-        evaluator: given the corpus and a folder, makes what evaluates the model every
-            ``eval_steps`` steps; `imprag.evaluation.development.DevelopmentSet`.
+        resume: continue from the last checkpoint in ``out``. The result is the same as without
+            the interruption.
+        evaluator: takes the corpus and a folder and returns the function that evaluates the model
+            every ``eval_steps`` steps, such as
+            `imprag.evaluation.development.DevelopmentSet`.
 
     Returns:
-        the model's folder, steps, seconds and last losses.
+        ``model`` (its folder), ``steps``, ``seconds`` and ``loss`` (mean over the run).
 
     Raises:
-        ImpRAGError: the folder holds another run, or one whose data were edited since; data are
-            missing or broken, the loss is no finite number, the disk is full, or a package is
-            missing.
+        ImpRAGError: the folder holds another run, or the run's data changed since; data is missing
+            or malformed, the loss is not finite, the disk is full, or a package is missing.
     """
     require_packages(recipe)
     out = expand_home(out)
@@ -85,10 +86,10 @@ def _train(
     evaluator: Callable[[Corpus, Path], Evaluate] | None,
     processes: PartialState,
 ) -> dict[str, Any]:
-    """As :func:`train`, under the lock on the run folder."""
+    """:func:`train` with the run folder locked."""
     checkpoint = [_start(recipe, out, resume)] if processes.is_main_process else [None]
     checkpoint = broadcast_object_list(checkpoint)
-    with processes.main_process_first():  # the others find its files in the cache
+    with processes.main_process_first():  # the others read its files from the cache
         corpus = load_corpus(recipe.corpus)
         sources = load_sources(recipe, corpus)
         if processes.is_main_process:
@@ -134,7 +135,7 @@ def _train(
         result = trainer.train(resume_from_checkpoint=checkpoint[0])
     except OSError as error:
         raise ImpRAGError(
-            f"training stopped: {error}; checkpoints in {out} are kept, go on with --resume"
+            f"training stopped: {error}; checkpoints in {out} are kept: continue with --resume"
         ) from error
     trainer.load_best()
     folder = out / MODEL
@@ -150,59 +151,60 @@ def _train(
 
 
 def training_time(out: Path) -> dict[str, float]:
-    """``steps`` and ``hours`` of a run that was trained to its end.
+    """``steps`` and ``hours`` of a finished run.
 
-    A call that was killed has not logged how long it took, and does not count.
+    Calls that were killed did not log their time and do not count.
 
     Raises:
-        ImpRAGError: it was not.
+        ImpRAGError: the run is not finished.
     """
     lines = (out / METRICS).read_text(encoding="utf-8").splitlines() if out.is_dir() else []
     logged = [json.loads(line) for line in lines]
     ends = [one for one in logged if "train_runtime" in one]
     if not ends:
-        raise ImpRAGError(f"{out} holds no finished run; go on with it by imprag train --resume")
+        raise ImpRAGError(f"{out} holds no finished run; continue it with imprag train --resume")
     seconds = sum(one["train_runtime"] for one in ends)
     return {"steps": ends[-1]["step"], "hours": round(seconds / 3600, 2)}
 
 
 def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
-    """Refuse what cannot run under FSDP.
+    """Check that a recipe can run under FSDP with these settings.
 
     Raises:
-        ImpRAGError: layers would be sharded one by one, or something needs whole weights.
+        ImpRAGError: layers would be sharded one by one, or the recipe needs whole weights in one
+            process.
     """
     if plugin.auto_wrap_policy is not None:
         raise ImpRAGError(
-            "FSDP would shard layers one by one, but passages and prompts go through them in "
-            "turns; shard the model as a whole, by fsdp_auto_wrap_policy: NO_WRAP"
+            "FSDP would shard layers one by one, but passages and prompts alternate in them; "
+            "shard the model as a whole with fsdp_auto_wrap_policy: NO_WRAP"
         )
     whole = "evaluation" if recipe.evaluation else "stages.mine_every"
     if recipe.evaluation or recipe.stages.mine_every:
         raise ImpRAGError(
-            f"{whole} needs all weights in one process, which FSDP does not give it: leave it "
+            f"{whole} needs all weights in one process, which FSDP does not provide: leave it "
             "out, or train with DDP"
         )
 
 
 def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
-    """Prepare the run folder; the checkpoint to go on from, if there is one."""
-    known = out / RECIPE
-    if known.exists():
-        former = load_recipe(known)
+    """Prepare the run folder; returns the checkpoint to resume from, if there is one."""
+    path = out / RECIPE
+    if path.exists():
+        former = load_recipe(path)
         if former.fingerprint() != recipe.fingerprint():
             raise ImpRAGError(
                 f"{out} holds a run of another recipe ({'; '.join(former.differences(recipe)[:3])})"
                 "; choose another folder"
             )
         if not resume:
-            raise ImpRAGError(f"{out} holds a run already; go on with it by --resume")
+            raise ImpRAGError(f"{out} already holds a run; continue it with --resume")
     elif out.exists() and any(out.iterdir()):
-        raise ImpRAGError(f"{out} is no run folder and not empty; choose another folder")
+        raise ImpRAGError(f"{out} is not empty and not a run folder; choose another folder")
     if (out / MODEL).exists():
-        raise ImpRAGError(f"{out} is trained to its end; its model is {out / MODEL}")
+        raise ImpRAGError(f"the run in {out} is finished; its model is {out / MODEL}")
     out.mkdir(parents=True, exist_ok=True)
-    known.write_text(recipe.to_yaml(), encoding="utf-8")
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
     checkpoint = last_checkpoint(out)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
@@ -213,16 +215,16 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
 def _check_inputs(
     out: Path, corpus: Corpus, sources: Sequence[TrainingSource], *, resumed: bool
 ) -> None:
-    """Refuse data that were edited since the run began; at its beginning, note what they are.
+    """Compare the data's fingerprints with those in ``inputs.json``, or write them there.
 
     Args:
         out: the run folder.
         corpus: the passages.
-        sources: the training examples, which also tell of the teacher's ranks.
-        resumed: whether the run goes on from a checkpoint.
+        sources: the training examples; their fingerprints include the teacher's ranks.
+        resumed: whether the run continues from a checkpoint.
 
     Raises:
-        ImpRAGError: the corpus or the examples of a source differ from those that were noted.
+        ImpRAGError: the corpus or the examples of a source changed since the run began.
     """
     now = {"corpus": corpus.fingerprint}
     now |= {f"data.{n} ({one.name})": one.fingerprint() for n, one in enumerate(sources)}
@@ -233,21 +235,21 @@ def _check_inputs(
         other = [name for name, fingerprint in now.items() if known.get(name) != fingerprint]
         if other:
             raise ImpRAGError(
-                f"{', '.join(other[:3])} changed since the run in {out} began; restore what it "
-                "began with, or choose another folder"
+                f"{', '.join(other[:3])} changed since the run in {out} began; restore the former "
+                "data, or choose another folder"
             )
         return
     if resumed:
         print(
-            f"note: {out} is of an earlier version, which did not note what its data were; that "
-            "they are the same is not checked",
+            f"note: {out} is from an earlier version, which did not store fingerprints of its "
+            "data; whether the data changed is not checked",
             file=sys.stderr,
         )
     write_json(path, now)
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Forget what a killed run logged after its last checkpoint; it comes again."""
+    """Drop lines that a killed run logged after its last checkpoint; they are logged again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]

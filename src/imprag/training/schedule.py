@@ -1,4 +1,4 @@
-"""Which stage a step belongs to, and how long passages may be."""
+"""The schedule of a run: the stage, the mining and the passage length of each step."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +13,8 @@ class Schedule:
     """The stages of a recipe over a number of optimizer steps.
 
     Args:
-        recipe: says the fractions.
-        steps: of the optimizer, in all.
+        recipe: gives the stages' fractions.
+        steps: number of optimizer steps of the run.
     """
 
     recipe: Recipe
@@ -26,8 +26,8 @@ class Schedule:
             return "bottom"
         return "warmup" if step < self._self_distillation else "self_distillation"
 
-    def last_refresh(self, step: int) -> int | None:
-        """The step for which the corpus was last ranked anew, if it was."""
+    def last_mined(self, step: int) -> int | None:
+        """The last step, up to this one, at which hard negatives are mined; None before any."""
         stage, every = self.stage(step), self.recipe.stages.mine_every
         if every is None or stage == "bottom":
             return None
@@ -35,7 +35,7 @@ class Schedule:
         return step - (step - first) % every
 
     def generates(self, step: int) -> bool:
-        """Whether responses are generated in a step; in the bottom stage, every n-th time."""
+        """Whether a step has a generation loss; in the bottom stage, every n-th step has."""
         if self.stage(step) != "bottom":
             return True
         assert self.recipe.stages.bottom is not None
@@ -43,7 +43,7 @@ class Schedule:
         return every > 0 and step % every == 0
 
     def passage_tokens(self, step: int) -> int:
-        """The longest passage that is only embedded in a step; a curriculum may begin with less."""
+        """Length limit of passages that are only embedded, by the length curriculum if any."""
         limit = self.recipe.model.max_passage_tokens
         for part in self.recipe.batch.passage_tokens:
             if step >= part.after * self.steps:
@@ -57,10 +57,10 @@ class Schedule:
 
     @property
     def _warmup(self) -> int:
-        """Its first step."""
+        """The first step of warmup."""
         return round(self._bottom * self.steps)
 
     @property
     def _self_distillation(self) -> int:
-        """Its first step."""
+        """The first step of self-distillation."""
         return round((self._bottom + self.recipe.stages.warmup.fraction) * self.steps)

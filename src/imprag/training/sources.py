@@ -1,4 +1,4 @@
-"""The schema of a recipe's training examples, and what all parts of the schema share."""
+"""The schema of a recipe's sources of training examples, and the base class of all sections."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ from imprag.tasks import load_task
 
 
 def locate(value: str, info: ValidationInfo) -> str:
-    """A path seen from the recipes' folders, else from the working folder; names stay names."""
+    """Resolve a path in the recipes' folders, then in the working folder; keep other names."""
     value = str(expand_home(value)) if value.startswith("~") else value
     folders = (info.context or {}).get("folders")
     if folders is not None and value not in BUILT_IN_CORPORA:
@@ -35,11 +35,11 @@ def locate(value: str, info: ValidationInfo) -> str:
 
 
 Location = Annotated[str, AfterValidator(locate)]
-"""A path, or a name that is known to who reads it: a built-in one or one on the hub."""
+"""A path, or a name: built-in or on the hub."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: immutable, with no key that it does not know.
+    """A part of a recipe: immutable, without unknown keys.
 
     The string under a field documents it.
     """
@@ -53,7 +53,7 @@ class TaskSource(Section):
     """Training examples of one task (paper, section 3)."""
 
     tasks: Location
-    """Where the examples are: a benchmark folder made by `imprag tasks build`, a file, or a data
+    """Location of the examples: a benchmark folder made by `imprag tasks build`, a file, or a data
     set on the Hugging Face hub."""
 
     task: str
@@ -64,30 +64,32 @@ class TaskSource(Section):
     """Split of a benchmark or of a set on the hub; files have none."""
 
     weight: PositiveFloat = 1.0
-    """Share of the source in the mixture, relative to the other sources' weights. For batches with
-    a `grid`, sources that fill grids and the others are weighed apart."""
+    """Share of the source in the mixture, relative to the other sources' weights. With
+    `batch.grid`, sources that fill grids and the other sources are weighted separately."""
 
     limit: PositiveInt | None = None
-    """Uses at most this many examples, drawn by the seed (paper: 5,000 of each set). By default all
-    are used."""
+    """Uses at most this many examples, sampled by the seed (paper: 5,000 of each set). By default
+    all are used."""
 
     positives: Literal["teacher", "gold"] = "teacher"
-    """Which passages are positives: those that the `teacher` ranks first (paper), or `gold`, the
-    provenance that the examples state. Use `gold` where there is provenance (beyond the paper)."""
+    """The source of positives: the passages that the `teacher` ranks first (paper), or `gold`, the
+    provenance of the examples. Use `gold` if the examples have provenance (beyond the paper)."""
 
     prompt_templates: tuple[str, ...] = ()
-    """Further prompt templates with `{input}`, which take turns with the task's own. A retriever
-    trained on one form of prompt finds little for others (beyond the paper)."""
+    """More prompt templates with `{input}`; examples alternate between these and the task's own.
+    By default there are none. Give several if users phrase prompts differently: a model trained on
+    one form of prompt retrieves poorly for others (beyond the paper)."""
 
     verify: bool = False
-    """Asks whether a given answer is right, which it is half of the time, instead of asking for the
-    answer. It prepares for tasks with labels as answers, such as FEVER (beyond the paper)."""
+    """Asks whether an answer to the question is correct, which half of the answers are, instead of
+    asking the question. Use it to prepare for tasks whose answers are labels, such as FEVER (beyond
+    the paper)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         replace(load_task(self.task), prompt_templates=self.prompt_templates)
         if self.verify and self.prompt_templates:
-            raise ImpRAGError("verify has prompt templates of its own; give it none")
+            raise ImpRAGError("verify has its own prompt templates; leave out prompt_templates")
         return self
 
     @property
@@ -115,9 +117,9 @@ class SyntheticSource(Section):
     """Examples made from the passages of the corpus (paper, section 3)."""
 
     synthetic: Synthetic
-    """What is made: the paper's `phrase_denoising` and `sentence_generation` and its plain
-    `corpus_text` (about a tenth of training) retrieve nothing. The others retrieve the passage that
-    they are made from, so they teach retrieval without labels (beyond the paper)."""
+    """Kind of examples. The paper's `phrase_denoising`, `sentence_generation` and plain
+    `corpus_text` (about a tenth of training) do not retrieve. The other kinds retrieve the passage
+    that an example is made from, and so teach retrieval without labels (beyond the paper)."""
 
     corpus: Location | None = None
     """Makes the examples from this one of the recipe's corpora. By default all are used."""

@@ -1,4 +1,4 @@
-"""One step of training: passages are encoded once, prompts read them, both losses follow."""
+"""The training step: encodes passages once, runs prompts on them, and computes both losses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,18 +29,18 @@ class TrainingBatch:
     """Token ids and labels of Q prompts and P passages.
 
     Attributes:
-        ids: of the examples, Q.
-        prompts: without responses, Q.
-        responses: what each prompt's loss is on; [] for a prompt that only retrieves.
-        passages: P.
-        candidates: the passages that each prompt reads, as indices into ``passages``.
-        positive, negative: (Q, C) bool, where C counts the passages of all processes.
-        first_column: where ``passages`` begin among the C columns.
-        columns: what names the C passages from batch to batch: their corpus rows.
-        remembered: passages of earlier batches that are negatives too, M, by the same names.
-        remembered_negative: (Q, M) bool.
-        self_distillation: whether retrieval learns by the objective of the stage of this name,
-            rather than by that of the warmup.
+        ids: ids of the examples, Q.
+        prompts: tokens of the prompts without responses, Q.
+        responses: tokens of the generation loss, Q; [] for a prompt that only retrieves.
+        passages: tokens of the passages, P.
+        candidates: the passages that each prompt reads, as indices into ``passages``, Q.
+        positive, negative: (Q, C) bool; C is the number of passages of all processes.
+        first_column: column of the first of ``passages``.
+        columns: corpus rows of the C passages.
+        memory: corpus rows of earlier batches' passages in the cross-batch memory, M.
+        memory_negative: (Q, M) bool, which of them are negatives.
+        self_distillation: whether retrieval learns by the objective of the self-distillation stage
+            instead of the warmup's.
     """
 
     ids: Sequence[str]
@@ -52,13 +52,13 @@ class TrainingBatch:
     negative: Tensor
     first_column: int = 0
     columns: Sequence[int] = ()
-    remembered: Sequence[int] = ()
-    remembered_negative: Tensor | None = None
+    memory: Sequence[int] = ()
+    memory_negative: Tensor | None = None
     self_distillation: bool = False
 
 
 class StepOutput(NamedTuple):
-    """Losses of a batch, () float32 each.
+    """Losses of a batch, () float32 each, and its scores.
 
     Attributes:
         loss: J = J_gen + λ · J_ret, with gradient.
@@ -74,21 +74,22 @@ class StepOutput(NamedTuple):
 
 
 class TrainingModel(nn.Module):
-    """J = J_gen + λ · J_ret of a batch.
+    """Computes the loss J = J_gen + λ · J_ret of a batch.
 
-    Every passage runs through the model once: those that a prompt reads through layers 0..t, which
-    gives their embeddings and their keys and values at once, the others through layers 0..b. A
-    prompt that is not generated runs through layers 0..b only.
+    Each passage runs through the model once. A passage that a prompt reads runs through layers
+    0..t, which gives its embedding and its keys and values; the others run through layers 0..b, as
+    do prompts that are not generated.
 
     Under FSDP2, shard this module as a whole, by ``fully_shard(model)`` without its layers: weights
-    are then gathered once in a step. Sharded one by one, layers would gather theirs in each of the
-    many passes, of which processes make different numbers, and free them while the states that
-    passages gave to the prompts still need them.
+    are then gathered once per step. Layers that are sharded one by one would gather their weights
+    in each pass, although processes make different numbers of passes, and free them before the
+    backward pass through the passages' keys and values.
 
     Args:
         model: the model that is trained.
         stages: the weight of J_ret and the objectives.
-        batch_tokens: passages and prompts run in groups of like length with at most so many tokens.
+        batch_tokens: the most tokens of a group; passages and prompts run in groups of similar
+            length.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class TrainingModel(nn.Module):
         self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 262144)
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
-        """Run a batch; under DDP or FSDP, a process's own part of one."""
+        """The losses of a batch; under DDP or FSDP, of this process's shard of it."""
         passages = self._encode(batch)
         queries, generation = self._prompts(batch, passages)
         embeddings = gather_with_gradient(passages.embeddings)
@@ -127,7 +128,7 @@ class TrainingModel(nn.Module):
         likelihood = None
         if objective.needs_log_likelihood:
             likelihood = self._log_likelihood(batch, passages, scores)
-        earlier_scores, earlier_negative = self._remembered_scores(batch, queries)
+        earlier_scores, earlier_negative = self._memory_scores(batch, queries)
         none = torch.zeros_like(earlier_negative)
         positive, negative = batch.positive.to(scores.device), batch.negative.to(scores.device)
         known = ScoredBatch(
@@ -176,23 +177,21 @@ class TrainingModel(nn.Module):
             )
         return likelihood
 
-    # Passages of earlier batches
+    # Cross-batch memory
 
-    def _remembered_scores(self, batch: TrainingBatch, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of remembered passages and which are negatives, (Q, those still known) each."""
-        known = [n for n, name in enumerate(batch.remembered) if name in self.cross_batch_memory]
-        if not known or batch.remembered_negative is None:
+    def _memory_scores(self, batch: TrainingBatch, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and negatives of passages in the cross-batch memory, (Q, those present) each."""
+        known = [n for n, row in enumerate(batch.memory) if row in self.cross_batch_memory]
+        if not known or batch.memory_negative is None:
             return queries.new_zeros(len(queries), 0), batch.negative[:, :0].to(queries.device)
-        embeddings = torch.stack([self.cross_batch_memory[batch.remembered[n]] for n in known])
+        embeddings = torch.stack([self.cross_batch_memory[batch.memory[n]] for n in known])
         scores = relevance_scores(queries, embeddings.to(queries.device))
-        return scores, batch.remembered_negative[:, known].to(queries.device)
+        return scores, batch.memory_negative[:, known].to(queries.device)
 
     def _remember(self, batch: TrainingBatch, embeddings: Tensor) -> None:
-        """Keep this batch's embeddings, and of the others those that may still be asked for."""
+        """Add this batch's embeddings to the memory and drop those that left its window."""
         if self.training:
-            kept = {
-                name: x for name, x in self.cross_batch_memory.items() if name in batch.remembered
-            }
+            kept = {row: x for row, x in self.cross_batch_memory.items() if row in batch.memory}
             self.cross_batch_memory = kept | dict(
                 zip(batch.columns, embeddings.detach(), strict=False)
             )
@@ -200,6 +199,7 @@ class TrainingModel(nn.Module):
     # Running the model
 
     def _encode(self, batch: TrainingBatch) -> "_Encoded":
+        """Encode all passages: 0..t if a prompt reads them, else 0..b."""
         read = sorted({passage for passages in batch.candidates for passage in passages})
         embedded = sorted(set(range(len(batch.passages))) - set(read))
         states: list[EncodedPassages] = []
@@ -213,8 +213,8 @@ class TrainingModel(nn.Module):
             embeddings.append(self.model.passage_embeddings(*self._pad(batch.passages, group)))
             order += group
         if not order:
-            # Another process may have passages. DDP and FSDP want gradients of the same parameters
-            # from all processes, so this one brings those of a token that counts nowhere.
+            # Other processes may have passages. DDP and FSDP need gradients of the same parameters
+            # from all processes, so this one runs a token that no loss uses.
             embeddings.append(self.model.passage_embeddings(*self._pad([[0]], [0]))[:0])
         row_of = {passage: row for row, passage in enumerate(order)}
         in_order = [row_of[passage] for passage in range(len(order))]
@@ -230,14 +230,14 @@ class TrainingModel(nn.Module):
             [*prompt, *response]
             for prompt, response in zip(batch.prompts, batch.responses, strict=True)
         ]
-        answering = [prompt for prompt, response in enumerate(batch.responses) if response]
+        generated = [prompt for prompt, response in enumerate(batch.responses) if response]
         retrieving = [prompt for prompt, response in enumerate(batch.responses) if not response]
         tokens = torch.tensor(float(sum(map(len, batch.responses))), device=self.model.device)
         tokens = mean_over_processes(tokens)
         queries: list[Tensor] = []
         order: list[int] = []
         generation = tokens.new_zeros(())
-        for group in self._groups(texts, answering):
+        for group in self._groups(texts, generated):
             logits, labels, query_embeddings = self._answer(
                 [batch.prompts[prompt] for prompt in group],
                 [batch.responses[prompt] for prompt in group],
@@ -250,7 +250,7 @@ class TrainingModel(nn.Module):
         for group in self._groups(texts, retrieving):
             queries.append(self.model.query_embeddings(*self._pad(batch.prompts, group)))
             order += group
-        if not answering and tokens > 0:  # as for passages
+        if not generated and tokens > 0:  # as for passages
             logits, _, query_embeddings = self._answer([[0]], [[0]], passages, [[]])
             generation = generation + logits[:0].sum()
             queries.append(query_embeddings[:0])
@@ -266,7 +266,7 @@ class TrainingModel(nn.Module):
         passages: "_Encoded",
         candidates: Sequence[Sequence[int]],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run prompts with responses and the passages that they read.
+        """Run prompts with their responses on the passages that they read.
 
         Returns:
             logits (prompts, n, vocabulary) and labels (prompts, n) of the last n positions, which
@@ -274,7 +274,8 @@ class TrainingModel(nn.Module):
         """
         device = self.model.device
         texts = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
-        # Padded on the left, responses end in the same column, and only theirs need logits.
+        # With padding on the left, all responses end in the last column, and logits are computed
+        # for the columns of responses only.
         input_ids, attention_mask = pad(texts, device, left=True)
         lengths = torch.tensor([len(response) for response in responses], device=device)
         shift = [self.model.config.position_shift(len(passages)) for passages in candidates]
@@ -297,20 +298,21 @@ class TrainingModel(nn.Module):
     def _groups(
         self, rows: Sequence[Sequence[int]], chosen: Sequence[int] | None = None
     ) -> list[list[int]]:
-        """The chosen rows, all if not given, in groups of like length."""
+        """The chosen rows, or all rows, in groups of similar length."""
         chosen = range(len(rows)) if chosen is None else chosen
         lengths = [len(rows[i]) for i in chosen]
-        model = batches_by_length(lengths, self.batch_tokens)
-        return [[chosen[i] for i in group] for group in model]
+        groups = batches_by_length(lengths, self.batch_tokens)
+        return [[chosen[i] for i in group] for group in groups]
 
 
 class _Encoded(NamedTuple):
-    """The passages of a batch.
+    """The encoded passages of a batch.
 
     Attributes:
-        states: of those that are read.
-        row_of: the row in ``states`` of each of these.
-        embeddings: of all, (P, h_k * d_h).
+        states: keys and values of the passages that are read; None if there are none.
+        row_of: the row of each passage in encoding order, which is that of ``states`` for passages
+            that are read.
+        embeddings: embeddings of all passages, (P, h_k * d_h).
     """
 
     states: EncodedPassages | None
@@ -318,7 +320,7 @@ class _Encoded(NamedTuple):
     embeddings: Tensor
 
     def kv(self, model: ImpRAGModel, candidates: Sequence[Sequence[int]]) -> PassageKV:
-        """What prompts read."""
+        """The KV of each prompt's candidates."""
         if self.states is None:
             return model.encode_passages([[] for _ in candidates])
         return self.states.for_prompts(

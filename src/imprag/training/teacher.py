@@ -1,4 +1,4 @@
-"""Labels for the warmup: how a ready-made text retriever ranks the corpus for training prompts."""
+"""Teacher labels for warmup: the ranks of an existing text retriever for training prompts."""
 
 import hashlib
 import json
@@ -45,15 +45,15 @@ def load_retriever(name: str, corpus: Corpus) -> TextRetriever:
 def label_prompts(
     retriever: TextRetriever, prompts: Sequence[str], depth: int = 50
 ) -> npt.NDArray[np.int32]:
-    """Rank the corpus for every prompt, the whole prompt being the query as in the paper.
+    """Rank the corpus for each prompt; the whole prompt is the query, as in the paper.
 
-    Ranks are kept in the cache folder in blocks of prompts, so that an interrupted call goes on
-    where it stopped. A block's name tells all that it depends on.
+    Ranks are cached in blocks of prompts: a rerun after an interruption reuses finished blocks. A
+    block's name is a hash of everything that its ranks depend on.
 
     Args:
         retriever: the teacher.
-        prompts: of the training examples.
-        depth: passages kept for each prompt; all of a corpus that has fewer.
+        prompts: prompts of the training examples.
+        depth: ranks for each prompt; at most the size of the corpus.
 
     Returns:
         Rows of the corpus, best first, (prompts, depth) int32.
@@ -76,7 +76,7 @@ def label_prompts(
 def _block(
     retriever: TextRetriever, fingerprint: str, prompts: Sequence[str], depth: int
 ) -> npt.NDArray[np.int32]:
-    """The rows for one block, read from the cache or ranked and written there."""
+    """The ranks of one block, from the cache if it holds them; otherwise computed and cached."""
     content = json.dumps([fingerprint, depth, *prompts])
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     path = cache_dir() / "teacher" / f"{key}.safetensors"

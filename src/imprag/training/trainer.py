@@ -37,24 +37,26 @@ from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
 
 METRICS = "metrics.jsonl"
-MEMORY = "memory.safetensors"
+MEMORY = "memory.safetensors"  # the cross-batch memory in a checkpoint
+_LM = "model.lm."  # what the names of the language model's weights start with in TrainingModel
 
 Evaluate = Callable[[ImpRAGModel, Any, int], dict[str, float]]
-"""``evaluate(model, tokenizer, step)``: figures of the model as it is now, by name."""
+"""``evaluate(model, tokenizer, step)`` measures the model in training and returns metrics by
+name."""
 
 
 class ImpRAGTrainer(Trainer):  # type: ignore[misc]
-    """Trains a model by a recipe.
+    """Trains a :class:`TrainingModel` by a recipe.
 
-    Everything else is ``Trainer``'s: devices, DDP and FSDP, mixed precision, checkpoints,
-    callbacks, TensorBoard. Batches are not shuffled or dealt out by it, because each one already is
-    a function of its number and the process's rank.
+    ``Trainer`` does the rest: devices, DDP and FSDP, mixed precision, checkpoints, callbacks,
+    TensorBoard. It neither shuffles nor distributes batches, because each batch is already a
+    function of its number and the process's rank.
 
     Args:
         model: the model with its losses.
-        tokenizer: saved with the model.
-        recipe: optimizer, length, saving.
-        batches: of this process.
+        tokenizer: the model's tokenizer; it is saved with the model.
+        recipe: optimizer, length of the run, saving.
+        batches: the batches of this process.
         out: folder for checkpoints and ``metrics.jsonl``.
         evaluate: called every ``eval_steps`` steps.
     """
@@ -84,7 +86,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
                 model=model,
                 args=_arguments(recipe, batches, out, evaluates=evaluation is not None),
                 train_dataset=batches,
-                eval_dataset=[] if evaluation else None,  # evaluation brings its own
+                eval_dataset=[] if evaluation else None,  # `evaluate` has its own examples
                 callbacks=callbacks,
             )
 
@@ -98,7 +100,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             batch_size=1,
             collate_fn=lambda items: {"batch": items[0]},
             num_workers=workers,
-            # Forked, they share the corpus and the sampler; they never touch the model.
+            # Forked workers share the corpus and the sampler; they never use the model.
             multiprocessing_context="fork" if workers else None,
             prefetch_factor=4 if workers else None,
         )
@@ -110,27 +112,27 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """J of a batch.
+        """The loss J of a batch.
 
         Raises:
-            ImpRAGError: it is not a finite number.
+            ImpRAGError: the loss is not finite.
         """
         batch = inputs["batch"]
         output = model(batch)
         if not bool(output.loss.detach().isfinite()):
             last = last_checkpoint(Path(self.args.output_dir))
-            kept = f"{last} is as it was" if last else "there is no checkpoint yet"
+            kept = f"{last} is kept" if last else "there is no checkpoint yet"
             raise ImpRAGError(
                 f"the loss of step {self.state.global_step + 1} is {output.loss.item()}, with the "
                 f"examples {', '.join(batch.ids[:8])}{' ...' if len(batch.ids) > 8 else ''}; "
-                f"{kept}. Lower trainer.learning_rate, or look at these examples"
+                f"{kept}. Lower trainer.learning_rate, or check these examples"
             )
         if model.training:
             self._losses.append((output.generation.detach(), output.retrieval.detach()))
         return (output.loss, output) if return_outputs else output.loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """No weight decay on vectors, and a learning rate of their own for layers 0..b."""
+        """The optimizer: layers 0..b have their own learning rate, vectors no weight decay."""
         if self.optimizer is None:
             settings = self.args
             bottom = self.recipe.train.bottom_learning_rate or settings.learning_rate
@@ -152,7 +154,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """The schedule of the learning rate, as ``Trainer`` makes it."""
+        """``Trainer``'s learning rate schedule, with errors in one line."""
         with _refusals():
             return super().create_scheduler(*args, **kwargs)
 
@@ -168,15 +170,15 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: Sequence[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Figures of the model as it is now, taken by the main process."""
+        """Evaluates the model in the main process and gives its metrics to all processes."""
         assert self._evaluate_model is not None
-        figures: list[dict[str, float]] = [{}]
+        measured: list[dict[str, float]] = [{}]
         if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model).model
+            model = self._imprag_model()
             with self.accelerator.autocast():
-                figures[0] = self._evaluate_model(model, self.tokenizer, self.state.global_step)
-        figures = broadcast_object_list(figures)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures[0].items()}
+                measured[0] = self._evaluate_model(model, self.tokenizer, self.state.global_step)
+        measured = broadcast_object_list(measured)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured[0].items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -184,7 +186,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add both losses, and write a line of ``metrics.jsonl``."""
+        """Add both losses to the logs, and append them to ``metrics.jsonl``."""
         if "loss" in logs and self._losses:
             generation, retrieval = (torch.stack(part) for part in zip(*self._losses, strict=True))
             logs["generation_loss"] = round(generation.mean().item(), 4)
@@ -198,10 +200,10 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint, or leave nothing of it.
+        """Write a checkpoint; delete it if it cannot be completed.
 
         Raises:
-            ImpRAGError: it cannot be written.
+            ImpRAGError: the checkpoint cannot be written.
         """
         try:
             super()._save_checkpoint(model, trial)
@@ -210,16 +212,15 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             shutil.rmtree(out / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", True)
             raise ImpRAGError(
                 f"the checkpoint of step {self.state.global_step} cannot be written to {out} "
-                f"({error}); make room and go on with --resume"
+                f"({error}); free some space and continue with --resume"
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Weights and settings, as ``load_pretrained`` reads them."""
+        """Write the files that ``load_pretrained`` reads, and the cross-batch memory."""
         folder = Path(output_dir or self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model).model
+        model = self._imprag_model()
         if state_dict is not None:
-            start = "model.lm."
-            state_dict = {name.removeprefix(start): x for name, x in state_dict.items()}
+            state_dict = {name.removeprefix(_LM): x for name, x in state_dict.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
             if has_adapter(model.lm):
@@ -248,37 +249,39 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.unwrap_model(self.model).cross_batch_memory = memory
 
     def load_best(self) -> None:
-        """Go back to the weights that were the best when evaluated, if any were."""
+        """Load the weights of the checkpoint with the best metric, if there were evaluations."""
         if self.state.best_model_checkpoint is not None:
-            model = self.accelerator.unwrap_model(self.model)
-            load_weights(model.model.lm, Path(self.state.best_model_checkpoint))
+            load_weights(self._imprag_model().lm, Path(self.state.best_model_checkpoint))
+
+    def _imprag_model(self) -> ImpRAGModel:
+        """The model in training, without the wrappers of DDP or FSDP and without its losses."""
+        model: ImpRAGModel = self.accelerator.unwrap_model(self.model).model
+        return model
 
 
 class _Saving(TrainerCallback):  # type: ignore[misc]
-    """When checkpoints are written, beyond what ``Trainer`` does."""
+    """Decides when to save, log and evaluate, where ``Trainer``'s own rules do not fit."""
 
     def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
-        """A run that is resumed may save, log and evaluate at other steps than before."""
+        """Use the intervals of the recipe at hand: a resumed run may have changed them."""
         state.compute_steps(args, state.max_steps)
 
     def on_evaluate(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
-        """So that the best can be gone back to."""
+        """Save a checkpoint after each evaluation, so that `load_best` finds it."""
         control.should_save = True
 
 
 def load_weights(lm: Any, folder: Path) -> None:
-    """Put a checkpoint's weights, or its adapter, into a model.
+    """Load a checkpoint's weights, or its adapter, into a model.
 
     Raises:
-        ImpRAGError: the checkpoint is damaged, or has not the model's weights.
+        ImpRAGError: the checkpoint is damaged, or lacks weights of the model.
     """
     if has_adapter(lm):
         saved = read_tensors(folder / WEIGHTS)
-        # Of norms, peft knows the names in the model only, of adapters both kinds.
+        # Norms are loaded by their names in the model, adapters with or without peft's prefix.
         plain = {name.removeprefix(PREFIX): value for name, value in saved.items()}
-        wanted = {
-            name.removeprefix(PREFIX) for name in get_peft_model_state_dict(lm)
-        }  # with or without the prefix, as peft has it
+        wanted = {name.removeprefix(PREFIX) for name in get_peft_model_state_dict(lm)}
         if lacking := sorted(wanted - plain.keys()):
             raise ImpRAGError(f"{folder / WEIGHTS} lacks {named(lacking)}")
         set_peft_model_state_dict(lm, plain)
@@ -288,20 +291,20 @@ def load_weights(lm: Any, folder: Path) -> None:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Look into the files of a checkpoint, without reading all of them.
+    """Check that a checkpoint's files are complete, without reading them whole.
 
     Raises:
-        ImpRAGError: one is damaged.
+        ImpRAGError: a file is damaged.
     """
     for path in (*folder.glob("*.safetensors"), *folder.glob("*.pt"), *folder.glob("*.pth")):
         if path.suffix == ".safetensors":
             is_whole = _is_safetensors(path)
         else:
-            is_whole = zipfile.is_zipfile(path)  # as torch.save writes it, its directory last
+            is_whole = zipfile.is_zipfile(path)  # torch.save writes the zip's directory last
         if not is_whole:
             raise ImpRAGError(
-                f"{path} is damaged; delete {folder}, and --resume goes on from the checkpoint "
-                "before it, or begins again if there is none"
+                f"{path} is damaged; delete {folder}, and --resume continues from the checkpoint "
+                "before it, or from the start if there is none"
             )
 
 
@@ -314,7 +317,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
+    """The newest complete checkpoint of a run folder."""
     found = [
         (int(folder.name.rpartition("-")[2]), folder)
         for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -333,7 +336,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) -> Any:
     given = dict(recipe.trainer)
-    del given["gradient_checkpointing"]  # of the language model, not of the module with the losses
+    del given["gradient_checkpointing"]  # `train` enables it on the language model itself
     if evaluates:
         given |= {"eval_strategy": "steps", "greater_is_better": True}
     else:
@@ -347,7 +350,7 @@ def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) 
         "remove_unused_columns": False,
         "label_names": [],
         "dataloader_pin_memory": False,
-        # A process's batch may have no prompt that generates.
+        # The batch of a process may have no generated prompt.
         "ddp_find_unused_parameters": True,
         "use_cpu": not torch.cuda.is_available(),
     }
@@ -356,7 +359,7 @@ def _arguments(recipe: Recipe, batches: Batches, out: Path, *, evaluates: bool) 
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Turns what transformers refuses of ``trainer`` into one line."""
+    """Turn errors of transformers about ``trainer`` arguments into one line."""
     try:
         yield
     except (ValueError, TypeError, ImportError) as error:

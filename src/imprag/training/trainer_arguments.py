@@ -1,4 +1,4 @@
-"""The arguments of transformers' ``TrainingArguments`` that a recipe gives under ``trainer``."""
+"""Checks the arguments of transformers' ``TrainingArguments`` in a recipe's ``trainer``."""
 
 import difflib
 import enum
@@ -31,22 +31,22 @@ DEFAULTS: dict[str, Any] = {
     "metric_for_best_model": "exact_match",
     "dataloader_num_workers": 0,
 }
-"""What a recipe has that does not say otherwise; run folders state all of them."""
+"""Defaults of ``trainer``; a run folder's recipe states all of them."""
 
 _OWNED = {
     r"output_dir": "--out names the run folder",
     r"max_steps|num_train_epochs": "give train.steps or train.epochs",
-    r"resume_from_checkpoint|ignore_data_skip|restore_callback.*": "--resume goes on with a run",
+    r"resume_from_checkpoint|ignore_data_skip|restore_callback.*": "--resume continues a run",
     r"(auto_find|per_device|per_gpu)_.*|data_seed|train_sampling_strategy|group_by_length"
-    r"|length_column_name": "the section batch says what is in a batch",
+    r"|length_column_name": "the section batch decides what a batch holds",
     r"remove_unused_columns|label_names|dataloader_(?!num_workers).*|past_index|include_.*"
     r"|average_tokens_across_devices": "ImpRAG makes and counts its batches itself",
     r"do_(train|eval|predict)|eval_(strategy|do_.*|use_.*|accumulation_steps)|greater_is_better"
     r"|load_best_model_at_end|(bf|fp)16_full_eval|prediction_loss_only|batch_eval_metrics": (
-        "the section evaluation says what is measured, and the best checkpoint is kept"
+        "the section evaluation decides what is measured, and the best checkpoint is kept"
     ),
     r"(save|logging)_strategy|save_only_model|logging_nan_inf_filter|enable_jit_checkpoint": (
-        "give save_steps or logging_steps; checkpoints are whole, so that runs can be resumed"
+        "give save_steps or logging_steps; checkpoints are complete, so that runs can be resumed"
     ),
     r"fp16.*|half_precision.*": "bf16 chooses between bfloat16 (true) and float32 (false)",
     r"fsdp.*|deepspeed|accelerator_config|parallelism_config|local_rank|use_cpu|no_cuda"
@@ -58,7 +58,7 @@ _OWNED = {
     ),
     r"torch_compile.*|jit.*|use_liger_kernel|liger_kernel_config|neftune_noise_alpha|use_cache"
     r"|label_smoothing_factor|optim_target_modules|debug": (
-        "the training step of ImpRAG does not support it"
+        "ImpRAG's training step does not support it"
     ),
     r"push_to_hub.*|hub_.*": "push the trained model to the hub instead",
 }
@@ -70,10 +70,10 @@ _POSITIVE = r"learning_rate|gradient_accumulation_steps|(save|logging|eval)_step
 
 
 def trainer_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check what a recipe gives under ``trainer``, and add the defaults.
+    """Check the arguments that a recipe gives under ``trainer``, and add the defaults.
 
     Raises:
-        ImpRAGError: an argument is unknown, is decided by ImpRAG, or has a wrong value.
+        ImpRAGError: an argument is unknown, decided by ImpRAG, or has an invalid value.
     """
     from transformers import TrainingArguments
 
@@ -93,12 +93,12 @@ def trainer_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decides_training(name: str) -> bool:
-    """Whether an argument has a part in the trained weights: saving and logging have none."""
+    """Whether an argument affects the trained weights; those of saving and logging do not."""
     return re.fullmatch(_BYSTANDERS, name) is None
 
 
 def _check_value(name: str, value: Any, hint: Any) -> None:
-    """Check a value's type, the choices of an enumeration, and the sign of a number."""
+    """Check a value's type, membership in an enumeration, and a number's sign."""
     if isinstance(value, str) and (choices := list(_choices(hint))):
         if value not in choices:
             near = difflib.get_close_matches(value, choices, 3, 0.3) or choices

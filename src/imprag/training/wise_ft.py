@@ -1,7 +1,8 @@
 """Interpolation of initial and trained weights (WiSE-FT).
 
-Fine-tuning gains on what it is shown and loses elsewhere. Halfway back, most of the gain is still
-there and most of the loss is not (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
+Fine-tuning improves a model on its training distribution and degrades it elsewhere. Interpolation
+keeps most of the gain and undoes most of the loss (Wortsman et al., "Robust fine-tuning of
+zero-shot models", 2022).
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy, in the CPU's memory, of the parameters that are trained."""
+    """A copy of the trainable parameters in CPU memory, by name."""
     return {
         name: parameter.detach().to("cpu", copy=True)
         for name, parameter in model.named_parameters()
@@ -21,12 +22,12 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 def interpolate(model: nn.Module, initial: dict[str, Tensor], alpha: float) -> None:
     """Set parameters to (1 - alpha) · initial + alpha · trained, in place.
 
-    An adapter's two factors are interpolated one by one. Their product is then not exactly the mean
-    of the two products: it lacks alpha · (1 - alpha) times the product of the factors' changes.
+    The two factors of an adapter are interpolated separately. Their product then differs from the
+    interpolation of the products by alpha · (1 - alpha) times the product of the factors' changes.
 
     Args:
         model: the trained model.
-        initial: weights before training, by :func:`trained_weights`; other parameters stay.
+        initial: weights before training, from :func:`trained_weights`; other parameters stay.
         alpha: weight of the trained model; 1 leaves it as it is.
     """
     for name, parameter in model.named_parameters():

@@ -45,8 +45,8 @@ class BatchIndices:
             passages of all shards in the order of their ranks.
         negative: (Q, C) bool, which are wrong; a passage may be neither.
         columns: corpus rows of the C columns.
-        remembered: corpus rows of passages that earlier batches had and this one has not, M.
-        remembered_negative: (Q, M) bool, which of them are wrong.
+        memory: corpus rows of passages that earlier batches had and this one has not, M.
+        memory_negative: (Q, M) bool, which of them are wrong.
         first_column: where ``passages`` begin among the C columns.
     """
 
@@ -57,8 +57,8 @@ class BatchIndices:
     positive: npt.NDArray[np.bool_]
     negative: npt.NDArray[np.bool_]
     columns: tuple[int, ...]
-    remembered: tuple[int, ...]
-    remembered_negative: npt.NDArray[np.bool_]
+    memory: tuple[int, ...]
+    memory_negative: npt.NDArray[np.bool_]
     first_column: int = 0
 
     def shard(self, rank: int, world_size: int) -> "BatchIndices":
@@ -94,8 +94,8 @@ class BatchIndices:
             positive=part(self.positive),
             negative=part(self.negative),
             columns=tuple(self.passages[n] for n in columns),
-            remembered=self.remembered,
-            remembered_negative=self.remembered_negative[own],
+            memory=self.memory,
+            memory_negative=self.memory_negative[own],
             first_column=first,
         )
 
@@ -196,9 +196,9 @@ class BatchSampler:
             self._batch(n) for n in range(max(0, step - self.settings.cross_batch_memory), step)
         ]
         rows = dict.fromkeys(row for one in earlier for row in one.passages)
-        remembered = tuple(row for row in rows if row not in batch.passages)
+        memory = tuple(row for row in rows if row not in batch.passages)
         _, negative = self._masks([self.examples[n] for n in batch.examples], remembered)
-        return replace(batch, remembered=remembered, remembered_negative=negative)
+        return replace(batch, memory=remembered, memory_negative=negative)
 
     def reading(self, steps: Iterable[int]) -> list[int]:
         """Numbers of the examples that read candidates of their own in the batches of these steps.
@@ -265,8 +265,8 @@ class BatchSampler:
             positive=positive,
             negative=negative,
             columns=tuple(passages),
-            remembered=(),
-            remembered_negative=np.zeros((len(examples), 0), np.bool_),
+            memory=(),
+            memory_negative=np.zeros((len(examples), 0), np.bool_),
         )
 
     def _generator(self, step: int) -> random.Random:
