@@ -1,4 +1,4 @@
-"""The losses of training, as pure functions; docs/objectives.md works each out by hand.
+"""The losses of training, as pure functions; docs/concepts/objectives.md works each out by hand.
 
 All of them are means, over prompts or tokens. ``count`` replaces what the sum is divided by, so
 that the mean can be taken over everything that several processes or accumulated batches hold: see
