@@ -19,9 +19,10 @@ command succeeded, 2 for bad input and 130 after Ctrl-C.
 
 def page() -> str:
     """The whole page: every command with its arguments, options and defaults."""
-    text = app.generate_docs()
+    text = app.generate_docs().replace("```console", "```text")
     commands = text[text.index("\n## imprag ") :]
-    usage = re.sub(r"^```console\n(imprag[a-z -]*?)(?: -m \S+)? ", r"```text\n\1 ", commands, flags=re.M)
+    # The usage tells how this process was started, as in `imprag ask -m pytest`.
+    usage = re.sub(r"^(imprag [a-z -]+?) -m [\w.]+", r"\1", commands, flags=re.MULTILINE)
     return f"{_INTRODUCTION}{usage.rstrip()}\n"
 
 
