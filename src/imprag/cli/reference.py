@@ -12,8 +12,8 @@ _INTRODUCTION = """\
 
 <!-- Made by `python -m imprag.cli.reference` from the commands in src/imprag/cli. -->
 
-Results go to standard output; progress, notes and errors go to standard error. The exit status is 0 if the
-command succeeded, 2 for bad input and 130 after Ctrl-C.
+Results go to standard output; progress, notes and errors go to standard error. The exit status is
+0 if the command succeeded, 2 for bad input and 130 after Ctrl-C.
 """
 
 
