@@ -8,12 +8,13 @@
 #                               the lowest versions of all dependencies; FULL=1 runs the whole suite
 # make bench   measures time and memory beside in-context RAG (over an hour; nothing else should run)
 # make check   lint and types
+# make docs    builds the documentation as a site, build/site; any warning is an error
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-newest test-lowest bench check clean reproduce-default reproduce-default-quick
+.PHONY: demo test test-newest test-lowest bench check docs clean reproduce-default reproduce-default-quick
 demo: $(VENV)/demo
 	@$(BIN)/imprag ask - < examples/prompts.txt
 
@@ -82,8 +83,11 @@ check: $(VENV)/dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(VENV)/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lowest
+	rm -rf $(VENV) .venv-newest .venv-lowest build/site
 
 # PyTorch first, as a CPU build where pip finds one; a PyTorch that is there already is kept.
 $(VENV)/torch: constraints.txt
@@ -102,4 +106,9 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml
 $(VENV)/dev: $(VENV)/demo
 	@echo "installing the test tools" >&2
 	@$(PIP) -e ".[demo,eval,train,dev]"
+	@touch $@
+
+$(VENV)/docs: $(VENV)/dev
+	@echo "installing the site builder" >&2
+	@$(PIP) -e ".[docs]"
 	@touch $@

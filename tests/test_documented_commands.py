@@ -80,7 +80,7 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "train": with_options("--dry-run"),  # the recipe, its overrides and its data are read
     "bench": with_options("--runs", "1"),
     "eval": with_options("--limit", "1"),
-    "memory build": with_options(),
+    "kv build": with_options(),
     "tasks list": with_options(),
     "tasks build": with_options(),
     "tasks import": with_options(),
@@ -92,7 +92,7 @@ ONLY_PARSED = {
 }
 #: Names that Python blocks expect.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
-    "docs/index-format.md": lambda: {
+    "docs/reference/index-format.md": lambda: {
         "_": shutil.rmtree("my-index"),
         "corpus": load_corpus("my-corpus"),
         "encode": lambda batch: np.ones((len(batch), 192), np.float32),
@@ -104,7 +104,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def subcommand(command: Sequence[str]) -> str:
-    return " ".join(command[:2]) if command[0] in ("tasks", "memory") else command[0]
+    return " ".join(command[:2]) if command[0] in ("tasks", "kv") else command[0]
 
 
 def fast_form(command: list[str]) -> list[str] | None:
@@ -256,7 +256,7 @@ def test_a_documented_shell_block_runs(
 
 
 def test_the_documents_have_commands_and_python() -> None:
-    assert {block.document for block in SHELL} >= {"README.md", "docs/training.md"}
+    assert {block.document for block in SHELL} >= {"README.md", "docs/guides/training.md"}
     assert len(SHELL) > 8
     assert len(PYTHON) > 10
 

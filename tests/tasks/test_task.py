@@ -10,7 +10,7 @@ from imprag.evaluation.metrics import ANSWER_METRICS
 from imprag.tasks import Answer, Example, Task, load_task, register_task, task_names
 from imprag.tasks import task as task_module
 
-DOCS = Path(__file__).parents[2] / "docs" / "tasks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "guides" / "tasks.md"
 
 EIGHT = ["nq", "simpleqa", "hotpotqa", "2wiki", "trex", "zsre", "fever", "aida"]
 INSTRUCTION = ["oasst1", "coqa", "drop", "newsqa", "pubmedqa", "quail", "squad_v2", "cnn_dailymail"]

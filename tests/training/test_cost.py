@@ -365,7 +365,7 @@ def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
 
 
 def test_the_figures_of_the_docs_are_the_plan_s(plans: list[dict[str, Any]]) -> None:
-    text = (ROOT / "docs" / "scale.md").read_text()
+    text = (ROOT / "docs" / "guides" / "scale.md").read_text()
 
     def row(name: str, *figures: str) -> None:
         assert f"| {name} | {' | '.join(figures)} |" in text

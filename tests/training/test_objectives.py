@@ -139,7 +139,7 @@ def test_distillation_equals_its_loop(shape: tuple[int, int], seed: int, density
 
 
 def test_the_examples_of_the_documentation() -> None:
-    page = Path(__file__).parents[2] / "docs" / "objectives.md"
+    page = Path(__file__).parents[2] / "docs" / "concepts" / "objectives.md"
     result = doctest.testfile(str(page), module_relative=False)
     assert result.attempted >= 15
     assert result.failed == 0

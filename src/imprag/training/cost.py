@@ -1,6 +1,6 @@
 """What a recipe will cost, worked out without weights: the dry run of ``imprag train``.
 
-``docs/scale.md`` derives the formulas and goes through them for Llama-3.2-3B and Llama-3.1-8B.
+``docs/guides/scale.md`` derives the formulas and applies them to Llama-3.2-3B and Llama-3.1-8B.
 """
 
 import math

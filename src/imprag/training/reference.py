@@ -19,9 +19,9 @@ _INTRODUCTION = """\
 <!-- Made by `python -m imprag.training.reference` from the fields in src/imprag/training. -->
 
 A recipe is a YAML file with the sections below; `configs/` holds examples, and
-[training](../training.md) explains how they work together. `imprag train --set KEY=VALUE` changes a
-key, such as `--set model.k=5 train.steps=100`. "Paper" is arXiv 2506.02279; what is marked "beyond
-the paper" is off unless a recipe asks for it.
+[training](../guides/training.md) explains how they work together. `imprag train --set KEY=VALUE`
+changes a key, such as `--set model.k=5 train.steps=100`. "Paper" is arXiv 2506.02279; what is
+marked "beyond the paper" is off unless a recipe asks for it.
 
 `extends: other.yaml`, a path seen from the recipe's folder, takes over another recipe: sections are
 merged key by key, lists and values replaced. A run folder's `recipe.yaml` is the result, with every

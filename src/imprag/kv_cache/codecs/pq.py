@@ -24,7 +24,7 @@ class ProductQuantizer(Codec):
     since a prompt's attention suffers from what keys lose and hardly from what values lose
     (dev/LOG.md). There is no learned rotation as in the paper's OPQ: what is large in one
     dimension of a key is so in all tokens, and slices of the vectors as they are keep that apart
-    (docs/decisions.md).
+    (docs/concepts/decisions.md).
 
     Attributes:
         centroids: of ``keys``, (layers, key heads, slices, 256, 2) float32, and of ``values``,

@@ -1,4 +1,4 @@
-"""The losses of training; docs/objectives.md works each out by hand.
+"""The losses of training; docs/concepts/objectives.md works each out by hand.
 
 `register_objective` makes a retrieval objective known under a name, which recipes choose as
 ``stages.warmup.objective`` and ``stages.self_distillation.objective``; packages offer theirs under

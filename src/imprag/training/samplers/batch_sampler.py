@@ -197,8 +197,8 @@ class BatchSampler:
         ]
         rows = dict.fromkeys(row for one in earlier for row in one.passages)
         memory = tuple(row for row in rows if row not in batch.passages)
-        _, negative = self._masks([self.examples[n] for n in batch.examples], remembered)
-        return replace(batch, memory=remembered, memory_negative=negative)
+        _, negative = self._masks([self.examples[n] for n in batch.examples], memory)
+        return replace(batch, memory=memory, memory_negative=negative)
 
     def reading(self, steps: Iterable[int]) -> list[int]:
         """Numbers of the examples that read candidates of their own in the batches of these steps.
