@@ -175,11 +175,16 @@ HARD = (
 @pytest.mark.parametrize("parse", [parse_markdown, parse_rest])
 def test_parsing_takes_linear_time(parse: Callable[[str], object]) -> None:
     for pattern in HARD:
-        start = time.process_time()
-        parse(
-            "# a" + pattern * (5_000 // len(pattern)) + "\n\na " + pattern * (5_000 // len(pattern))
-        )
-        assert time.process_time() - start < 1.5, pattern
+        many = pattern * (5_000 // len(pattern))
+        text = f"# a{many}\n\na {many}"
+        # The quickest of some calls: collecting other tests' garbage may fall into one of them.
+        assert any(seconds_of(parse, text) < 1.5 for _ in range(3)), pattern
+
+
+def seconds_of(parse: Callable[[str], object], text: str) -> float:
+    start = time.process_time()
+    parse(text)
+    return time.process_time() - start
 
 
 def test_rest_substitutions_are_replaced_and_tables_keep_their_cells() -> None:
