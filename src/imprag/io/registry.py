@@ -52,20 +52,21 @@ class Registry(Generic[T]):
             ImpRAGError: there is none (the message lists the known names and tells how to add
                 more), two have the name, or the package that offers it cannot be imported.
         """
-        points = {**offered(self.group), **self._own}
-        if name in self._own and name in offered(self.group):
+        others = offered(self.group)
+        if name in self._own and name in others:
             raise self._taken(name)
-        found: T | None = self._registered.get(name)
-        if name in points:
-            loaded: T = load_plugin(points[name])  # its module may register it, too
-            found = self._registered.get(name, loaded)
-            if _place(found) != _place(loaded):
-                raise self._taken(name)
+        point = self._own.get(name) or others.get(name)
+        loaded: T | None = (
+            None if point is None else load_plugin(point)
+        )  # its module may register it, too
+        found = self._registered.get(name, loaded)
         if found is None:
             raise ImpRAGError(
                 f"unknown {self.what} '{name}'; known are {', '.join(self.names())} (packages add "
                 f"others under the entry-point group {self.group})"
             )
+        if loaded is not None and _place(found) != _place(loaded):
+            raise self._taken(name)
         return found
 
     def names(self) -> list[str]:
