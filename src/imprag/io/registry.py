@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from imprag.errors import ImpRAGError
 from imprag.io.plugins import load_plugin, offered
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class Registry(Generic[T]):
@@ -28,18 +29,18 @@ class Registry(Generic[T]):
         self._own = {name: EntryPoint(name, place, group) for name, place in own.items()}
         self._registered: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[Item], Item]:
         """Decorator: makes an object known under a name. Running its module again replaces it.
 
         Raises:
             ImpRAGError: another object has the name.
         """
 
-        def keep(item: T) -> T:
+        def keep(item: Item) -> Item:
             known = self._registered.get(name)
             if name in self._own or (known is not None and _place(known) != _place(item)):
                 raise self._taken(name)
-            self._registered[name] = item
+            self._registered[name] = cast(T, item)
             return item
 
         return keep

@@ -171,7 +171,7 @@ def in_processes(*calls: Callable[[], Tensor]) -> list[Tensor]:
 
     with (
         patch.object(distributed, "_world_size", lambda: len(calls)),
-        patch.object(distributed.dist, "all_reduce", all_reduce),
+        patch("torch.distributed.all_reduce", all_reduce),
         ThreadPoolExecutor(len(calls)) as threads,
     ):
         return list(threads.map(run, calls))
