@@ -1,8 +1,9 @@
 """Plug-ins: objects that installed packages, ImpRAG included, offer in an entry-point group."""
 
+import sys
 from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache, lru_cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from imprag.errors import ImpRAGError
@@ -25,7 +26,7 @@ def offered(group: str) -> Mapping[str, EntryPoint]:
         ImpRAGError: two packages offer the same name.
     """
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=group):
+    for point in _entry_points(tuple(sys.path)).select(group=group):
         if point.name in found:
             raise ImpRAGError(
                 f"two installed packages offer '{point.name}' under the entry-point group {group}; "
@@ -33,6 +34,12 @@ def offered(group: str) -> Mapping[str, EntryPoint]:
             )
         found[point.name] = point
     return found
+
+
+@lru_cache(maxsize=4)
+def _entry_points(path: tuple[str, ...]) -> EntryPoints:
+    """Those of all packages on a path; finding them takes as long as reading a recipe."""
+    return entry_points()
 
 
 def load_plugin(point: EntryPoint) -> Any:

@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -172,7 +171,7 @@ def in_processes(*calls: Callable[[], Tensor]) -> list[Tensor]:
 
     with (
         patch.object(distributed, "_world_size", lambda: len(calls)),
-        patch.object(dist, "all_reduce", all_reduce),
+        patch("torch.distributed.all_reduce", all_reduce),
         ThreadPoolExecutor(len(calls)) as threads,
     ):
         return list(threads.map(run, calls))

@@ -13,7 +13,7 @@ from imprag.corpus import Corpus
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
 from imprag.training.hard_negatives import HardNegativeMiner
 from imprag.training.recipe import LONGEST_TEXT, Recipe
-from imprag.training.samplers.batch_sampler import BatchIndices, BatchSampler
+from imprag.training.samplers import BatchIndices, Sampler
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingBatch
 
@@ -33,7 +33,7 @@ class Batches(Dataset[TrainingBatch]):
 
     def __init__(
         self,
-        sampler: BatchSampler,
+        sampler: Sampler,
         schedule: Schedule,
         corpus: Corpus,
         tokenizer: Any,
@@ -94,7 +94,7 @@ class Batches(Dataset[TrainingBatch]):
             self_distillation=self.schedule.stage(step) == "self_distillation",
         )
 
-    def _mined_sampler(self, mined: int) -> BatchSampler:
+    def _mined_sampler(self, mined: int) -> Sampler:
         """The sampler with the candidates that are mined at a step, for all steps that use them."""
         assert self._miner is not None
         steps = range(mined, self.schedule.steps)

@@ -27,6 +27,7 @@ from pydantic import (
 from imprag.errors import ImpRAGError
 from imprag.model.config import FrozenPassages, ImpRAGConfig, PassageEncoding
 from imprag.training.objectives import ObjectiveSettings
+from imprag.training.samplers.base import check_sampler
 from imprag.training.sources import Location, Section, Source, SyntheticSource, locate
 from imprag.training.trainer_arguments import decides_training, trainer_arguments
 
@@ -130,6 +131,10 @@ class LengthStep(Section):
 
 class BatchSettings(Section):
     """Size and content of a batch. All numbers are totals over all devices."""
+
+    sampler: str = "mixture"
+    """Draws the batches, by seed and step: `mixture`, or a plug-in's name. It says which of the
+    other keys have an effect."""
 
     examples: PositiveInt = 8
     """Prompts in a batch; the paper gives no figure. With `grid`, this key has no effect."""
@@ -397,6 +402,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        check_sampler(self.batch)
         longest = max((step.tokens for step in self.batch.passage_tokens), default=0)
         if longest > self.model.max_passage_tokens:
             raise ImpRAGError(

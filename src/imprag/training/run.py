@@ -29,7 +29,7 @@ from imprag.training.names import name_vectors
 from imprag.training.packages import require_packages
 from imprag.training.recipe import Recipe
 from imprag.training.recipe_file import load_recipe
-from imprag.training.samplers.batch_sampler import BatchSampler
+from imprag.training.samplers import make_sampler
 from imprag.training.schedule import Schedule
 from imprag.training.step import TrainingModel
 from imprag.training.trainer import (
@@ -99,8 +99,8 @@ def _train(
     set_seed(recipe.seed)
     # Weights stay in float32; autocast computes in bfloat16.
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
-    names = name_vectors(sources, lm, tokenizer) if recipe.batch.alike_rows else None
-    sampler = BatchSampler(sources, recipe.batch, corpus, recipe.seed, names)
+    names = {"names": name_vectors(sources, lm, tokenizer)} if recipe.batch.alike_rows else {}
+    sampler = make_sampler(sources, recipe.batch, corpus, recipe.seed, **names)
     schedule = Schedule(recipe, recipe.steps(len(sampler.examples)))
     config = recipe.model.to_config()
     fingerprint = model_fingerprint(lm, tokenizer)

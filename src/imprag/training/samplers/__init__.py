@@ -1,1 +1,15 @@
-"""Batch samplers: which examples and passages a step trains on, by seed and step."""
+"""Batch samplers: which examples and passages make a batch; `register_sampler` adds one.
+
+Packages offer theirs under the entry-point group ``imprag.samplers``; a recipe names one as
+``batch.sampler``.
+"""
+
+from imprag.training.samplers.base import (
+    SAMPLERS,
+    BatchIndices,
+    Sampler,
+    make_sampler,
+    register_sampler,
+)
+
+__all__ = ["SAMPLERS", "BatchIndices", "Sampler", "make_sampler", "register_sampler"]

@@ -8,7 +8,7 @@ import copy
 import itertools
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks.matching import AnswerFinder, contains_answer
 from imprag.training.data import TrainingExample, TrainingSource
 from imprag.training.recipe import BatchSettings
+from imprag.training.samplers.base import BatchIndices, Sampler
 from imprag.training.samplers.sampling import (
     Epochs,
     Mixture,
@@ -31,90 +31,6 @@ from imprag.training.samplers.sampling import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class BatchIndices:
-    """A batch by numbers only, for Q prompts and P passages.
-
-    Attributes:
-        examples: numbers in `BatchSampler.examples`, Q.
-        generated: whether the response is generated, Q; else the prompt only retrieves.
-        passages: corpus rows to embed, P, distinct.
-        candidates: the passages that each prompt reads, as indices into ``passages``, Q; () for a
-            prompt that is not generated or does not retrieve.
-        positive: (Q, C) bool, which passages are right. C is P, or, in a shard, the number of
-            passages of all shards in the order of their ranks.
-        negative: (Q, C) bool, which are wrong; a passage may be neither.
-        columns: corpus rows of the C columns.
-        memory: corpus rows of passages that earlier batches had and this one has not, M.
-        memory_negative: (Q, M) bool, which of them are wrong.
-        first_column: where ``passages`` begin among the C columns.
-    """
-
-    examples: tuple[int, ...]
-    generated: tuple[bool, ...]
-    passages: tuple[int, ...]
-    candidates: tuple[tuple[int, ...], ...]
-    positive: npt.NDArray[np.bool_]
-    negative: npt.NDArray[np.bool_]
-    columns: tuple[int, ...]
-    memory: tuple[int, ...]
-    memory_negative: npt.NDArray[np.bool_]
-    first_column: int = 0
-
-    def shard(self, rank: int, world_size: int) -> "BatchIndices":
-        """The part of one process, which needs no word with the others about masks.
-
-        Every prompt is in one shard, and so is every column that counts in the masks. A passage
-        that prompts of several shards read is in each of them, because its keys and values are
-        needed there; the column of a copy is neither right nor wrong.
-        """
-        # Prompts that cost alike are dealt out evenly.
-        order = sorted(
-            range(len(self.examples)),
-            key=lambda n: (not self.generated[n], not self.candidates[n]),
-        )
-        prompts = [sorted(order[each::world_size]) for each in range(world_size)]
-        passages = self._deal_passages(prompts)
-        columns = [column for part in passages for column in part]
-        first = sum(map(len, passages[:rank]))
-        own, mine = prompts[rank], passages[rank]
-        place = {passage: index for index, passage in enumerate(mine)}
-        copies = copied_columns(columns)
-
-        def part(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-            chosen = mask[np.ix_(own, columns)]
-            chosen[:, copies] = False
-            return chosen
-
-        return BatchIndices(
-            examples=tuple(self.examples[n] for n in own),
-            generated=tuple(self.generated[n] for n in own),
-            passages=tuple(self.passages[n] for n in mine),
-            candidates=tuple(tuple(place[c] for c in self.candidates[n]) for n in own),
-            positive=part(self.positive),
-            negative=part(self.negative),
-            columns=tuple(self.passages[n] for n in columns),
-            memory=self.memory,
-            memory_negative=self.memory_negative[own],
-            first_column=first,
-        )
-
-    def _deal_passages(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Each process's passages: those that its prompts read, and a share of the others."""
-        parts = [sorted({c for n in own for c in self.candidates[n]}) for own in prompts]
-        read = {passage for part in parts for passage in part}
-        for passage in range(len(self.passages)):
-            if passage not in read:
-                min(parts, key=len).append(passage)
-        return parts
-
-
-def copied_columns(columns: Sequence[int]) -> list[bool]:
-    """For every column whether an earlier one holds the same passage, and it must not count."""
-    firsts = {column: n for n, column in reversed(list(enumerate(columns)))}
-    return [firsts[column] != n for n, column in enumerate(columns)]
-
-
 class _Asked(NamedTuple):
     """Prompts of a batch: numbers of the examples, their right passages, which are answered."""
 
@@ -123,7 +39,7 @@ class _Asked(NamedTuple):
     answered: set[int]
 
 
-class BatchSampler:
+class BatchSampler(Sampler):
     """All batches of a training: ``sampler(step)`` is the batch of a step.
 
     A batch without grids is drawn from all sources by their weights. One with a ``grid`` has
@@ -150,6 +66,8 @@ class BatchSampler:
             the corpus has fewer passages than a prompt reads.
     """
 
+    uses = frozenset(BatchSettings.model_fields)
+
     def __init__(
         self,
         sources: Sequence[TrainingSource],
@@ -158,24 +76,20 @@ class BatchSampler:
         seed: int = 0,
         names: NameVectors | None = None,
     ) -> None:
+        super().__init__(sources, settings, corpus, seed)
         _check(sources, settings, corpus)
-        self.settings = settings
-        self.examples: list[TrainingExample] = []
         self._epochs: list[Epochs] = []
-        self._corpus = corpus
-        self._text = lru_cache(maxsize=2**14)(lambda row: corpus[row].text)
-        self._seed = seed
         self._ranks: dict[int, list[int]] | None = None
         self._batch = lru_cache(maxsize=settings.cross_batch_memory + 1)(
             self._without_cross_batch_memory
         )
+        first = 0
         numbers: list[range] = []
         grids, singles = {}, {}
         for number, source in enumerate(sources):
             key = f"{seed} {number} {source.name}"
-            indices = range(len(self.examples), len(self.examples) + len(source.examples))
+            indices = range(first, first := first + len(source.examples))
             numbers.append(indices)
-            self.examples += source.examples
             if settings.grid and _has_grid(source):
                 grids[number] = source.weight
                 generator = random.Random(key)
@@ -250,27 +164,12 @@ class BatchSampler:
             for n, one in enumerate(examples)
         ]
         for index, rows in self._extra_questions(indices, read, generator):
-            answered.add(len(indices))
             indices.append(index)
-            examples.append(self.examples[index])
             read.append(rows)
-        passages = list(dict.fromkeys(itertools.chain(passages, *read)))
-        place = {row: index for index, row in enumerate(passages)}
-        positive, negative = self._masks(examples, passages)
-        return BatchIndices(
-            examples=tuple(indices),
-            generated=tuple(not one.positives or n in answered for n, one in enumerate(examples)),
-            passages=tuple(passages),
-            candidates=tuple(tuple(place[row] for row in rows) for rows in read),
-            positive=positive,
-            negative=negative,
-            columns=tuple(passages),
-            memory=(),
-            memory_negative=np.zeros((len(examples), 0), np.bool_),
-        )
+        return self.make_batch(indices, read, passages)
 
     def _generator(self, step: int) -> random.Random:
-        return random.Random(f"{self._seed} batch {step}")
+        return random.Random(f"{self.seed} batch {step}")
 
     def _asked(self, step: int, generator: random.Random) -> "_Asked":
         """The prompts of a batch that bring candidates of their own."""
@@ -349,35 +248,13 @@ class BatchSampler:
             chosen += drawn
             taken.update(drawn)
         if len(chosen) < count:
-            size = min(len(self._corpus), count + len(example.positives))
-            drawn = generator.sample(range(len(self._corpus)), size)
+            size = min(len(self.corpus), count + len(example.positives))
+            drawn = generator.sample(range(len(self.corpus)), size)
             drawn = [row for row in drawn if row not in chosen]
             drawn.sort(key=lambda row: row in example.positives)
             chosen += drawn[: count - len(chosen)]
         generator.shuffle(chosen)
         return chosen
-
-    def _masks(
-        self, examples: Sequence[TrainingExample], passages: Sequence[int]
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which passages are right and which are wrong for every prompt that retrieves."""
-        positive = np.zeros((len(examples), len(passages)), np.bool_)
-        negative = np.zeros_like(positive)
-        place = {row: column for column, row in enumerate(passages)}
-        finder = AnswerFinder([self._text(row) for row in passages])
-        for n, example in enumerate(examples):
-            if example.positives:
-                right = [place[row] for row in example.positives if row in place]
-                unsure = {place[row] for row in example.known if row in place}
-                unsure |= finder.texts_with(example.answers)
-                positive[n, right] = True
-                negative[n] = True
-                negative[n, [*right, *unsure]] = False
-        return positive, negative
-
-    def _may_answer(self, example: TrainingExample, row: int) -> bool:
-        """Whether the passage holds an answer, so that nobody knows if it is wrong."""
-        return contains_answer(self._text(row), example.answers)
 
 
 def _has_grid(source: TrainingSource) -> bool:
@@ -385,8 +262,6 @@ def _has_grid(source: TrainingSource) -> bool:
 
 
 def _check(sources: Sequence[TrainingSource], settings: BatchSettings, corpus: Corpus) -> None:
-    if empty := [source.name for source in sources if not source.examples]:
-        raise ImpRAGError(f"the source '{empty[0]}' has no examples")
     if settings.candidates > len(corpus):
         raise ImpRAGError(
             f"a prompt reads {settings.candidates} candidates, but the corpus has only "
