@@ -6,7 +6,7 @@
 # make reproduce-default-quick  a small beginning, in 20 minutes (docs/model-card.md says what to expect)
 # make test-newest, make test-lowest     run the tests that depend on versions with the newest and
 #                               the lowest versions of all dependencies; FULL=1 runs the whole suite
-# make bench   measures time and memory beside in-context RAG (over an hour; nothing else should run)
+# make bench   measures time and memory against in-context RAG (over an hour; nothing else should run)
 # make check   lint and types
 # make docs    builds the documentation as a site, build/site; any warning is an error
 PYTHON ?= python3
@@ -22,9 +22,9 @@ test: $(VENV)/dev
 	@$(BIN)/python -m pytest
 
 # What other versions of the libraries may break: identity with the plain model, decoding with a
-# cache, adapters, index and memory, the command line. Each has an environment of its own.
-FAST := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,model frozen_passages \
-	load compact self_check support) index/test_build kv_cache/test_kv_build cli/test_cli))
+# cache, adapters, index and KV cache, the command line. Each has an environment of its own.
+FAST := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,model frozen_passages load \
+	compact self_check support) index/test_build kv_cache/test_kv_build cli/test_cli))
 ALL_EXTRAS := demo,eval,train,serve,dev
 EXTRAS := $(if $(FULL),$(ALL_EXTRAS),versions)
 

@@ -26,7 +26,7 @@ def offered(group: str) -> Mapping[str, EntryPoint]:
         ImpRAGError: two packages offer the same name.
     """
     found: dict[str, EntryPoint] = {}
-    for point in _entry_points(tuple(sys.path)).select(group=group):
+    for point in _entry_points(group, tuple(sys.path)):
         if point.name in found:
             raise ImpRAGError(
                 f"two installed packages offer '{point.name}' under the entry-point group {group}; "
@@ -36,10 +36,10 @@ def offered(group: str) -> Mapping[str, EntryPoint]:
     return found
 
 
-@lru_cache(maxsize=4)
-def _entry_points(path: tuple[str, ...]) -> EntryPoints:
-    """Those of all packages on a path; finding them takes as long as reading a recipe."""
-    return entry_points()
+@lru_cache(maxsize=32)
+def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """The group's entry points of all packages on a path; finding them takes milliseconds."""
+    return entry_points(group=group)
 
 
 def load_plugin(point: EntryPoint) -> Any:
