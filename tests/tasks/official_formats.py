@@ -1,4 +1,4 @@
-"""A tiny file of every data set in its official format, with text made up for the tests.
+"""A tiny file of every dataset in its official format, with text made up for the tests.
 
 ``FILES`` maps a task to the name and content of its file; ``EXPECTED`` to what its reader must
 make of it: input, answers, and the prompt where the paper's template is worth seeing in full.
@@ -204,7 +204,7 @@ OASST1_TREES = [
 
 
 def flat_messages(trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """oasst1 as Hugging Face has it: one message a row, without its replies."""
+    """oasst1 as on Hugging Face: one message per row, without its replies."""
     rows = []
     pending = [(tree["message_tree_id"], tree["prompt"]) for tree in trees]
     while pending:

@@ -1,4 +1,4 @@
-"""Passages that tests make tasks of."""
+"""Passages from which the tests make tasks."""
 
 from imprag.corpus.passage import Passage
 

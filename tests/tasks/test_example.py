@@ -1,4 +1,4 @@
-"""Examples: their form, their evidence, their files."""
+"""Examples: their fields, evidence sets and files."""
 
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,22 @@ EXAMPLES = st.lists(
 
 @settings(deadline=None)
 @given(EXAMPLES, st.sampled_from(["e.jsonl", "e.jsonl.gz"]))
-def test_round_trip(tmp_path_factory: Any, examples: list[Example], name: str) -> None:
+def test_examples_round_trip_through_a_file(
+    tmp_path_factory: Any, examples: list[Example], name: str
+) -> None:
     path = tmp_path_factory.mktemp("examples") / name
     assert write_examples(path, examples) == len(examples)
     assert list(read_examples(path)) == examples
 
 
-def test_the_same_examples_give_the_same_bytes(tmp_path: Path) -> None:
+def test_equal_examples_give_equal_bytes(tmp_path: Path) -> None:
     example = Example("1", "Who?", answers(["é"]))
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         write_examples(tmp_path / name, [example])
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
 
 
-def test_nothing_is_left_of_a_file_that_fails(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     good = Example("1", "Who?", answers(["x"]))
     bad = Example("2", "Who?", answers(["x"]), {"set": {1, 2}})
     with pytest.raises(ImpRAGError, match="cannot write example '2'"):
@@ -70,14 +72,14 @@ def test_answers_are_distinct_and_provenance_only_outputs_are_no_answers() -> No
     assert Example("1", "?", [Answer("a"), Answer("", [{"passage_id": "p"}])]).answers == ["a"]
 
 
-def test_evidence_sets() -> None:
+def test_evidence_sets_are_joint_or_single() -> None:
     def passages(*ids: str | None) -> list[dict[str, Any]]:
         return [{"passage_id": id, "title": "T"} if id else {"title": "T"} for id in ids]
 
     output = [Answer("a", passages("p", "q")), Answer("b", passages("q", "p")), Answer("c")]
     example = Example("1", "?", [*output, Answer("d", passages("r", None))])
     assert example.evidence_sets(joint=False) == [{"p"}, {"q"}, {"r"}]
-    # The last answer needs a passage that is not known, so that no ranking can prove it.
+    # The last answer needs an unknown passage, so no ranking can prove it.
     assert example.evidence_sets(joint=True) == [{"p", "q"}]
     assert example.evidence_sets(joint=True, key="title") == [{"T"}]
     assert example.evidence_sets(joint=True, key="page") == []

@@ -1,4 +1,4 @@
-"""Any file for any reader of tasks: examples or one clear error, never a traceback or a loss."""
+"""Every task reader turns any file into examples or one clear error, and loses no good record."""
 
 import csv
 import gzip
@@ -48,7 +48,7 @@ fuzzed = settings(
 
 
 def only_clear_errors(read: Callable[[], object]) -> Any:
-    """What ``read`` gives, None where it refuses in one line."""
+    """The result of ``read``, or None if it raises a one-line error."""
     refused = []
     try:
         return read()
@@ -75,7 +75,9 @@ def encoded(text: str, encoding: str) -> bytes:
     st.sampled_from(ENCODINGS),
     st.sampled_from(TASKS),
 )
-def test_any_records(folder: Path, rows: list[Any], ending: str, encoding: str, task: str) -> None:
+def test_any_records_give_examples_or_a_one_line_error(
+    folder: Path, rows: list[Any], ending: str, encoding: str, task: str
+) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = f"[{','.join(lines)}]" if ending == "json" else "\n".join(lines)
     content = encoded(text, encoding)
@@ -90,7 +92,9 @@ def test_any_records(folder: Path, rows: list[Any], ending: str, encoding: str, 
 
 @fuzzed
 @given(st.binary(max_size=300), st.sampled_from(["jsonl", "json", "csv", "jsonl.gz", "parquet"]))
-def test_any_bytes(folder: Path, content: bytes, ending: str) -> None:
+def test_any_bytes_give_examples_or_a_one_line_error(
+    folder: Path, content: bytes, ending: str
+) -> None:
     path = folder / f"bytes.{ending}"
     path.write_bytes(content)
     for task in TASKS:
@@ -138,7 +142,9 @@ def test_a_field_of_any_length_is_read_from_csv(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf_16_is_read_by_its_mark_and_refused_without(tmp_path: Path, encoding: str) -> None:
+def test_utf_16_is_read_with_a_byte_order_mark_and_refused_without(
+    tmp_path: Path, encoding: str
+) -> None:
     path = tmp_path / "nq.jsonl"
     path.write_bytes('{"question": "who?", "answer": ["x"]}'.encode(encoding))
     if encoding == "utf-16":
@@ -150,7 +156,7 @@ def test_utf_16_is_read_by_its_mark_and_refused_without(tmp_path: Path, encoding
 
 @fuzzed
 @given(values)
-def test_any_squad(folder: Path, content: Any) -> None:
+def test_any_squad_content_is_imported_or_refused(folder: Path, content: Any) -> None:
     path = folder / "squad.json"
     path.write_bytes(encoded(json.dumps(content, ensure_ascii=False), "utf-8"))
     for wrapped in (content, {"data": [{"title": "t", "paragraphs": content}]}):
@@ -175,7 +181,7 @@ manifests = values | st.fixed_dictionaries(
 
 @fuzzed
 @given(manifests)
-def test_any_benchmark_manifest(folder: Path, manifest: Any) -> None:
+def test_any_benchmark_manifest_is_loaded_or_refused(folder: Path, manifest: Any) -> None:
     place = folder / "benchmark"
     place.mkdir(exist_ok=True)
     (place / "benchmark.json").write_bytes(encoded(json.dumps(manifest), "utf-8"))
@@ -204,7 +210,7 @@ predictions = st.lists(
     predictions,
     st.binary(max_size=20),
 )
-def test_any_run_folders(
+def test_any_run_folders_are_compared_or_refused(
     folder: Path, recipe: Any, results: Any, rows: list[Any], tail: bytes
 ) -> None:
     run = folder / "run"

@@ -1,4 +1,4 @@
-"""Importing KILT files onto the passages of a corpus."""
+"""Importing KILT files links their references to the passages of a corpus."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ PAGES = [
 
 @pytest.fixture
 def kilt_corpus(tmp_path: Path) -> Corpus:
-    """Made from the knowledge source, in passages of a sentence or two."""
+    """A corpus made from KILT's knowledge source, in passages of one or two sentences."""
     source = official.write_content(tmp_path / "kilt_knowledgesource.jsonl", PAGES)
     return Corpus.build(read_passages(source, format="kilt", max_words=8), tmp_path / "kilt")
 
@@ -66,25 +66,25 @@ def texts(example: Example, corpus: Corpus, *, joint: bool = False) -> list[set[
     ]
 
 
-def test_paragraphs_give_both_hops(kilt_corpus: Corpus, tmp_path: Path) -> None:
+def test_both_hops_are_linked_by_paragraph(kilt_corpus: Corpus, tmp_path: Path) -> None:
     [example], counts = run(tmp_path, kilt_corpus, "hotpotqa")
     assert counts == {"paragraph": 1}
     assert example.meta["link"] == "paragraph"
     assert texts(example, kilt_corpus, joint=True) == [
         {"Ada was a miller on the Tarn.", "Tarnby lies on it too."}
     ]
-    # KILT's own references stay, for its page-level measures.
+    # KILT's own references are kept for its page-level metrics.
     assert example.evidence_sets(joint=True, key="wikipedia_id") == [{"101", "102"}]
 
 
-def test_of_a_paragraph_the_passages_with_the_answer_count(
+def test_only_passages_with_the_answer_are_linked_to_a_paragraph(
     kilt_corpus: Corpus, tmp_path: Path
 ) -> None:
     [example], _ = run(tmp_path, kilt_corpus, "trex")
     assert texts(example, kilt_corpus) == [{"It belongs to Nordland. Nordland is far."}]
 
 
-def test_a_label_is_not_looked_for_in_the_text(kilt_corpus: Corpus, tmp_path: Path) -> None:
+def test_labels_are_not_searched_for_in_passages(kilt_corpus: Corpus, tmp_path: Path) -> None:
     examples, counts = run(tmp_path, kilt_corpus, "fever")
     assert counts == {"paragraph": 2}
     assert examples[0].answers == ["True"]
@@ -94,7 +94,7 @@ def test_a_label_is_not_looked_for_in_the_text(kilt_corpus: Corpus, tmp_path: Pa
     ]
 
 
-def test_a_page_without_paragraph_gives_its_first_passage(
+def test_a_reference_without_paragraph_is_linked_to_the_first_passage(
     kilt_corpus: Corpus, tmp_path: Path
 ) -> None:
     [example], counts = run(tmp_path, kilt_corpus, "aida")
@@ -106,7 +106,7 @@ def test_a_page_without_paragraph_gives_its_first_passage(
 @pytest.mark.parametrize("change", [{"start_paragraph_id": 9, "end_paragraph_id": 9},
                                     {"start_paragraph_id": -1, "end_paragraph_id": -1},
                                     {"start_paragraph_id": "x"}])  # fmt: skip
-def test_a_paragraph_that_is_not_there_falls_back_to_the_page(
+def test_a_missing_paragraph_falls_back_to_the_page(
     kilt_corpus: Corpus, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     [row] = official.TREX
@@ -130,9 +130,9 @@ def test_another_corpus_is_linked_by_title_and_answer(tmp_path: Path) -> None:
     assert examples[0].evidence_sets(joint=False) == [{"t3"}]
 
 
-def test_what_cannot_be_linked_is_kept_and_counted(tmp_path: Path) -> None:
+def test_unlinkable_references_are_kept_and_counted(tmp_path: Path) -> None:
     corpus = titled_corpus(tmp_path)
-    # One of the two hops has no passage, so that the question has no evidence.
+    # One of the two hops has no passage, so the question has no evidence.
     [example], counts = run(tmp_path, corpus, "hotpotqa")
     assert counts == {"none": 1}
     assert example.meta["link"] == "none"
@@ -142,7 +142,9 @@ def test_what_cannot_be_linked_is_kept_and_counted(tmp_path: Path) -> None:
     assert run(tmp_path, corpus, "trex", rows)[1] == {"none": 1}
 
 
-def test_a_second_import_forgets_the_first_corpus(kilt_corpus: Corpus, tmp_path: Path) -> None:
+def test_a_second_import_replaces_links_to_the_first_corpus(
+    kilt_corpus: Corpus, tmp_path: Path
+) -> None:
     first, _ = run(tmp_path, kilt_corpus, "hotpotqa")
     rows = [example.to_json() for example in first]
     [example], counts = run(tmp_path, titled_corpus(tmp_path), "hotpotqa", rows)

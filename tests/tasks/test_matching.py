@@ -83,6 +83,8 @@ words = st.lists(st.sampled_from(units)).map(" ".join)
 
 @settings(deadline=None)
 @given(st.lists(words, max_size=6), st.lists(words, max_size=3))
-def test_a_search_in_many_texts_equals_one_in_each(texts: list[str], answers: list[str]) -> None:
+def test_answer_finder_equals_contains_answer_on_each_text(
+    texts: list[str], answers: list[str]
+) -> None:
     expected = {n for n, text in enumerate(texts) if contains_answer(text, answers)}
     assert AnswerFinder(texts).texts_with(answers) == expected

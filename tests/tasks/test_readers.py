@@ -1,4 +1,4 @@
-"""The readers against tiny files in the official formats, and against broken ones."""
+"""The readers on tiny files in the official formats, and on broken files."""
 
 import copy
 import gzip
@@ -39,7 +39,7 @@ def test_examples_round_trip_and_are_read_by_their_task(name: str, tmp_path: Pat
         assert list(load_task(name).read(file)) == examples
 
 
-def test_provenance_of_official_files(tmp_path: Path) -> None:
+def test_the_provenance_of_official_files_is_kept(tmp_path: Path) -> None:
     def only(name: str) -> Any:
         return next(load_task(name).read(official.write(tmp_path, name)))
 
@@ -50,7 +50,7 @@ def test_provenance_of_official_files(tmp_path: Path) -> None:
     ]
 
 
-def test_fevers_own_format(tmp_path: Path) -> None:
+def test_fevers_own_format_is_read(tmp_path: Path) -> None:
     path = official.write_content(tmp_path / "paper_dev.jsonl", official.FEVER)
     supported, unknown = load_task("fever").read(path)
     assert supported.answers == ["True", "True"]
@@ -131,7 +131,7 @@ def test_fevers_own_format(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_hugging_face_rows_give_the_same(
+def test_hugging_face_rows_give_the_same_examples(
     name: str, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     datasets = pytest.importorskip("datasets")
@@ -145,7 +145,7 @@ def test_hugging_face_rows_give_the_same(
         assert [(task.prompt(e), e.answers) for e in examples] == official.EXPECTED[name]
 
 
-def test_empty_texts_and_answers_of_training_sets_are_left_out(tmp_path: Path) -> None:
+def test_empty_texts_and_answers_of_training_sets_are_skipped(tmp_path: Path) -> None:
     [row] = official.CNN_DAILYMAIL
     rows = [{**row, "id": "1", "article": " "}, {**row, "id": "2", "highlights": ""}, row]
     path = official.write_content(tmp_path / "rows.jsonl", rows)
@@ -158,7 +158,7 @@ def test_empty_texts_and_answers_of_training_sets_are_left_out(tmp_path: Path) -
     assert second.input == "Where?"
 
 
-def test_coqa_as_hugging_face_has_it(tmp_path: Path) -> None:
+def test_hugging_face_rows_of_coqa_are_read(tmp_path: Path) -> None:
     [story] = official.COQA["data"]
     row = {
         "source": "wikipedia",
@@ -213,7 +213,7 @@ def test_coqa_as_hugging_face_has_it(tmp_path: Path) -> None:
          r"'evidence' is a list; expected lists of \[annotation"),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_named_with_line_and_field(
+def test_an_error_names_file_line_and_field(
     name: str, file: str, content: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / file).write_text(content)
@@ -249,13 +249,13 @@ def test_missing_sources_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_records(tmp_path / "missing.jsonl")
     with pytest.raises(ImpRAGError, match=r"questions.json does not exist"):
         read_records("questions.json")
-    with pytest.raises(ImpRAGError, match=r"cannot load the data set .*split validation"):
+    with pytest.raises(ImpRAGError, match=r"cannot load the dataset .*split validation"):
         list(read_records(tmp_path))
     with pytest.raises(ImpRAGError, match=r"no-such/data-set:dev, split test: .*local file"):
         list(read_records("no-such/data-set:dev", "test"))
 
 
-def test_a_missing_split_names_those_there_are(tmp_path: Path) -> None:
+def test_a_missing_split_is_refused_with_a_list_of_the_splits(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     saved = datasets.DatasetDict({"dev": datasets.Dataset.from_list([{"question": "q"}])})
     saved.save_to_disk(tmp_path / "saved")
@@ -263,7 +263,7 @@ def test_a_missing_split_names_those_there_are(tmp_path: Path) -> None:
         list(read_records(tmp_path / "saved"))
 
 
-def test_examples_of_another_task_are_passed_over(tmp_path: Path) -> None:
+def test_examples_of_another_task_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     rows = [{**official.TREX[0], "task": "trex"}, {**official.HOTPOTQA[0], "task": "hotpotqa"}]
     official.write_content(path, rows)
@@ -274,7 +274,7 @@ def test_examples_of_another_task_are_passed_over(tmp_path: Path) -> None:
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     path = official.write_content(tmp_path / "twice.jsonl", official.TREX * 2)
-    with pytest.raises(ImpRAGError, match=r"line 2: the id .* stands already in .*line 1"):
+    with pytest.raises(ImpRAGError, match=r"line 2: the id .* already occurs in .*line 1"):
         list(read_examples(path))
 
 

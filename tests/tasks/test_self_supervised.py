@@ -1,4 +1,4 @@
-"""Prompts that are made from passages with their right passages."""
+"""Self-supervised prompts and their positive passages."""
 
 import re
 from collections import Counter
@@ -31,7 +31,7 @@ def test_a_filled_blank_gives_a_sentence_of_the_passage() -> None:
         answers.add(answer)
         sentence = example.input.replace("____", answer).removeprefix("Tarnby: ")
         assert sentence in passage.text
-        # The title tells which town's harbour; the answer is never the title.
+        # The title says which town's harbour is meant; it is never the answer.
         assert "Tarnby" in example.input
         assert answer != "Tarnby"
         assert example.evidence_sets(joint=False) == [{passage.id}]
@@ -76,10 +76,10 @@ def test_fields_are_looked_up_by_their_labels() -> None:
         assert "Chad" in example.input
         assert "Economy" not in example.input
         assert example.evidence_sets(joint=False) == [{"f/1"}]
-    assert not list(lookup(PASSAGES))  # whose text has no fields
+    assert not list(lookup(PASSAGES))  # their texts have no fields
 
 
-def test_questions_and_assertions_say_the_fields_in_sentences() -> None:
+def test_questions_and_assertions_state_the_fields_in_sentences() -> None:
     passages = [
         Passage(
             f"f/{n}",
@@ -106,7 +106,7 @@ def test_questions_and_assertions_say_the_fields_in_sentences() -> None:
     assert verdicts["False"] + verdicts["no"] > 40
 
 
-def test_marks_are_many_and_none_of_an_evaluated_task() -> None:
+def test_marks_vary_and_are_never_those_of_evaluated_tasks() -> None:
     passage = Passage("f/1", "Chad", "Airports: 59", {"fields": ["Airports"]})
     lookups = {one.input for seed in range(2000) for one in lookup([passage], seed)}
     assert len(lookups) > 800
@@ -119,7 +119,7 @@ def test_marks_are_many_and_none_of_an_evaluated_task() -> None:
         assert "Chad" in text or "Tarnby" in text
 
 
-def test_key_words_are_those_of_the_sentence() -> None:
+def test_keywords_come_from_the_answer_sentence() -> None:
     texts = {passage.id: passage.text for passage in PASSAGES}
     found = list(keywords(PASSAGES))
     assert len(found) > len(PASSAGES) / 2
@@ -131,7 +131,7 @@ def test_key_words_are_those_of_the_sentence() -> None:
         assert any(word in example.input for word in re.findall(r"\w{6,}|\d{4}", answer))
 
 
-def test_a_title_is_asked_for_by_a_sentence_that_names_it() -> None:
+def test_a_title_prompt_is_a_sentence_that_names_the_title() -> None:
     for example, passage in zip(title(PASSAGES), PASSAGES, strict=True):
         assert f"Tarnby has {passage.id[1:]} mills, and a harbour." in example.input
         assert example.answers == ["Tarnby"]
@@ -199,7 +199,7 @@ def test_wrong_answers_are_right_ones_of_the_same_relation() -> None:
 
 
 @pytest.mark.parametrize("name", FROM_PASSAGES)
-def test_wordings_differ_from_those_of_the_evaluated_tasks(name: str) -> None:
+def test_templates_differ_from_those_of_the_evaluated_tasks(name: str) -> None:
     mills = [f"{first}{second} Mill" for first in "ABCDEF" for second in "abcdefgh"]
     passages = [
         Passage(
@@ -222,7 +222,7 @@ def test_wordings_differ_from_those_of_the_evaluated_tasks(name: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(min_size=1).filter(str.strip), st.text())
-def test_any_text_is_taken(text: str, heading: str) -> None:
+def test_any_text_is_accepted(text: str, heading: str) -> None:
     passage = Passage("p", heading, text, {"fields": ["Age"]})
     for name, make in FROM_PASSAGES.items():
         for example in make([passage], 0):

@@ -1,4 +1,4 @@
-"""SQuAD as an open corpus."""
+"""Importing SQuAD as an open corpus."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def written(path: Path, content: Any) -> Path:
     return path
 
 
-def test_official_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_official_files_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
     source = written(tmp_path / "train.json", official.SQUAD_V2)
     assert import_squad(source, tmp_path / "squad") == {"passages": 1, "questions": 1}
@@ -41,7 +41,7 @@ def test_official_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert example.task == "squad"
 
 
-def test_rows_of_the_hub_with_the_same_paragraph(tmp_path: Path) -> None:
+def test_hub_rows_with_the_same_paragraph_share_a_passage(tmp_path: Path) -> None:
     rows = [ROW, {**ROW, "id": "2", "question": "Who?"}, {**ROW, "id": "3", "answers": []}]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -58,7 +58,7 @@ def test_rows_of_the_hub_with_the_same_paragraph(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_mistakes_leave_nothing(tmp_path: Path) -> None:
+def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="missing.json does not exist"):
         import_squad(tmp_path / "missing.json", tmp_path / "squad")
     bad = written(tmp_path / "bad.json", {"data": [{"title": "A", "paragraphs": [{"qas": []}]}]})
@@ -74,13 +74,13 @@ def test_mistakes_leave_nothing(tmp_path: Path) -> None:
         import_squad(bad, tmp_path / "squad")
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_imports_squad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = written(tmp_path / "rows.jsonl", ROW)
     assert main(["tasks", "import-squad", str(source), "--out", str(tmp_path / "s"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"passages": 1, "questions": 1}
 
 
-def test_a_folder_that_another_process_made_meanwhile_is_not_taken_for_ones_own(
+def test_a_folder_made_by_another_process_meanwhile_is_refused(
     tmp_path: Path,
 ) -> None:
     write_open_corpus(tmp_path / "out", [], {"a": Passage("a", "", "one")})

@@ -1,4 +1,4 @@
-"""Tasks made from passages."""
+"""The paper's synthetic tasks."""
 
 import re
 from collections import Counter
@@ -40,7 +40,7 @@ def test_denoising_can_be_undone_by_the_answer() -> None:
     assert set(counts) == {1, 2, 3}
 
 
-def test_generated_sentences_stand_beside_their_context() -> None:
+def test_generated_sentences_are_adjacent_to_their_context() -> None:
     examples = list(sentence_generation(PASSAGES))
     relations = Counter()
     for example, passage in zip(examples, PASSAGES, strict=True):
@@ -53,14 +53,14 @@ def test_generated_sentences_stand_beside_their_context() -> None:
     assert set(relations) == {"next sentence", "previous sentence"}
 
 
-def test_plain_text_is_prompt_and_response_together() -> None:
+def test_prompt_and_response_of_corpus_text_make_the_passage() -> None:
     task = load_task("corpus_text")
     for example, passage in zip(corpus_text(PASSAGES), PASSAGES, strict=True):
         assert task.prompt(example) + task.response(example) == passage.text
 
 
 @pytest.mark.parametrize("make", [phrase_denoising, sentence_generation])
-def test_examples_depend_on_seed_and_passage_alone(make: object) -> None:
+def test_examples_depend_only_on_seed_and_passage(make: object) -> None:
     first = list(make(PASSAGES, seed=3))
     assert list(make(PASSAGES, seed=3)) == first
     assert list(make(PASSAGES[::-1], seed=3)) == first[::-1]
@@ -68,7 +68,7 @@ def test_examples_depend_on_seed_and_passage_alone(make: object) -> None:
     assert list(make(PASSAGES, seed=4)) != first
 
 
-def test_passages_that_give_nothing_are_passed_over() -> None:
+def test_passages_without_an_example_are_skipped() -> None:
     numbers = Passage("n", "", "1810 1920, 12.")
     assert list(phrase_denoising([numbers])) == []
     assert list(sentence_generation([Passage("s", "", "Only one sentence here.")])) == []
@@ -98,7 +98,7 @@ def test_splitting_loses_no_word(text: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(min_size=1).filter(str.strip))
-def test_any_text_is_taken(text: str) -> None:
+def test_any_text_is_accepted(text: str) -> None:
     passage = Passage("p", "", text)
     for example in [*phrase_denoising([passage]), *sentence_generation([passage])]:
         assert load_task(example.task).prompt(example)

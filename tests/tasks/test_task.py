@@ -26,7 +26,7 @@ def example(text: str, **meta: str) -> Example:
     return Example("1", text, [Answer("x")], meta)
 
 
-def test_the_papers_tasks_are_there_and_only_the_knowledge_intensive_retrieve() -> None:
+def test_only_the_papers_knowledge_intensive_tasks_retrieve() -> None:
     assert {*EIGHT, *INSTRUCTION, *SYNTHETIC} <= set(task_names())
     assert all(load_task(name).retrieval for name in EIGHT)
     assert not any(load_task(name).retrieval for name in [*INSTRUCTION, *SYNTHETIC])
@@ -69,19 +69,19 @@ def test_templates_equal_the_papers(name: str, template: str) -> None:
     assert load_task(name).prompt(example(bare, context="{context}")) == template
 
 
-def test_question_forms_of_zsre_get_the_question_template() -> None:
+def test_zsre_questions_get_the_question_template() -> None:
     assert load_task("zsre").prompt(example("Who wrote it?")) == "Q: Who wrote it? A:"
     # Elsewhere a missing [SEP] is left to the reader of the prompt.
     assert load_task("trex").prompt(example("Who wrote it?")).startswith("Who wrote it? Provide")
 
 
-def test_a_prompt_takes_braces_as_text() -> None:
+def test_braces_in_an_input_are_text() -> None:
     assert (
         load_task("nq").prompt(example("what is {x} in {input}")) == "Q: what is {x} in {input} A:"
     )
 
 
-def test_a_text_that_the_template_needs_is_asked_for() -> None:
+def test_a_missing_text_of_the_template_is_an_error() -> None:
     with pytest.raises(ImpRAGError, match=r"example '1' has no text 'context' .* task 'coqa'"):
         load_task("coqa").prompt(example("Where?"))
 
@@ -112,7 +112,7 @@ def test_the_ten_lines_of_the_docs_add_a_task(tmp_path: Path) -> None:
         list(quiz.read(tmp_path / "bad.jsonl"))
 
 
-def test_the_docs_table_holds_every_task() -> None:
+def test_the_docs_table_lists_every_task() -> None:
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\w+) \| (yes|no) \|", DOCS.read_text(), re.MULTILINE)
     table = {name: (metric, retrieval == "yes") for name, metric, retrieval in rows}
     names = {

@@ -1,4 +1,4 @@
-"""Where examples come from: benchmarks, files that name their tasks, official files."""
+"""Reading examples from benchmarks, files that name their tasks, and official files."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def example(id: str, text: str, answers: Sequence[str], *gold: str) -> Example:
 
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
-    """A folder as `imprag tasks build` makes it, with three small tasks."""
+    """A benchmark folder with three small tasks."""
     folder = tmp_path / "bench"
     files: dict[str, dict[str, object]] = {}
     for name, split in (("nq", "test"), ("nq", "dev"), ("fever", "test"), ("coqa", "test")):
@@ -44,7 +44,7 @@ def benchmark(tmp_path: Path) -> Path:
     return folder
 
 
-def test_tasks_of_a_benchmark(benchmark: Path) -> None:
+def test_tasks_of_a_benchmark_are_read(benchmark: Path) -> None:
     found = read_tasks(["fever", "nq"], data=benchmark)
     assert [(item.task.name, item.examples[0].id) for item in found] == [
         ("fever", "fever-test"),
@@ -52,24 +52,24 @@ def test_tasks_of_a_benchmark(benchmark: Path) -> None:
     ]
     assert found[0].source == "tiny 7, seed 5, test"
     assert found[0].examples[0].answers == ["True"]
-    # Without names: all that retrieve.
+    # Without names, all tasks that retrieve.
     assert [item.task.name for item in read_tasks(data=benchmark)] == ["nq", "fever"]
     (dev,) = read_tasks(["nq"], data=benchmark, split="dev")
     assert dev.examples[0].id == "nq-dev"
     assert dev.fingerprint() != found[1].fingerprint()
 
 
-def test_tasks_without_the_split_are_left_out_where_nobody_named_them(
+def test_tasks_without_the_split_are_skipped_unless_named(
     benchmark: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = read_tasks(data=benchmark, split="dev")
     assert [item.task.name for item in found] == ["nq"]
-    assert capsys.readouterr().err == "note: fever left out, for want of a split 'dev'\n"
-    with pytest.raises(ImpRAGError, match="task 'nq' has no split 'train', but test, dev"):
+    assert capsys.readouterr().err == "note: skipped fever: no split 'dev'\n"
+    with pytest.raises(ImpRAGError, match="task 'nq' has no split 'train'; it has test, dev"):
         read_tasks(data=benchmark, split="train")
 
 
-def test_files_whose_examples_name_their_tasks(tmp_path: Path) -> None:
+def test_a_file_gives_every_task_that_its_examples_name(tmp_path: Path) -> None:
     lines = [
         {"id": "1", "task": "nq", "input": "who", "output": [{"answer": "x"}]},
         {
@@ -103,7 +103,7 @@ def test_a_tilde_is_the_home_directory(
     assert [one.fingerprint() for one in again] == [one.fingerprint() for one in whole]
 
 
-def test_official_files(tmp_path: Path) -> None:
+def test_an_official_file_is_read_for_its_task(tmp_path: Path) -> None:
     file = tmp_path / "NQ-open.dev.jsonl"
     file.write_text('{"question": "who", "answer": ["x", "y"]}\n')
     (nq,) = read_tasks([f"nq={file}"])
@@ -122,14 +122,14 @@ def test_fingerprints_cover_questions_answers_and_prompts(benchmark: Path) -> No
     assert item.fingerprint() == read_tasks(["nq"], data=benchmark)[0].fingerprint()
 
 
-def test_bad_names_and_files(benchmark: Path, tmp_path: Path) -> None:
+def test_bad_names_and_files_are_refused(benchmark: Path, tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="no tasks; name some with --tasks"):
         read_tasks()
     with pytest.raises(
         ImpRAGError, match="no task or file 'nope'; the benchmark has nq, fever, coqa"
     ):
         read_tasks(["nope"], data=benchmark)
-    with pytest.raises(ImpRAGError, match="task 'fever' has no split 'dev', but test"):
+    with pytest.raises(ImpRAGError, match="task 'fever' has no split 'dev'; it has test"):
         read_tasks(["fever"], data=benchmark, split="dev")
     with pytest.raises(ImpRAGError, match="unknown task 'nope'; known are"):
         read_tasks(["nope=file.jsonl"])
@@ -157,8 +157,8 @@ def test_changed_benchmarks_are_refused(benchmark: Path) -> None:
         read_tasks(["fever"], data=benchmark)
 
 
-def test_a_folder_without_a_manifest_is_no_benchmark(tmp_path: Path) -> None:
-    with pytest.raises(ImpRAGError, match=r"no benchmark: it has no benchmark\.json"):
+def test_a_folder_without_a_manifest_is_not_a_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(ImpRAGError, match=r"not a benchmark: it has no benchmark\.json"):
         load_benchmark(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_manifest_is_refused(benchmark: Path, change: dict[str, object
         load_benchmark(benchmark)
 
 
-def test_passages_are_of_the_split_of_their_subject() -> None:
+def test_a_passage_has_the_split_of_its_subject() -> None:
     countries = {"train": ["Chad"], "test": ["Mali"]}
     split_of = split_of_passages({"splits": {"countries": countries, "rivers": {"dev": ["Niger"]}}})
     section = {"section": "Land"}
@@ -188,7 +188,7 @@ def test_passages_are_of_the_split_of_their_subject() -> None:
     assert split_of_passages({})(passages[0]) is None
 
 
-def test_what_an_example_is_about_is_no_part_of_its_set_s_fingerprint() -> None:
+def test_the_fingerprint_ignores_the_group_of_examples() -> None:
     one = example("1", "x", ["y"])
     grouped = replace(one, meta={"group": ["Chad", "capital"]})
     first, second, third = (

@@ -1,4 +1,4 @@
-"""Tasks: prompt template, data reader and answers of each; `load_task` finds one by name."""
+"""Tasks: the prompt template, reader and metric of each; `load_task` loads one by name."""
 
 from imprag.tasks import instruction, knowledge, self_supervised, synthetic
 from imprag.tasks.benchmark import Benchmark, find_benchmark, load_benchmark, split_of_passages

@@ -1,9 +1,9 @@
 """Benchmarks: folders of examples with a manifest, and the builders that make them by name.
 
-A folder is all that training and evaluation know of a benchmark. Its manifest ``benchmark.json``
-holds ``name``, ``version`` and ``seed``; under ``tasks``, for every task and split, a file and its
-checksum; and, where passages are to be held out, under ``splits`` the subjects of each split: for
-every kind of subject and every split a list of names (see `split_of_passages`).
+Training and evaluation know only a benchmark's folder. Its manifest ``benchmark.json`` holds
+``name``, ``version`` and ``seed``; under ``tasks``, the file and checksum of every task and split;
+and, if passages are held out, under ``splits`` the subjects of each split: a list of names for
+every kind of subject and every split (see `split_of_passages`).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home, read_json, sha256
 from imprag.io.plugins import plugins
 
-#: The file that makes a folder a benchmark.
+#: The manifest's file name; a folder with this file is a benchmark.
 MANIFEST = "benchmark.json"
-#: Packages offer benchmarks under this entry-point group: `Benchmark` objects by name.
+#: The entry-point group in which packages offer benchmarks: `Benchmark` objects by name.
 GROUP = "imprag.benchmarks"
 
 
@@ -27,8 +27,8 @@ class Benchmark:
     """A benchmark that ``imprag tasks build`` makes.
 
     Attributes:
-        version: of its examples; folders of another version are refused.
-        build: makes a new folder from a seed and returns its manifest.
+        version: the version of its examples; folders of another version are refused.
+        build: a function that makes a new folder from a seed and returns its manifest.
     """
 
     version: int
@@ -39,7 +39,7 @@ def find_benchmark(name: str) -> Benchmark:
     """The benchmark of that name.
 
     Raises:
-        ImpRAGError: no installed package offers it; the message lists those that there are.
+        ImpRAGError: no installed package offers it; the message lists the known ones.
     """
     known = plugins(GROUP)
     if name not in known:
@@ -52,20 +52,20 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def is_benchmark(folder: str | Path) -> bool:
-    """Whether the folder has the manifest of a benchmark."""
+    """Whether the folder has a benchmark's manifest."""
     return (expand_home(folder) / MANIFEST).is_file()
 
 
 def load_benchmark(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a built benchmark whose files are all there and unchanged.
+    """The manifest of a built benchmark, after a check that all its files are unchanged.
 
     Raises:
-        ImpRAGError: the folder holds no benchmark or one of another version, or a file is missing
-            or was changed.
+        ImpRAGError: the folder is not a benchmark or has another version, or a file is missing or
+            was changed.
     """
     folder = expand_home(folder)
     if not is_benchmark(folder):
-        raise ImpRAGError(f"{folder} is no benchmark: it has no {MANIFEST}")
+        raise ImpRAGError(f"{folder} is not a benchmark: it has no {MANIFEST}")
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     try:
         files = [
@@ -77,7 +77,7 @@ def load_benchmark(folder: str | Path) -> dict[str, Any]:
         known = plugins(GROUP).get(manifest["name"])
         version = manifest["version"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ImpRAGError(f"{folder / MANIFEST} is damaged: make the benchmark again") from error
+        raise ImpRAGError(f"{folder / MANIFEST} is damaged; build the benchmark again") from error
     again = f'delete it and run "imprag tasks build {manifest["name"]} --out {folder}"'
     if known and version != known.version:
         raise ImpRAGError(f"{folder} holds version {version}, not {known.version}: {again}")
@@ -88,10 +88,10 @@ def load_benchmark(folder: str | Path) -> dict[str, Any]:
 
 
 def split_of_passages(manifest: Mapping[str, Any]) -> Callable[[Passage], str | None]:
-    """Tells the split of a passage's subject, None if the benchmark does not know the subject.
+    """A function that returns the split of a passage's subject, or None for an unknown subject.
 
     Args:
-        manifest: of a benchmark.
+        manifest: the benchmark's manifest.
     """
     split_of = _split_of_subjects(manifest)
     return lambda passage: split_of.get(passage.subject)

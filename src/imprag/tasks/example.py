@@ -1,4 +1,4 @@
-"""Examples: an input, its answers, and where each answer stands. KILT's form, on disk as JSONL."""
+"""Examples: an input and its answers with their provenance, stored as JSONL in KILT's form."""
 
 import gzip
 import json
@@ -14,12 +14,13 @@ from imprag.tasks.records import Record, read_records
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A right answer and what proves it.
+    """A correct answer and its provenance.
 
     Attributes:
-        answer: the text; empty where only the provenance is known.
-        provenance: references to passages, such as ``{"passage_id": "fb-12"}`` or KILT's
-            ``{"wikipedia_id": "9228", "start_paragraph_id": 3, …}``.
+        answer: the text; empty if only the provenance is known.
+        provenance: references to passages that prove the answer, such as
+            ``{"passage_id": "fb-12"}`` or KILT's ``{"wikipedia_id": "9228",
+            "start_paragraph_id": 3, …}``.
     """
 
     answer: str
@@ -33,11 +34,11 @@ class Example:
     Attributes:
         id: unique in its file.
         input: the bare question, statement or text, without prompt template.
-        output: the right answers, at least one.
-        meta: free, JSON-like. Text that a prompt template asks for by name stands here too, such as
-            the ``context`` of a reading comprehension question. ``group`` is a list of two texts:
-            what the example asks about, and what it asks about it (see `group`).
-        task: name of the task, in files that hold several.
+        output: the correct answers, at least one.
+        meta: any JSON-like metadata, including texts that a prompt template names, such as the
+            ``context`` of a reading comprehension question. ``group`` is a list of two texts: the
+            entity and the relation that the example asks about (see `group`).
+        task: the name of the task, in files of several tasks.
     """
 
     id: str
@@ -52,7 +53,7 @@ class Example:
 
     @property
     def answers(self) -> list[str]:
-        """The answers' texts."""
+        """The texts of the answers, without blank ones."""
         return [output.answer for output in self.output if output.answer.strip()]
 
     @property
@@ -64,9 +65,9 @@ class Example:
 
     @property
     def group(self) -> tuple[str, ...]:
-        """The entity and the relation that are asked about, from ``meta["group"]``; () without.
+        """The entity and the relation asked about, from ``meta["group"]``; () if it is missing.
 
-        Batches of kind ``grid`` cross the entities and relations of examples.
+        A ``grid`` batch crosses the entities and relations of examples.
         """
         match self.meta.get("group"):
             case [str(entity), str(relation)]:
@@ -74,15 +75,15 @@ class Example:
         return ()
 
     def evidence_sets(self, *, joint: bool, key: str = "passage_id") -> list[frozenset[str]]:
-        """What a ranking must hold to prove an answer: one of these sets.
+        """The sets of passages or pages that prove an answer; a ranking must contain one of them.
 
         Args:
-            joint: whether the references of an answer prove it together, as the two passages of a
-                two-hop question, or each alone. `Task.joint_evidence` says it.
+            joint: whether an answer's references prove it only together, like the two passages of
+                a two-hop question, rather than each alone. `Task.joint_evidence` has the value.
             key: the field of the provenance that names passages or pages.
 
         Returns:
-            Distinct, non-empty sets; none where the provenance lacks the field.
+            Distinct, non-empty sets; no set for provenance without the field.
         """
         sets: list[frozenset[str]] = []
         for output in self.output:
@@ -99,7 +100,7 @@ class Example:
         """Check and convert an object in KILT's form.
 
         Raises:
-            ImpRAGError: a field is missing or of the wrong kind, or there is no answer.
+            ImpRAGError: a field is missing or has the wrong type, or there is no answer.
         """
         output = [
             Answer(
@@ -124,7 +125,7 @@ class Example:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The example as it is written: the inverse of `from_record`."""
+        """The example as a JSON object: the inverse of `from_record`."""
         output = [
             {"answer": item.answer, "provenance": [dict(ref) for ref in item.provenance]}
             for item in self.output
@@ -136,7 +137,7 @@ class Example:
 
 
 def answers(texts: Iterable[str]) -> list[Answer]:
-    """The different texts that are not blank as answers without provenance, in order."""
+    """Answers without provenance for the distinct texts that are not blank, in order."""
     return [Answer(text) for text in dict.fromkeys(texts) if text.strip()]
 
 
@@ -144,14 +145,14 @@ def read_examples(path: str | Path) -> Iterator[Example]:
     """Read a JSONL file of examples, plain or ``.gz``.
 
     Raises:
-        ImpRAGError: a line is no example, or an id occurs twice.
+        ImpRAGError: a line is not an example, or an id occurs twice.
     """
     places: dict[str, str] = {}
     for record in read_records(path):
         example = Example.from_record(record)
         if example.id in places:
             raise ImpRAGError(
-                f"{record.place}: the id '{example.id}' stands already in {places[example.id]}; "
+                f"{record.place}: the id '{example.id}' already occurs in {places[example.id]}; "
                 "give every example its own id"
             )
         places[example.id] = record.place
@@ -159,19 +160,19 @@ def read_examples(path: str | Path) -> Iterator[Example]:
 
 
 def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
-    """Write examples as JSONL, whole or not at all; gzip-compressed if the path ends in ``.gz``.
+    """Write examples as JSONL, all or none; gzip-compressed if the path ends in ``.gz``.
 
     Returns:
-        How many were written.
+        The number of examples written.
 
     Raises:
-        ImpRAGError: an example holds what JSON cannot, the disk is full, or the folder cannot be
-            written.
+        ImpRAGError: an example has a value without a JSON type, the disk is full, or the folder
+            cannot be written.
     """
     path = expand_home(path)
     count = 0
     with atomic_path(path) as temporary, open(temporary, "wb") as raw:
-        # Without a time stamp the same examples give the same bytes.
+        # Without a time stamp, equal examples give equal bytes.
         stream = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
         with stream:
             for example in examples:

@@ -1,4 +1,4 @@
-"""Instruction tuning sets: their text is in the prompt, and nothing is retrieved."""
+"""Instruction-tuning datasets: the prompt contains all texts, and nothing is retrieved."""
 
 import math
 from collections import defaultdict
@@ -16,7 +16,7 @@ DIALOGUE = "{input}"
 def _example(
     id: str, text: str, found: Iterable[str], meta: Mapping[str, str]
 ) -> Iterator[Example]:
-    """The example, or nothing where a set has left the text or the answers empty, as they do."""
+    """Yield the example, unless its text or answers are empty, as in some datasets."""
     output = answers(found)
     if text.strip() and output:
         yield Example(id, text, output, meta)
@@ -25,7 +25,7 @@ def _example(
 def read_coqa(records: Iterable[Record]) -> Iterator[Example]:
     """CoQA's JSON or its Hugging Face rows, which have no ids.
 
-    The turns before a question belong to its context, because it may refer to them.
+    A question's context includes the turns before it, because it may refer to them.
     """
     for number, record in enumerate(records, 1):
         id = record.identifier("id") if "id" in record else f"coqa-{number}"
@@ -67,7 +67,7 @@ def _drop_answer(answer: Record) -> str:
 
 
 def read_newsqa(records: Iterable[Record]) -> Iterator[Example]:
-    """NewsQA's combined JSON. Questions without a consensus on a span of the story are left out."""
+    """NewsQA's combined JSON. Questions without a consensus on a span of the story are skipped."""
     for record in records:
         story = record.text("text")
         for number, question in enumerate(record.records("questions"), 1):
@@ -81,7 +81,7 @@ def read_newsqa(records: Iterable[Record]) -> Iterator[Example]:
 
 
 def read_pubmedqa(records: Iterable[Record]) -> Iterator[Example]:
-    """PubMedQA's ``ori_pqal.json`` by PubMed ids, or its Hugging Face rows: yes, no or maybe."""
+    """PubMedQA's ``ori_pqal.json``, keyed by PubMed id, or its rows: yes, no or maybe."""
     for record in records:
         if "pubid" in record:
             id, question = record.identifier("pubid"), record.text("question")
@@ -94,7 +94,7 @@ def read_pubmedqa(records: Iterable[Record]) -> Iterator[Example]:
 
 
 def read_quail(records: Iterable[Record]) -> Iterator[Example]:
-    """QuAIL's JSONL or its Hugging Face rows. The right choice is the answer, in words."""
+    """QuAIL's JSONL or its Hugging Face rows. The answer is the text of the correct choice."""
     for record in records:
         choices, right = record.texts("answers"), record.integer("correct_answer_id")
         if right >= len(choices):
@@ -104,7 +104,7 @@ def read_quail(records: Iterable[Record]) -> Iterator[Example]:
 
 
 def read_squad_v2(records: Iterable[Record]) -> Iterator[Example]:
-    """SQuAD's JSON or its Hugging Face rows. Questions without an answer are left out."""
+    """SQuAD's JSON or its Hugging Face rows. Questions without an answer are skipped."""
     for record in records:
         if "paragraphs" in record:
             for paragraph in record.records("paragraphs"):
@@ -128,10 +128,10 @@ def read_cnn_dailymail(records: Iterable[Record]) -> Iterator[Example]:
 
 
 def read_oasst1(records: Iterable[Record]) -> Iterator[Example]:
-    """oasst1's message trees (``.trees.jsonl.gz``) or flat messages, as Hugging Face has them.
+    """oasst1's message trees (``.trees.jsonl.gz``), or flat messages as on Hugging Face.
 
-    Every message of a prompter that was replied to gives an example: its input is the dialogue up
-    to there, its answer the reply that people ranked best.
+    Every prompter message with a reply gives an example. Its input is the dialogue up to that
+    message, and its answer is the reply that people ranked best.
     """
     replies: dict[str | None, list[Record]] = defaultdict(list)
     for record in records:
@@ -149,7 +149,7 @@ def read_oasst1(records: Iterable[Record]) -> Iterator[Example]:
 
 
 def _messages(tree: Record) -> Iterator[Record]:
-    """The messages of a tree, each with the id of the one that it replies to."""
+    """The messages of a tree, each with its parent's id."""
     pending = [Record({**tree.record("prompt"), "parent_id": None}, f"{tree.place}, prompt")]
     while pending:
         message = pending.pop()
@@ -160,7 +160,7 @@ def _messages(tree: Record) -> Iterator[Record]:
 
 
 def _rank(reply: Record) -> float:
-    """The best is 0. Replies that nobody ranked come last, in the order of the file."""
+    """The rank of a reply, 0 being the best. Replies without one come last, in file order."""
     return math.inf if reply.get("rank") is None else reply.integer("rank")
 
 

@@ -1,4 +1,4 @@
-"""Importing KILT files: from pages and paragraphs of KILT's Wikipedia to passages of a corpus."""
+"""Imports KILT files: maps references to Wikipedia paragraphs to the passages of a corpus."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ from imprag.tasks.example import Answer, Example, write_examples
 from imprag.tasks.matching import contains_answer
 from imprag.tasks.task import Task
 
-#: How a reference was linked, the surest way first.
+#: The ways to link a reference, the most reliable first.
 LINKS = ("paragraph", "page", "title+answer", "title", "none")
 
 
@@ -24,25 +24,28 @@ def import_kilt(
 ) -> dict[str, int]:
     """Read a KILT file, link its provenance to passages of a corpus, and write the examples.
 
-    A reference is linked in the surest way that the corpus allows:
+    A reference is linked in the most reliable way that the corpus allows:
 
-    - ``paragraph``: to the passages of that page and paragraph, if the corpus was made from KILT's
-      knowledge source, whose ``wikipedia_id`` and paragraph numbers its passages' metadata holds;
-    - ``page``: to passages of that page, where no paragraph is given or none is in the corpus;
-    - ``title+answer``: to the passages with that title that contain an answer;
-    - ``title``: to the first passage with that title.
+    - ``paragraph``: to the passages of its page and paragraph. The corpus must be made from KILT's
+      knowledge source, so that the passages' metadata has ``wikipedia_id`` and paragraph numbers;
+    - ``page``: to passages of its page, if it has no paragraph or the corpus lacks the paragraph;
+    - ``title+answer``: to the passages with its title that contain an answer;
+    - ``title``: to the first passage with its title.
 
-    Of a paragraph's or page's passages those are taken that contain an answer; failing that, all of
-    the paragraph or the first of the page. A task with joint evidence takes only one. An example's
-    ``meta`` tells under ``link`` the least sure way of its references, or ``none``; references
-    that could not be linked stay as they are.
+    Of the passages of a paragraph or page, those that contain an answer are linked; if none does,
+    all of the paragraph or the first of the page. A task with joint evidence links only one
+    passage per reference. ``meta["link"]`` of an example is the least reliable way among its
+    references, or ``none``. References that cannot be linked are kept as they are.
 
     Args:
-        source: as for `Task.read`.
-        out: JSONL file to write, plain or ``.gz``.
+        source: the file or dataset, as for `Task.read`.
+        corpus: the corpus to link to.
+        out: the JSONL file to write, plain or ``.gz``.
+        task: the task of the examples.
+        split: the split of a Hugging Face dataset, by default ``validation``; files have none.
 
     Returns:
-        How many examples were linked in each way.
+        The number of examples linked in each way.
 
     Raises:
         ImpRAGError: the source is not in its format or ``out`` cannot be written.
@@ -61,7 +64,7 @@ def import_kilt(
 
 
 class _Linker:
-    """Knows the corpus' rows of all pages and titles that the examples refer to."""
+    """Links examples to a corpus; holds its rows for all pages and titles they refer to."""
 
     def __init__(self, corpus: Corpus, task: Task, examples: Iterator[Example]) -> None:
         self.corpus = corpus
@@ -83,7 +86,7 @@ class _Linker:
                 self.rows_of_title[title].append(row)
 
     def link(self, example: Example) -> Example:
-        # A label such as "True" is no text to look for.
+        # A label such as "True" is not a text to search for.
         answers = [] if self.task.metric == "accuracy" else example.answers
         output, ways = [], set()
         for item in example.output:
@@ -131,13 +134,13 @@ def _title(title: Any) -> str:
 
 
 def _overlaps(passage: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Whether a passage has some of the paragraphs that a reference points to."""
+    """Whether a passage contains some of the paragraphs of a reference."""
     first, last = _paragraphs(passage)
     start, end = _paragraphs(reference)
     return 0 <= first <= end and 0 <= start <= last
 
 
 def _paragraphs(fields: Mapping[str, Any]) -> tuple[int, int]:
-    """The first and the last paragraph; KILT too writes -1 where they are not known."""
+    """The first and last paragraph; -1 if they are unknown, as in KILT."""
     first, last = fields.get("start_paragraph_id"), fields.get("end_paragraph_id")
     return (first, last) if isinstance(first, int) and isinstance(last, int) else (-1, -1)

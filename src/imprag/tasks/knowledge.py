@@ -2,7 +2,7 @@
 
 The paper trains on NQ and HotpotQA and tests on NQ, SimpleQA, HotpotQA, 2WikiMultiHopQA, T-REx,
 zsRE, FEVER and AIDA. PopQA, SQuAD without its paragraphs, FewRel's relation extraction and other
-entity linking sets ask in the same formats.
+entity linking datasets use the same prompts.
 """
 
 import re
@@ -32,13 +32,13 @@ _ESCAPE = re.compile("|".join(_ESCAPES))
 
 
 def read_nq_open(records: Iterable[Record]) -> Iterator[Example]:
-    """NQ-open's JSONL: ``question``, ``answer`` (a list). Lines have no ids and get numbers."""
+    """NQ-open's JSONL: ``question``, ``answer`` (a list). Ids are made from line numbers."""
     for number, record in enumerate(records, 1):
         yield Example(f"nq-{number}", record.text("question"), answers(record.texts("answer")))
 
 
 def read_simpleqa(records: Iterable[Record]) -> Iterator[Example]:
-    """SimpleQA's CSV: ``metadata``, ``problem``, ``answer``. Rows have no ids and get numbers."""
+    """SimpleQA's CSV: ``metadata``, ``problem``, ``answer``. Ids are made from row numbers."""
     for number, record in enumerate(records, 1):
         answer = Answer(record.text("answer"))
         meta = {"metadata": record.text("metadata")}
@@ -46,7 +46,7 @@ def read_simpleqa(records: Iterable[Record]) -> Iterator[Example]:
 
 
 def read_2wiki(records: Iterable[Record]) -> Iterator[Example]:
-    """2WikiMultiHopQA's JSON. The titles of its supporting facts are the provenance."""
+    """2WikiMultiHopQA's JSON. The provenance holds the titles of the supporting facts."""
     for record in records:
         facts: Any = record.get("supporting_facts")
         if isinstance(facts, dict):  # as Hugging Face stores it
@@ -65,9 +65,9 @@ def read_2wiki(records: Iterable[Record]) -> Iterator[Example]:
 
 
 def read_fever(records: Iterable[Record]) -> Iterator[Example]:
-    """FEVER's own JSONL. Each group of evidence sentences proves the label together.
+    """FEVER's own JSONL. The sentences of an evidence group prove the label together.
 
-    KILT leaves out the claims that nothing is known about; here they keep their label as answer.
+    KILT drops claims without enough information; here their label is their answer.
     """
     for record in records:
         label = record.text("label")
@@ -107,7 +107,7 @@ def _true_or_false(example: Example) -> Example:
 
 
 def _paper_markers(example: Example) -> Example:
-    """KILT marks the mention by [START_ENT] and [END_ENT], the paper by [START] and [END]."""
+    """Replace KILT's mention marks [START_ENT] and [END_ENT] by the paper's [START] and [END]."""
     text = example.input.replace("[START_ENT]", "[START]").replace("[END_ENT]", "[END]")
     return replace(example, input=text)
 
@@ -120,7 +120,7 @@ register_task(Task("hotpotqa", QUESTION, joint_evidence=True))
 register_task(Task("2wiki", QUESTION, reader=read_2wiki, joint_evidence=True))
 register_task(Task("trex", RELATION))
 register_task(Task("relation_extraction", RELATION))
-# Some of zsRE's inputs are questions in plain words; an instruction about [SEP] would mislead.
+# Some of zsRE's inputs are plain questions, for which an instruction about [SEP] would mislead.
 register_task(Task("zsre", RELATION, plain_template=QUESTION))
 register_task(
     Task(

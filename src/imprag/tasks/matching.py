@@ -1,4 +1,4 @@
-"""Finding an answer in a passage's text."""
+"""Finds answers in the texts of passages."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,14 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 
 def contains_answer(text: str, answers: Iterable[str]) -> bool:
-    """Whether the words of one of the answers stand in the text, in order and side by side.
+    """Whether the words of any answer occur in the text, consecutively and in order.
 
-    This is the substring match of DPR and its successors: whole words only ("one" is not found in
-    "phone"), accents and punctuation are not ignored ("U.S." is not found in "US"). Case is
-    ignored, but not where an answer is nothing but articles: vitamin "A" is not in "a vitamin".
+    This is the substring match of DPR and its successors. Only whole words match ("one" is not
+    found in "phone"), and accents and punctuation matter ("U.S." is not found in "US"). Case is
+    ignored, except in an answer that has only articles: vitamin "A" is not in "a vitamin".
 
     In scripts without spaces, such as Chinese, Japanese and Thai, characters are compared instead
-    of words. A Korean word may be followed by particles: "파리" is found in "파리는".
+    of words. Particles may follow a Korean word: "파리" is found in "파리는".
     """
     return any(
         needle in _word_string(text, lower)
@@ -28,17 +28,17 @@ def contains_answer(text: str, answers: Iterable[str]) -> bool:
 
 
 class AnswerFinder:
-    """Finds answers in many texts at once, by the rule of `contains_answer`.
+    """Finds answers in many texts at once, by the same rule as `contains_answer`.
 
     Args:
-        texts: to search.
+        texts: the texts to search.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
 
     def texts_with(self, answers: Iterable[str]) -> set[int]:
-        """Which texts contain one of the answers, as indices."""
+        """The indices of the texts that contain any of the answers."""
         found: set[int] = set()
         for needle, lower in map(_needle, answers):
             if needle is None:
@@ -61,12 +61,12 @@ class AnswerFinder:
 
 
 def _joined(word_strings: Sequence[str]) -> tuple[str, list[int]]:
-    """The word strings one below the other, and where each ends."""
+    """The word strings, one per line, and the end of each."""
     return "\n".join(word_strings), list(accumulate(len(each) + 1 for each in word_strings))
 
 
 def _needle(answer: str) -> tuple[str | None, bool]:
-    """What to look for in word strings, None for nothing, and whether these are in lower case."""
+    """The string to find in word strings (None: nothing), and whether these are in lower case."""
     words = _word_string(answer)
     if not words.strip():
         return None, True
@@ -76,8 +76,8 @@ def _needle(answer: str) -> tuple[str | None, bool]:
     return words[:-1] if "\uac00" <= words[-2] <= "\ud7a3" else words, True
 
 
-# A benchmark retrieves the same passages again and again, so their word strings are kept.
+# Cached, because a benchmark retrieves the same passages many times.
 @lru_cache(maxsize=2**16)
 def _word_string(text: str, lower: bool = True) -> str:
-    """The words with spaces around each, so that `in` finds whole words only."""
+    """The words with spaces around each, so that `in` finds only whole words."""
     return f" {' '.join(words_and_symbols(fold(text, lower=lower)))} "

@@ -1,4 +1,4 @@
-"""A folder of passages and of questions that need them, for training and evaluation."""
+"""Writes a folder of passages and questions about them, for training and evaluation."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -17,17 +17,19 @@ QUESTIONS = "questions.jsonl"
 def write_open_corpus(
     out: Path, questions: Iterable[Example], passages: Mapping[str, Passage]
 ) -> dict[str, int]:
-    """Write ``questions.jsonl`` and ``passages.jsonl`` into a new folder, both or none.
+    """Write ``questions.jsonl`` and ``passages.jsonl`` into a new folder, both or neither.
 
     Args:
-        passages: by id. They are written last, so that ``questions`` may bring them as they are
-            read.
+        out: the folder to create.
+        questions: the questions, read once.
+        passages: the passages by id. They are written last, so that ``questions`` may add to them
+            while it is read.
 
     Returns:
         The numbers of ``passages`` and ``questions``.
 
     Raises:
-        ImpRAGError: the folder is taken or cannot be written.
+        ImpRAGError: the folder exists and is not empty, or cannot be written.
     """
     with new_folder(out), atomic_path(out) as folder:
         folder.mkdir()

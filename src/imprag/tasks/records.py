@@ -1,4 +1,4 @@
-"""Records of the files that data sets come in, each knowing its place for error messages."""
+"""Reads records from the files of datasets; each knows its place for error messages."""
 
 import codecs
 import csv
@@ -16,17 +16,17 @@ from imprag.io.files import expand_home
 from imprag.io.optional import require
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
-# JSON can name halves of a character, which no UTF-8 file can hold.
+# Escapes in JSON can stand for half a character, which UTF-8 cannot encode.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_LONGEST_FIELD = 2**31 - 1  # of a CSV file; what the module takes on every platform
+_LONGEST_FIELD = 2**31 - 1  # of a CSV file; the csv module accepts this limit on every platform
 _FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 class Record(dict[str, Any]):
-    """One object of a file. Its accessors say which field of which line is wrong, and how.
+    """An object of a file. Errors of its accessors name the line, the field and what is wrong.
 
     Attributes:
-        place: file and line, or file and path to the object in it.
+        place: the file and line, or the file and the path to the object in it.
     """
 
     def __init__(self, value: Any, place: str) -> None:
@@ -36,14 +36,14 @@ class Record(dict[str, Any]):
         self.place = place
 
     def text(self, field: str) -> str:
-        """The text under ``field``, perhaps empty."""
+        """The text under ``field``; it may be empty."""
         value = self.get(field)
         if not _is_text(value):
             raise self.error(field, "text")
         return value
 
     def identifier(self, field: str) -> str:
-        """The text or whole number under ``field``, as text; it is not blank."""
+        """The text or whole number under ``field``, as text; it must not be blank."""
         value = self.get(field)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
@@ -52,7 +52,7 @@ class Record(dict[str, Any]):
         return self.text(field)
 
     def integer(self, field: str) -> int:
-        """The whole number from 0 under ``field``; text of digits will do."""
+        """The whole number from 0 under ``field``; it may be a text of digits."""
         value = self.get(field)
         if isinstance(value, str) and value.isdecimal():
             return int(value)
@@ -61,7 +61,7 @@ class Record(dict[str, Any]):
         return value
 
     def texts(self, field: str) -> list[str]:
-        """The list of texts under ``field``; at least one is not blank."""
+        """The list of texts under ``field``; at least one must not be blank."""
         value = self.get(field)
         if (
             not isinstance(value, list)
@@ -87,7 +87,7 @@ class Record(dict[str, Any]):
     def records(self, field: str) -> list["Record"]:
         """The list of objects under ``field``.
 
-        Hugging Face may store it as an object of equally long lists: that is turned round.
+        Hugging Face may store it as an object of equally long lists, which is transposed.
         """
         value = self.get(field)
         if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
@@ -100,23 +100,23 @@ class Record(dict[str, Any]):
         return [Record(item, f"{self.place}, {field}[{i}]") for i, item in enumerate(value)]
 
     def error(self, field: str, expected: str) -> ImpRAGError:
-        """The error that says what ``field`` is instead of ``expected``."""
+        """The error that says what ``field`` is and what was expected."""
         value = self.get(field)
         state = "missing" if value is None else _kind(value)
         return ImpRAGError(f"{self.place}: field '{field}' is {state}; expected {expected}")
 
 
 def read_records(source: str | Path, split: str = "validation") -> Iterator[Record]:
-    """The records of a data set, one after the other.
+    """Read the records of a dataset as a stream.
 
     Args:
         source: a file (``.jsonl``, ``.json``, ``.csv``, each also with ``.gz``, or ``.parquet``), a
             folder that ``datasets`` saved with ``save_to_disk``, or a Hugging Face name with or
             without a configuration: ``nq_open``, ``facebook/kilt_tasks:hotpotqa``.
-        split: which split of a Hugging Face data set; files have none.
+        split: the split of a Hugging Face dataset, by default ``validation``; files have none.
 
     Raises:
-        ImpRAGError: there is no such file or data set, or it is not in its format.
+        ImpRAGError: there is no such file or dataset, or it has another format.
     """
     path = expand_home(source)
     if path.is_dir():
@@ -170,7 +170,7 @@ def _from_json_lines(text: TextIO, path: Path) -> Iterator[Record]:
 
 
 def _from_json(text: TextIO, path: Path) -> Iterator[Record]:
-    """A list of objects, an object with such a list under ``data``, or objects by their ids."""
+    """Read a list of objects, an object with such a list under ``data``, or objects by id."""
     try:
         value = json.load(text)
     except (ValueError, RecursionError) as error:
@@ -187,7 +187,7 @@ def _from_json(text: TextIO, path: Path) -> Iterator[Record]:
     else:
         raise ImpRAGError(
             f"{path} holds {_kind(value)}; expected a list of objects, a list 'data', "
-            "or objects by their ids"
+            "or objects by id"
         )
 
 
@@ -235,7 +235,7 @@ def _from_datasets(source: str, split: str, *, on_disk: bool) -> Iterator[Record
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ImpRAGError(
-            f"cannot load the data set {source}, split {split}: {reason}; check the name and the "
+            f"cannot load the dataset {source}, split {split}: {reason}; check the name and the "
             "network, or give a local file or a folder made by save_to_disk"
         ) from error
     for number, row in enumerate(found):
@@ -247,7 +247,7 @@ def _is_text(value: Any) -> TypeGuard[str]:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in words for a message."""
+    """The kind of a value, in words for messages."""
     if isinstance(value, str) and not _is_text(value):
         return "not valid Unicode"
     if isinstance(value, str):

@@ -1,12 +1,11 @@
-"""Prompts with their right passages that nobody had to write (beyond the paper).
+"""Self-supervised tasks: prompts with positive passages, made from a corpus (beyond the paper).
 
-A retriever that has seen questions only takes their form for the whole of language: asked in
-another form, it finds nothing. So these are made from the passages of any corpus, and from
-questions with answers, in many prompt templates, of which the instruction often comes last. No
-prompt template is that of a task of the paper.
+A retriever trained only on questions fails on prompts of another form. These tasks make prompts
+from the passages of any corpus, and from questions with answers, in many prompt templates, in which
+the instruction often comes last. None of the templates belongs to a task of the paper.
 
-What is made from a passage is drawn by the seed and the passage's id; a mention and what is wrong
-in a statement also depend on the passages around it.
+An example made from a passage depends on the seed and the passage's id. Mentions and false
+statements also depend on the other passages.
 """
 
 import random
@@ -43,13 +42,13 @@ _LOOKUPS = (
     "{label} ({entity}) State the value that belongs to this heading. A:",
     "Fill the table. Row: {entity}. Column: {label}. Cell:",
 )
-# A model that knows few marks takes an unknown one for something that was said.
+# Many separators, because a model that has seen few takes an unknown one for content.
 _SEPARATORS = (
     *("|", "/", "->", "=>", "::", "#", ";", "--", "~", "==", "%", "@", "_", "\\", "<>"),
     *("[OF]", "[FIELD]", "[NEXT]", "[COL]", "[REL]", "[ITEM]", "[TAB]", "[AND]", "[KEY]"),
     *("<of>", "<tab>", "<field>", "</s>", "<|>", "(of)", "(property)", "{key}"),
 )
-_OF_TASKS = ("SEP", "START", "END")
+_TASK_MARKS = ("SEP", "START", "END")  # used by the paper's tasks, so never drawn
 _INSTRUCTIONS = (
     *("", "A:", "Answer:", "Output:", "Value:"),
     "Give the missing value. A:",
@@ -67,7 +66,7 @@ _INSTRUCTIONS = (
     "Read the words on both sides of {separator} as a question and answer it. A:",
     "Tell what the words right of {separator} are for the thing left of {separator}. A:",
 )
-# The name stands within a sentence, where questions have it, and not at one end as in lookups.
+# In a question the name stands inside the sentence; in a lookup it stands at one end.
 _QUESTIONS = (
     "What is the {label} of {entity}?",
     "What is {entity}'s {label}?",
@@ -129,7 +128,7 @@ _MENTIONS = (
     "Describe what the text marks with {begin} and {stop}: {text} A:",
     "{text} Look the marked entity up and write down the first words about it. A:",
 )
-# With the two answers that each asks for.
+# Each template with its answers for a true and for a false statement.
 _STATEMENTS = (
     ("{text} True or false? A:", "True", "False"),
     ("Is it true or false that the following holds? {text} A:", "True", "False"),
@@ -153,21 +152,21 @@ _SHORTEST_CLAUSE, _LONGEST_CLAUSE = 6, 40  # words
 _LONGEST_VALUE = 12
 _LONGEST_DESCRIPTION = 20
 _MENTIONED_PASSAGES = 5
-_POOL = 500  # spans that false statements draw from
+_POOL = 500  # the number of spans that false statements draw from
 _NAME = r"[A-Z](?:[\w'’-]+|\.)"
 _NAMES = rf"{_NAME}(?: (?:(?:of|the|and) )*{_NAME})*"
-# What a blank may stand for: a number of two digits or more, or a name but not at the beginning.
-# "(2024 est.)" stands in too many passages to be worth asking for.
+# A blank hides a number of at least two digits, or a name that does not begin the sentence.
+# "(2024 est.)" occurs in too many passages to be worth asking for.
 _SALIENT = re.compile(rf"(?<![\w(.,])(?:\d[\d.,]*\d|(?<!^){_NAMES})(?!\w)")
 _CONTENT_WORD = re.compile(r"\b(?:[A-Za-z][\w'’-]{5,}|\d{4})\b")
 _AFTERTHOUGHT = re.compile(r" \([^()]*\)$")
 
 
 def cloze(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """Sentences with a name or a number left out, which the passage has.
+    """Yield sentences with a name or number blanked out; the answer is in the passage.
 
-    This is salient span masking (Guu et al. 2020, REALM) with spans found by their look. A
-    sentence that names nothing of the title gets the title before it, since nobody could place it
+    This is salient span masking (Guu et al. 2020, REALM) with spans found by a pattern. A sentence
+    that shares no name with the title is preceded by the title, because it would be ambiguous
     otherwise.
     """
     for passage in passages:
@@ -179,7 +178,7 @@ def cloze(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
 
 
 def lookup(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """Fields by their labels, of passages whose ``meta`` names the ``fields`` of their text."""
+    """Yield requests for fields by label, from passages whose ``meta["fields"]`` lists them."""
     for passage in passages:
         generator = generator_for(seed, passage, LOOKUP)
         entity = passage.subject
@@ -196,7 +195,7 @@ def lookup(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
 
 
 def question(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """The same fields, asked for in whole sentences."""
+    """Yield requests for the same fields in whole sentences."""
     for passage in passages:
         generator = generator_for(seed, passage, QUESTION)
         for label, value in _short_fields(passage):
@@ -208,7 +207,7 @@ def question(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
 
 
 def assertion(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """The same fields, said in whole sentences: with their values, or with earlier passages'."""
+    """Yield sentences that state the same fields: true, or false by an earlier passage's value."""
     pools: dict[str, list[str]] = defaultdict(list)
     for passage in passages:
         generator = generator_for(seed, passage, ASSERTION)
@@ -226,7 +225,7 @@ def assertion(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
 
 
 def keywords(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """A title and one or two words of a sentence, which is the answer."""
+    """Yield a title with one or two words of a sentence; the sentence is the answer."""
     for passage in passages:
         generator = generator_for(seed, passage, KEYWORDS)
         names = _names(passage.title)
@@ -243,7 +242,7 @@ def keywords(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
 
 
 def title(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """A sentence that names something of the title, which is the answer."""
+    """Yield sentences that share a name with the title; the title is the answer."""
     for passage in passages:
         generator = generator_for(seed, passage, TITLE)
         names = _names(passage.title)
@@ -254,7 +253,7 @@ def title(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
 
 
 def mention(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """Names in sentences of one passage, described in the words of the passages about them."""
+    """Yield sentences with a marked name; a passage about that name begins with the answer."""
     passages = list(passages)
     about: dict[str, list[Passage]] = defaultdict(list)
     for passage in passages:
@@ -279,18 +278,18 @@ def mention(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
                 begin=begin.strip(),
                 stop=stop.strip(),
             )
-            right = about[name][:_MENTIONED_PASSAGES]
-            words = next(iter(split_sentences(right[0].text))).split()[:_LONGEST_DESCRIPTION]
+            positives = about[name][:_MENTIONED_PASSAGES]
+            words = next(iter(split_sentences(positives[0].text))).split()[:_LONGEST_DESCRIPTION]
             yield Example(
                 f"mention-{passage.id}",
                 text,
-                [Answer(" ".join(words), [{"passage_id": one.id} for one in right])],
+                [Answer(" ".join(words), [{"passage_id": one.id} for one in positives])],
                 task="mention",
             )
 
 
 def statement(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """Sentences that are true, or false by a name or number that earlier passages have."""
+    """Yield sentences that are true, or false by a name or number of an earlier passage."""
     pools: dict[bool, list[str]] = {True: [], False: []}
     for passage in passages:
         generator = generator_for(seed, passage, STATEMENT)
@@ -305,7 +304,7 @@ def statement(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         prompt_template, true, false = generator.choice(_STATEMENTS)
         answer = true
         if others and generator.random() < 0.5:
-            # Of a few, the one that looks most like it.
+            # The candidate of the most similar length.
             other = min(others, key=lambda one: abs(len(one) - len(span)))
             sentence, answer = f"{sentence[:start]}{other}{sentence[end:]}", false
         text = prompt_template.format(text=_placed(sentence, passage))
@@ -341,7 +340,7 @@ def verification(examples: Iterable[Example], seed: int = 0) -> Iterator[Example
         )
 
 
-#: Makers of examples from passages, by the names of their tasks.
+#: The functions that make examples from passages, by task name.
 FROM_PASSAGES: dict[str, Callable[[Iterable[Passage], int], Iterator[Example]]] = {
     "cloze": cloze,
     "lookup": lookup,
@@ -355,12 +354,12 @@ FROM_PASSAGES: dict[str, Callable[[Iterable[Passage], int], Iterator[Example]]] 
 
 
 def maker_of(kind: str) -> Callable[..., Iterator[Example]]:
-    """What makes the examples of a synthetic task, one of these or the paper's."""
+    """The function that makes the examples of a synthetic task, one of these or the paper's."""
     return FROM_PASSAGES.get(kind) or getattr(synthetic, kind)
 
 
 def _remember(value: str, pool: list[str], generator: random.Random) -> None:
-    """Put a value into a pool; a full one loses another for it."""
+    """Add a value to a pool; in a full pool it replaces a random value."""
     if len(pool) < _POOL:
         pool.append(value)
     else:
@@ -368,7 +367,7 @@ def _remember(value: str, pool: list[str], generator: random.Random) -> None:
 
 
 def _short_fields(passage: Passage) -> Iterator[tuple[str, str]]:
-    """Labels and short values of a passage's fields, without afterthoughts."""
+    """Labels and short values of a passage's fields, without a final parenthesis."""
     known = set(passage.meta.get("fields", ()))
     for label, value in _fields(passage.text).items():
         value = _AFTERTHOUGHT.sub("", value).strip()
@@ -389,7 +388,7 @@ def _about_field(task: Task, passage: Passage, label: str, text: str, answer: st
 
 
 def _said(label: str, generator: random.Random) -> str:
-    """A label as it may stand in a sentence: "Area: land" as "area land" or "land area"."""
+    """A label as part of a sentence: "Area: land" becomes "area land" or "land area"."""
     if generator.random() < 0.6:
         label = label[0].lower() + label[1:]
     parts = label.split(": ")
@@ -404,22 +403,22 @@ def _kind(example: Example) -> str:
 
 
 def _mark(generator: random.Random) -> str:
-    """A few letters between brackets, none that a task of the paper has."""
+    """A random mark: a few letters in brackets, but no mark of the paper's tasks."""
     left, right = generator.choice(("[]", "<>", "()", "{}"))
     while True:
         letters = "".join(generator.choices(ascii_uppercase, k=generator.randint(2, 5)))
-        if letters not in _OF_TASKS:
+        if letters not in _TASK_MARKS:
             return f"{left}{letters}{right}"
 
 
 def _placed(text: str, passage: Passage) -> str:
-    """The text, after the passage's title if it names nothing of it."""
+    """The text, preceded by the passage's title unless they share a name."""
     title = _names(passage.title)
     return f"{passage.title}: {text}" if title and title.isdisjoint(_names(text)) else text
 
 
 def _salient_spans(passage: Passage) -> list[tuple[str, tuple[int, int]]]:
-    """Clauses, each with the place of a name or number that is not of the title."""
+    """Clauses, each with the span of a name or number that is not in the title."""
     title = _names(passage.title)
     return [
         (clause, match.span())
@@ -430,12 +429,12 @@ def _salient_spans(passage: Passage) -> list[tuple[str, tuple[int, int]]]:
 
 
 def _names(text: str) -> set[str]:
-    """Words with a capital or a digit in front."""
+    """The words that begin with a capital or a digit."""
     return set(re.findall(r"\b[A-Z0-9]\w*", text))
 
 
 def _clauses(text: str) -> Sequence[str]:
-    """Sentences, and the parts of lists with semicolons, that are neither short nor long."""
+    """Sentences, and parts of lists separated by semicolons, that are neither short nor long."""
     parts = [
         part
         for line in text.splitlines()
@@ -446,7 +445,7 @@ def _clauses(text: str) -> Sequence[str]:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Values by label, of lines ``Label: value`` and ``Label: part: value; part: value``."""
+    """The values by label in lines ``Label: value`` and ``Label: part: value; part: value``."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         label, colon, rest = line.partition(": ")

@@ -1,4 +1,4 @@
-"""SQuAD as an open corpus: its paragraphs become passages, and its questions come without them."""
+"""Imports SQuAD as an open corpus: questions without their paragraphs, which become passages."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -20,21 +20,21 @@ from imprag.tasks.records import Record, read_records
 def import_squad(source: str | Path, out: str | Path, split: str = "train") -> dict[str, int]:
     """Make a folder of passages and questions from SQuAD, version 1.1 or 2.0.
 
-    Equal paragraphs are one passage, whose id is made from its text. Every question has the passage
-    that it was written for as its provenance; questions without an answer are left out.
+    Equal paragraphs become one passage, whose id is a hash of its text. The provenance of a
+    question is the passage that it was written for. Questions without an answer are skipped.
 
     Args:
-        source: SQuAD's JSON, such as ``train-v1.1.json``, or a data set on the Hugging Face hub,
+        source: SQuAD's JSON, such as ``train-v1.1.json``, or a dataset on the Hugging Face hub,
             such as ``rajpurkar/squad``.
-        out: folder to make, with ``passages.jsonl`` (a corpus) and ``questions.jsonl``
+        out: the folder to create, with ``passages.jsonl`` (a corpus) and ``questions.jsonl``
             (examples of the task ``squad``).
-        split: of a data set on the hub.
+        split: the split of a dataset on the hub, by default ``train``.
 
     Returns:
         The numbers of ``passages`` and ``questions``.
 
     Raises:
-        ImpRAGError: the source is not in its format, or the folder is taken or cannot be written.
+        ImpRAGError: the source has another format, or the folder exists or cannot be written.
     """
     out = expand_home(out)
     check_free(out)
@@ -57,7 +57,7 @@ def import_squad(source: str | Path, out: str | Path, split: str = "train") -> d
 
 
 def _questions(records: Iterable[Record]) -> Iterator[tuple[str, str, Record]]:
-    """Title, paragraph and question, from SQuAD's articles or from Hugging Face rows."""
+    """Yield title, paragraph and question from SQuAD's articles or Hugging Face rows."""
     for record in records:
         # Titles are page names: "University_of_Notre_Dame", "Beyonc%C3%A9".
         title = unquote(record.text("title")).replace("_", " ")

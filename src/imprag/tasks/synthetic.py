@@ -1,7 +1,7 @@
-"""The paper's synthetic tasks, made from the passages of any corpus; nothing is retrieved for them.
+"""The paper's synthetic tasks, made from the passages of any corpus. They do not retrieve.
 
-Each passage gives at most one example, drawn by the seed and the passage's id alone: the same
-whatever the order of the passages and whichever others there are.
+Each passage gives at most one example. It depends only on the passage and the seed, not on other
+passages or their order.
 """
 
 import random
@@ -37,20 +37,20 @@ TEXT = register_task(
 
 _MAX_PHRASES = 3
 _MAX_PHRASE_WORDS = 4
-# Words that stand side by side without punctuation, so that a phrase does not cross a clause.
+# A run of words without punctuation, so that a phrase does not cross a clause.
 _CLAUSE = re.compile(r"\w[\w'’-]*(?: \w[\w'’-]*)*")
 _WORD = re.compile(r"\S+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])")
-# A full stop behind these does not end a sentence: initials, titles, a few common abbreviations.
+# A full stop after these does not end a sentence: initials, titles, a few common abbreviations.
 _ABBREVIATION = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Mt|Jr|Sr|No|vs|ca?|e\.g|i\.e|U\.S)\.$")
 
 
 def phrase_denoising(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """Examples of texts in which one to three phrases, between [START] and [END], are corrupted.
+    """Yield texts in which one to three phrases, between [START] and [END], are corrupted.
 
-    A phrase of up to four words is corrupted by mixing the letters inside its words. The answer is
-    the original phrases in order, with commas between. Passages without a phrase to corrupt are
-    passed over.
+    A phrase of up to four words is corrupted by shuffling the letters of each word. The answer is
+    the original phrases in order, separated by commas. Passages without a phrase to corrupt are
+    skipped.
     """
     for passage in passages:
         generator = generator_for(seed, passage, DENOISING)
@@ -70,9 +70,9 @@ def phrase_denoising(passages: Iterable[Passage], seed: int = 0) -> Iterator[Exa
 
 
 def sentence_generation(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
-    """Examples that ask for the sentence after, or before, a part of a passage.
+    """Yield examples that ask for the sentence after, or before, a part of a passage.
 
-    Passages of a single sentence are passed over.
+    Passages of a single sentence are skipped.
     """
     for passage in passages:
         sentences = split_sentences(passage.text)
@@ -90,7 +90,7 @@ def sentence_generation(passages: Iterable[Passage], seed: int = 0) -> Iterator[
 def corpus_text(passages: Iterable[Passage]) -> Iterator[Example]:
     """Plain language modelling: the first word of a passage is the input, the rest the answer.
 
-    A prompt cannot be empty, and only the first word's loss is given up for that.
+    A prompt cannot be empty, so the first word has no loss.
     """
     for passage in passages:
         first, *rest = passage.text.split(maxsplit=1)
@@ -110,36 +110,38 @@ def split_sentences(text: str) -> list[str]:
 
 
 def example_of(task: Task, passage: Passage, text: str, answer: str) -> Example:
+    """An example of a synthetic task whose provenance is the passage."""
     output = [Answer(answer, [{"passage_id": passage.id}])]
     return Example(f"{task.name}-{passage.id}", text, output, task=task.name)
 
 
 def generator_for(seed: int, passage: Passage, task: Task) -> random.Random:
+    """The random generator of a passage and task, independent of other passages."""
     return random.Random(f"{seed} {task.name} {passage.id}")
 
 
 def _phrases(text: str, generator: random.Random) -> list[tuple[int, int]]:
-    """Start and end of a phrase from every clause where the draw hits a word that can be mixed."""
+    """Start and end of one random phrase per clause, if it has a word that can be shuffled."""
     phrases = []
     for clause in _CLAUSE.finditer(text):
         words = [match.span() for match in _WORD.finditer(text, *clause.span())]
         length = generator.randint(1, min(_MAX_PHRASE_WORDS, len(words)))
         first = generator.randrange(len(words) - length + 1)
         start, end = words[first][0], words[first + length - 1][1]
-        if any(_mixable(word) for word in text[start:end].split(" ")):
+        if any(_can_be_shuffled(word) for word in text[start:end].split(" ")):
             phrases.append((start, end))
     return phrases
 
 
 def _corrupt(phrase: str, generator: random.Random) -> str:
-    """The phrase with the letters of its words in another order; numbers stay, for nobody could
-    guess them back."""
+    """The phrase with the letters of its words shuffled; numbers, which could not be restored,
+    are kept."""
     words = phrase.split(" ")
     for index, word in enumerate(words):
-        while _mixable(word) and words[index] == word:
+        while _can_be_shuffled(word) and words[index] == word:
             words[index] = "".join(generator.sample(word, len(word)))
     return " ".join(words)
 
 
-def _mixable(word: str) -> bool:
+def _can_be_shuffled(word: str) -> bool:
     return word.isalpha() and len(set(word)) > 2

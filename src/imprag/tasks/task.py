@@ -1,4 +1,4 @@
-"""What a task is: how it is asked, where its examples come from, how its answers are judged."""
+"""The `Task` declaration (prompt template, reader and metric) and the registry of tasks."""
 
 import itertools
 import random
@@ -12,10 +12,10 @@ from imprag.io.plugins import plugins
 from imprag.tasks.example import Example
 from imprag.tasks.records import Record, read_records
 
-#: Turns the records of an official file into examples.
+#: A function that turns the records of an official file into examples.
 Reader = Callable[[Iterable[Record]], Iterator[Example]]
 
-#: Packages offer tasks under this entry-point group: a `Task`, or a sequence of them.
+#: The entry-point group in which packages offer tasks: a `Task`, or a sequence of them.
 GROUP = "imprag.tasks"
 
 _TASKS: dict[str, "Task"] = {}
@@ -26,19 +26,19 @@ class Task:
     """The declaration of a task.
 
     Attributes:
-        name: lower case, as on the command line.
-        template: the prompt. ``{input}`` stands for the example's input, other names for texts in
-            its ``meta``. The answer follows after a space.
-        reader: of the set's official format. Examples in KILT's form need none.
-        metric: a name in `imprag.evaluation.metrics.ANSWER_METRICS`. ``accuracy`` means that
-            answers are labels, so that it makes no sense to look for them in passages.
-        retrieval: whether passages are retrieved for it.
-        max_new_tokens: where generation stops at the latest.
-        joint_evidence: whether all gold passages of an answer are needed, as in two-hop questions,
-            rather than any of them.
-        normalize: applied to every example that is read, in whatever format.
-        plain_template: used instead of ``template`` for inputs without ``[SEP]``.
-        prompt_templates: further templates, which take turns with ``template`` by the example's id.
+        name: the name in lower case, as on the command line.
+        template: the prompt template. ``{input}`` stands for the example's input, other names for
+            texts in its ``meta``. The answer follows after a space.
+        reader: the reader of the official format. Examples in KILT's form need none.
+        metric: a name in `imprag.evaluation.metrics.ANSWER_METRICS`. ``accuracy`` means that the
+            answers are labels, so that they are not searched for in passages.
+        retrieval: whether passages are retrieved.
+        max_new_tokens: the maximum number of generated tokens.
+        joint_evidence: whether an answer needs all of its gold passages, as in two-hop questions.
+            By default any one of them suffices.
+        normalize: a function applied to every example that is read, in any format.
+        plain_template: the template for inputs without ``[SEP]``, if they need another one.
+        prompt_templates: further templates. The example's id selects one of them or ``template``.
     """
 
     name: str
@@ -60,10 +60,10 @@ class Task:
                 )
 
     def prompt(self, example: Example) -> str:
-        """The text that the model goes on from.
+        """The prompt, which the model continues.
 
         Raises:
-            ImpRAGError: the template asks for a text that is not in the example's ``meta``.
+            ImpRAGError: the template needs a text that is not in the example's ``meta``.
         """
         plain = self.plain_template and "[SEP]" not in example.input
         template = self.plain_template if plain else self._template(example)
@@ -72,7 +72,7 @@ class Task:
             if name and not isinstance(texts.get(name), str):
                 raise ImpRAGError(
                     f"example '{example.id}' has no text '{name}' in its meta, "
-                    f"which the template of task '{self.name}' asks for"
+                    f"which the template of task '{self.name}' needs"
                 )
         return template.format_map(texts)
 
@@ -82,16 +82,16 @@ class Task:
         return random.Random(example.id).choice((self.template, *self.prompt_templates))
 
     def response(self, example: Example) -> str:
-        """What the model should add to the prompt: a space and the first answer."""
+        """The text that the model should generate: a space and the first answer."""
         return f" {example.answers[0]}"
 
     def read(self, source: str | Path, split: str = "validation") -> Iterator[Example]:
-        """The examples of an official file or of a file in KILT's form; see `read_records`.
+        """Yield the examples of an official file or of a file in KILT's form; see `read_records`.
 
-        Of a file whose examples name their task, those of this task are read.
+        Examples that name another task are skipped.
 
         Raises:
-            ImpRAGError: the file is missing or not in its format, or holds no example of the task.
+            ImpRAGError: the file is missing, has another format, or holds no example of the task.
         """
         records = read_records(source, split)
         first = next(records, None)
@@ -116,12 +116,12 @@ class Task:
 
 
 def read_kilt(records: Iterable[Record]) -> Iterator[Example]:
-    """Reader of examples in KILT's form, which is ImpRAG's own too."""
+    """The reader of KILT's form, which is also ImpRAG's own."""
     return map(Example.from_record, records)
 
 
 def register_task(task: Task) -> Task:
-    """Make a task known to `load_task` under its name.
+    """Register a task under its name, for `load_task`.
 
     Raises:
         ImpRAGError: another task has the name.
@@ -135,7 +135,7 @@ def load_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        ImpRAGError: there is none; the message lists those there are.
+        ImpRAGError: there is no such task; the message lists the known ones.
     """
     if name not in _TASKS and name not in task_names():
         raise ImpRAGError(
@@ -146,7 +146,7 @@ def load_task(name: str) -> Task:
 
 
 def task_names() -> list[str]:
-    """The names of all registered tasks and of those that installed packages offer, sorted."""
+    """The sorted names of all registered tasks, including those that installed packages offer."""
     for offered in plugins(GROUP).values():
         for task in [offered] if isinstance(offered, Task) else offered:
             register_task(task)

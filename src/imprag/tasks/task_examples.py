@@ -1,4 +1,4 @@
-"""Where tasks and files meet: the examples of a benchmark folder, a file, or an official set."""
+"""Reads tasks with their examples from a benchmark folder, a file or an official dataset."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ from imprag.tasks.task import Task, load_task
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """A task and examples of it.
+    """A task and its examples.
 
     Attributes:
-        task: how they are asked and judged.
-        examples: with distinct ids.
-        source: where they come from, in words.
+        task: the task, which has the prompt template and the metric.
+        examples: the examples, at least one, with distinct ids.
+        source: the origin of the examples, in words.
     """
 
     task: Task
@@ -44,7 +44,7 @@ class TaskExamples:
             seen.add(example.id)
 
     def draw(self, limit: int | None, seed: int) -> "TaskExamples":
-        """At most ``limit`` examples, drawn by the seed and the task's name, in their order."""
+        """At most ``limit`` examples, sampled by the seed and the task's name, in their order."""
         if limit is None or limit >= len(self.examples):
             return self
         generator = random.Random(f"{seed} {self.task.name}")
@@ -52,7 +52,7 @@ class TaskExamples:
         return replace(self, examples=[self.examples[row] for row in rows])
 
     def fingerprint(self) -> str:
-        """Names all that is asked and all that is right, but not ``meta["group"]``."""
+        """A hash of all prompts and examples, without ``meta["group"]``."""
         digest = hashlib.sha256()
         for example in self.examples:
             meta = {name: value for name, value in example.meta.items() if name != "group"}
@@ -64,21 +64,22 @@ class TaskExamples:
 def read_tasks(
     names: Sequence[str] = (), *, data: Path | str | None = None, split: str | None = None
 ) -> list[TaskExamples]:
-    """The examples to evaluate or train on.
+    """The tasks and examples to evaluate or train on.
 
     Args:
-        names: each is one of
+        names: the tasks. By default, all tasks of the benchmark in ``data`` that retrieve passages
+            and have the split. Each name is one of
 
-            - a task of the benchmark in ``data``; none at all means all that retrieve passages and
-              have the split;
-            - ``FILE``: examples in KILT's form that name their tasks, all of which are taken;
-            - ``TASK=FILE``: a task's official file, or one in KILT's form. It may be a data set on
-              the Hugging Face hub, too: ``nq=google-research-datasets/nq_open``.
-        data: a benchmark folder, such as ``imprag tasks build`` makes.
-        split: ``test`` of a benchmark and ``validation`` of a set on the hub, if not given.
+            - a task of that benchmark;
+            - ``FILE``: examples in KILT's form that name their tasks, all of which are read;
+            - ``TASK=FILE``: a task's official file, or one in KILT's form. Instead of a file, it
+              may be a dataset on the Hugging Face hub: ``nq=google-research-datasets/nq_open``.
+        data: a benchmark folder, such as one made by ``imprag tasks build``.
+        split: the split to read. By default ``test`` of a benchmark and ``validation`` of a
+            dataset on the hub.
 
     Raises:
-        ImpRAGError: there is no such task, file or split, or a file is not in its format.
+        ImpRAGError: there is no such task, file or split, or a file has another format.
     """
     benchmark = {} if data is None else load_benchmark(data)
     files = {
@@ -103,14 +104,14 @@ def read_tasks(
 def _with_split(files: Mapping[str, Mapping[str, Path]], split: str) -> list[str]:
     """The tasks of a benchmark that retrieve passages and have the split.
 
-    Says on standard error which are left out; where none has the split, all are given back, so that
-    reading them says what they have instead.
+    A note on standard error names the others. If no task has the split, all are returned, so that
+    the error of reading them lists their splits.
     """
     names = [name for name in files if load_task(name).retrieval]
     having = [name for name in names if split in files[name]]
     if having and len(having) < len(names):
         others = ", ".join(name for name in names if name not in having)
-        print(f"note: {others} left out, for want of a split '{split}'", file=sys.stderr)
+        print(f"note: skipped {others}: no split '{split}'", file=sys.stderr)
     return having or names
 
 
@@ -118,7 +119,7 @@ def _of_benchmark(
     benchmark: Mapping[str, Any], name: str, files: Mapping[str, Path], split: str
 ) -> TaskExamples:
     if split not in files:
-        raise ImpRAGError(f"task '{name}' has no split '{split}', but {', '.join(files)}")
+        raise ImpRAGError(f"task '{name}' has no split '{split}'; it has {', '.join(files)}")
     place = f"{benchmark['name']} {benchmark['version']}, seed {benchmark['seed']}, {split}"
     task = load_task(name)
     return TaskExamples(task, list(task.read(files[split])), place)
