@@ -1,10 +1,10 @@
-"""Answers by how much more is read from passages that score better, and from how many.
+"""Answer quality by attention score bias and number of passages.
 
-    python benchmarks/attention_score_bias.py --data factbook-bench --out runs/score-weight
+    python benchmarks/attention_score_bias.py --data factbook-bench --out runs/score-bias
 
-Every arm answers the same questions with the model's own retrieval. States are computed once and
-kept in RAM as float32, so that they are read as live ones. An interrupted run goes on where it
-stopped.
+All arms answer the same questions with the model's own retrieval. Passage KV is computed once and
+kept in RAM as float32, so that it equals freshly encoded KV. Rerun after an interruption: finished
+batches are reused.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--weights", nargs="+", type=float, default=[0, 0.5, 1, 2, 4])
     parser.add_argument("--k", nargs="+", type=int, default=[10])
-    parser.add_argument("--ram", type=float, default=6e9, help="bytes of the store of states")
+    parser.add_argument("--ram", type=float, default=6e9, help="bytes of the KV store in RAM")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

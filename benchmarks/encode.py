@@ -1,13 +1,13 @@
-"""How close embedding a corpus comes to the machine's own matrix-product rate.
+"""Throughput of corpus encoding, as a ratio of the machine's matrix product rate.
 
     python benchmarks/encode.py                  # 1,024 factbook passages, 5 rounds
     python benchmarks/encode.py --passages 13600 --rounds 1 --json
 
-Work is counted as 2 x parameters really multiplied x tokens, without padding: the linear layers of
-layers 0..b-2 and the projections to queries, keys and values of layer b-1, whose other parts, like
-layer b, run for one token of a passage. Attention scores and norms are not counted. Each
-round times the machine's matrix product (bfloat16 2048 x 2048 x 2048, or the model's dtype) before
-and after encoding; the figure is the median of the rounds' ratios.
+Operations are counted as 2 x multiplied parameters x tokens, without padding: the linear layers of
+layers 0..b-2, and the query, key and value projections of layer b-1, whose other parts run for one
+token per passage, as layer b does. Attention scores and norms are not counted. Each round times the
+machine's matrix product (2048 x 2048 x 2048 in the model's dtype) before and after encoding; the
+result is the median of the rounds' ratios.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from imprag.model.text import passage_tokens
 
 
 def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Operations per second of a large matrix product."""
+    """Operations per second of a 2048 x 2048 x 2048 matrix product."""
     a, b = torch.randn(2, 2048, 2048).to(dtype)
     for _ in range(3):
         a @ b
@@ -36,7 +36,7 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
 
 
 def bottom_parameters(model: ImpRAGModel) -> int:
-    """Of the linear layers that every token runs through where only embeddings are wanted."""
+    """Parameters of the linear layers that each token runs through to compute embeddings."""
     *whole, last = model.lm.base_model.layers[: model.config.b]
     projections = [getattr(last.self_attn, f"{name}_proj") for name in "qkv"]
     return sum(

@@ -1,12 +1,13 @@
-"""Size, building time, search time and recall of the index kinds, on made-up clusters.
+"""Size, build time, search time and recall of the index kinds, on synthetic clusters.
 
     python benchmarks/index_build.py                          # 100,000 passages, 192 dimensions
     python benchmarks/index_build.py --passages 1000000 --kinds ivfpq --json
 
-Every kind is built, opened and searched in a process of its own, for its memory. Clusters overlap
-(2,000 centres, noise as wide as their spread) and dimensions differ in scale. Recall is the share
-of flat search's ten best; search time is the median over single queries and, apart, over batches
-of 64. Set OMP_NUM_THREADS to fix the number of threads.
+Each kind is built, opened and searched in its own process, so that its memory can be measured.
+Clusters overlap (2,000 centres, noise as wide as their spread), and dimensions differ in scale.
+Recall is the fraction of the ten best passages of flat search; search time is the median over
+single queries and, separately, over batches of 64. Set OMP_NUM_THREADS to fix the number of
+threads.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from imprag.index import PassageIndex, build_index
 
 
 class Clusters:
-    """A corpus of numbered passages and the encoder that makes up their embeddings."""
+    """A corpus of numbered passages, and the encoder that generates their embeddings."""
 
     fingerprint = "clusters"
 
@@ -91,13 +92,13 @@ def measure(task: tuple[str, str, int, int, Path]) -> dict[str, Any]:
 
 
 def own_memory() -> int:
-    """Memory that is not mapped from files."""
+    """Bytes of memory that are not mapped from files."""
     info = psutil.Process().memory_info()
     return int(info.rss - getattr(info, "shared", 0))
 
 
 def median(call: Callable[[int], Any], rounds: int) -> float:
-    """Seconds of a call, after one that does not count."""
+    """Median seconds of a call, after a warm-up call."""
     call(0)
     times = []
     for number in range(rounds):

@@ -1,9 +1,9 @@
-"""Builds the passage memory of a corpus, in one go and killed twice, and of a tenth of the corpus.
+"""Builds the KV cache of a corpus without interruption, killed twice, and of a tenth of the corpus.
 
-    python benchmarks/kv_build.py --codec int4 --out runs/memory-build
+    python benchmarks/kv_build.py --codec int4 --out runs/kv-build
 
-Tells seconds, size and the largest resident set of each build, and whether the killed one has the
-same bytes. Every build is a process of its own; what is finished is not built again.
+Reports the time, size and largest resident set of each build, and whether the killed build has the
+same bytes. Each build runs in its own process; finished builds are not repeated.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BOTH = ("whole", "killed")
 
 
 def build(model: str, corpus: str, share: int, out: Path, codec: str, report: Path) -> None:
-    """Build the memory of one passage in ``share``."""
+    """Build the KV cache of one in ``share`` passages and write a report."""
     model, tokenizer = load_pretrained(model, "float32")
     passages = load_corpus(corpus)
     start = time.perf_counter()
@@ -42,7 +42,7 @@ def build(model: str, corpus: str, share: int, out: Path, codec: str, report: Pa
 
 
 def run(given: argparse.Namespace, name: str, share: int, kills: tuple[int, ...]) -> dict[str, Any]:
-    """A build in a process that is killed each time when it has finished so many shards."""
+    """The report of a build whose process is killed at each of these numbers of shards."""
     out, report = given.out / name, given.out / f"{name}.json"
     arguments = (given.model, given.corpus, share, out, given.codec, report)
     parts = building_folder(out) / "parts"

@@ -1,11 +1,11 @@
-"""Answers from each codec, share of kept tokens and passage encoding, beside states as they are.
+"""Answer quality by KV codec, kv_keep_ratio and passage encoding.
 
-    python benchmarks/kv_quality.py --data factbook-bench --out runs/memory-quality
+    python benchmarks/kv_quality.py --data factbook-bench --out runs/kv-quality
 
-The tables 6 and 8 of the paper in small. Every arm answers the same questions with the model's own
-retrieval. States are computed once and kept in RAM; what an arm reads was coded and decoded by its
-codec, as a memory folder would give it. ``fp32`` is what live reading gives. An interrupted run
-goes on where it stopped.
+A small version of the paper's tables 6 and 8. All arms answer the same questions with the model's
+own retrieval. Passage KV is computed once and kept in RAM; each arm reads it encoded and decoded by
+its codec, as from a KV cache folder. ``fp32`` equals reading without a cache. Rerun after an
+interruption: finished batches are reused.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ENCODINGS = ("segmented", "full")
 
 
 class Recoded:
-    """A store of states as a codec gives them back, made from a store of float32."""
+    """A store of KV encoded by a codec, backed by a store of float32 KV."""
 
     def __init__(self, rag: ImpRAG, exact: RamStore, codec: Codec) -> None:
         self.rag = rag
@@ -55,7 +55,7 @@ class Recoded:
         return coded
 
     def put(self, passage: Passage, parts: Parts) -> None:
-        """Nothing: all are there."""
+        """Do nothing: `get` already adds passages to the float32 store."""
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--k", type=int)
-    parser.add_argument("--ram", type=float, default=6e9, help="bytes of each store of states")
+    parser.add_argument("--ram", type=float, default=6e9, help="bytes of each KV store in RAM")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

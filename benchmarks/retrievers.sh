@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# BM25 and all-MiniLM-L6-v2 with the whole prompt as query ("none") and with the query that a person
-# would write ("oracle"), and the untrained language model without and with passages in its prompt.
+# Evaluates BM25 and all-MiniLM-L6-v2 with the whole prompt as query ("none") and with the query that
+# a person would write ("oracle"), and the untrained language model without and with in-context RAG.
 #
 #     benchmarks/retrievers.sh                                   # the factbook benchmark
 #     WIKI_QUESTIONS=questions.jsonl.gz WIKI_PASSAGES=passages.jsonl.gz benchmarks/retrievers.sh
 #
-# An interrupted run goes on where it stopped. RUNS: where runs are written. LIMIT: examples of each
-# task that the language model answers; the retrievers take all.
+# Rerun after an interruption: finished batches are reused. RUNS is the folder of the runs; LIMIT is
+# the number of examples of each task for the language model, while retrievers get all examples.
 set -euo pipefail
 
 RUNS=${RUNS:-runs}

@@ -1,14 +1,14 @@
-"""How close a training step comes to the machine's own matrix-product rate.
+"""Throughput of the training step, as a ratio of the machine's matrix product rate.
 
     imprag tasks build factbook --out factbook-bench
     python benchmarks/train_step.py --config configs/smollm2-factbook.yaml
 
-Work is counted as 6 x parameters x tokens of the layers really run, without padding: read passages
-in layers 0..t, other passages and prompts that only retrieve in layers 0..b-2 and the projections
-of layer b-1, answered prompts in all layers, the head on response tokens. Attention, norms, the
-embedding of one token at layers b-1 and b and the optimizer are not counted but timed. Batches come
-from the middle of the recipe's run; each step times the machine's matrix product before and after
-(2048 x 2048 x 2048 in bfloat16, or in float32 for fp32 recipes); the figure is the median of the
+Operations are counted as 6 x parameters x tokens of the layers that run, without padding: passages
+that are read in layers 0..t; other passages and prompts that only retrieve in layers 0..b-2 and the
+projections of layer b-1; generated prompts in all layers; the head on response tokens. Attention,
+norms, single tokens at layers b-1 and b, and the optimizer are timed but not counted. Batches come
+from the middle of the recipe's run. Each step times the machine's matrix product before and after
+(2048 x 2048 x 2048 in bfloat16, or in float32 for fp32 recipes); the result is the median of the
 steps' ratios.
 """
 
@@ -31,14 +31,14 @@ from imprag.training.step import TrainingBatch, TrainingModel
 
 
 def operations(model: TrainingModel, batch: TrainingBatch) -> float:
-    """6 x parameters x tokens of a batch."""
-    model = model.model
+    """Operations of a batch: 6 x parameters x tokens."""
+    imprag_model = model.model
     layers = [
         sum(m.weight.numel() for m in layer.modules() if isinstance(m, torch.nn.Linear))
-        for layer in model.lm.base_model.layers
+        for layer in imprag_model.lm.base_model.layers
     ]
-    bottom, reading = bottom_parameters(model), sum(layers[: model.config.t + 1])
-    head = model.lm.get_output_embeddings().weight.numel()
+    bottom, reading = bottom_parameters(imprag_model), sum(layers[: imprag_model.config.t + 1])
+    head = imprag_model.lm.get_output_embeddings().weight.numel()
     read = {passage for passages in batch.candidates for passage in passages}
     total = 0.0
     for number, passage in enumerate(batch.passages):
@@ -59,13 +59,13 @@ def main() -> None:
 
     recipe = load_recipe(arguments.config, arguments.set)
     corpus = load_corpus(recipe.corpus)
-    plan = BatchSampler(load_sources(recipe, corpus), recipe.batch, corpus, recipe.seed)
-    schedule = Schedule(recipe, recipe.steps(len(plan.examples)))
+    sampler = BatchSampler(load_sources(recipe, corpus), recipe.batch, corpus, recipe.seed)
+    schedule = Schedule(recipe, recipe.steps(len(sampler.examples)))
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     if recipe.train.freeze_embeddings:
         lm.get_input_embeddings().requires_grad_(False)
     model = TrainingModel(ImpRAGModel(lm, recipe.model.to_config()), recipe.stages).train()
-    batches = Batches(plan, schedule, corpus, tokenizer, recipe)
+    batches = Batches(sampler, schedule, corpus, tokenizer, recipe)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32

@@ -23,15 +23,15 @@ A recipe is a YAML file with the sections below; `configs/` holds examples, and
 changes a key, such as `--set model.k=5 train.steps=100`. "Paper" is arXiv 2506.02279; what is
 marked "beyond the paper" is off unless a recipe asks for it.
 
-`extends: other.yaml`, a path seen from the recipe's folder, takes over another recipe: sections are
-merged key by key, lists and values replaced. A run folder's `recipe.yaml` is the result, with every
-key.
+`extends: other.yaml`, a path relative to the recipe's folder, starts from another recipe: sections
+are merged key by key, lists and values replaced. A run folder's `recipe.yaml` is the result, with
+every key.
 """
 
 _TRAINER = """\
-Further arguments of
+Other arguments of
 [`TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments)
-can be given too. ImpRAG's defaults are:
+can be given, too. ImpRAG's defaults are:
 """
 
 _NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
