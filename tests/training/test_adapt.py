@@ -11,7 +11,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
 from imprag.model import ImpRAGConfig, ImpRAGModel, PassageEncoder
-from imprag.training import adaptation
+from imprag.training import adapt as adaptation
 from imprag.training.adapt import adapt
 from imprag.training.data import TrainingExample, TrainingSource
 

@@ -38,6 +38,9 @@ from imprag.training.recipe import LONGEST_TEXT
 from imprag.training.samplers.sampling import Epochs, Mixture, single_epochs
 from imprag.training.wise_ft import interpolate, trained_weights
 
+FEWEST_PROMPTS = 2
+"""Prompts of a source: one to train on and one to measure with."""
+
 _HELD_BACK = 0.05  # of each source's prompts, to measure with
 _MOST_HELD_BACK = 500
 _MOST_PASSAGES = 200_000  # that prompts are held against; a batch's scores take 4 bytes for each
@@ -108,7 +111,9 @@ def adapt(
     if not 0 < wise_ft_alpha <= 1:
         raise ImpRAGError(f"wise_ft_alpha must be above 0 and at most 1, not {wise_ft_alpha}")
     weight = query_projection(model)[1].weight
-    sources = [_usable(source, left_out) for source in sources]
+    sources = [usable(source, left_out) for source in sources]
+    for source in sources:
+        _check_size(source)
     examples = [example for source in sources for example in source.examples]
     rows = _rows(examples, corpus, left_out, seed)
     column_of = {row: column for column, row in enumerate(rows)}
@@ -184,16 +189,24 @@ def query_projection(model: ImpRAGModel) -> tuple[str, torch.nn.Linear]:
     )
 
 
-def _usable(source: TrainingSource, left_out: frozenset[int]) -> TrainingSource:
-    """The source without what retrieves nothing, or only what is left out."""
+def usable(source: TrainingSource, left_out: frozenset[int] = frozenset()) -> TrainingSource:
+    """The source's examples that have a prompt and a right passage that is not left out."""
     examples = [
         replace(example, positives=tuple(row for row in example.positives if row not in left_out))
         for example in source.examples
     ]
     examples = [example for example in examples if example.positives and example.prompt]
-    if len(examples) < 2:
-        raise ImpRAGError(f"the source '{source.name}' has too few prompts with a right passage")
     return replace(source, examples=examples)
+
+
+def _check_size(source: TrainingSource) -> None:
+    """Refuse a source that cannot be both trained on and measured with."""
+    if len(source.examples) < FEWEST_PROMPTS:
+        raise ImpRAGError(
+            f"the source '{source.name}' has too few prompts with a right passage in the corpus: "
+            f"{len(source.examples)}, where adapting needs {FEWEST_PROMPTS}; leave it out, or "
+            "bring more prompts"
+        )
 
 
 def _rows(
