@@ -116,10 +116,31 @@ def test_passages_that_give_no_prompts(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert adapt(home, tmp_path / "out") == 2
-    assert "give no prompts; bring some of your own by --tasks" in capsys.readouterr().err
+    assert "give too few prompts; bring some of your own by --tasks" in capsys.readouterr().err
     assert adapt(home, tmp_path / "out", "--synthetic", "question") == 2
-    assert "gives an example of question" in capsys.readouterr().err
+    assert "the source 'question' has too few prompts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_kinds_that_a_small_corpus_hardly_gives_are_left_out(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {
+        "Chad": "Chad is a landlocked country in Africa. N'Djamena is the capital of Chad.",
+        "Niger": "Niger is named for a river.",
+        "Mali": "Bamako is the capital of Mali.",
+    }
+    passages = [{"id": title, "title": title, "text": text} for title, text in texts.items()]
+    corpus, index = tmp_path / "few.jsonl", tmp_path / "index"
+    corpus.write_text("".join(json.dumps(passage) + "\n" for passage in passages))
+    assert run("index", corpus, "--model", home / "model", "--out", index) == 0
+    command = ["adapt", "--model", home / "model", "--index", index, "--steps", 1]
+    assert run(*command, "--out", tmp_path / "out", "--json") == 0
+    shown = capsys.readouterr()
+    assert [one["source"] for one in json.loads(shown.out)["recall"]] == ["keywords", "title"]
+    assert "note: cloze left out, for want of prompts" in shown.err
+    assert run(*command, "--out", tmp_path / "asked", "--synthetic", "cloze") == 2
+    assert "'cloze' has too few prompts" in capsys.readouterr().err
 
 
 def test_a_second_call_for_the_same_folder_waits_and_is_refused(

@@ -215,6 +215,21 @@ class TestFolder:
         with pytest.raises(ImpRAGError, match="is damaged"):
             DiskStore(tmp_path / "memory", corpus)
 
+    def test_a_cache_of_an_earlier_format_is_refused_and_overwritten(
+        self, corpus: Corpus, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "memory"
+        build(tiny_imprag_model(), corpus, out)
+        manifest = out / "memory.json"
+        content = json.loads(manifest.read_text())
+        content["keep_tokens"] = content.pop("kv_keep_ratio")
+        manifest.write_text(json.dumps({**content, "format_version": 2}))
+        rebuild = f"imprag kv build --model MODEL --index INDEX --out {out} --overwrite"
+        with pytest.raises(ImpRAGError, match=f"has format version 2, .*{rebuild}"):
+            DiskStore(out, corpus)
+        build(tiny_imprag_model(), corpus, out, overwrite=True)
+        assert DiskStore(out, corpus).get([PASSAGES[0]])
+
     def test_no_memory_is_told_from_an_unfinished_one(self, corpus, tmp_path: Path) -> None:
         with pytest.raises(ImpRAGError, match="imprag kv build"):
             DiskStore(tmp_path / "memory", corpus)

@@ -94,8 +94,8 @@ def adapt(
     from imprag.model.load import DEFAULT, DEFAULT_FOLDER, save_pretrained
     from imprag.pipeline import ImpRAG
     from imprag.tasks import read_tasks
+    from imprag.training.adapt import FEWEST_PROMPTS, query_projection, usable
     from imprag.training.adapt import adapt as run_adaptation
-    from imprag.training.adapt import query_projection
     from imprag.training.data import (
         TrainingSource,
         not_held_out,
@@ -120,12 +120,15 @@ def adapt(
             sources.append(TrainingSource(found.task.name, examples))
         for kind in synthetic or get_args(Kind):
             examples = synthetic_examples(kind, corpus, limit=limit, seed=seed, keep=keep)
-            if examples:
-                sources.append(TrainingSource(kind, examples))
-            elif synthetic:
-                raise ImpRAGError(f"no passage of {corpus.path} gives an example of {kind}")
+            source = usable(TrainingSource(kind, examples), left_out)
+            if synthetic or len(source.examples) >= FEWEST_PROMPTS:
+                sources.append(source)
+            elif examples:
+                print(f"note: {kind} left out, for want of prompts", file=sys.stderr)
         if not sources:
-            raise ImpRAGError("the passages give no prompts; bring some of your own by --tasks")
+            raise ImpRAGError(
+                "the passages give too few prompts; bring some of your own by --tasks"
+            )
         name, projection = query_projection(rag.model)
         before = projection.weight.detach().clone()
         recalls = run_adaptation(

@@ -12,7 +12,7 @@ from imprag.model.fingerprint import model_fingerprint
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_settings
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "memory.json"
 SOURCE = "--model MODEL --index INDEX"
 """Stands for the options of ``imprag kv build`` in messages, where nobody knows them."""
@@ -87,7 +87,7 @@ class KVCacheManifest:
             learned = None if codec_file is None else StoredFile(**codec_file)
             return cls(shards=shards, codec_file=learned, **content)
 
-        make = "imprag kv build"
+        make = f"imprag kv build {SOURCE}"
         manifest = read_manifest(folder, MANIFEST, "KV cache", make, FORMAT_VERSION, parse)
         for file in manifest.files:
             file.check(folder)

@@ -37,6 +37,9 @@ from imprag.training.recipe import LONGEST_TEXT
 from imprag.training.samplers.sampling import Epochs, Mixture, single_epochs
 from imprag.training.wise_ft import interpolate, trained_weights
 
+FEWEST_PROMPTS = 2
+"""Prompts of a source: one to train on and one to measure with."""
+
 _HELD_OUT = 0.05  # share of each source's prompts that recall is measured on
 _MOST_HELD_OUT = 500
 _MOST_PASSAGES = 200_000  # that are scored; each takes 4 bytes per prompt of a batch
@@ -107,7 +110,9 @@ def adapt(
     if not 0 < wise_ft_alpha <= 1:
         raise ImpRAGError(f"wise_ft_alpha must be above 0 and at most 1, not {wise_ft_alpha}")
     weight = query_projection(model)[1].weight
-    sources = [_usable(source, left_out) for source in sources]
+    sources = [usable(source, left_out) for source in sources]
+    for source in sources:
+        _check_size(source)
     examples = [example for source in sources for example in source.examples]
     rows = _rows(examples, corpus, left_out, seed)
     column_of = {row: column for column, row in enumerate(rows)}
@@ -183,16 +188,24 @@ def query_projection(model: ImpRAGModel) -> tuple[str, torch.nn.Linear]:
     )
 
 
-def _usable(source: TrainingSource, left_out: frozenset[int]) -> TrainingSource:
+def usable(source: TrainingSource, left_out: frozenset[int] = frozenset()) -> TrainingSource:
     """The source without the left-out rows, and without examples that then have no positive."""
     examples = [
         replace(example, positives=tuple(row for row in example.positives if row not in left_out))
         for example in source.examples
     ]
     examples = [example for example in examples if example.positives and example.prompt]
-    if len(examples) < 2:
-        raise ImpRAGError(f"the source '{source.name}' has too few prompts with a positive")
     return replace(source, examples=examples)
+
+
+def _check_size(source: TrainingSource) -> None:
+    """Refuse a source that cannot be both trained on and measured with."""
+    if len(source.examples) < FEWEST_PROMPTS:
+        raise ImpRAGError(
+            f"the source '{source.name}' has too few prompts with a right passage in the corpus: "
+            f"{len(source.examples)}, where adapting needs {FEWEST_PROMPTS}; leave it out, or "
+            "bring more prompts"
+        )
 
 
 def _rows(
