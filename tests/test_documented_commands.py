@@ -77,7 +77,7 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "train": with_options("--dry-run"),  # the recipe, its overrides and its data are read
     "bench": with_options(),
     "eval": with_options("--limit", "1"),
-    "memory build": with_options(),
+    "kv build": with_options(),
     "tasks list": with_options(),
     "tasks build": with_options(),
     "tasks import": with_options(),
@@ -101,7 +101,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def subcommand(command: Sequence[str]) -> str:
-    return " ".join(command[:2]) if command[0] in ("tasks", "memory") else command[0]
+    return " ".join(command[:2]) if command[0] in ("tasks", "kv") else command[0]
 
 
 def fast_form(command: list[str]) -> list[str] | None:

@@ -138,6 +138,6 @@ def test_a_tilde_in_options_is_the_home_directory(tmp_path: Path, monkeypatch, c
     options = ["--model", "~/model", "--index", "~/index", "--json"]
     assert main(["search", "~/w1", *options]) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "~/w1"
-    memory = ["memory", "build", "--model", "~/model", "--index", "~/index", "--out", "~/memory"]
+    memory = ["kv", "build", "--model", "~/model", "--index", "~/index", "--out", "~/memory"]
     assert main(memory) == 0
     assert not list((tmp_path / "work").iterdir())

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
+from imprag.cli.options import Flag, Json
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
     from imprag.training.cost import CostEstimate
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def train(
@@ -24,36 +23,34 @@ def train(
     overrides: Annotated[
         list[str] | None, Parameter(name="--set", consume_multiple=True, negative="")
     ] = None,
-    resume: Flag = False,
     dry_run: Flag = False,
     devices: int = 1,
     flops: float = 400e12,
-    json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json: Json = False,
 ) -> None:
     """Train a model by a recipe, into a run folder.
 
-    With several GPUs, start it through `torchrun` or `accelerate launch`.
+    Rerun the same command after an interruption: the run continues from its last checkpoint. For
+    several GPUs, start the command through `torchrun` or `accelerate launch`.
 
     For example:
 
     - `imprag train --config configs/smollm2-factbook.yaml --out runs/factbook`
-    - `imprag train --config configs/smollm2-factbook.yaml --out runs/factbook --resume`
     - `imprag train --config configs/qwen3-0.6b.yaml --set model.k=5 train.steps=100 --out runs/q`
     - `imprag train --config configs/llama-3.2-3b.yaml --dry-run --devices 8`
     - `torchrun --nproc-per-node 8 -m imprag train --config configs/llama-3.2-3b.yaml --out r`
 
     Args:
         config: The recipe, a YAML file.
-        out: The run folder.
-        overrides: Values in place of the recipe's, as `key=value`: `model.k=5`, `data.0.weight=2`,
+        out: The run folder. Only a dry run does without.
+        overrides: Values that replace the recipe's, as `key=value`: `model.k=5`, `data.0.weight=2`,
             `lora=null`.
-        resume: Go on from the last checkpoint in the run folder.
-        dry_run: Train nothing; say what is there and what is missing, and work out parameters,
-            memory, tokens, hours and sizes.
-        devices: Devices that the dry run reckons with.
-        flops: Floating-point operations that each of them really does in a second. 400e12 is an
-            H100 at 40 % of its bfloat16 peak.
-        json: Print the results, or the plan of a dry run, as one JSON object.
+        dry_run: Train nothing; check that the data are there, and estimate parameters, memory,
+            tokens, hours and sizes.
+        devices: Number of devices that the dry run assumes.
+        flops: Floating-point operations per second that the dry run assumes of each device. The
+            default is an H100 at 40 % of its bfloat16 peak.
+        json: Print the results, or the estimate of a dry run, as one JSON object.
     """
     from imprag.io.optional import require
 
@@ -80,7 +77,7 @@ def train(
         metric = recipe.trainer["metric_for_best_model"]
         evaluator = partial(DevelopmentSet, recipe.evaluation, metric=metric)
     with redirect_stdout(sys.stderr):  # transformers logs to stdout
-        results = run_training(recipe, out, resume=resume, evaluator=evaluator)
+        results = run_training(recipe, out, resume=True, evaluator=evaluator)
     # Else its threads may still run when the interpreter ends, which aborts the process.
     PartialState().destroy_process_group()
     if json:
