@@ -45,7 +45,7 @@ def hold_against_file(name: str, text: str) -> None:
 
 
 def normalised(help_text: str) -> str:
-    """A help text without what differs between the releases of cyclopts: frames, types, short names.
+    """A help text without what differs between releases of cyclopts, such as frames and types.
 
     Args:
         help_text: printed so wide that no line is wrapped.
