@@ -216,7 +216,7 @@ def make_home(home: Path) -> None:
     encoder = PassageEncoder(model, tokenizer)
     write_embeddings(corpus, encoder, home / "my-model" / EMBEDDINGS)
     IndexFolder.build(corpus, encoder, home / "my-index", progress=False)
-    build_kv_cache(corpus, model, tokenizer, home / "my-memory", codec="int8", progress=False)
+    build_kv_cache(corpus, model, tokenizer, home / "my-kv", codec="int8", progress=False)
     for name in ("INDEX", "wiki-index", "default-index", "default-and-wikipedia"):
         shutil.copytree(home / "my-index", home / name)
 

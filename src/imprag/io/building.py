@@ -1,7 +1,7 @@
-"""Long builds that survive a kill: a working folder, a plan, files that carry their checksum.
+"""Resumable builds: a working folder, a plan, and files that carry their checksum.
 
-What is being made lies in ``OUT.building``, beside ``OUT``. Its ``plan.json`` holds the settings
-that all parts share; parts are written atomically; the finished folder becomes ``OUT`` in one step.
+A build writes into ``OUT.building``, next to ``OUT``. Its ``plan.json`` holds the settings that all
+parts share; parts are written atomically; the finished folder is renamed to ``OUT`` in one step.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class StoredFile:
     sha256: str
 
     def check(self, folder: Path) -> None:
-        """Compare the size, which costs nothing.
+        """Compare the size, without reading the file.
 
         Raises:
             ImpRAGError: the file is missing or has another size.
@@ -54,13 +54,13 @@ class StoredFile:
 def write_file(folder: Path, name: str, write: Callable[[BinaryIO], object]) -> StoredFile:
     """Write a file that carries its checksum in its name: ``ids.arrow``, ``ids-<16 digits>.arrow``.
 
-    Such a file never changes and never has the name of another, so that a new state of a folder
-    can lie beside the old one until the manifest, in one step, names the new files.
+    Such a file never changes and its name is unique, so the new state of a folder can coexist with
+    the old one until the manifest names the new files, in one step.
 
     Args:
-        folder: made if need be.
-        name: without the checksum.
-        write: is given the open file.
+        folder: the folder, created if missing.
+        name: the file's name without the checksum.
+        write: called with the open file.
 
     Raises:
         ImpRAGError: the disk is full or the folder cannot be written.
@@ -75,7 +75,7 @@ def write_file(folder: Path, name: str, write: Callable[[BinaryIO], object]) -> 
 
 
 def numbered_files(folder: Path) -> dict[int, Path]:
-    """Files ``<number>-<checksum>`` that :func:`write_file` has written, by their number."""
+    """The files ``<number>-<checksum>`` written by :func:`write_file`, by number."""
     return {int(path.name.partition("-")[0]): path for path in folder.glob("[0-9]*-*")}
 
 
@@ -83,7 +83,7 @@ def check_name(path: Path) -> str:
     """Compare a file with the checksum in its name.
 
     Returns:
-        the whole SHA-256.
+        the full SHA-256.
 
     Raises:
         ImpRAGError: the file was changed.
@@ -91,27 +91,27 @@ def check_name(path: Path) -> str:
     digest = sha256(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):
         raise ImpRAGError(
-            f"{path} is damaged (its checksum differs); delete it and give the same command "
-            "again, and only this part is made again"
+            f"{path} is damaged (its checksum differs); delete it and rerun the same command: only "
+            "this part is built again"
         )
     return digest
 
 
 def building_folder(out: Path) -> Path:
-    """Where the parts of ``out`` lie until it is finished."""
+    """The folder that holds the parts of ``out`` until it is finished."""
     return out.with_name(f"{out.name}.building")
 
 
 def is_free(path: Path) -> bool:
-    """Whether a folder can be made here: nothing is there, or an empty folder."""
+    """Whether a folder can be created here: there is nothing, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def check_free(path: Path) -> None:
-    """Refuse a folder that is taken.
+    """Refuse a path that is taken.
 
     Raises:
-        ImpRAGError: it is, by :func:`is_free`.
+        ImpRAGError: the path is not free (:func:`is_free`).
     """
     if not is_free(path):
         raise ImpRAGError(f"{path} exists already; delete it or choose another folder")
@@ -121,21 +121,21 @@ _IN_WORDS = {"corpus_fingerprint": "corpus", "model_fingerprint": "model"}
 
 
 def differences(wanted: dict[str, Any], there: dict[str, Any]) -> str:
-    """Names of the settings that differ, for messages; empty where none does."""
+    """The names of the settings that differ, for messages; empty if none does."""
     return ", ".join(
         _IN_WORDS.get(key, key) for key in sorted(wanted) if there.get(key) != wanted[key]
     )
 
 
 def claim(work: Path, plan: dict[str, Any], *, alone: bool, overwrite: bool = False) -> None:
-    """Make the working folder, or go on in one with the same plan.
+    """Create the working folder, or continue in one that has the same plan.
 
     Args:
-        work: of :func:`building_folder`.
-        plan: all that decides the parts; JSON.
+        work: the folder of :func:`building_folder`.
+        plan: everything that determines the parts, as JSON.
         alone: the caller holds the lock of :func:`~imprag.io.locking.only_builder`, so temporary
-            files belong to builds that were killed, and are deleted.
-        overwrite: delete an unfinished build with another plan.
+            files are those of killed builds and are deleted.
+        overwrite: delete an unfinished build that has another plan.
 
     Raises:
         ImpRAGError: the folder has another plan, or holds something else.
@@ -165,7 +165,7 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-OVERWRITE = "give the command again with --overwrite (in Python, overwrite=True) to build it anew"
+OVERWRITE = "rerun the command with --overwrite (in Python, overwrite=True) to build it again"
 """The advice for a folder that holds another build."""
 
 
@@ -180,7 +180,7 @@ def _plan(file: Path) -> dict[str, Any]:
 def remove_work(work: Path) -> None:
     """Delete what builds write into a working folder, and the folder unless it holds more.
 
-    The plan goes first: a kill in the middle leaves nothing that a later build would go on with.
+    The plan is deleted first: after a kill, nothing is left that a later build would continue.
     """
     (work / "plan.json").unlink(missing_ok=True)
     for name in ("index", "shards", "parts", ".tmp-*"):
@@ -205,10 +205,10 @@ def discard(folder: Path, work: Path) -> None:
 
 
 def move_into_place(made: Path, out: Path) -> None:
-    """Give a finished folder its name.
+    """Rename a finished folder to its final name.
 
     Raises:
-        ImpRAGError: there is something else by now, or the parent cannot be written.
+        ImpRAGError: the name is taken by now, or the parent cannot be written.
     """
     try:
         os.replace(made, out)
@@ -228,11 +228,11 @@ def read_manifest(
 
     Args:
         folder: the finished folder.
-        name: of the manifest's file.
-        what: the folder is, for messages: "index".
-        command: that makes one, such as "imprag index".
-        format_version: that can be read.
-        parse: makes the manifest of its content.
+        name: the manifest's file name.
+        what: the kind of folder, for messages: "index".
+        command: the command that makes one, such as "imprag index".
+        format_version: the version that can be read.
+        parse: turns the file's content into the manifest.
 
     Raises:
         ImpRAGError: the folder is missing, unfinished or of another kind, its format is unknown, or
@@ -243,8 +243,8 @@ def read_manifest(
         building = building_folder(folder)
         if building.is_dir():
             raise ImpRAGError(
-                f"the {what} {folder} is not finished (its parts are in {building}); give the "
-                "command that builds it again, and it goes on where it stopped"
+                f"the {what} {folder} is not finished (its parts are in {building}); rerun the "
+                "command that builds it, and it continues where it stopped"
             )
         raise ImpRAGError(
             f"{folder} holds no {what} (there is no {name}); make one with: {command}"
@@ -266,16 +266,16 @@ def read_manifest(
 
 
 def check_fingerprints(what: str, command: str, *made: tuple[str, str | None, str]) -> None:
-    """Refuse a folder that was made of something else.
+    """Refuse a folder whose fingerprints are not the wanted ones.
 
     Args:
-        what: the folder is: "index".
-        command: that builds it again.
-        made: how it would have been made ("by another model"), the fingerprint that is wanted, if
-            any, and its own.
+        what: the kind of folder: "index".
+        command: the command that builds it again.
+        made: for each fingerprint, what a difference means ("by another model"), the wanted
+            fingerprint, if any, and the folder's own.
 
     Raises:
-        ImpRAGError: a wanted fingerprint differs from its own.
+        ImpRAGError: a wanted fingerprint differs from the folder's.
     """
     for how, wanted, own in made:
         if wanted is not None and wanted != own:
@@ -291,7 +291,7 @@ def check_fingerprints(what: str, command: str, *made: tuple[str, str | None, st
 
 
 def is_of_earlier_version(own: str, wanted: str) -> bool:
-    """Whether a model's fingerprint is of the time when it covered rounded weights only."""
+    """Whether a model's fingerprint has the earlier form, which covers rounded weights only."""
     return wanted.startswith("v2-") and re.fullmatch("[0-9a-f]{32}", own) is not None
 
 
@@ -301,12 +301,12 @@ def damaged(path: Path, reason: str) -> ImpRAGError:
 
 
 def versions(**engines: str) -> dict[str, str]:
-    """Versions of ImpRAG and of the libraries that matter, for a manifest."""
+    """Versions of ImpRAG and of the given libraries, for a manifest."""
     return {"imprag": importlib.metadata.version("imprag"), **engines}
 
 
 def readable_size(number: float) -> str:
-    """``76.3 MB``."""
+    """A number of bytes for people: ``76.3 MB``."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: the cache folder, atomic writing, checksums."""
+"""Files that are either complete or absent: the cache folder, atomic writes, checksums."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from imprag.errors import ImpRAGError
 
 
 def cache_dir() -> Path:
-    """What ImpRAG can make again lies here: ``$IMPRAG_CACHE``, else the platform's cache."""
+    """The folder for what ImpRAG can rebuild: ``$IMPRAG_CACHE``, else the platform's cache."""
     configured = os.environ.get("IMPRAG_CACHE")
     return expand_home(configured) if configured else Path(platformdirs.user_cache_dir("imprag"))
 
@@ -30,18 +30,19 @@ def expand_home(path: Path | str) -> Path:
 def short_name(name: str, limit: int = 80) -> str:
     """The beginning of a file name, at most ``limit`` bytes long and valid UTF-8.
 
-    File systems take 255 bytes, and names of other scripts have up to four bytes per character.
+    File systems allow 255 bytes, and a character can take four.
     """
     return name.encode("utf-8", "ignore")[:limit].decode("utf-8", "ignore")
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes the place of ``path``.
+    """Yield a temporary path next to ``path``; on success it is renamed to ``path``.
 
-    The block may create a file or a folder there. A file replaces a file that exists. A folder
-    that another process finished first is kept and ours dropped: both hold the same. If the block
-    fails, nothing is left behind; after a kill, only a ``.tmp-`` entry that nobody reads.
+    The block may create a file or a folder there. A file replaces an existing file. If another
+    process finished the folder first, its folder is kept and ours is dropped: both hold the same.
+    If the block fails, nothing is left behind; after a kill, only a ``.tmp-`` entry that is never
+    read.
 
     Raises:
         ImpRAGError: the disk is full or the folder cannot be written.
@@ -79,7 +80,7 @@ _ADVICE = {
 
 
 def write_error(path: Path, error: OSError) -> ImpRAGError:
-    """The error for a file or folder that cannot be written, with what to do about it."""
+    """The error for a file or folder that cannot be written, with advice."""
     advice = _ADVICE.get(error.errno or 0, "free some space or choose another folder")
     return ImpRAGError(
         f"cannot write {path}: {error.strerror or error}; {advice}, then run the same command again"
@@ -101,7 +102,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ImpRAGError: the file is missing, cannot be read, or is no JSON.
+        ImpRAGError: the file is missing, cannot be read, or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -124,12 +125,12 @@ def sha256(path: Path) -> str:
 def content_digest(path: Path, files: Iterable[Path] | None = None) -> str:
     """Hexadecimal SHA-256 of a file's bytes, or of all files in a folder with their names.
 
-    Only regular files count: dead links, FIFOs and devices are never opened. A file that cannot be
-    read counts as such; whoever needs it reports the error.
+    Only regular files count: dead links, FIFOs and devices are never opened. An unreadable file
+    counts as "unreadable"; the code that needs it reports the error.
 
     Args:
         path: a file or a folder.
-        files: those of the folder that count, instead of all.
+        files: the files of the folder that count; all if not given.
     """
     if not path.is_dir():
         return _file_digest(path)

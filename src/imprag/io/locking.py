@@ -1,4 +1,4 @@
-"""One builder at a time: processes that want the same folder wait for the one that makes it."""
+"""One builder at a time: other processes that want the same folder wait for it."""
 
 import contextlib
 import errno
@@ -16,14 +16,14 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 @contextlib.contextmanager
 def only_builder(out: Path) -> Iterator[bool]:
-    """Hold the lock on a folder that is being made; wait while another process holds it.
+    """Hold the lock on a folder that is being built; wait while another process holds it.
 
-    The lock is an advisory lock of the operating system on the file ``OUT.building.lock``. The
-    system releases it when its holder dies, so a killed build leaves no stale lock. It works on NFS
-    where the server offers locks (NFSv4, or NFSv3 with lockd).
+    The operating system's advisory lock on the file ``OUT.building.lock`` is used. The system
+    releases it when the holder dies, so a killed build leaves no stale lock. It works on NFS if the
+    server offers locks (NFSv4, or NFSv3 with lockd).
 
     Args:
-        out: the folder to make.
+        out: the folder to build.
 
     Yields:
         whether the lock is held: False on a file system without locks, where a note says so.
@@ -61,13 +61,13 @@ def only_builder(out: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[None]:
-    """Hold the lock on a folder that is about to be made, and that nobody has made yet.
+    """Hold the lock on a folder that does not exist yet and is about to be built.
 
     Args:
-        out: the folder; an empty one counts as not made.
+        out: the folder; an empty one counts as missing.
 
     Raises:
-        ImpRAGError: the folder is taken, perhaps by the process that was waited for.
+        ImpRAGError: the folder is taken, perhaps by the process that held the lock before.
     """
     check_free(out)
     with only_builder(out):
@@ -76,7 +76,7 @@ def new_folder(out: Path) -> Iterator[None]:
 
 
 def make_once(folder: Path, make: Callable[[], object]) -> Path:
-    """The folder, made by ``make`` if it is missing; concurrent processes make it only once."""
+    """The folder, built by ``make`` if it is missing; concurrent processes build it only once."""
     if not folder.is_dir():
         with only_builder(folder):
             if not folder.is_dir():

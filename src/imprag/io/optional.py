@@ -1,4 +1,4 @@
-"""Packages that only some commands need: asked for before the work begins."""
+"""Optional packages: checked before the work begins."""
 
 import sys
 from functools import cache
@@ -8,20 +8,20 @@ from imprag.errors import ImpRAGError
 
 
 def missing(*packages: str) -> list[str]:
-    """Those of the packages, by their import names, that are not installed."""
+    """The packages, by their import names, that are not installed."""
     return [name for name in packages if not _is_installed(name)]
 
 
 def require(what: str, extra: str, *packages: str) -> None:
-    """Refuse to begin what could not be finished.
+    """Refuse to begin work that needs a missing package.
 
     Args:
-        what: needs the packages, in words for the message.
-        extra: of ImpRAG, which brings them.
-        packages: by their import names.
+        what: the work, in words for the message.
+        extra: ImpRAG's extra that installs the packages.
+        packages: their import names.
 
     Raises:
-        ImpRAGError: one is not installed; the message says how to install it.
+        ImpRAGError: a package is not installed; the message says how to install it.
     """
     if lacking := missing(*packages):
         raise ImpRAGError(f"{what} needs {_listed(lacking)}; run: {install(extra)}")
@@ -29,12 +29,12 @@ def require(what: str, extra: str, *packages: str) -> None:
 
 @cache  # once for each process
 def note_without(what: str, extra: str, *packages: str) -> None:
-    """Say on standard error, before the work begins, what will be left out of it.
+    """Say on standard error, before the work begins, what it will leave out.
 
     Args:
-        what: is left out where a package is missing, in words.
-        extra: of ImpRAG, which brings the packages.
-        packages: by their import names.
+        what: the part that needs the packages, in words.
+        extra: ImpRAG's extra that installs the packages.
+        packages: their import names.
     """
     if lacking := missing(*packages):
         names, verb = _listed(lacking), "is" if len(lacking) == 1 else "are"

@@ -1,4 +1,4 @@
-"""Checks of text: lone surrogates stand for bytes that are no UTF-8, or for half a character."""
+"""Checks of texts. A lone surrogate stands for a byte that is not UTF-8 or half a character."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,16 @@ from imprag.errors import ImpRAGError
 
 
 def check_unicode(text: str, name: str, place: str = "") -> None:
-    """Refuse a text with lone surrogates, which stand for bytes that are no UTF-8.
+    """Refuse a text with lone surrogates.
 
     Args:
-        text: any.
-        name: of the text, for the message.
+        text: the text.
+        name: its name, for the message.
         place: where it stands, for the message.
 
     Raises:
-        ImpRAGError: so; it tells the first such character's number, from 1. Or it is no text.
+        ImpRAGError: the value is not text, or has a lone surrogate; the message gives the number of
+            the first one, counted from 1.
     """
     if not isinstance(text, str):
         raise ImpRAGError(f"{name} must be text, but is of type {type(text).__name__}")
@@ -27,20 +28,20 @@ def check_unicode(text: str, name: str, place: str = "") -> None:
 
 
 def check_several(prompts: Sequence[str]) -> None:
-    """Refuse one text where a list of them is expected: its letters would be taken for texts.
+    """Refuse a single text where a list is expected: its letters would be taken for prompts.
 
     Raises:
-        ImpRAGError: so.
+        ImpRAGError: the prompts are a single text.
     """
     if isinstance(prompts, str):
         raise ImpRAGError("prompts must be a list of texts, but are one text; pass [prompt]")
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse prompts that nobody can answer, whatever the model.
+    """Refuse prompts that no model can answer.
 
     Raises:
-        ImpRAGError: they are no list of texts, or one of them is empty or not valid Unicode.
+        ImpRAGError: the prompts are not a list of texts, or one is empty or not valid Unicode.
     """
     check_several(prompts)
     if not isinstance(prompts, Sequence):
