@@ -29,15 +29,15 @@ for retriever in bm25 teacher; do
 done
 
 lm=("${factbook[@]}" --model smollm2-135m --limit "$LIMIT")
-imprag eval "${lm[@]}" --no-retrieval --out "$RUNS/factbook-lm-alone"
-imprag eval "${lm[@]}" --oracle-passages --in-context --out "$RUNS/factbook-lm-oracle"
+imprag eval "${lm[@]}" --passages none --out "$RUNS/factbook-lm-alone"
+imprag eval "${lm[@]}" --passages gold --in-context --out "$RUNS/factbook-lm-oracle"
 imprag eval "${lm[@]}" --retriever teacher --in-context --out "$RUNS/factbook-lm-teacher"
 
 for benchmark in factbook wiki; do
   if [ -e "$RUNS/$benchmark-bm25-none" ]; then
     imprag compare "$RUNS/$benchmark"-{bm25,teacher}-{none,oracle} \
-      --markdown "$RUNS/$benchmark-retrievers.md" --html "$RUNS/$benchmark-retrievers.html"
+      --html "$RUNS/$benchmark-retrievers.html" > "$RUNS/$benchmark-retrievers.md"
   fi
 done
 imprag compare "$RUNS"/factbook-lm-{alone,oracle,teacher} \
-  --markdown "$RUNS/factbook-lm.md" --html "$RUNS/factbook-lm.html"
+  --html "$RUNS/factbook-lm.html" > "$RUNS/factbook-lm.md"

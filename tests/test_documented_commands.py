@@ -78,7 +78,7 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "compare": with_runs,
     "adapt": with_options("--steps", "2", "--limit", "20"),
     "train": with_options("--dry-run"),  # the recipe, its overrides and its data are read
-    "bench": with_options("--runs", "1"),
+    "bench": with_options(),
     "eval": with_options("--limit", "1"),
     "kv build": with_options(),
     "tasks list": with_options(),
@@ -204,9 +204,11 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "imprag.evaluation.scoring.bootstrap_interval": lambda scores: (0.0, 1.0),
         "imprag.evaluation.runner.write_report": lambda run, corpus: None,
         "imprag.evaluation.speed._long_passages": lambda *arguments: Corpus.open(corpus),
-        "imprag.evaluation.speed.WARM_UP": 0,
-        "imprag.evaluation.speed.NEW_TOKENS": 2,
-        "imprag.evaluation.speed_report.write_plots": lambda rows, folder: None,
+        "imprag.evaluation.speed.RUNS": 1,
+        "imprag.evaluation.speed.QUICK_RUNS": 1,
+        "imprag.evaluation.speed_measure.WARM_UP": 0,
+        "imprag.evaluation.speed_arms.NEW_TOKENS": 2,
+        "imprag.evaluation.speed_report.write_plots": lambda rows, folder: [],
         "torch.compile": lambda call, **settings: call,
     }.items():
         monkeypatch.setattr(name, value)

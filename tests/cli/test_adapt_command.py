@@ -18,6 +18,7 @@ from imprag.model import ImpRAGConfig, ImpRAGModel, load_pretrained, save_pretra
 from imprag.model.peft_adapters import add_adapter
 from imprag.tasks.self_supervised import FROM_PASSAGES
 from imprag.training.adapt import SourceRecall
+from imprag.training.adapt_run import KINDS
 
 
 def run(*arguments: object) -> int:
@@ -59,7 +60,7 @@ def test_notes_say_which_figures_mean_little() -> None:
 
     (few, made) = _notes([recall("title", 3), recall("lookup", 50)], asked=False)
     assert few == "fewer than 50 prompts were held back of title (3): these figures mean little"
-    assert "questions that people ask, given by --tasks, tell more" in made
+    assert "questions that people ask, given by --tasks, tell more about" in made
     assert _notes([recall("nq", 500)], asked=True) == []
 
 
@@ -109,7 +110,7 @@ def test_a_model_is_made_that_searches_the_same_index(
 
 
 def test_all_kinds_that_passages_give_can_be_asked_for() -> None:
-    assert set(get_args(Kind)) == set(FROM_PASSAGES)
+    assert set(get_args(Kind)) == set(KINDS) == set(FROM_PASSAGES)
 
 
 def test_passages_that_give_no_prompts(
@@ -138,7 +139,7 @@ def test_kinds_that_a_small_corpus_hardly_gives_are_left_out(
     assert run(*command, "--out", tmp_path / "out", "--json") == 0
     shown = capsys.readouterr()
     assert [one["source"] for one in json.loads(shown.out)["recall"]] == ["keywords", "title"]
-    assert "note: cloze left out, for want of prompts" in shown.err
+    assert "note: cloze left out: the passages give too few prompts" in shown.err
     assert run(*command, "--out", tmp_path / "asked", "--synthetic", "cloze") == 2
     assert "'cloze' has too few prompts" in capsys.readouterr().err
 

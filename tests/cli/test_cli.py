@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import tiny_lm, tiny_tokenizer
-from imprag.cli import main
+from imprag.cli import app, main, removed
 from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 
 WORDS = [" ".join(f"w{(5 * n + i) % 94}" for i in range(6)) for n in range(9)]
@@ -135,7 +135,7 @@ def test_chat_without_a_chat_template_is_refused(
         assert "no chat template" in capsys.readouterr().err
     prompts = home / "chat-prompts.txt"
     prompts.write_text("w1")
-    build = ("kv", "build", "--out", home / "chat-memory", "--chat")
+    build = ("kv", "build", "--out", home / "chat-kv", "--chat")
     assert ask(home, *build, "--prompts", prompts, "--top-passages", 1) == 2
     assert "no chat template" in capsys.readouterr().err
     assert ask(home, *build) == 2
@@ -270,6 +270,20 @@ def test_an_index_of_another_model_and_a_damaged_one(
     assert "is no index folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", removed.INSTEAD)
+def test_an_option_that_went_names_what_takes_its_place(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = command.split()
+    known = {str(part) for part in app[parts[0]]} if len(parts) > 1 else set(app)
+    assert parts[-1] in known
+    for option, instead in removed.INSTEAD[command].items():
+        assert main([*parts, option, "1"]) == 2
+        assert capsys.readouterr().err == (
+            f"imprag: error: there is no {option} any more: {instead}\n"
+        )
+
+
 def test_as_a_process() -> None:
     command = [sys.executable, "-m", "imprag"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
@@ -284,27 +298,27 @@ def test_as_a_process() -> None:
         assert f"imprag {name}" in shown.stdout
 
 
-def test_memory_is_built_described_and_read(home: Path, tmp_path: Path, capsys) -> None:
-    memory = tmp_path / "memory"
-    assert ask(home, "kv", "build", "--out", memory, "--codec", "fp32", "--dry-run") == 0
-    assert "fp32 memory of 9 passages: about" in capsys.readouterr().out
-    assert not memory.exists()
-    assert ask(home, "kv", "build", "--out", memory, "--codec", "fp32") == 0
+def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, capsys) -> None:
+    cache = tmp_path / "kv"
+    assert ask(home, "kv", "build", "--out", cache, "--codec", "fp32", "--dry-run") == 0
+    assert "fp32 KV cache of 9 passages: about" in capsys.readouterr().out
+    assert not cache.exists()
+    assert ask(home, "kv", "build", "--out", cache, "--codec", "fp32") == 0
     assert "9 passages," in capsys.readouterr().err
-    assert run("info", memory, "--verify", "--json") == 0
+    assert run("info", cache, "--verify", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["kind"] == "kv_cache"
     assert facts["kv_cache"]["count"] == 9
     answers = []
-    for arguments in ((), ("--kv-cache", memory)):
+    for arguments in ((), ("--kv-cache", cache)):
         assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4, *arguments) == 0
         captured = capsys.readouterr()
-        assert "not in the memory" not in captured.err
+        assert "not in the KV cache" not in captured.err
         answers.append(json.loads(captured.out))
     assert answers[0]["answer"] == answers[1]["answer"]
 
 
-def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, capsys) -> None:
+def test_a_kv_cache_of_the_most_retrieved_passages(home: Path, tmp_path: Path, capsys) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("w1 w2\n" * 3)
     hot = ("--out", tmp_path / "hot", "--prompts", prompts, "--top-passages", 1)
@@ -312,28 +326,28 @@ def test_a_memory_of_the_most_retrieved_passages(home: Path, tmp_path: Path, cap
     capsys.readouterr()
     assert ask(home, "ask", "w1 w2", "--json", "--kv-cache", tmp_path / "hot") == 0
     captured = capsys.readouterr()
-    assert "1 of 2 passages were not in the memory" in captured.err
+    assert "1 of 2 passages were not in the KV cache" in captured.err
     assert ask(home, "kv", "build", "--out", tmp_path / "x", "--top-passages", 1) == 2
     assert "belong together" in capsys.readouterr().err
 
 
-def test_info_names_a_damaged_file_of_a_memory(home: Path, tmp_path: Path, capsys) -> None:
-    memory = tmp_path / "memory"
-    assert ask(home, "kv", "build", "--out", memory) == 0
-    assert main(["info", str(memory)]) == 0
-    (shard,) = memory.glob("*.safetensors")
+def test_info_names_a_damaged_file_of_a_kv_cache(home: Path, tmp_path: Path, capsys) -> None:
+    cache = tmp_path / "kv"
+    assert ask(home, "kv", "build", "--out", cache) == 0
+    assert main(["info", str(cache)]) == 0
+    (shard,) = cache.glob("*.safetensors")
     content = shard.read_bytes()
     for damage in (b"\xff" * len(content), content[:-1], None):
         shard.unlink() if damage is None else shard.write_bytes(damage)
         capsys.readouterr()
-        assert main(["info", str(memory)]) == 2
+        assert main(["info", str(cache)]) == 2
         assert f"{shard} is damaged" in capsys.readouterr().err
 
 
-def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path, capsys) -> None:
-    assert ask(home, "kv", "build", "--out", tmp_path / "memory") == 0
+def test_a_kv_cache_of_another_model_is_refused(home: Path, tmp_path: Path, capsys) -> None:
+    assert ask(home, "kv", "build", "--out", tmp_path / "kv") == 0
     config = ImpRAGConfig(base_model="tiny", b=1, t=4, k=2, max_passage_tokens=16)
     save_pretrained(ImpRAGModel(tiny_lm(), config), tiny_tokenizer(), tmp_path / "model")
     arguments = ("--model", tmp_path / "model", "--index", home / "index")
-    assert run("ask", "w1", *arguments, "--kv-cache", tmp_path / "memory") == 2
+    assert run("ask", "w1", *arguments, "--kv-cache", tmp_path / "kv") == 2
     assert "made by another model" in capsys.readouterr().err

@@ -51,11 +51,11 @@ def test_the_recipe_reaches_the_trainer(
     trainer.train = train  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "imprag.training.run", trainer)
     arguments = ["--config", CONFIG, "--set", "model.k=4", "--out", tmp_path / "run"]
-    assert run(*arguments, "--set", "train.steps=3", "--resume") == 0
+    assert run(*arguments, "--set", "train.steps=3") == 0
     assert capsys.readouterr().out == "exact_match: 0.5\n"
     assert run(*arguments, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"exact_match": 0.5}
-    assert calls == [(4, 3, tmp_path / "run", True), (4, None, tmp_path / "run", False)]
+    assert calls == [(4, 3, tmp_path / "run", True), (4, None, tmp_path / "run", True)]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.evaluation import speed
-from imprag.evaluation.speed_report import table, write_plots
+from imprag.evaluation import speed, speed_arms, speed_measure
+from imprag.evaluation.speed_report import growth, ratios, table, write_plots
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.retrieval import RetrievedPassage
 
@@ -70,17 +70,21 @@ def test_an_arm_that_fails_is_left_out_and_the_others_are_kept(
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(speed._Setting, "_full_arm", refuse)
-    monkeypatch.setattr(speed.InContextArm, "__call__", run_out)
+    monkeypatch.setattr(speed_arms.InContextArm, "__call__", run_out)
     settings = {"k": (1,), "codecs": ("fp32", "no codec"), "compiled": False}
     rows, failures = measure(corpus, tmp_path, monkeypatch, **settings)
-    assert [row["arm"] for row in rows] == [speed.NONE, speed.LIVE, speed.stored("fp32")]
+    assert [row["arm"] for row in rows] == [
+        speed_arms.NONE,
+        speed_arms.LIVE,
+        speed_arms.stored("fp32"),
+    ]
     assert {failure["arm"]: failure["error"] for failure in failures} == {
-        speed.FULL: "cannot be made",
-        speed.RAG: "out of memory",
-        speed.stored("no codec"): next(f["error"] for f in failures if "codec" in f["arm"]),
+        speed_arms.FULL: "cannot be made",
+        speed_arms.RAG: "out of memory",
+        speed_arms.stored("no codec"): next(f["error"] for f in failures if "codec" in f["arm"]),
     }
     assert all(failure["k"] == 1 and failure["passage_tokens"] == 10 for failure in failures)
-    assert speed.ratios(rows) == {}
+    assert ratios(rows) == {}
 
 
 def test_a_benchmark_of_nothing_but_failures_is_refused(
@@ -89,21 +93,21 @@ def test_a_benchmark_of_nothing_but_failures_is_refused(
     def fail(arm: object, prompt: str) -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(speed, "_once", fail)
+    monkeypatch.setattr(speed_measure, "_once", fail)
     with pytest.raises(ImpRAGError, match="no arm could be measured: no luck"):
         measure(corpus, tmp_path, monkeypatch, k=(1,), codecs=(), compiled=False)
 
 
 def test_every_arm_is_measured_for_every_setting(rows: list[dict], tmp_path: Path) -> None:
     arms = [
-        speed.NONE,
-        speed.RAG,
-        speed.LIVE,
-        speed.FULL,
-        speed.stored("fp32"),
-        speed.stored("int8"),
-        speed.RAG + speed.COMPILED,
-        speed.stored("fp32") + speed.COMPILED,
+        speed_arms.NONE,
+        speed_arms.RAG,
+        speed_arms.LIVE,
+        speed_arms.FULL,
+        speed_arms.stored("fp32"),
+        speed_arms.stored("int8"),
+        speed_arms.RAG + speed_arms.COMPILED,
+        speed_arms.stored("fp32") + speed_arms.COMPILED,
     ]
     assert [row["arm"] for row in rows] == arms * 2
     for row in rows:
@@ -121,14 +125,16 @@ def test_every_arm_is_measured_for_every_setting(rows: list[dict], tmp_path: Pat
 def test_bytes_that_are_held_are_those_of_keys_and_values(rows: list[dict]) -> None:
     ten = {row["arm"]: row for row in rows if row["k"] == 10}
     a_layer = 2 * 2 * 16 * 4  # keys and values of one token in float32
-    prompt = len(tiny_tokenizer()(speed.PROMPTS[0])["input_ids"]) + speed.NEW_TOKENS
-    assert ten[speed.NONE]["kv_bytes"] == prompt * 6 * a_layer
-    assert ten[speed.RAG]["kv_bytes"] == (prompt + 10 * 10) * 6 * a_layer
-    for arm in (speed.LIVE, speed.FULL, speed.stored("fp32")):
+    prompt = len(tiny_tokenizer()(speed_measure.PROMPTS[0])["input_ids"]) + speed_arms.NEW_TOKENS
+    assert ten[speed_arms.NONE]["kv_bytes"] == prompt * 6 * a_layer
+    assert ten[speed_arms.RAG]["kv_bytes"] == (prompt + 10 * 10) * 6 * a_layer
+    for arm in (speed_arms.LIVE, speed_arms.FULL, speed_arms.stored("fp32")):
         assert ten[arm]["kv_bytes"] == prompt * 6 * a_layer + 10 * 10 * 3 * a_layer
     # A stored passage: its tokens at three layers, and a little for its place.
-    assert ten[speed.stored("fp32")]["memory_bytes"] == pytest.approx(10 * 3 * a_layer, rel=0.02)
-    assert ten[speed.LIVE]["memory_bytes"] is None
+    assert ten[speed_arms.stored("fp32")]["memory_bytes"] == pytest.approx(
+        10 * 3 * a_layer, rel=0.02
+    )
+    assert ten[speed_arms.LIVE]["memory_bytes"] is None
 
 
 def test_ratios_are_shares_of_ordinary_rag() -> None:
@@ -144,14 +150,14 @@ def test_ratios_are_shares_of_ordinary_rag() -> None:
         }
 
     rows = [
-        row(speed.RAG, 2.0, 10, 1000),
-        row(speed.LIVE, 1.0, 16, 450),
-        row(speed.stored("bf16"), 0.08, 15, 440),
-        row(speed.CODED, 0.1, 15, 70),
-        row(speed.RAG + speed.COMPILED, 2.0, 16, 1000),
-        row(speed.stored("bf16") + speed.COMPILED, 0.08, 20, 440),
+        row(speed_arms.RAG, 2.0, 10, 1000),
+        row(speed_arms.LIVE, 1.0, 16, 450),
+        row(speed_arms.stored("bf16"), 0.08, 15, 440),
+        row(speed_arms.CODED, 0.1, 15, 70),
+        row(speed_arms.RAG + speed_arms.COMPILED, 2.0, 16, 1000),
+        row(speed_arms.stored("bf16") + speed_arms.COMPILED, 0.08, 20, 440),
     ]
-    assert speed.ratios(rows) == {
+    assert ratios(rows) == {
         "ttft_stored_vs_rag": 0.04,
         "ttft_live_vs_rag": 0.5,
         "decode_vs_rag": 1.5,
@@ -161,7 +167,7 @@ def test_ratios_are_shares_of_ordinary_rag() -> None:
         "decode_compiled_vs_rag": 2.0,
         "decode_compiled_vs_rag_compiled": 1.25,
     }
-    assert speed.ratios([]) == {}
+    assert ratios([]) == {}
 
 
 def test_growth_is_the_exponent() -> None:
@@ -170,8 +176,8 @@ def test_growth_is_the_exponent() -> None:
         for k in (1, 5, 20)
         for arm, power in (("linear", 1), ("square", 2), ("flat", 0))
     ]
-    assert speed.growth(rows) == pytest.approx({"linear": 1, "square": 2, "flat": 0})
-    assert speed.growth(rows[:3]) == {}
+    assert growth(rows) == pytest.approx({"linear": 1, "square": 2, "flat": 0})
+    assert growth(rows[:3]) == {}
 
 
 def test_a_corpus_of_too_little_text_is_named(corpus: Corpus, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.base import load_base_model
 from imprag.model.load import EMBEDDINGS
 from imprag.training.data import load_sources
+from imprag.training.export import export
 from imprag.training.lora import add_adapters, begin_with, halve_frozen
 from imprag.training.names import name_vectors
 from imprag.training.recipe import LoraGroup, LoraSettings, Recipe
@@ -404,8 +405,7 @@ def test_a_trained_adapter_is_exported(world: Path, tmp_path: Path) -> None:
     model = {part: {"rank": 2} for part in ("bottom", "reading")}
     done = train(recipe(world, lora={**model, "norms": True}), tmp_path / "run")
     corpus, out = world / "corpus.jsonl", tmp_path / "small"
-    arguments = [str(tmp_path / "run"), "--out", str(out), "--corpus", str(corpus)]
-    assert main(["export", *arguments, "--dtype", "float32"]) == 0
+    export(tmp_path / "run", out, str(corpus), "float32")
     made = json.loads((out / "provenance.json").read_text())
     assert made["steps"] == 8
     assert (out / "recipe.yaml").read_text() == (tmp_path / "run" / "recipe.yaml").read_text()

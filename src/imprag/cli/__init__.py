@@ -21,6 +21,7 @@ from imprag.cli.home import expand_home
 from imprag.cli.index import index
 from imprag.cli.info import info
 from imprag.cli.kv import kv
+from imprag.cli.removed import removed_option
 from imprag.cli.tasks import tasks
 from imprag.cli.train import train
 from imprag.errors import ImpRAGError
@@ -45,11 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
     prepare_console()
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (cyclopts.CycloptsError, ImpRAGError) as error:
+    except cyclopts.CycloptsError as error:
+        words = sys.argv[1:] if arguments is None else arguments
+        command, *_ = app.parse_commands(words)
+        print(f"imprag: error: {removed_option(command, words) or error}", file=sys.stderr)
+        return 2
+    except ImpRAGError as error:
         print(f"imprag: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("imprag: interrupted; the same command goes on where it can", file=sys.stderr)
+        print("imprag: interrupted; rerun the same command to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as with `imprag ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
+from imprag.cli.options import Device, Dtype, Flag, Json, Model
 from imprag.corpus.prompt_files import prompts_of_standard_input
 from imprag.errors import ImpRAGError
 from imprag.io.text_checks import check_prompts
@@ -29,39 +30,34 @@ BATCH = 8
 class Source:
     """Where answers come from."""
 
-    model: str = "default"
-    """The model: `default`, a folder, a GGUF file or a Hugging Face id."""
+    model: Model = "default"
     index: Path | None = None
-    """An index folder made by `imprag index` with the same model; if not given, the one that the
-    model was fitted to by `imprag adapt`, or the built-in corpus of the default model."""
-    kv_cache: Path | None = None
-    """A folder made by `imprag kv build` with the same model and index."""
+    """The index folder to retrieve from, made by `imprag index` with the same model. If not given,
+    the one that `imprag adapt` fitted the model to, or the built-in corpus of the default model."""
     k: int | None = None
-    """Passages to retrieve; the model's own number if not given."""
+    """Number of passages to retrieve; the model's own number if not given. Fewer are faster."""
     retriever: str = "self"
     """What retrieves: `self`, the model's lower layers; by the prompt's text `teacher`
     (all-MiniLM-L6-v2) or `bm25`; or one that an installed package adds."""
-    dtype: str = "auto"
-    """`float32`, `bfloat16`, or `auto`: bfloat16 where that is faster."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1` ..."""
+    dtype: Dtype = "auto"
+    device: Device = "auto"
 
-    def load(self) -> "tuple[ImpRAG, Retriever | None]":
+    def load(self, kv_cache: Path | None = None) -> "tuple[ImpRAG, Retriever | None]":
         """The model, and what retrieves in the place of its lower layers."""
         from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
 
         make = RETRIEVERS.find(self.retriever)
-        model = functools.cache(self._load_model)
+        model = functools.cache(lambda: self._load_model(kv_cache))
         context = RetrieverContext(lambda: self._corpus(model()), lambda: model().retriever)
         retriever = None if self.retriever == "self" else make(context)
         return model(), retriever
 
-    def _load_model(self) -> "ImpRAG":
+    def _load_model(self, kv_cache: Path | None) -> "ImpRAG":
         with _uncollected():
             from imprag.pipeline import ImpRAG
 
         rag = ImpRAG.from_pretrained(
-            self.model, self.index, self.kv_cache, dtype=self.dtype, device=self.device
+            self.model, self.index, kv_cache, dtype=self.dtype, device=self.device
         )
         if self.index is None and rag.fitted_index is not None:
             print(
@@ -95,16 +91,15 @@ def _uncollected() -> Iterator[None]:
 
 
 Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
 def _start(
-    source: Source | None, prompt: str, chat: bool
+    source: Source | None, prompt: str, chat: bool, kv_cache: Path | None = None
 ) -> "tuple[Source, Iterable[list[str]], ImpRAG, Retriever | None]":
     """The source, the batches of prompts, and who answers them; prompts are checked first."""
     source = source or Source()
     prompts = _prompts(prompt, chat=chat)
-    return source, prompts, *source.load()
+    return source, prompts, *source.load(kv_cache)
 
 
 def ask(
@@ -112,11 +107,12 @@ def ask(
     /,
     *,
     source: Source | None = None,
+    kv_cache: Path | None = None,
     max_new_tokens: int = 32,
-    chat: Annotated[bool, Parameter(negative="")] = False,
+    chat: Flag = False,
     json: Json = False,
 ) -> None:
-    """Answer a prompt, and show the passages that were read.
+    """Answer a prompt and show the passages that the model read.
 
     For example:
 
@@ -125,13 +121,15 @@ def ask(
     - `imprag ask -`, to type one prompt after another: only the first waits for the model.
 
     Args:
-        prompt: The text to go on from, as in "Q: what is the capital of Chad? A:"; `-` reads one
-            prompt per line from standard input, at a terminal until Ctrl-D.
-        max_new_tokens: Length of the answer in tokens.
-        chat: Ask an instruct model through its own chat template.
-        json: Print one JSON object per prompt and line.
+        prompt: The text that the model continues, as in "Q: what is the capital of Chad? A:"; `-`
+            reads one prompt per line from standard input, at a terminal until Ctrl-D.
+        kv_cache: A KV cache made by `imprag kv build` with the same model and index: passages are
+            read from it. If not given, they are encoded for each prompt, which takes longer.
+        max_new_tokens: Greatest length of the answer in tokens.
+        chat: Put the prompt into the model's own chat template. For instruct models.
+        json: Print one JSON object per prompt instead of text.
     """
-    source, prompts, rag, retriever = _start(source, prompt, chat)
+    source, prompts, rag, retriever = _start(source, prompt, chat, kv_cache)
     for batch in prompts:
         passages = None
         if retriever is not None and source.k != 0:
@@ -144,7 +142,7 @@ def ask(
             else:
                 _print_passages(answer.prompt, answer.passages)
                 print(f"\nanswer: {answer.text}\n", flush=True)
-    if source.kv_cache is not None and rag.kv_cache.misses:
+    if kv_cache is not None and rag.kv_cache.misses:
         cache = rag.kv_cache
         print(
             f"note: {cache.misses:,} of {cache.misses + cache.hits:,} passages were not in the KV "
@@ -158,7 +156,7 @@ def search(
     /,
     *,
     source: Source | None = None,
-    chat: Annotated[bool, Parameter(negative="")] = False,
+    chat: Flag = False,
     json: Json = False,
 ) -> None:
     """Show the passages that a prompt retrieves.
@@ -169,10 +167,10 @@ def search(
     - `imprag search - --json < prompts.txt > passages.jsonl`
 
     Args:
-        prompt: The text whose last hidden state is the query; `-` reads one prompt per line from
-            standard input.
+        prompt: The text whose last hidden state gives the query embedding; `-` reads one prompt per
+            line from standard input.
         chat: Put the prompt into the model's own chat template, as `imprag ask --chat` does.
-        json: Print one JSON object per prompt and line.
+        json: Print one JSON object per prompt instead of text.
     """
     import time
 

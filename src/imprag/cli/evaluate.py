@@ -1,95 +1,87 @@
 """``imprag eval``."""
 
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Literal
 
 from imprag.cli.console import print_json
+from imprag.cli.options import DEFAULT_MODEL, Flag, Json, ModelOptions, Names
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
     from imprag.corpus import Corpus
-
-Flag = Annotated[bool, Parameter(negative="")]
+    from imprag.pipeline import ImpRAG
 
 
 def evaluate(
     *,
     out: Path,
-    tasks: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    tasks: Names = None,
     data: Path | None = None,
     split: str | None = None,
-    model: str = "default",
+    model: ModelOptions = DEFAULT_MODEL,
     index: Path | None = None,
     kv_cache: Path | None = None,
     corpus: str | None = None,
+    passages: Literal["retrieved", "gold", "gold-among-others", "none"] = "retrieved",
     retriever: str = "self",
     query_template: Literal["none", "oracle"] = "none",
-    no_retrieval: Flag = False,
-    oracle_passages: Flag = False,
-    among: int | None = None,
     retrieval_only: Flag = False,
     k: int | None = None,
     in_context: Flag = False,
     chat: Flag = False,
     attention_score_bias: float | None = None,
     limit: int | None = None,
-    seed: int = 0,
     batch_size: int = 8,
-    dtype: str = "auto",
-    device: str = "auto",
-    json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json: Json = False,
 ) -> None:
     """Evaluate a model or a retriever on tasks, and write a run folder with a report.
 
-    An interrupted evaluation goes on where it stopped when the same command is given again.
+    Rerun the same command after an interruption: the evaluation continues where it stopped.
 
-    Examples:
+    For example:
 
     - `imprag eval --data factbook-bench --model my-model --index my-index --out run`
-    - `imprag eval --data factbook-bench --tasks factbook/qa --no-retrieval --limit 200 --out run`
+    - `imprag eval --data factbook-bench --tasks factbook/qa --passages none --limit 200 --out run`
     - `imprag eval --data factbook-bench --retriever bm25 --retrieval-only --out run`
     - `imprag eval --tasks nq=NQ-open.dev.jsonl trex=trex-dev.jsonl --index wiki-index --out run`
 
     Args:
-        out: The run folder.
+        out: The run folder to make or to continue.
         tasks: Tasks of `--data`; files whose examples name their tasks; or `TASK=FILE` for a task's
-            official file. Without any, all tasks of `--data` that retrieve passages.
-        data: A benchmark folder, as `imprag tasks build` makes it.
-        split: The split of the benchmark (`test` if not given), or of a data set on the hub.
-        model: The model: `default`, a folder, a GGUF file or a Hugging Face id.
-        index: An index folder made by `imprag index` with the same model.
-        kv_cache: A folder made by `imprag kv build` with the same model and index; what it holds
-            is read from it.
-        corpus: What every retriever but `self`, and `--oracle-passages`, take passages from, as
-            for `imprag index`; if not given, the passages of `--index`, or else the benchmark's
-            corpus.
-        retriever: `self`, the model's lower layers; by the prompt's text `teacher`
+            official file. If not given, all tasks of `--data` that retrieve passages.
+        data: The benchmark folder that `--tasks` names tasks of, made by `imprag tasks build`.
+        split: The split of the benchmark (`test` if not given), or of a data set on the hub
+            (`validation` if not given). Use `dev` while you still choose settings.
+        index: The index folder to retrieve from, made by `imprag index` with the same model. If not
+            given, the model's own.
+        kv_cache: A KV cache made by `imprag kv build` with the same model and index: passages are
+            read from it. If not given, they are encoded.
+        corpus: The passages of the text retrievers and of `--passages gold`, as for `imprag index`.
+            If not given, the passages of `--index`, or else the benchmark's corpus.
+        passages: What the model reads: passages that are `retrieved`; the `gold` passages; of
+            `--k` passages the first gold one and others, in random order (`gold-among-others`); or
+            `none`. The last three measure reading without retrieval.
+        retriever: What retrieves: `self`, the model's lower layers; by the prompt's text `teacher`
             (all-MiniLM-L6-v2) or `bm25`; or one that an installed package adds.
-        query_template: `oracle` gives a retriever other than `self` the bare question, entity and
-            relation, statement or mention, in place of the whole prompt.
-        no_retrieval: Let the model answer without passages.
-        oracle_passages: Let the model read the gold passages.
-        among: With `--oracle-passages`, let it read so many passages: the first gold one and
-            others, drawn by `--seed`, in random order.
+        query_template: `oracle` gives a text retriever the query that a person would write: the
+            bare question, entity and relation, statement or mention. `none` gives it the prompt.
         retrieval_only: Measure retrieval alone; nothing is generated.
-        k: Passages that the model reads; its own number if not given.
+        k: Number of passages that the model reads; its own number if not given.
         in_context: Put the passages before the prompt, as in-context RAG does, instead of reading
             them in layers b to t.
-        chat: Ask an instruct model through its own chat template, as `imprag ask --chat` does.
-        attention_score_bias: With the model's own retrieval, how much more it reads from passages
-            that score better; its own setting if not given.
-        limit: At most so many examples of each task.
-        seed: Draws the examples of `--limit` and the passages of `--among`.
-        batch_size: Prompts in one batch.
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
-        device: `cpu`, `cuda`, `cuda:1` ...
-        json: Print the results as one JSON object.
+        chat: Put each prompt into the model's own chat template, as `imprag ask --chat` does.
+        attention_score_bias: Weight of the retrieval scores in the attention to passages, for the
+            model's own retrieval; its own setting if not given. 0 reads all passages alike.
+        limit: Greatest number of examples of each task; every run draws the same ones. All if not
+            given.
+        batch_size: Prompts in one batch. Raise it on a GPU, lower it if memory is short.
+        json: Print the results as one JSON object instead of a table.
     """
     from imprag.evaluation.passage_sources import (
+        choose_corpus,
         gold_among,
         gold_passages,
         no_passages,
@@ -100,18 +92,16 @@ def evaluate(
     from imprag.evaluation.run_folder import resumed_dtype
     from imprag.evaluation.runner import evaluate as run_evaluation
     from imprag.evaluation.tables import results_table
-    from imprag.pipeline import ImpRAG
     from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
     from imprag.tasks import read_tasks
 
     make_retriever = RETRIEVERS.find(retriever)
-    if no_retrieval + oracle_passages + retrieval_only > 1:
-        raise ImpRAGError("use one of --no-retrieval, --oracle-passages and --retrieval-only")
-    if among is not None and (k is not None or not oracle_passages):
-        raise ImpRAGError(
-            "--among says how many passages --oracle-passages gives: use it with that, without --k"
-        )
-    own = retriever == "self" and not (no_retrieval or oracle_passages)
+    given = passages != "retrieved"
+    if given and retrieval_only:
+        raise ImpRAGError(f"--retrieval-only has nothing to measure with --passages {passages}")
+    if passages == "gold-among-others" and k is None:
+        raise ImpRAGError("--passages gold-among-others needs --k: the number of passages")
+    own = retriever == "self" and not given
     if own and (corpus is not None or query_template != "none"):
         raise ImpRAGError(
             "--corpus and --query-template are not for the model's own retrieval: it searches "
@@ -119,33 +109,31 @@ def evaluate(
         )
     if attention_score_bias is not None and not own:
         raise ImpRAGError("--attention-score-bias is for the model's own retrieval")
-    if retriever != "self" and (no_retrieval or oracle_passages):
-        raise ImpRAGError(f"--retriever {retriever} has no use where nothing is retrieved")
+    if retriever != "self" and given:
+        raise ImpRAGError(f"--retriever {retriever} has no use with --passages {passages}")
     require_packages()
     examples = read_tasks(tasks or (), data=data, split=split)
 
     @cache
-    def load_model() -> ImpRAG:
+    def load_model() -> "ImpRAG":
         weight = attention_score_bias
         settings = {} if weight is None else {"attention_score_bias": weight}
-        precision = resumed_dtype(out, dtype)
-        return ImpRAG.from_pretrained(
-            model, index, kv_cache, dtype=precision, device=device, **settings
-        )
+        precision = resumed_dtype(out, model.dtype)
+        return replace(model, dtype=precision).load(index, kv_cache, **settings)
 
     def load_passages() -> "Corpus":
         if not retrieval_only:
             load_model()  # whose mistakes show before a retriever embeds or indexes the corpus
-        return _corpus(corpus, index, data)
+        return choose_corpus(corpus, index, data)
 
     if own:
         source = own_retrieval(load_model())
-    elif no_retrieval:
+    elif passages == "none":
         source = no_passages()
-    elif among is not None:
-        source, k = gold_among(load_passages(), among, seed), among
-    elif oracle_passages:
+    elif passages == "gold":
         source = gold_passages(load_passages())
+    elif passages == "gold-among-others" and k is not None:
+        source = gold_among(load_passages(), k)
     else:
         context = RetrieverContext(load_passages, lambda: load_model().retriever)
         source = text_retrieval(retriever, make_retriever(context), query_template)
@@ -158,28 +146,11 @@ def evaluate(
         in_context=in_context,
         chat=chat,
         limit=limit,
-        seed=seed,
         batch_size=batch_size,
-        name=model,
+        name=model.model,
     )
     if json:
         print_json(results)
     else:
         print(results_table(results["tasks"]), end="")
     print(f"report: {out / REPORT}", file=sys.stderr)
-
-
-def _corpus(corpus: str | None, index: Path | None, data: Path | None) -> "Corpus":
-    """The passages for everything but the model's own retrieval."""
-    from imprag.corpus import load_corpus
-    from imprag.index.folder import IndexFolder
-    from imprag.tasks import load_benchmark
-
-    if corpus is not None:
-        return load_corpus(corpus)
-    if index is not None:
-        return IndexFolder.open(index).corpus
-    named = {"name": "default"} if data is None else load_benchmark(data).get("corpus")
-    if not isinstance(named, dict) or not isinstance(named.get("name"), str):
-        raise ImpRAGError(f"{data} does not say what its corpus is; name one with --corpus")
-    return load_corpus(named["name"])

@@ -2,27 +2,23 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from imprag.cli.options import DEFAULT_MODEL, Flag, ModelOptions
 from imprag.errors import ImpRAGError
 
 
 def index(
     *corpora: str,
     out: Path,
-    model: str = "default",
+    model: ModelOptions = DEFAULT_MODEL,
     kind: str = "flat",
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
-    skip_bad_lines: Annotated[bool, Parameter(negative="")] = False,
-    compile: Annotated[bool, Parameter(negative="")] = False,
-    dtype: str = "auto",
-    device: str = "auto",
+    overwrite: Flag = False,
+    skip_bad_lines: Flag = False,
+    compile: Flag = False,
 ) -> None:
     """Embed a corpus with a model's lower layers and build a search index.
 
-    An interrupted build goes on where it stopped when the same command is given again.
+    Rerun the same command after an interruption: the build continues where it stopped.
 
     For example:
 
@@ -36,23 +32,21 @@ def index(
         corpora: A built-in corpus (`factbook`, `wiki10k`, `default`), a corpus folder, a file
             (JSONL, TSV, Parquet, Arrow, KILT, text, Markdown, reStructuredText), a folder of such
             files or a Hugging Face dataset. Several are joined.
-        out: The index folder to make; holds the passages, too.
-        model: The model that will search it: `default`, a folder, a GGUF file or a Hugging Face id.
-        kind: `flat` is exact; `ivfpq` is small; `hnsw` is fast. Installed packages add others.
-        overwrite: Delete an index in `--out` of other passages (edited ones are others), of
-            another model or with other settings, and build anew.
-        skip_bad_lines: Leave out corpus lines that cannot be read, and list them.
-        compile: Compile the layers first: a minute, then about a fifth less time. Needs a
-            C++ compiler on a CPU.
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
-        device: `cpu`, `cuda`, `cuda:1` ...
+        out: The index folder to make. It holds the passages, too.
+        kind: Search structure: `flat` is exact and the right choice up to a few million passages;
+            `hnsw` searches faster and needs more memory; `ivfpq` is a fraction of the size.
+            Installed packages add others.
+        overwrite: Replace an index in `--out` that is of another model, of other passages (edited
+            ones count as others) or has other settings. Without it, the command refuses.
+        skip_bad_lines: Skip corpus lines that cannot be read, and list them. Without it, the first
+            one is an error.
+        compile: Compile the layers first: takes a minute, then saves about a fifth of the time.
+            For large corpora; needs a C++ compiler on a CPU.
     """
     from imprag.corpus import load_corpus
     from imprag.corpus.readers import SkippedLines
     from imprag.index.backends import INDEX_BACKENDS
-    from imprag.index.fitting import fit_documents
-    from imprag.index.folder import IndexFolder
-    from imprag.pipeline import ImpRAG
+    from imprag.index.fitting import build_fitted
 
     if not corpora:
         raise ImpRAGError("say which corpus: default, a file or a folder")
@@ -60,12 +54,10 @@ def index(
     passages = load_corpus(corpora, skip_bad_lines=skip_bad_lines)
     for line in SkippedLines(**passages.manifest["skipped"]).summary():
         print(line, file=sys.stderr)
-    rag = ImpRAG.from_pretrained(model, dtype=dtype, device=device)
+    rag = model.load()
     if compile:
         rag.model.compile_bottom()
-    passages, cut = fit_documents(passages, rag.encoder)
-    folder = IndexFolder.build(passages, rag.encoder, out, kind=kind, overwrite=overwrite)
-    cut.write(out)
+    folder, cut = build_fitted(passages, rag.encoder, out, kind=kind, overwrite=overwrite)
     if cut.passages:
         print(cut, file=sys.stderr)
     print(f"{out}: {len(folder.corpus):,} passages, {kind} index", file=sys.stderr)

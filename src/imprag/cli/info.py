@@ -3,11 +3,10 @@
 import dataclasses
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from imprag.cli.console import print_json
+from imprag.cli.options import Flag, Json
 from imprag.errors import ImpRAGError
 from imprag.io.files import cache_dir, read_json
 
@@ -29,8 +28,8 @@ def info(
     path: Path | None = None,
     /,
     *,
-    verify: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    verify: Flag = False,
+    json: Json = False,
 ) -> None:
     """Describe an index, KV cache, corpus or model folder, or this installation.
 
@@ -40,9 +39,9 @@ def info(
     - `imprag info my-index --verify`
 
     Args:
-        path: The folder; the installation if not given.
-        verify: Read every file and compare its checksum.
-        json: Print one JSON object.
+        path: The folder; if not given, the installation is described.
+        verify: Also read every file and compare its checksum. Takes as long as reading the folder.
+        json: Print one JSON object instead of text.
     """
     if path is None:
         facts = _installation()

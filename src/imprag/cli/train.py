@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
+from imprag.cli.options import Flag, Json
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
     from imprag.training.cost import CostEstimate
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def train(
@@ -28,11 +27,11 @@ def train(
     dry_run: Flag = False,
     devices: int = 1,
     flops: float = 400e12,
-    json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json: Json = False,
 ) -> None:
     """Train a model by a recipe, into a run folder.
 
-    With several GPUs, start it through `torchrun` or `accelerate launch`.
+    For several GPUs, start the command through `torchrun` or `accelerate launch`.
 
     For example:
 
@@ -44,16 +43,16 @@ def train(
 
     Args:
         config: The recipe, a YAML file.
-        out: The run folder.
-        overrides: Values in place of the recipe's, as `key=value`: `model.k=5`, `data.0.weight=2`,
+        out: The run folder. Only a dry run does without.
+        overrides: Values that replace the recipe's, as `key=value`: `model.k=5`, `data.0.weight=2`,
             `lora=null`.
-        resume: Go on from the last checkpoint in the run folder.
-        dry_run: Train nothing; say what is there and what is missing, and work out parameters,
-            memory, tokens, hours and sizes.
-        devices: Devices that the dry run reckons with.
-        flops: Floating-point operations that each of them really does in a second. 400e12 is an
-            H100 at 40 % of its bfloat16 peak.
-        json: Print the results, or the plan of a dry run, as one JSON object.
+        resume: Continue a run that was interrupted from its last checkpoint.
+        dry_run: Train nothing; check that the data are there, and estimate parameters, memory,
+            tokens, hours and sizes.
+        devices: Number of devices that the dry run assumes.
+        flops: Floating-point operations per second that the dry run assumes of each device. The
+            default is an H100 at 40 % of its bfloat16 peak.
+        json: Print the results, or the estimate of a dry run, as one JSON object.
     """
     from imprag.io.optional import require
 

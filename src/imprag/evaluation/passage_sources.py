@@ -4,13 +4,15 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from imprag.corpus import Corpus
+from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.evaluation.visible import VisibleCharacters, visible_characters
+from imprag.index.folder import IndexFolder
 from imprag.retrieval.retriever import RetrievedPassage, Retriever
-from imprag.tasks import Example, Task
+from imprag.tasks import Example, Task, load_benchmark
 
 if TYPE_CHECKING:
     from imprag.pipeline import ImpRAG
@@ -47,6 +49,28 @@ class PassageSource:
     ranks: bool = True
     details: Mapping[str, Any] = field(default_factory=dict)
     visible: VisibleCharacters | None = None
+
+
+def choose_corpus(corpus: str | None, index: Path | None, data: Path | None) -> Corpus:
+    """The passages for everything but the model's own retrieval.
+
+    Args:
+        corpus: what :func:`imprag.corpus.load_corpus` takes.
+        index: an index folder, whose passages are taken if ``corpus`` is not given.
+        data: a benchmark folder, whose corpus is taken if neither is given; without any of the
+            three, the built-in corpus.
+
+    Raises:
+        ImpRAGError: the benchmark does not name its corpus, or there is no such corpus.
+    """
+    if corpus is not None:
+        return load_corpus(corpus)
+    if index is not None:
+        return IndexFolder.open(index).corpus
+    named = {"name": "default"} if data is None else load_benchmark(data).get("corpus")
+    if not isinstance(named, dict) or not isinstance(named.get("name"), str):
+        raise ImpRAGError(f"{data} does not say what its corpus is; name one with --corpus")
+    return load_corpus(named["name"])
 
 
 def own_retrieval(rag: "ImpRAG") -> PassageSource:

@@ -12,8 +12,10 @@ from tqdm import tqdm
 from imprag.corpus import Corpus, Passage
 from imprag.corpus.readers import JoinedReader, SkippedLines
 from imprag.corpus.text import split_text
+from imprag.index.folder import IndexFolder
 from imprag.io.files import cache_dir, read_json, write_json
 from imprag.io.locking import make_once
+from imprag.model.passage_encoder import PassageEncoder
 
 CUT = "cut.json"
 _BATCH = 1024
@@ -105,6 +107,28 @@ def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
     for passages in _batches(iter(found)):
         cut.count(encoder.cut_tokens(passages))
     return found, cut
+
+
+def build_fitted(
+    corpus: Corpus, encoder: PassageEncoder, out: Path, *, kind: str, overwrite: bool
+) -> tuple[IndexFolder, CutText]:
+    """Build the index of a corpus whose documents fit the model, with a note of what is cut.
+
+    Args:
+        corpus: the passages.
+        encoder: the model's.
+        out, kind, overwrite: as for :meth:`IndexFolder.build`.
+
+    Returns:
+        the index, and the text that the model does not see.
+
+    Raises:
+        ImpRAGError: as for :meth:`IndexFolder.build`.
+    """
+    fitted, cut = fit_documents(corpus, encoder)
+    folder = IndexFolder.build(fitted, encoder, out, kind=kind, overwrite=overwrite)
+    cut.write(out)
+    return folder, cut
 
 
 class _FittedPassages(JoinedReader):

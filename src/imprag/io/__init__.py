@@ -1,1 +1,1 @@
-"""Atomic files, resumable builds, locks, manifests, plug-ins and checks of texts."""
+"""Atomic files, resumable builds, locks, manifests, plug-ins and text checks."""

@@ -1,4 +1,4 @@
-"""KV cache: keys and values of passages at layers b..t, stored, compressed, or live."""
+"""The KV cache: keys and values of passages at layers b..t, stored, compressed or computed live."""
 
 from imprag.kv_cache.build import build_kv_cache, predict_kv_cache
 from imprag.kv_cache.cache import PassageKVCache

@@ -1,4 +1,4 @@
-"""What prompts read: states of passages, out of a store or computed on the spot."""
+"""The passage KV cache: keys and values from a store, or computed on demand."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,22 +19,22 @@ from imprag.model.text import passage_tokens
 class PassageKVCache:
     """Keys and values of passages at layers b..t, by passage.
 
-    Without a store all are computed when they are asked for, in the model's passage encoding. With
-    one, passages have to be encoded independently of each other, and those that are not stored are
-    computed, counted in ``misses`` and offered to the store.
+    Without a store they are computed on demand, in the model's passage encoding. With a store,
+    passages must be encoded independently of each other; those that it lacks are computed, counted
+    in ``misses`` and offered to it.
 
     Args:
         model: the model.
         tokenizer: its tokenizer.
-        store: of coded states.
-        keep_coded: keep what prompts read in its coded form and decode a layer at a time, again
-            for every new token: slower, and as small as the codec.
+        store: holds coded states.
+        keep_coded: keep the passage KV of prompts in coded form and decode one layer at a time, for
+            every new token: slower, but as small as the codec makes it.
 
     Raises:
         ImpRAGError: there is a store, but the model's passages are not encoded independently.
 
     Attributes:
-        hits, misses: passages that were found in the store, and those that were not.
+        hits, misses: number of passages that were found in the store, and that were not.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class PassageKVCache:
 
     @torch.no_grad()
     def kv(self, passages: Sequence[Sequence[Passage]]) -> PassageKV:
-        """What every prompt reads.
+        """The passage KV of every prompt.
 
         Args:
-            passages: of each prompt, in any number.
+            passages: the passages of each prompt; any number.
         """
         config = self.model.config
         if self.store is None or not any(passages):
@@ -72,7 +72,7 @@ class PassageKVCache:
         joined: list[Parts] = []
         lengths: list[list[int]] = []
         for row in passages:
-            # A prompt without passages gets nothing of some other one.
+            # A prompt without passages gets empty parts of the right shape.
             parts = [found[text_of(one)] for one in row] or [_nothing_of(*found.values())]
             lengths.append([next(iter(part.values())).shape[3] for part in parts])
             joined.append(
@@ -111,7 +111,7 @@ class PassageKVCache:
 
 
 class CodedPassageKV(PassageKV):
-    """What prompts read, decoded a layer at a time when it is attended to."""
+    """Passage KV that is decoded one layer at a time, when it is attended to."""
 
     @classmethod
     def of(
@@ -122,12 +122,13 @@ class CodedPassageKV(PassageKV):
         first_layer: int,
         lengths: Sequence[Sequence[int]],
     ) -> "CodedPassageKV":
-        """
+        """Wrap coded parts.
+
         Args:
-            parts: of every prompt.
-            codec: of the parts.
-            dtype: to decode to.
-            first_layer: the number of the first of the layers.
+            parts: the coded states of every prompt.
+            codec: the codec of the parts.
+            dtype: the dtype to decode to.
+            first_layer: the number of the first layer.
             lengths: as in `PassageKV`.
         """
         keys, values = (_Decoded(parts, codec, dtype, first_layer, kind) for kind in KINDS)
@@ -135,7 +136,7 @@ class CodedPassageKV(PassageKV):
 
     @property
     def nbytes(self) -> int:
-        """Of the codes."""
+        """The size of the codes in bytes."""
         assert isinstance(self.keys, _Decoded)
         return sum(part.nbytes for parts in self.keys.parts for part in parts.values())
 
@@ -184,13 +185,13 @@ def encode_parts(
     codec: Codec,
     kv_keep_ratio: float = 1.0,
 ) -> list[Parts]:
-    """Run passages through layers 0..t, each by itself, and code their states.
+    """Run each passage through layers 0..t independently and code its states.
 
     Args:
         model: the model.
         tokenizer: its tokenizer.
-        passages: any number.
-        codec: of the states.
+        passages: any number of passages.
+        codec: codes the states.
         kv_keep_ratio: the share of its tokens that each passage keeps.
     """
     rows = passage_tokens(tokenizer, model.config, passages)
@@ -210,6 +211,6 @@ def check_independent(model: ImpRAGModel) -> None:
     encoding = model.config.passage_encoding
     if encoding != "independent":
         raise ImpRAGError(
-            f"this model encodes passages {encoding}: what a passage's states are depends on the "
+            f"this model encodes passages {encoding}: the states of a passage depend on the "
             "others, so none can be stored; set passage_encoding to independent"
         )

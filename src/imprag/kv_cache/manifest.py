@@ -1,4 +1,4 @@
-"""``memory.json``: what a KV cache folder holds, who made it, and the checksums of its files."""
+"""``memory.json``: the contents of a KV cache folder, its origin, and checksums of its files."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from imprag.model.text import passage_settings
 FORMAT_VERSION = 3
 MANIFEST = "memory.json"
 SOURCE = "--model MODEL --index INDEX"
-"""Stands for the options of ``imprag kv build`` in messages, where nobody knows them."""
+"""Stands for the options of ``imprag kv build`` in messages if they are unknown."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Shard:
     """A file of consecutive passages.
 
     Attributes:
-        file: safetensors.
+        file: the safetensors file.
         first_row: corpus row of its first passage.
-        count: of its passages.
-        tokens: of all its passages.
+        count: number of its passages.
+        tokens: number of tokens of all its passages.
     """
 
     file: StoredFile
@@ -37,20 +37,20 @@ class Shard:
 
 @dataclass(frozen=True)
 class KVCacheManifest:
-    """Everything there is to know about a KV cache without opening its data.
+    """The description of a KV cache.
 
     Attributes:
-        model_fingerprint: of the model that made the states and must read them.
-        corpus_fingerprint: of the corpus whose passages they are.
+        model_fingerprint: fingerprint of the model that made the states and must read them.
+        corpus_fingerprint: fingerprint of the corpus whose passages they are.
         b, t, key_heads, head_dim: the shape of the states.
         codec: the name of the codec.
         bytes_per_vector: of a coded head vector, in the mean over keys and values.
         kv_keep_ratio: the share of its tokens that each passage keeps.
-        count: of the passages.
-        tokens: stored, of all passages.
-        shards: in the order of their rows.
-        codec_file: what the codec has learned, if it learns.
-        versions: of ImpRAG and of the libraries that wrote the KV cache.
+        count: number of passages.
+        tokens: number of stored tokens of all passages.
+        shards: the shards in the order of their rows.
+        codec_file: the codec's fitted state, if it has one.
+        versions: versions of ImpRAG and of the libraries that wrote the KV cache.
     """
 
     model_fingerprint: str
@@ -95,7 +95,7 @@ class KVCacheManifest:
 
     @property
     def files(self) -> list[StoredFile]:
-        """All files beside the manifest."""
+        """All files but the manifest."""
         learned = [] if self.codec_file is None else [self.codec_file]
         return [*(shard.file for shard in self.shards), *learned]
 
@@ -104,7 +104,7 @@ class KVCacheManifest:
         write_json(folder / MANIFEST, asdict(self))
 
     def summary(self) -> dict[str, Any]:
-        """The manifest for reading, with sizes in place of the list of files."""
+        """The manifest for people, with sizes in place of the list of files."""
         size = sum(file.bytes for file in self.files)
         facts = {
             **asdict(self),
@@ -126,7 +126,7 @@ class KVCacheManifest:
 
         Args:
             folder: the KV cache.
-            model_fingerprint, corpus_fingerprint: those wanted.
+            model_fingerprint, corpus_fingerprint: the wanted ones; not compared if not given.
             source: the options of ``imprag kv build`` that name model and index, for the
                 message.
 
@@ -145,10 +145,10 @@ class KVCacheManifest:
         )
 
     def check_headers(self, folder: Path) -> None:
-        """Look into the head of every file, which names its tensors and their places.
+        """Read the header of every file, which names its tensors and their places.
 
         Raises:
-            ImpRAGError: a file is no whole safetensors file.
+            ImpRAGError: a file is not a complete safetensors file.
         """
         for file in self.files:
             try:
@@ -170,8 +170,8 @@ class KVCacheManifest:
 def states_fingerprint(model: ImpRAGModel, tokenizer: Any) -> str:
     """Names everything that decides a passage's states: model, tokenizer, settings, encoding.
 
-    Of the model the weights of layers 0..t and the configuration. With frozen keys and values it
-    is that of the base model.
+    Of the model, the weights of layers 0..t and the configuration count. With frozen keys and
+    values, the model is the base model.
 
     Args:
         model: the model.

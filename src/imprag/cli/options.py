@@ -1,0 +1,58 @@
+"""Options that several commands share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from imprag.pipeline import ImpRAG
+
+Flag = Annotated[bool, Parameter(negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
+Model = Annotated[
+    str,
+    Parameter(
+        help="The model: `default` (the built-in one), a folder, a GGUF file or a Hugging Face id."
+    ),
+]
+Device = Annotated[
+    str,
+    Parameter(
+        help="Where the model runs: `cpu`, `cuda`, `cuda:1` ...; `auto` takes the first GPU, else "
+        "the CPU."
+    ),
+]
+Dtype = Annotated[
+    str,
+    Parameter(
+        help="Precision of the model: `float32`, `bfloat16`, `float16`; `auto` takes bfloat16 "
+        "where the device multiplies faster in it, else float32. Choose `float32` for figures "
+        "that are the same on every machine."
+    ),
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model is loaded, and how."""
+
+    model: Model = "default"
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+
+    def load(
+        self, index: Path | None = None, kv_cache: Path | None = None, **settings: Any
+    ) -> "ImpRAG":
+        """The model with its index and KV cache; ``settings`` replace those of the model."""
+        from imprag.pipeline import ImpRAG
+
+        return ImpRAG.from_pretrained(
+            self.model, index, kv_cache, dtype=self.dtype, device=self.device, **settings
+        )
+
+
+DEFAULT_MODEL = ModelOptions()

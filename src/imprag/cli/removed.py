@@ -1,0 +1,66 @@
+"""Options of earlier versions, and what takes their place."""
+
+from collections.abc import Iterable, Sequence
+
+INSTEAD = {
+    "adapt": {
+        "--leave-out": "it is an argument of imprag.training.adapt_run.adapt_model",
+        "--learning-rate": "it is an argument of imprag.training.adapt.adapt",
+        "--seed": "it is an argument of imprag.training.adapt_run.adapt_model",
+        "--split": "the split is train; import another one with: imprag tasks import",
+        "--start-share": "use --wise-ft-alpha, which is 1 minus that share",
+    },
+    "ask": {
+        "--memory": "use --kv-cache",
+        "--teacher-retrieval": "use --retriever teacher",
+    },
+    "bench": {
+        "--json": "read speed.json in --out",
+        "--runs": "leave it out; --quick makes fewer runs",
+        "--threads": "set the environment variable OMP_NUM_THREADS",
+    },
+    "compare": {"--markdown": "redirect the output: imprag compare ... > FILE"},
+    "eval": {
+        "--among": "use --passages gold-among-others --k N",
+        "--memory": "use --kv-cache",
+        "--no-retrieval": "use --passages none",
+        "--oracle-passages": "use --passages gold",
+        "--reading-score-weight": "use --attention-score-bias",
+        "--seed": "leave it out; every run draws the same examples",
+    },
+    "export": {
+        "--corpus": "leave it out; it is the built-in corpus",
+        "--dtype": "it is an argument of imprag.training.export.export",
+    },
+    "kv build": {
+        "--keep-tokens": "use --kv-keep-ratio",
+        "--seed": "leave it out; every call draws the same sample",
+    },
+    "search": {
+        "--kv-cache": "leave it out; searching reads no keys and values",
+        "--memory": "leave it out; searching reads no keys and values",
+        "--teacher-retrieval": "use --retriever teacher",
+    },
+    "tasks build": {
+        "--json": "read benchmark.json in --out",
+        "--seed": "it is an argument of the benchmark's Python function",
+    },
+    "tasks import": {"--task": "write TASK=FILE in place of FILE"},
+}
+
+
+def removed_option(command: Sequence[str], words: Iterable[str]) -> str | None:
+    """The error message for an option of an earlier version.
+
+    Args:
+        command: the names of the command, such as ``("kv", "build")``.
+        words: of the command line.
+
+    Returns:
+        which option it is and what takes its place; None if there is no such option.
+    """
+    removed = INSTEAD.get(" ".join(command), {})
+    for option in (word.partition("=")[0] for word in words):
+        if option in removed:
+            return f"there is no {option} any more: {removed[option]}"
+    return None
