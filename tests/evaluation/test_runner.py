@@ -250,9 +250,9 @@ def test_chat_puts_prompts_into_the_chat_template(
         [passage["id"] for passage in one["passages"]][:10] for one in asked
     ]
     length = tasks[0].task.max_new_tokens
-    answers = [one.answer for one in model.generate(prompts, chat=True, max_new_tokens=length)]
+    answers = [one.text for one in model.generate(prompts, chat=True, max_new_tokens=length)]
     assert answers == [one["answer"] for one in asked]
-    assert answers != [one.answer for one in model.generate(prompts, max_new_tokens=length)]
+    assert answers != [one.text for one in model.generate(prompts, max_new_tokens=length)]
     with pytest.raises(ImpRAGError, match="holds another run: .*chat"):
         evaluate(model, tasks[:1], out)
     with pytest.raises(ImpRAGError, match="no model retrieves or answers"):
