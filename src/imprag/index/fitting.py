@@ -1,4 +1,4 @@
-"""Passages and the model's limit: documents are split until they fit, other cuts are counted."""
+"""Passages longer than the model's limit: documents are split, other cuts are counted."""
 
 import hashlib
 import itertools
@@ -35,12 +35,12 @@ class Cutter(Protocol):
 
 @dataclass
 class CutText:
-    """What a model does not see of a corpus.
+    """The text of a corpus that a model does not see.
 
     Attributes:
-        max_passage_tokens: what is longer is cut.
-        passages: how many are.
-        tokens: how many are missing at their ends, together.
+        max_passage_tokens: longer passages are cut.
+        passages: number of cut passages.
+        tokens: number of tokens that are cut from their ends, in all.
     """
 
     max_passage_tokens: int
@@ -48,12 +48,12 @@ class CutText:
     tokens: int = 0
 
     def count(self, cut: Sequence[int]) -> None:
-        """Add the cut tokens of some passages."""
+        """Count the tokens that are cut from each of some passages."""
         self.passages += sum(tokens > 0 for tokens in cut)
         self.tokens += sum(cut)
 
     def write(self, folder: Path) -> None:
-        """Write it beside an index."""
+        """Write the counts into the folder of an index."""
         write_json(folder / CUT, asdict(self))
 
     def __str__(self) -> str:
@@ -65,22 +65,23 @@ class CutText:
 
 
 def read_cut(folder: Path) -> dict[str, Any] | None:
-    """What is cut of the passages of an index, if it is known."""
+    """The counts of an index folder; None if it has none."""
     return read_json(folder / CUT) if (folder / CUT).is_file() else None
 
 
 def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
-    """Split the passages of documents that are too long for a model, and count what it cuts.
+    """Split passages of documents that are too long for a model, and count other cuts.
 
-    Passages of documents (text, Markdown, reStructuredText) are parts already, so they may have
-    smaller ones; all others stay as they are.
+    Passages of documents (text, Markdown, reStructuredText) are parts of them already, so they may
+    be split further; all others stay as they are.
 
     Args:
-        corpus: stays as it is; another one is built in the cache folder if need be.
-        encoder: of the model.
+        corpus: the passages. It is not changed; a new corpus is built in the cache folder if any
+            passage is split.
+        encoder: the model's encoder.
 
     Returns:
-        The corpus to index, and what is cut of it.
+        The corpus to index, and the text that is still cut.
     """
     cut = CutText(encoder.max_passage_tokens)
     may_fit = False
@@ -132,7 +133,7 @@ def build_fitted(
 
 
 class _FittedPassages(JoinedReader):
-    """The passages of a corpus, those of documents split until the model cuts none of them."""
+    """The passages of a corpus, with documents split until the model cuts none of their parts."""
 
     def __init__(self, corpus: Corpus, encoder: Cutter) -> None:
         super().__init__([corpus])
@@ -159,7 +160,7 @@ class _FittedPassages(JoinedReader):
 
 
 def _is_part(passage: Passage) -> bool:
-    """Whether a passage is part of a document, and its id was made by ImpRAG."""
+    """Whether a passage is part of a document, with an id that ImpRAG made."""
     return passage.id.rpartition("/")[0] == passage.meta.get("file")
 
 

@@ -1,4 +1,4 @@
-"""``index.json``: what an index folder holds, who made it, and the checksums of its files."""
+"""``index.json``: the contents of an index folder, its origin, and checksums of its files."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,21 +15,21 @@ MANIFEST = "index.json"
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """Everything there is to know about an index without opening its data.
+    """The description of an index.
 
     Attributes:
         backend: the engine that searches it, such as ``"faiss"``.
         kind: ``"flat"``, ``"ivfpq"``, ``"hnsw"``, or a name that a plug-in registered.
         metric: ``"inner_product"``, the only one.
-        dimension: of the embeddings.
-        count: passages that can be found.
-        dtype: ``"float16"`` or ``"float32"``, in which embeddings are stored.
-        model_fingerprint: of the model that made the embeddings and must make the queries.
-        corpus_fingerprint: of the corpus whose passages they are.
-        settings: of the kind, such as the number of lists; chosen by the size of the index.
-        files: the files of the index by their role.
-        versions: of ImpRAG and of the engine that wrote the index.
-        format_version: of the folder.
+        dimension: size of the embeddings.
+        count: number of passages that can be found.
+        dtype: dtype of the stored embeddings, ``"float16"`` or ``"float32"``.
+        model_fingerprint: fingerprint of the model that made the embeddings and must embed queries.
+        corpus_fingerprint: fingerprint of the corpus of the passages.
+        settings: settings of the kind, such as the number of lists; chosen by the index's size.
+        files: the files of the index by role.
+        versions: versions of ImpRAG and of the engine that wrote the index.
+        format_version: version of the folder's format.
     """
 
     backend: str
@@ -49,7 +49,7 @@ class IndexManifest:
     def read(cls, folder: Path) -> "IndexManifest":
         """Read the manifest of an index folder and check that its files are there.
 
-        Only sizes are compared, which costs nothing; :meth:`verify_files` reads everything.
+        Only sizes are compared; :meth:`verify_files` reads the files.
 
         Raises:
             ImpRAGError: there is no finished index, its format is unknown, or a file is missing or
@@ -79,8 +79,8 @@ class IndexManifest:
         """Refuse an index made by another model or from another corpus.
 
         Args:
-            model_fingerprint, corpus_fingerprint: those wanted.
-            command: that builds it again, for the message.
+            model_fingerprint, corpus_fingerprint: the wanted ones; not compared if not given.
+            command: the command that builds the index again, for the message.
 
         Raises:
             ImpRAGError: a fingerprint that is given differs from the manifest's.

@@ -1,8 +1,8 @@
-"""A LoRA adapter in peft's file format: read, checked, merged into its base model.
+"""A LoRA adapter in peft's file format: reading, checking and merging into its base model.
 
-What peft's ``merge_and_unload`` gives, with three differences: an adapter that lacks weights, or
-has weights that belong nowhere, is refused by their names; one weight can be merged without the
-others; and the result is the same on every machine, however it adds up products.
+The result is that of peft's ``merge_and_unload``, with three differences: an adapter that lacks
+weights, or has weights that fit nowhere, is refused by name; one weight can be merged without the
+others; and the result is the same on every machine, whatever the order of its sums.
 """
 
 import math
@@ -52,7 +52,7 @@ _MERGED = frozenset(
         "layers_pattern",
         "modules_to_save",
     ]
-)  # peft, too, leaves fan_in_fan_out out of account in linear layers
+)  # peft ignores fan_in_fan_out in linear layers as well
 _WITHOUT_EFFECT = frozenset(  # on the merged weights
     [
         "peft_type",
@@ -90,7 +90,7 @@ class Adapter:
 
     Attributes:
         settings: the content of ``adapter_config.json``.
-        tensors: of the file, by their names there.
+        tensors: the tensors of the file by name.
 
     Raises:
         ImpRAGError: there is no adapter, it is not LoRA, a file is damaged, or it has a setting
@@ -120,7 +120,7 @@ class Adapter:
 
     @property
     def uses_dora(self) -> bool:
-        """Whether its changes are scaled by the norms of the rows they are added to."""
+        """Whether the adapter is DoRA, which scales changed rows by their norms."""
         return bool(self.settings.get("use_dora"))
 
     @property
@@ -138,11 +138,11 @@ class Adapter:
         return self.alpha(module) / self.divisor(len(self._low_rank[module]["A"]))
 
     def divisor(self, rank: int) -> float:
-        """What alpha is divided by: the rank, or its square root with ``use_rslora``."""
+        """The divisor of alpha: the rank, or its square root with ``use_rslora``."""
         return math.sqrt(rank) if self.settings.get("use_rslora") else float(rank)
 
     def changes(self, name: str) -> bool:
-        """Whether the adapter has a part in a weight of the model."""
+        """Whether the adapter changes a weight of the model."""
         module, _, kind = name.rpartition(".")
         parts = self._low_rank.get(module, {})
         return name in self._whole or bool(
@@ -150,14 +150,14 @@ class Adapter:
         )
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """A weight of the base model with the adapter's part in it, computed in float64.
+        """A weight of the base model with the adapter merged into it, computed in float64.
 
         Args:
-            name: of the weight in the model.
-            weight: as it is in the base model.
+            name: the weight's name in the model.
+            weight: the base model's weight.
 
         Returns:
-            float32, on the weight's device.
+            the merged weight in float32, on the weight's device.
         """
         module, _, kind = name.rpartition(".")
         result = self._whole.get(name, weight).to(weight.device, torch.float64)
@@ -177,7 +177,7 @@ class Adapter:
 
     @torch.no_grad()
     def merge_into(self, lm: nn.Module) -> None:
-        """Put the adapter into the weights of its base model, which has to be in float32.
+        """Merge the adapter into the weights of its base model, which must be in float32.
 
         Raises:
             ImpRAGError: the adapter's weights are not those that its settings ask for, or they do
@@ -189,7 +189,7 @@ class Adapter:
                 parameter.copy_(self.merged(name, parameter))
 
     def _is_transposed(self, module: str) -> bool:
-        """Whether the weight is (in, out), as an embedding's."""
+        """Whether the weight has the shape (in, out), as an embedding has."""
         return module in self._embeddings
 
     @cached_property
@@ -265,7 +265,7 @@ class Adapter:
     def _check_tied(self, lm: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         """Refuse an adapter that unties input embedding and output layer, or changes both."""
         own = {id(parameter): name for name, parameter in lm.named_parameters()}
-        # An embedding with factors is saved with them as it was, which unties nothing.
+        # An embedding with factors is saved along with them, unchanged: that unties nothing.
         untied = {name for name in self._whole if name.rpartition(".")[0] not in self._low_rank}
         for name, parameter in parameters.items():
             first = own[id(parameter)]
@@ -333,7 +333,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _are_expressions(value: Any) -> bool:
-    """Whether a text, or the keys of a pattern, are regular expressions; names in lists are not."""
+    """Whether a text, or every key of a pattern, is a regular expression; lists hold names."""
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
     try:
         return all(re.compile(text) for text in texts)
@@ -342,14 +342,14 @@ def _are_expressions(value: Any) -> bool:
 
 
 def _matches(targets: str | list[str], name: str) -> bool:
-    """Whether an expression fits a name, or one of some names does at its end."""
+    """Whether an expression matches a name, or the name ends with one of a list."""
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == one or name.endswith(f".{one}") for one in targets)
 
 
 def _pattern_of(patterns: Mapping[str, Any], module: str) -> str:
-    """The first key of ``alpha_pattern`` that fits a module."""
+    """The first key of ``alpha_pattern`` that matches a module."""
     fitting = (key for key in patterns if re.match(rf"(.*\.)?({key})$", module))
     return next(fitting, module)
 

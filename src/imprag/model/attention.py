@@ -1,10 +1,10 @@
-"""The door into a Hugging Face model's attention: one registered function, no copied model.
+"""Access to a Hugging Face model's attention: one registered function, no copied model.
 
 Every decoder layer of a transformers model calls the attention function that its configuration
-names. ``open_attention`` makes it call one that first asks the layer's caller for a *state hook*
-(a keyword argument that transformers hands down to it) and then goes on to the attention the
-model had before. A hook sees the layer's query, key and value states after rotary embedding and
-normalisation, and may put more keys and values before them. Without a hook nothing changes.
+names. ``open_attention`` registers one that first calls a *state hook*, if the caller passes one (a
+keyword argument that transformers hands down), and then the attention that the model had before.
+A hook sees the layer's query, key and value states after rotary embedding and normalisation, and
+may put more keys and values before them. Without a hook nothing changes.
 """
 
 import inspect
@@ -26,15 +26,14 @@ query: (batch, heads, queries, d_h); key and value: (batch, key heads, keys, d_h
 def open_attention(lm: PreTrainedModel) -> None:
     """Let ``lm``'s layers accept a ``state_hook``; without one they compute what they did before.
 
-    Attention is then handed on to PyTorch's scaled dot product (which chooses its own fast
-    kernels), or to the model's own eager code where that is what the model was loaded with
-    (Gemma 2, whose soft-capped scores no fused kernel computes).
+    Attention is computed by PyTorch's scaled dot product, which chooses its own fast kernels, or by
+    the model's own eager code if the model was loaded with that (Gemma 2, whose soft-capped scores
+    no fused kernel computes).
     """
     wanted = "imprag_eager" if needs_eager(lm) else "imprag_sdpa"
     if lm.config._attn_implementation != wanted:
         lm.set_attn_implementation(wanted)
-    # Among PyTorch's kernels, cuDNN's plans anew for every shape, five milliseconds each time, and
-    # passages have many lengths.
+    # cuDNN's kernel plans five milliseconds for every new shape; passages have many lengths.
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -48,10 +47,10 @@ def needs_eager(lm: PreTrainedModel) -> bool:
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """(1, 1, queries, keys): what transformers means where it gives no mask.
+    """The mask that transformers implies when it passes none, (1, 1, queries, keys).
 
-    A single query sees all keys. Of several, the first sees the first key, and so on: there are as
-    many keys, or a static cache has room for more behind them.
+    A single query sees all keys. Of several, query i sees keys 0..i: there are as many keys as
+    queries, or a static cache has room for more behind them.
     """
     ones = torch.ones(queries, keys, dtype=torch.bool, device=device)
     return (ones if queries == 1 else ones.tril())[None, None]
@@ -101,15 +100,15 @@ def reading_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """One softmax over [passage keys ; own keys], without putting the two side by side.
+    """One softmax over [passage keys ; own keys], without concatenating the two.
 
-    Neither keys nor values are copied or repeated for the query heads that share them, which counts
-    where few queries read many passages. Scores are float32.
+    Neither keys nor values are copied or repeated for the query heads that share them, which saves
+    most of the time if few queries read many passages. Scores are float32.
 
     Args:
         passage_key, passage_value: (batch, key heads, S, d_h).
         passage_bias: (batch, S) float32, added to the logits of passage tokens, or None.
-        module, query, key, value, attention_mask, scaling, **kwargs: of transformers.
+        module, query, key, value, attention_mask, scaling, **kwargs: as transformers passes them.
     """
     batch, _, queries, head_dim = query.shape
     key_heads = key.shape[1]
@@ -133,13 +132,13 @@ def reading_attention(
 
 
 def received_attention(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """How much attention each token receives from all later ones, over all heads of its group.
+    """The attention that each token receives from all later ones, summed over its group's heads.
 
     Args:
         query: (P, heads, L, d_h).
         key: (P, key heads, L, d_h).
         mask: (P, L), True where a token stands; padding is on the right.
-        scaling: of the scores.
+        scaling: the factor on the scores.
 
     Returns:
         (P, key heads, L) float32.
@@ -154,7 +153,7 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor, scaling: float)
 
 
 def _opened(attention: Attention) -> Attention:
-    """``attention`` behind a door for state hooks, and for another attention in its place."""
+    """``attention`` with a hook for its states, or with another attention in its place."""
 
     def opened(
         module: nn.Module,

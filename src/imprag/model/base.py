@@ -1,4 +1,4 @@
-"""Loading the language model that everything is built on."""
+"""Loading the base language model."""
 
 import contextlib
 import functools
@@ -51,10 +51,10 @@ def load_base_model(
         name_or_path: ``"smollm2-135m"`` (the embedded default, from its installed package), a
             folder in Hugging Face format, a GGUF file, or a model's id on the Hugging Face hub.
             A GGUF file is converted once, into the cache folder.
-        dtype: of the weights; ``"auto"`` is bfloat16 where the device multiplies faster in it,
+        dtype: dtype of the weights; ``"auto"`` is bfloat16 if the device multiplies faster in it,
             else float32.
         device: ``"auto"`` is the first GPU, else the CPU.
-        trust_remote_code: run model code that comes with the model's files. Off, unless you
+        trust_remote_code: run model code that comes with the model's files. Use it only if you
             trust their author.
 
     Raises:
@@ -115,7 +115,7 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
 
 @functools.cache
 def _cpu_is_faster_in_bfloat16() -> bool:
-    """Measured on a small product: processors with the instructions can be slower in it."""
+    """Measured on a small product: even processors with bfloat16 instructions can be slower."""
 
     def seconds(dtype: torch.dtype) -> float:
         matrix = torch.ones(_PROBE, _PROBE, dtype=dtype)
@@ -131,7 +131,7 @@ def _cpu_is_faster_in_bfloat16() -> bool:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' loading bars and notes off the terminal; errors still come through."""
+    """Silence transformers' progress bars and notes; errors are still shown."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -145,7 +145,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _folder(name_or_path: str | Path) -> Path | None:
-    """The local folder in Hugging Face format behind a name, converted if need be."""
+    """The local folder of a model, converted to Hugging Face format; None if it is on the hub."""
     path = expand_home(name_or_path)
     if str(name_or_path) == EMBEDDED and not path.exists():
         return _embedded()
@@ -196,9 +196,9 @@ def _convert_gguf(path: Path, key: str) -> Path:
 
 @contextlib.contextmanager
 def _refusing(name_or_path: str | Path) -> Iterator[None]:
-    """Turn what libraries raise at broken or foreign files into one line.
+    """Turn the errors that libraries raise at broken or foreign files into one line.
 
-    They raise errors of all kinds, down to ZeroDivisionError, at what is written in the files.
+    Broken files cause errors of every kind, down to ZeroDivisionError.
     """
     try:
         yield
@@ -223,7 +223,7 @@ def _explain(name_or_path: str | Path, error: Exception) -> str:
 
 
 def _downloaded(name: str) -> Path:
-    """The folder that a model of the hub was fetched into."""
+    """The folder that a model of the hub was downloaded into."""
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, HFValidationError, LocalEntryNotFoundError):

@@ -1,4 +1,4 @@
-"""Prompts that go through a model's chat template, and prompts that have been through it."""
+"""Chat templates: prompts to put into one, and prompts that are filled templates already."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _LONGEST = 64  # letters of a control token, or more
 
 
 class ChatPrompt(str):
-    """A user's message to an instruct model, which is asked through the model's chat template.
+    """A user's message to an instruct model, to be put into the model's chat template.
 
     Example:
         >>> rag.ask(ChatPrompt("What is the capital of Chad?"))  # doctest: +SKIP
@@ -38,8 +38,8 @@ def chat_ids(tokenizer: Any, message: str) -> list[int]:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ImpRAGError(
-            "this model's tokenizer has no chat template; ask without chat, with a prompt to go "
-            "on from, such as 'Q: who ...? A:'"
+            "this model's tokenizer has no chat template; ask without chat, with a prompt that the "
+            "model can continue, such as 'Q: who ...? A:'"
         )
     literals = _render(tokenizer, _CONTENT).split(_CONTENT)
     contents = [message] * (len(literals) - 1)
@@ -47,11 +47,12 @@ def chat_ids(tokenizer: Any, message: str) -> list[int]:
 
 
 def rendered_ids(tokenizer: Any, prompt: str) -> list[int] | None:
-    """Token ids of a prompt that is a filled chat template; None of any other prompt.
+    """Token ids of a prompt that is a filled chat template; None for any other prompt.
 
-    It begins with a control token as the tokenizer's template does, and holds what the template
-    puts before an answer. Without a template to compare with, it begins with a control token other
-    than an end, holds a second one, and ends with one or with a line end.
+    Such a prompt begins with a control token, as the tokenizer's template does, and contains the
+    text that the template puts before an answer. If the tokenizer has no template, the prompt must
+    begin with a control token other than the end token, contain a second one, and end with one or
+    with a line end.
     """
     control = control_ids(tokenizer)
     if control.isdisjoint(encode_with_control(tokenizer, prompt[:_LONGEST])[:1]):

@@ -1,4 +1,4 @@
-"""Adapters in 8 bits, small enough to lie in a package, and adapters with one weight changed."""
+"""Adapters in 8 bits, small enough for a package, and adapters with one weight changed."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ _LARGEST = torch.finfo(_FLOAT8).max
 
 
 def write_compact_adapter(adapter: Path, out: Path) -> None:
-    """Write a LoRA adapter again with its factors in 8-bit floats.
+    """Write a LoRA adapter with its factors in 8-bit floats.
 
-    It stays an adapter of peft, which takes weights of any dtype. Each factor is scaled to the
-    range of the 8-bit floats, and the adapter's alpha undoes that. Norms become bfloat16.
+    The result is still a peft adapter, for peft takes weights of any dtype. Each factor is scaled
+    to the range of 8-bit floats, and the adapter's alpha undoes the scaling. Norms become bfloat16.
 
     Args:
         adapter: a folder that :func:`save_pretrained` wrote for a model with an adapter.
@@ -42,7 +42,7 @@ def write_compact_adapter(adapter: Path, out: Path) -> None:
         else:
             small[name] = tensor.bfloat16()
     config = ImpRAGConfig.load(adapter)
-    # Not where the base model lay when it was trained.
+    # The base model's name, not its path on the machine that trained the adapter.
     settings = _exact_settings(large, alphas) | {"base_model_name_or_path": config.base_model}
     _write(out, small, settings, config)
 
@@ -55,17 +55,17 @@ def write_changed_adapter(
     max_rank: int | None = None,
     config: ImpRAGConfig | None = None,
 ) -> None:
-    """Write a LoRA adapter again, with a change of one module's weight added to it.
+    """Write a LoRA adapter with a change of one module's weight added to it.
 
-    The module's factors are in 8 bits, too, where the others are.
+    The module's factors are stored in 8 bits if the others are.
 
     Args:
         adapter: as for :func:`write_compact_adapter`.
         out: the folder to make.
         module: the module's name in the base model; it may have been without an adapter.
         change: (out features, in features).
-        max_rank: keep only so much of the change, its largest singular values; all that counts in
-            float32 if not given.
+        max_rank: greatest rank of the change; its largest singular values are kept. If not given,
+            all that matter in float32.
         config: the model's settings; those in the adapter's folder if not given.
 
     Raises:
@@ -95,7 +95,7 @@ def write_changed_adapter(
         sign, size = (1 if scale > 0 else -1), abs(scale) ** 0.5
         down = torch.cat([size * weights[name_a].double(), down])
         up = torch.cat([sign * size * weights[name_b].double(), up], dim=1)
-    alphas[module] = old.divisor(len(down))  # with which the product is the change itself
+    alphas[module] = old.divisor(len(down))  # the product is then the change itself
     compact = any(tensor.dtype is _FLOAT8 for tensor in weights.values())
     for part, factor in ((name_a, down), (name_b, up)):
         weights[part] = factor.float().contiguous()
@@ -113,7 +113,7 @@ def can_be_changed(adapter: Path) -> bool:
 
 
 def _exact_settings(adapter: Adapter, alphas: dict[str, float]) -> dict[str, Any]:
-    """An adapter's settings with every module by its whole name, in place of any expression."""
+    """An adapter's settings with the full names of its modules in place of any expression."""
     parts = ("A.weight", "embedding_A")
     names = {name: [f"{PREFIX}{name}.lora_{part}" for part in parts] for name in adapter.modules}
     ranks = {
@@ -137,7 +137,7 @@ def _exact_settings(adapter: Adapter, alphas: dict[str, float]) -> dict[str, Any
 def _write(
     out: Path, weights: dict[str, Tensor], settings: dict[str, Any], config: ImpRAGConfig
 ) -> None:
-    """Make the folder of an adapter."""
+    """Write the folder of an adapter."""
     with atomic_path(out) as folder:
         folder.mkdir()
         save_file(weights, folder / WEIGHTS)
@@ -146,6 +146,6 @@ def _write(
 
 
 def _eight_bits(tensor: Tensor) -> tuple[Tensor, float]:
-    """A tensor as 8-bit floats and the factor that was taken out of it."""
+    """A tensor as 8-bit floats, and the factor that restores its scale."""
     scale = float(tensor.float().abs().max()) / _LARGEST or 1.0
     return (tensor.float() / scale).to(_FLOAT8), scale

@@ -1,4 +1,4 @@
-"""Everything besides weights that decides what an ImpRAG model computes."""
+"""Settings that, with the weights, determine what an ImpRAG model computes."""
 
 import dataclasses
 import logging
@@ -26,10 +26,10 @@ the fingerprints of indexes include them."""
 
 @dataclass(frozen=True, kw_only=True)
 class ImpRAGConfig:
-    """Settings of an ImpRAG model, stored beside its weights or adapter as ``imprag.json``.
+    """Settings of an ImpRAG model, stored with its weights or adapter as ``imprag.json``.
 
-    The same settings serve training, indexing and search; an index remembers those that decide
-    its embeddings (:meth:`embedding_settings`) and refuses a model with others.
+    The same settings serve training, indexing and search. An index records those that its
+    embeddings depend on (:meth:`embedding_settings`) and refuses a model with others.
 
     Attributes:
         base_model: name or path of the language model, as ``load_base_model`` takes it.
@@ -48,10 +48,10 @@ class ImpRAGConfig:
             which the trained layers b..t make keys and values. ``none``: all by the trained model.
         score_scale: factor on E_q · E_p in training and search alike; ``None`` means
             1/sqrt(h_k * d_h), which keeps the scores of an untrained model in a softmax's range.
-        attention_score_bias: w; in answering, a prompt's attention to a passage's tokens weighs
-            exp(w · (s - s of its best passage)) times. 0 reads all alike (paper). Beyond the paper,
-            and not for passages that are encoded as one sequence (``full``).
-        base_model_fingerprint: of the weights that an adapter belongs to.
+        attention_score_bias: w; answering adds w · (s(q, p) - max s) to the attention logits of
+            p's tokens. 0 reads all passages alike (paper). Beyond the paper, and not for passages
+            that are encoded as one sequence (``full``).
+        base_model_fingerprint: fingerprint of the weights that an adapter belongs to.
         trained: whether the weights were trained to retrieve and read; plain models were not.
     """
 
@@ -107,9 +107,9 @@ class ImpRAGConfig:
         """How many passages each prompt retrieves.
 
         Args:
-            k: as a caller asked for; None takes the configured number, or all passages of a
-                corpus that has fewer.
-            available: passages of the corpus.
+            k: the requested number; None is the configured number, or all passages of a smaller
+                corpus.
+            available: number of passages in the corpus.
 
         Raises:
             ImpRAGError: k is negative or larger than the corpus.
@@ -127,18 +127,18 @@ class ImpRAGConfig:
         return k
 
     def position_shift(self, passages: int) -> int:
-        """Where the positions of a prompt start that reads so many passages (paper, section 2).
+        """The first position of a prompt that reads a number of passages (paper, section 2).
 
-        The paper's k · l_max, however many of the k are there: reading is learned at a distance.
-        Further off where there are more, and 0 where there are none.
+        It is the paper's k · l_max even if fewer than k passages are read, because reading is
+        learned at that distance; more if more are read; 0 if none is.
         """
         return max(passages, self.k) * self.max_passage_tokens if passages else 0
 
     def layer_groups(self, layers: int) -> dict[str, range]:
-        """The layers of each group (paper, section 2); layer b, which is in two, as a bottom one.
+        """The layers of each group (paper, section 2); layer b, in two groups, counts as bottom.
 
         Args:
-            layers: of the model.
+            layers: number of layers of the model.
         """
         after_b, after_t = self.b + 1, self.t + 1
         return {
@@ -148,7 +148,7 @@ class ImpRAGConfig:
         }
 
     def embedding_settings(self) -> dict[str, Any]:
-        """The settings that a stored passage embedding depends on."""
+        """The settings that passage embeddings depend on."""
         names = ("b", "max_passage_tokens", "passage_template")
         return {name: getattr(self, name) for name in names} | FIXED
 

@@ -1,7 +1,7 @@
-"""Control tokens: kept out of text, such as passages and questions, however the text spells them.
+"""Control tokens: texts such as passages and questions never produce one.
 
-A control token is one that a tokenizer marks as special, such as an end of text, or an added token
-that its chat template uses. A passage about language models may spell one; it stays text.
+A control token is a token that the tokenizer marks as special, such as the end of text, or an added
+token that its chat template uses. A passage about language models may spell one; it stays text.
 """
 
 import itertools
@@ -15,7 +15,8 @@ _PROBE = "a"
 def control_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of the control tokens.
 
-    Not that of unknown words, which any text may hold, nor tokens of one letter or white space.
+    The token for unknown words, which any text may hold, is none, nor are tokens of one letter or
+    white space.
     """
     template = _template_text(tokenizer)
     added = getattr(tokenizer, "added_tokens_decoder", {})
@@ -43,7 +44,7 @@ def encode_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def encode_with_control(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text whose control tokens are meant."""
+    """Token ids of a text in which spelled control tokens are control tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False)[
         "input_ids"
     ]
@@ -53,13 +54,13 @@ def encode_with_control(tokenizer: Any, text: str) -> list[int]:
 def encode_template(
     tokenizer: Any, literals: Sequence[str], contents: Sequence[str], whole: str | None = None
 ) -> list[int]:
-    """Token ids of a filled template: control tokens of its own are meant, those inside are text.
+    """Token ids of a filled template: only the template's own control tokens are control tokens.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         literals: the template's own text before, between and after the contents.
-        contents: one fewer than ``literals``.
-        whole: the filled template; joined if not given.
+        contents: the texts that fill it, one fewer than ``literals``.
+        whole: the filled template; joined from the parts if not given.
     """
     control = control_ids(tokenizer)
     if all(control.isdisjoint(encode_with_control(tokenizer, text)) for text in contents):
@@ -74,7 +75,7 @@ def encode_template(
 
 
 def prefix_ids(tokenizer: Any) -> list[int]:
-    """Ids of what the tokenizer puts before every text, such as a start token; perhaps none."""
+    """Ids of the tokens that the tokenizer puts before every text, such as a start token."""
     full: list[int] = tokenizer(_PROBE)["input_ids"]
     plain: list[int] = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     for start in range(len(full) - len(plain) + 1):
@@ -84,7 +85,7 @@ def prefix_ids(tokenizer: Any) -> list[int]:
 
 
 def _template_text(tokenizer: Any) -> str:
-    """The chat template, or all of them where there are several, as one text."""
+    """The chat template as text; all of them, joined, if there are several."""
     template = getattr(tokenizer, "chat_template", None) or ""
     return template if isinstance(template, str) else "\n".join(map(str, template.values()))
 

@@ -107,12 +107,12 @@ class Decoder:
         )
 
     def embedded(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids that all have an embedding; those of padding may have lacked one.
+        """The token ids, with padding replaced if its token has no embedding.
 
-        A tokenizer may have control tokens that its model was never given embeddings for.
+        A tokenizer may have control tokens that its model has no embeddings for.
 
         Raises:
-            ImpRAGError: a token of a text has none.
+            ImpRAGError: a token of a text has no embedding.
         """
         count = self.lm.get_input_embeddings().num_embeddings
         if int(input_ids.max()) < count:

@@ -1,4 +1,4 @@
-"""Passages run through layers 0..t: their embeddings, and the keys and values that prompts read."""
+"""Encoding passages by layers 0..t: embeddings, and the keys and values that prompts read."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,7 +55,7 @@ def encode(decoder: Decoder, passages: PassageTokens, *, with_attention: bool) -
         nonlocal embeddings
         embeddings = passage_embeddings(decoder, given.at(index))
 
-    # Nothing above layer t's keys and values is needed.
+    # Nothing after layer t's keys and values is needed.
     stop_at = None if torch.is_grad_enabled() else t
     wrappers = {i: recorder.wrapper(i, stop=i == stop_at) for i in range(b, t + 1)}
     wrappers[b].before = embed
@@ -71,7 +71,7 @@ def encode_from_base(
     *,
     with_attention: bool,
 ) -> EncodedPassages:
-    """Reading states that the trained layers b..t make of the base model's hidden states.
+    """Reading states that the trained layers b..t compute from the base model's hidden states.
 
     The base model's hidden states enter every layer; only keys and values are the trained ones
     (paper, Table 7).
@@ -80,7 +80,7 @@ def encode_from_base(
         decoder: the trained model.
         base: the model before training.
         passages: their tokens.
-        embeddings: of the passages, (passages, h_k * d_h).
+        embeddings: the passages' embeddings, (passages, h_k * d_h).
         with_attention: as for `encode`.
     """
     b, t = decoder.config.b, decoder.config.t
@@ -125,7 +125,7 @@ class KVRecorder:
         return LayerWrapper(layer, state_hook=record)
 
     def encoded(self, embeddings: Tensor) -> EncodedPassages:
-        """All that was recorded, with the passages' embeddings."""
+        """The recorded states with the passages' embeddings."""
         mask = self.attention_mask.bool()
         return EncodedPassages(self.keys, self.values, mask, embeddings, self.attention)
 

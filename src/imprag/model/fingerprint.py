@@ -1,8 +1,8 @@
-"""Fingerprints: what decides the states that a model computes, as one short text.
+"""Fingerprints: one short text for everything that the states of a model depend on.
 
-An index and a KV cache hold the fingerprint of the model that made them, and every other
-model is refused. It covers the weights of the layers in question, the model's ``config.json`` and
-the tokenizer.
+An index and a KV cache hold the fingerprint of the model that made them and refuse every other
+model. It covers the weights of the layers in question, the model's ``config.json`` and the
+tokenizer.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from imprag.model.adapter import Adapter
 from imprag.model.weight_files import TensorFiles
 
 PREFIX = "v2-"
-"""Of all fingerprints since they cover the configuration, the tokenizer and the weights' own
+"""Begins all fingerprints that cover the configuration, the tokenizer and the weights' own
 precision; those of earlier versions are 32 hexadecimal digits."""
 
 QUERIES = ("q_proj", "q_norm")
-"""Modules of a layer's attention that make queries and nothing else, where a model has them."""
+"""Modules of a layer's attention that compute queries and nothing else, if a model has them."""
 
 _WITHOUT_EFFECT = frozenset(  # of config.json, on the states of a text
     [
@@ -75,18 +75,18 @@ _WITHOUT_EFFECT = frozenset(  # of config.json, on the states of a text
     ]
 )
 _ORIGIN = "_imprag_origin"
-_CHUNK = 1 << 18  # numbers that are compared at a time; they stay in a processor's cache
+_CHUNK = 1 << 18  # numbers compared at a time: they fit a processor's cache
 
 
 class Origin:
-    """Where a model's weights come from, in their own precision.
+    """The files of a model's weights, which hold them in their own precision.
 
-    A model may run in fewer bits than its files have. Its fingerprint is that of the files, so
-    that it is the same in every dtype and tells fine-tunings apart that rounding hides.
+    A model may run in fewer bits than its files have. Its fingerprint is that of the files, so it
+    is the same in every dtype and distinguishes fine-tunings that rounding hides.
 
     Args:
-        folder: of the model's files.
-        adapter: the folder of an adapter that was merged into it.
+        folder: the folder of the model's files.
+        adapter: the folder of an adapter that was merged into the model.
     """
 
     def __init__(self, folder: Path, adapter: Path | None = None) -> None:
@@ -94,17 +94,17 @@ class Origin:
         self.adapter = adapter
 
     def attach(self, lm: PreTrainedModel) -> None:
-        """Note it in the model, for its fingerprints."""
+        """Attach this origin to a model, for its fingerprints."""
         setattr(lm, _ORIGIN, self)
 
     @staticmethod
     def of(lm: PreTrainedModel) -> "Origin | None":
-        """What was attached to a model, if anything."""
+        """The origin that is attached to a model, if any."""
         origin: Origin | None = getattr(lm, _ORIGIN, None)
         return origin
 
     def weights(self) -> "_OriginWeights | None":
-        """The weights themselves; None where the files are gone."""
+        """The weights; None if the files cannot be read any more."""
         unreadable = OSError, SafetensorError, ImpRAGError, RuntimeError, pickle.UnpicklingError
         with contextlib.suppress(*unreadable):
             adapter = Adapter(self.adapter) if self.adapter else None
@@ -132,14 +132,14 @@ def model_fingerprint(
     last_queries: bool = True,
     settings: dict[str, Any] | None = None,
 ) -> str:
-    """Name everything that decides the states of a text in the first layers of a model.
+    """Fingerprint of everything that the states of a text in a model's first layers depend on.
 
     Args:
         lm: the model.
         tokenizer: its tokenizer.
         depth: number of layers; if not given, the whole model with its output layer.
-        last_queries: whether what makes the queries of the last of these layers counts, too.
-        settings: whatever else decides, as JSON.
+        last_queries: whether the query projection of the last of these layers counts.
+        settings: further settings that the states depend on, as JSON.
     """
     parts = [
         weights_fingerprint(lm, depth, last_queries=last_queries),
@@ -155,9 +155,9 @@ def weights_fingerprint(
 ) -> str:
     """Fingerprint of the input embedding and the first ``depth`` layers, or of all weights.
 
-    It is the same in every dtype that a model is loaded in, and covers weights as they are in
-    the model's files. Weights that were changed since the model was loaded count as they are, and
-    so do those that transformers renames or joins when it loads them.
+    It covers the weights as the model's files hold them, so it is the same in every dtype that the
+    model is loaded in. Weights that have changed since, or that transformers renames or joins at
+    loading, count as they are in memory.
 
     Args:
         lm, depth, last_queries: as for :func:`model_fingerprint`.
@@ -176,9 +176,9 @@ def weights_fingerprint(
 
 
 def rounded_weights_fingerprint(lm: PreTrainedModel) -> str:
-    """The fingerprint that adapters of earlier versions have of their base model.
+    """The fingerprint of a base model in adapters of earlier versions.
 
-    That of its weights, rounded to bfloat16, and nothing else.
+    It covers the weights, rounded to bfloat16, and nothing else.
     """
     digest = hashlib.sha256()
     parts: list[nn.Module] = [lm.get_input_embeddings(), *lm.base_model.layers]
@@ -190,16 +190,16 @@ def rounded_weights_fingerprint(lm: PreTrainedModel) -> str:
 
 
 def config_fingerprint(config: Any) -> str:
-    """Fingerprint of a model's configuration without the values that decide no state."""
+    """Fingerprint of a model's configuration without the values that no state depends on."""
     return _short(json.dumps(_normal(config.get_text_config().to_diff_dict()), sort_keys=True))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Fingerprint of all that decides which tokens a text becomes."""
+    """Fingerprint of everything that the tokens of a text depend on."""
     specials = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and hasattr(backend, "to_str"):
-        # Before it stand the version, truncation and padding, which belong to single calls.
+        # The part before has the version, truncation and padding, which belong to single calls.
         content = backend.to_str().partition('"added_tokens"')[2]
     else:
         vocabulary = sorted(tokenizer.get_vocab().items())
@@ -239,7 +239,7 @@ def _of_module(start: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _own_precision(name: str, tensor: Tensor, weights: _OriginWeights | None) -> Tensor:
-    """A weight as its file has it, if it is that one, rounded to the model's dtype."""
+    """The weight in its file, if rounding it to the model's dtype gives this one; else this one."""
     if weights is None or tensor.dtype not in (torch.bfloat16, torch.float16):
         return tensor
     stored = weights.get(name)
@@ -252,7 +252,7 @@ def _own_precision(name: str, tensor: Tensor, weights: _OriginWeights | None) ->
 
 
 def _digest(tensor: Tensor) -> bytes:
-    """SHA-256 of a tensor's numbers: equal for the same numbers in any floating-point dtype."""
+    """SHA-256 of a tensor's numbers; the same in every floating-point dtype that holds them."""
     if tensor.dtype.is_floating_point:
         tensor = tensor if tensor.dtype is torch.bfloat16 else _narrowest(tensor.float())
     return f"{tensor.dtype}".encode() + hashlib.sha256(_bytes(tensor)).digest()
@@ -260,7 +260,7 @@ def _digest(tensor: Tensor) -> bytes:
 
 def _narrowest(tensor: Tensor) -> Tensor:
     """A float32 tensor in bfloat16 if that holds the same numbers."""
-    for part in (tensor[:1], tensor):  # most often the first row tells
+    for part in (tensor[:1], tensor):  # the first row is enough most often
         narrow = part.bfloat16()
         if not torch.equal(narrow.float(), part):
             return tensor
@@ -273,7 +273,7 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def _normal(value: Any) -> Any:
-    """Without what has no effect or is not set; 1 and 1.0 are one number."""
+    """A value without the entries that have no effect or are not set; 1 and 1.0 are the same."""
     if isinstance(value, dict):
         kept = {str(key): _normal(x) for key, x in value.items() if key not in _WITHOUT_EFFECT}
         return {key: x for key, x in kept.items() if x is not None}

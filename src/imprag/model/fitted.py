@@ -9,10 +9,10 @@ FITTED = "fitted_to.json"
 
 
 def write_fitted_index(folder: Path, index: Path | None) -> None:
-    """Note which index a model was fitted to.
+    """Record which index a model was fitted to.
 
     Args:
-        folder: the model's.
+        folder: the model's folder.
         index: an index folder, or None for the built-in corpus.
     """
     write_json(folder / FITTED, {"index": None if index is None else str(index.resolve())})

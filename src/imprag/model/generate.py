@@ -1,4 +1,4 @@
-"""The pass that retrieves, reads and writes, and generation by Hugging Face ``generate``."""
+"""The pass that retrieves, reads and writes, and generation with Hugging Face ``generate``."""
 
 import math
 import threading
@@ -23,7 +23,7 @@ Retrieve = Callable[[Tensor], PassageKV]
 
 
 def fixed(kv: PassageKV) -> Retrieve:
-    """A `Retrieve` for passages that are known beforehand: it returns ``kv`` for any query."""
+    """A `Retrieve` for given passages: it returns ``kv`` for any query."""
     return lambda query_embeddings: kv
 
 
@@ -56,7 +56,7 @@ class PromptTokens(NamedTuple):
     position_shift: Tensor | int
 
     def model_inputs(self, decoder: Decoder) -> dict[str, Tensor]:
-        """As the language model takes them.
+        """The keyword arguments of the language model.
 
         Raises:
             ImpRAGError: a token of a prompt has no embedding.
@@ -82,7 +82,7 @@ class ReadingPass:
         self.decoder = decoder
 
     def begin(self, retrieve: Retrieve, prompts: int, query_tokens: Tensor | None = None) -> None:
-        """Forget the call before.
+        """Reset the state for a new call.
 
         Args:
             retrieve: called once, at layer b.
@@ -96,10 +96,10 @@ class ReadingPass:
         self.kv: PassageKV | None = None
 
     def wrappers(self) -> dict[int, LayerWrapper]:
-        """What takes the place of layers b..t."""
+        """The wrappers that replace layers b..t."""
         b, t = self.decoder.config.b, self.decoder.config.t
         wrappers = {
-            # An eager attention computes more than a softmax of products, so it stays.
+            # Eager attention computes more than a softmax of products, so it is kept.
             i: LayerWrapper(self.decoder.layer(i), attend=partial(self._read, i))
             if self.decoder.uses_sdpa
             else LayerWrapper(self.decoder.layer(i), state_hook=partial(self._prepend, i))
@@ -201,7 +201,7 @@ def generate(
 
 
 class CompiledDecoding:
-    """Generates with one lasting view, so that what was compiled for it is used again.
+    """Generates with one permanent view, so that its compiled code is reused.
 
     Args:
         decoder: the model.
@@ -228,7 +228,7 @@ class CompiledDecoding:
 
         rows, length = prompts.input_ids.shape
         longest = arguments.get("max_length") or length + arguments.get("max_new_tokens", 20)
-        # Few lengths, so that little is compiled.
+        # Few distinct lengths, so that little is compiled.
         room = math.ceil(longest / _CACHE_STEP) * _CACHE_STEP
         cache = StaticCache(config=self.view.config, max_cache_len=room)
         with self.lock, dynamo.patch(recompile_limit=64):
@@ -239,7 +239,7 @@ class CompiledDecoding:
 
 
 def compile_config(**settings: Any) -> CompileConfig:
-    """transformers' settings for a compiled pass while decoding, on a CPU, too."""
+    """transformers' settings for compiled decoding, on a CPU as well."""
     config = CompileConfig(mode="default", **settings)
     config._compile_all_devices = True
     return config

@@ -1,9 +1,9 @@
 """Which arguments of Hugging Face ``generate`` work with retrieval inside the prompt's pass.
 
-The query embedding is taken where the prompt ends, in one pass of the whole prompt. Whatever splits
-that pass, runs the prompt a second time, guesses tokens ahead or brings other inputs would take it
-elsewhere. So arguments are listed that are known to work, and all others are refused: new releases
-of transformers add new ones.
+The query embedding is taken at the prompt's last token, in one pass of the whole prompt. Arguments
+that split that pass, run the prompt twice, guess tokens ahead or bring other inputs would take it
+elsewhere. Arguments that are known to work are listed here and all others refused, since new
+releases of transformers add new ones.
 """
 
 import difflib
@@ -24,16 +24,16 @@ CHOICES = {
     *("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"),
     *("exponential_decay_length_penalty", "min_new_tokens", "max_new_tokens", "max_time"),
 }
-"""Arguments that choose among the next tokens or say when to end; a `GenerationConfig` has them."""
+"""Arguments that choose the next tokens or the end; a `GenerationConfig` has them."""
 CALLBACKS = {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"}
 """Arguments that are functions of the tokens so far."""
 OUTPUTS = {
     *("streamer", "num_return_sequences", "return_dict_in_generate"),
     *("output_scores", "output_logits"),
 }
-"""Arguments that decide what comes back."""
+"""Arguments that determine what is returned."""
 STATIC_CACHE = {"cache_implementation": "static"}
-"""The one value of this argument that works, beside None."""
+"""The only value of this argument that works, besides None."""
 
 _INSTEAD = {
     "max_length": "use max_new_tokens",
@@ -46,14 +46,15 @@ _INSTEAD = {
 
 
 def check_arguments(arguments: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Arguments that ``generate`` can be called with, without those that say what holds anyway.
+    """The arguments for ``generate``, without those that only state a default.
 
     Args:
-        arguments: as a caller gave them.
-        known: the names that are allowed.
+        arguments: the caller's arguments.
+        known: the allowed names.
 
     Raises:
-        ImpRAGError: one would give other passages or tokens, several results, or is unknown.
+        ImpRAGError: an argument would give other passages or tokens or several results, or is
+            unknown.
     """
     checked = dict(arguments)
     if checked.pop("use_cache", True) not in (True, None):
@@ -83,10 +84,10 @@ def check_arguments(arguments: Mapping[str, Any], known: Collection[str]) -> dic
 
 
 def own_generation_config(lm: PreTrainedModel) -> GenerationConfig:
-    """The model's generation settings without those that do not work with it, or with retrieval.
+    """The model's generation settings without those that do not work with it or with retrieval.
 
-    ``generation_config.json`` comes with a model's files and may ask for anything; transformers
-    fills every argument that a call leaves open from it.
+    ``generation_config.json`` comes with a model's files and may hold anything; transformers takes
+    from it every argument that a call does not give.
     """
     own = lm.generation_config or GenerationConfig()
     chosen = {name: value for name, value in own.to_dict().items() if name in CHOICES}
@@ -97,7 +98,7 @@ def own_generation_config(lm: PreTrainedModel) -> GenerationConfig:
 
 
 def _differences(config: GenerationConfig) -> dict[str, Any]:
-    """What a configuration sets, where that is not transformers' default."""
+    """The settings of a configuration that differ from transformers' defaults."""
     differences: dict[str, Any] = config.to_diff_dict()
     differences.pop("transformers_version", None)
     return {name: value for name, value in differences.items() if not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""GGUF files: converted to Hugging Face format, and refused where transformers loses something."""
+"""Converts GGUF files to Hugging Face format; refuses those that transformers reads in part."""
 
 import contextlib
 import functools
@@ -65,7 +65,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Let transformers parse a GGUF file once and not three times, its table of names likewise."""
+    """Let transformers parse a GGUF file, and its table of names, once and not three times."""
     own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     for name, function in own.items():
         setattr(gguf, name, functools.cache(function))
@@ -77,17 +77,17 @@ def _parsed_once() -> Iterator[None]:
 
 
 def check_all_read(path: Path, lm: PreTrainedModel) -> None:
-    """Refuse a GGUF file with tensors or rotary settings that the model was made without.
+    """Refuse a GGUF file with tensors or rotary settings that transformers ignores.
 
-    Llama 3 has its rotary frequencies in a tensor, other models their scaling among the settings;
-    transformers reads neither, and the model would answer as another one.
+    Llama 3 has its rotary frequencies in a tensor, other models have their scaling among the
+    settings. transformers reads neither, and the model would silently answer as another one.
 
     Args:
         path: the file.
-        lm: what transformers has read of it.
+        lm: the model that transformers has read from it.
 
     Raises:
-        ImpRAGError: so; it names them.
+        ImpRAGError: transformers ignored a part of the file; the message names it.
     """
     reader = gguf.GGUFReader(path)
     architecture = _text(reader, "general.architecture")

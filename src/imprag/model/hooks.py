@@ -84,14 +84,14 @@ class AttentionStates(NamedTuple):
 
 
 class StopForward(Exception):
-    """Raised by a state hook that has all it needs: its layer runs no further."""
+    """Raised by a state hook that has what it needs: its layer stops there."""
 
 
 class LayerWrapper(nn.Module):
     """Takes a decoder layer's place in a view and runs it with another attention.
 
-    A layer that never calls that attention, because a library has patched it, would run as if
-    there were no passages; the call raises an ImpRAGError instead.
+    A layer that never calls that attention, because a library has patched it, would ignore the
+    passages; the call raises an ImpRAGError instead.
 
     Args:
         layer: the decoder layer.
@@ -133,7 +133,7 @@ class LayerWrapper(nn.Module):
 
 
 def _noted(attention: dict[str, Any], called: list[bool]) -> dict[str, Any]:
-    """The same functions, which note in ``called`` that they were called."""
+    """The same functions, which record their calls in ``called``."""
     if torch.compiler.is_compiling():
         return attention
 

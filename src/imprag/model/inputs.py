@@ -1,4 +1,4 @@
-"""Token ids as a model takes them: padded rows, their masks and positions."""
+"""Model inputs from token ids: padded rows, masks and positions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def last_tokens(attention_mask: Tensor) -> Tensor:
-    """(batch,) index of each row's last token, wherever the padding stands."""
+    """Index of each row's last token, (batch,), whatever the side of the padding."""
     places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (attention_mask.bool() * places).amax(dim=1)
 
 
 def positions(attention_mask: Tensor, shift: Tensor | int) -> Tensor:
-    """(batch, length) positions that count each row's tokens from ``shift`` on."""
+    """Positions that count each row's tokens from ``shift`` on, (batch, length)."""
     counted = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     return counted + (shift[:, None] if isinstance(shift, Tensor) else shift)
 
@@ -36,14 +36,17 @@ def pad(
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group indices of like length, at the least cost.
+    """Group rows of similar length, at the lowest cost.
 
-    A group costs its tokens, padding included, and a sixteenth of ``batch_tokens`` for itself.
-    So neither does padding take much of the work, nor are there many small groups.
+    A group costs its tokens, padding included, plus a sixteenth of ``batch_tokens``, so there is
+    neither much padding nor many small groups.
 
     Args:
-        lengths: of the rows.
-        batch_tokens: a padded group has at most so many tokens, or one row.
+        lengths: the rows' lengths.
+        batch_tokens: greatest number of tokens in a padded group; a longer row is alone.
+
+    Returns:
+        the indices of each group's rows.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     cost = np.zeros(len(order) + 1)  # of the first so many rows in order

@@ -17,15 +17,15 @@ from imprag.model.attention import causal_mask
 class PassageKV:
     """Keys and values, at layers b..t, of the passages that each prompt of a batch reads.
 
-    One softmax runs over [passage keys ; own keys]; passages come in without order, since their
-    positions are already in their keys.
+    One softmax runs over [passage keys ; own keys]. The order of passages does not matter, since
+    their positions are already in their keys.
 
     Attributes:
         keys, values: for every reading layer, (batch, key heads, S, d_h).
-        lengths: for every prompt, how many tokens each of its passages has there, one after
-            another; behind the last is padding.
-        passage_bias: for every prompt, the attention bias of each of its passages: it is added to
-            the attention logits of the passage's tokens. None adds nothing.
+        lengths: for every prompt, the number of tokens of each of its passages, in order; padding
+            follows the last.
+        passage_bias: for every prompt, the bias that is added to the attention logits of each of
+            its passages' tokens. None adds nothing.
     """
 
     keys: Mapping[int, Tensor]
@@ -37,10 +37,10 @@ class PassageKV:
     def from_blocks(
         cls, blocks: Sequence[Tensor], first_layer: int, lengths: Sequence[Sequence[int]]
     ) -> "PassageKV":
-        """From one block of states for each prompt.
+        """The passage KV from one block of states for each prompt.
 
         Args:
-            blocks: of every prompt, (2, layers, key heads, S, d_h): keys, then values.
+            blocks: the states of every prompt, (2, layers, key heads, S, d_h): keys, then values.
             first_layer: the number of the first of these layers.
             lengths: as above.
         """
@@ -59,12 +59,12 @@ class PassageKV:
 
     @property
     def nbytes(self) -> int:
-        """Of the keys and values."""
+        """Size of the keys and values in bytes."""
         return sum(x.nbytes for states in (self.keys, self.values) for x in states.values())
 
     @cached_property
     def mask(self) -> Tensor:
-        """(batch, S), True where a passage token stands."""
+        """True where a passage token stands, (batch, S)."""
         lengths = torch.tensor([sum(row) for row in self.lengths])
         longest = int(lengths.max()) if len(lengths) else 0
         mask = torch.arange(longest) < lengths[:, None]
@@ -72,7 +72,7 @@ class PassageKV:
 
     @cached_property
     def bias(self) -> Tensor | None:
-        """(batch, S) float32, what is added to all attention logits; None where it is nothing."""
+        """The bias of the attention logits, (batch, S) float32; None if nothing is added."""
         if self.passage_bias is None:
             if bool(self.mask.all()):
                 return None
@@ -91,7 +91,7 @@ class PassageKV:
 
         Args:
             scores: for every prompt, s(q, p) of each of its passages, in their order.
-            weight: 0 changes nothing; the larger, the more is read from the best passage alone.
+            weight: 0 changes nothing; a large one reads the best passage almost alone.
         """
         bias = [[weight * (s - max(row)) for s in row] for row in scores]
         return replace(self, passage_bias=bias)
@@ -101,7 +101,7 @@ class PassageKV:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The state hook of one layer: puts the passages' states before the prompt's own.
 
-        It leaves out ``passage_bias``.
+        ``passage_bias`` is not applied.
         """
         batch, queries, own = query.shape[0], query.shape[2], key.shape[2]
         if mask is None:
@@ -146,12 +146,12 @@ class EncodedPassages:
     attention: Mapping[int, Tensor] = field(default_factory=dict)
 
     def blocks(self, kv_keep_ratio: float = 1.0) -> list[Tensor]:
-        """The states of every sequence by itself, (2, layers, key heads, its tokens, d_h).
+        """The states of each sequence, (2, layers, key heads, its tokens, d_h).
 
         Args:
-            kv_keep_ratio: the share of its tokens that each sequence keeps, in every layer and head
-                those that received most attention (heavy hitters; paper, appendix C), in order.
-                Below 1 it needs ``attention``.
+            kv_keep_ratio: the share of its tokens that each sequence keeps, in order: in every
+                layer and head those that received most attention (heavy hitters; paper, appendix
+                C). A share below 1 needs ``attention``.
         """
         states = torch.stack(
             [torch.stack(list(part.values())) for part in (self.keys, self.values)]
@@ -193,7 +193,7 @@ class EncodedPassages:
         )
 
     def for_prompts(self, assignment: list[list[int]]) -> PassageKV:
-        """Lay the passages of every prompt side by side, without the padding between them.
+        """Concatenate the passages of every prompt, without the padding between them.
 
         Args:
             assignment: for every prompt, the rows of the passages that it reads; prompts may

@@ -35,14 +35,14 @@ from imprag.model.model import ImpRAGModel
 from imprag.model.peft_adapters import has_adapter, save_adapter
 
 DEFAULT = "default"
-"""The trained model that lies in this package: SmolLM2-135M with an adapter."""
+"""The trained model in this package: SmolLM2-135M with an adapter."""
 DEFAULT_FOLDER = Path(__file__).parent.parent / "default"
 EMBEDDINGS = "embeddings.safetensors"
-"""In the default's folder, its embeddings of the built-in corpus of the same name."""
+"""The default model's embeddings of the built-in corpus ``default``, in its folder."""
 
 
 def default_config(base_model: str, num_layers: int) -> ImpRAGConfig:
-    """Boundaries to begin with for a model that comes without: b=7, t at two thirds.
+    """Layer boundaries for a model that has none: b = 7, t at two thirds of the layers.
 
     The paper's choices are b=7, t=19 of 28 layers and b=7, t=23 of 32; in shallower models b is
     a quarter of the layers.
@@ -63,7 +63,7 @@ def load_pretrained(
         name_or_path: ``"default"``, a folder or hub repository written by
             :func:`save_pretrained` or by peft, or anything that :func:`load_base_model` takes.
         dtype, device: as for :func:`load_base_model`.
-        **settings: in place of those stored in the model's ``ImpRAGConfig``.
+        **settings: replace those of the model's ``ImpRAGConfig``.
 
     Returns:
         the model and its tokenizer.
@@ -98,9 +98,9 @@ def load_pretrained(
 def save_pretrained(model: ImpRAGModel, tokenizer: Any, folder: Path) -> None:
     """Write settings and weights into a new folder, atomically.
 
-    Where the model carries a LoRA adapter (`imprag.model.peft_adapters.add_adapter`), only the
-    adapter is written; the settings name its base model, and its fingerprint if they hold one.
-    Otherwise the full weights and the tokenizer.
+    If the model carries a LoRA adapter (`imprag.model.peft_adapters.add_adapter`), only the adapter
+    is written; the settings name its base model and that model's fingerprint, if known. Otherwise
+    the full weights and the tokenizer are written.
 
     Raises:
         ImpRAGError: the folder exists and is not empty, or cannot be written.
@@ -134,7 +134,7 @@ def _merged(config: ImpRAGConfig | None, folder: Path, device: torch.device) -> 
 
 
 def _base_of_adapter(folder: Path) -> str:
-    """The base model that peft has noted in an adapter's folder."""
+    """The base model that peft has recorded in an adapter's folder."""
     name = Adapter(folder).settings.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ImpRAGError(
@@ -145,7 +145,7 @@ def _base_of_adapter(folder: Path) -> str:
 
 
 def _default() -> Path:
-    """The folder of the default model, merged once into the cache: that takes some seconds."""
+    """The cache folder of the default model, which is merged once, in some seconds."""
     key = hashlib.sha256()
     for name in (SETTINGS, WEIGHTS, CONFIG_NAME):
         key.update((DEFAULT_FOLDER / name).read_bytes())
@@ -177,7 +177,7 @@ def _base(config: ImpRAGConfig, device: torch.device, name: Path | str) -> tuple
 
 
 def _own_folder(name_or_path: str | Path) -> Path | None:
-    """The folder with ``imprag.json`` or an adapter behind a path or a repository, if any."""
+    """The folder of a path or repository, if it has ``imprag.json`` or an adapter."""
     path = expand_home(name_or_path)
     if path.exists():
         return path if _is_own(path) else None

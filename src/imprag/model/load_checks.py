@@ -1,4 +1,4 @@
-"""What transformers only reports when a model is loaded, and what it does not look at: refused."""
+"""Refuses what transformers only reports, or does not check, when it loads a model."""
 
 import re
 from collections.abc import Mapping
@@ -12,18 +12,19 @@ from imprag.model.peft_adapters import has_adapter
 from imprag.model.weight_files import named
 
 _COMPUTED = re.compile(r"(^|[._])(inv_freq|masked_bias)$|\b(attn|attention)\.bias$|^mtp\.|\.mtp\.")
-"""Old checkpoints have masks and frequencies, some have layers that draft; no model reads them."""
+"""Weights that no model reads: masks and frequencies of old checkpoints, drafting layers."""
 
 
 def check_complete(found: Mapping[str, Any], name_or_path: str | Path) -> None:
-    """Refuse files that lack weights of the model, or have others than the model.
+    """Refuse files that lack weights of the model or have weights that do not fit it.
 
     Args:
-        found: of ``from_pretrained(..., output_loading_info=True, ignore_mismatched_sizes=True)``.
-        name_or_path: of the model.
+        found: the loading info of ``from_pretrained(..., output_loading_info=True,
+            ignore_mismatched_sizes=True)``.
+        name_or_path: the model.
 
     Raises:
-        ImpRAGError: so; it names them.
+        ImpRAGError: weights are missing, foreign or of another shape; the message names them.
     """
     shapes = [
         f"{name} is {tuple(there)} there, {tuple(wanted)} by its configuration"
@@ -45,10 +46,10 @@ def check_complete(found: Mapping[str, Any], name_or_path: str | Path) -> None:
 
 
 def check_without_adapter(lm: PreTrainedModel, name_or_path: str | Path) -> None:
-    """Refuse an adapter in the place of a base model.
+    """Refuse an adapter in place of a base model.
 
     Raises:
-        ImpRAGError: transformers has found one there.
+        ImpRAGError: transformers has loaded an adapter.
     """
     if has_adapter(lm):
         raise ImpRAGError(
@@ -58,13 +59,13 @@ def check_without_adapter(lm: PreTrainedModel, name_or_path: str | Path) -> None
 
 
 def check_tokenizer(tokenizer: Any, lm: PreTrainedModel, name_or_path: str | Path) -> None:
-    """Refuse a tokenizer with tokens that the model has no embedding for.
+    """Refuse a tokenizer that has tokens without an embedding in the model.
 
     Raises:
-        ImpRAGError: so.
+        ImpRAGError: the tokenizer has more tokens than the model embeds.
     """
     embedded = lm.get_input_embeddings().num_embeddings
-    # Special tokens that a tokenizer's class adds by itself come in no text; where a template uses
+    # Special tokens that a tokenizer's class adds by itself occur in no text; if a template uses
     # them, layer groups refuse them.
     added = getattr(tokenizer, "added_tokens_decoder", {})
     used = [number for number, token in added.items() if not token.special]

@@ -15,13 +15,13 @@ from imprag.model.text import cut_tokens, passage_settings, passage_tokens
 
 
 class PassageEncoder:
-    """Maps passages to embeddings; what an index is built with.
+    """Maps passages to embeddings; builds the embeddings of an index.
 
     Args:
         model: the model.
         tokenizer: its tokenizer.
-        batch_tokens: tokens in one batch, padding included; passages of like length are put
-            together. Small batches stay in a CPU's caches, a GPU wants about 100,000.
+        batch_tokens: tokens in one batch, padding included; passages of similar length share one.
+            Small batches fit a CPU's caches, a GPU needs about 100,000.
     """
 
     def __init__(self, model: ImpRAGModel, tokenizer: Any, batch_tokens: int | None = None) -> None:
@@ -36,10 +36,11 @@ class PassageEncoder:
         return self.model.embedding_dim
 
     def fingerprint(self) -> str:
-        """Names everything that decides an embedding: model, tokenizer, settings, text's encoding.
+        """Fingerprint of everything that an embedding depends on.
 
-        Of the model the weights of layers 0..b and the configuration. What makes the queries of
-        layer b has no part in it, and may be trained without any index becoming another model's.
+        It covers the weights of layers 0..b and the model's configuration, the tokenizer, the
+        settings and the encoding of texts. Layer b's query projection is left out: training it does
+        not invalidate an index.
         """
         config = self.model.config
         return model_fingerprint(
@@ -52,11 +53,11 @@ class PassageEncoder:
 
     @property
     def max_passage_tokens(self) -> int:
-        """What is longer is cut."""
+        """Greatest length of a passage in tokens; the rest is cut."""
         return self.model.config.max_passage_tokens
 
     def cut_tokens(self, passages: Sequence[Passage]) -> list[int]:
-        """How many tokens at the end of each passage are neither embedded nor read."""
+        """The number of tokens at the end of each passage that are neither embedded nor read."""
         return cut_tokens(self.tokenizer, self.model.config, passages)
 
     @torch.inference_mode()

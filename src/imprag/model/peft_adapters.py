@@ -1,7 +1,7 @@
-"""Adding and saving LoRA adapters through peft alone.
+"""Adding and saving LoRA adapters with peft alone.
 
-transformers has methods of its own for both, but they refuse every peft older than the one that
-its newest release names, which may not be published yet. peft needs none of them.
+transformers has own methods for both, but they refuse every peft that is older than the one its
+newest release names, which may not be published yet.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def save_adapter(
     Args:
         lm: a model with one adapter.
         folder: exists already.
-        state_dict: the weights of the whole model, in place of those that it holds now.
+        state_dict: the weights of the whole model; the current ones if not given.
 
     Raises:
         ImpRAGError: the model has several adapters.

@@ -98,7 +98,7 @@ def query_embeddings_of(decoder: Decoder, inputs: Tensor) -> Tensor:
     Returns:
         (batch, h_k * d_h) float32, the score scale included.
     """
-    # Any token shows with which arguments the model calls its layers.
+    # Any token shows the arguments with which the model calls its layers.
     token = torch.ones(1, 1, dtype=torch.int64, device=decoder.device)
     arguments = input_of_layer_b(decoder, token, token).arguments
     return query_embeddings(decoder, LayerInput(inputs[:, None], arguments))

@@ -1,9 +1,9 @@
-"""Rotary frequencies that depend on a sequence's length (LongRoPE, dynamic NTK), held still.
+"""Fixes rotary frequencies that depend on a sequence's length (LongRoPE, dynamic NTK).
 
 transformers chooses them by the largest position of a call and writes them into the model. A
-prompt's answer would then depend on the others in its batch and on what other threads ask, and
-prompts would read keys of passages that were turned otherwise. Here they are always those of short
-sequences, and positions for which a model would change them are refused.
+prompt's answer would then depend on the other prompts in its batch and on other threads, and the
+keys of passages would have been rotated by other frequencies. Here they are always those of short
+sequences, and positions at which the model would change them are refused.
 """
 
 import copy
@@ -18,7 +18,7 @@ _NAME = "rotary_emb"
 
 
 def positions_limit(lm: PreTrainedModel) -> int:
-    """So many positions a prompt can have, those of its passages included."""
+    """The number of positions that a prompt can have, those of its passages included."""
     config = lm.config.get_text_config()
     limits = [int(config.max_position_embeddings)]
     for settings in _settings(lm):
@@ -29,10 +29,10 @@ def positions_limit(lm: PreTrainedModel) -> int:
 
 
 def held_rotary(lm: PreTrainedModel) -> dict[str, nn.Module]:
-    """What takes the place of the decoder's rotary embedding: nothing where it never changes.
+    """The replacement of the decoder's rotary embedding; none if its frequencies never change.
 
     Raises:
-        ImpRAGError: there is no place for it.
+        ImpRAGError: the decoder has no rotary embedding that could be replaced.
     """
     kinds = {str(settings.get("rope_type")) for settings in _settings(lm)}
     if not any(kind == "longrope" or "dynamic" in kind for kind in kinds):
@@ -47,10 +47,10 @@ def held_rotary(lm: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 class HeldRotary(nn.Module):
-    """A rotary embedding of its own, with the frequencies of short sequences.
+    """A copy of a rotary embedding that keeps the frequencies of short sequences.
 
     Args:
-        rotary: the model's.
+        rotary: the model's rotary embedding.
         limit: positions from here on are refused.
     """
 
@@ -71,15 +71,15 @@ class HeldRotary(nn.Module):
         last = int(position_ids.max())
         if last >= self.limit:
             raise ImpRAGError(
-                f"position {last} is reached, but from {self.limit} on this model turns keys by "
-                "other frequencies, which stored passages do not have: lower k, "
+                f"position {last} is reached, but from {self.limit} on this model rotates keys by "
+                "other frequencies than those of stored passages: lower k, "
                 "max_passage_tokens or max_new_tokens, or shorten the prompt"
             )
         return self.rotary(x, position_ids, *more, **others)
 
 
 def _settings(lm: PreTrainedModel) -> list[dict[str, Any]]:
-    """RoPE's settings, of each kind of layer."""
+    """The RoPE settings of each kind of layer."""
     parameters = lm.config.get_text_config().rope_parameters
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return nested or [parameters]

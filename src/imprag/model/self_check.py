@@ -1,9 +1,9 @@
-"""Does a model family compute in layer groups what it computes whole? Tried on a small model.
+"""Checks on a small model that a family computes the same in layer groups as in one piece.
 
-Families and versions that the tests ran with are known to. Every other one is tried when a model of
-it is loaded: a small random model of the same class (see ``small.py``) reads, decodes and embeds by
-layer groups and whole, which has to be the same. So a family with layers of another kind, or a
-release of transformers that renamed an argument, is refused and does not answer wrongly.
+The tests cover some families and versions. Every other one is checked when a model of it is loaded:
+a small random model of the same class (see ``small.py``) reads, decodes and embeds in layer groups
+and in one piece, and both results must be equal. So a family with layers of another kind, or a
+release of transformers that renamed an argument, is refused instead of giving wrong answers.
 """
 
 import functools
@@ -25,19 +25,19 @@ from imprag.model.versions import TESTED_FAMILIES, untested_versions
 if TYPE_CHECKING:
     from imprag.model.model import ImpRAGModel
 
-_TOLERANCE = 1e-3  # of the largest number; rounding in float32 stays far below
+_TOLERANCE = 1e-3  # relative to the largest number; float32 rounding is far below
 _CPU = torch.device("cpu")
 
 
 def check_unknown(lm: PreTrainedModel, name: str) -> None:
-    """Try layer groups on a small model like ``lm``, unless the tests ran with its family.
+    """Check layer groups on a small model like ``lm``, unless the tests cover its family.
 
     Args:
         lm: the model; only its class and configuration count.
-        name: what to call it in errors.
+        name: its name in errors.
 
     Raises:
-        ImpRAGError: groups compute something else than the whole model, or fail.
+        ImpRAGError: layer groups fail or compute something else than the model in one piece.
     """
     versions = untested_versions()
     if lm.config.model_type in TESTED_FAMILIES and not versions:
@@ -56,7 +56,7 @@ def check_unknown(lm: PreTrainedModel, name: str) -> None:
 
 
 class _Difference(Exception):
-    """Says what a small model computes otherwise in layer groups."""
+    """Says what a small model computes differently in layer groups."""
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def _reason(
     settings: str,
     eager: bool,
 ) -> str | None:
-    """Why models of this class and configuration cannot be used, if so."""
+    """Why models of this class and configuration cannot be used; None if they can."""
     try:
         config = config_class.from_dict(json.loads(settings))
         with torch.no_grad():
@@ -85,7 +85,7 @@ def _reason(
 
 
 def other_layers(lm: PreTrainedModel) -> str | None:
-    """What keeps the layers of a model from being read through, found by running it once."""
+    """Why passages cannot be read through the layers of a model, found by running it once."""
     calls: list[list[tuple[Tensor, Tensor, Tensor]]] = []
     streams: list[Tensor] = []
 
@@ -153,7 +153,7 @@ def _reads_as_in_context(
     expected = whole(torch.tensor([context + prompt]), use_cache=False).logits
     prefix = model.encode_passages([passages], "full")
     found = model(*pad([prompt], _CPU), fixed(prefix), position_shift=len(context)).logits
-    _same("it answers otherwise than in one piece", found[0], expected[0, -len(prompt) :])
+    _same("it answers differently than in one piece", found[0], expected[0, -len(prompt) :])
 
 
 def _batches_as_rows(
@@ -166,7 +166,7 @@ def _batches_as_rows(
         return logits[:, -1]
 
     alone = torch.cat([run([n]) for n in range(len(prompts))])
-    _same("it answers otherwise in a batch than alone", run([0, 1]), alone)
+    _same("it answers differently in a batch than alone", run([0, 1]), alone)
 
 
 def _decodes_as_uncached(
@@ -189,7 +189,7 @@ def _decodes_as_uncached(
     found = torch.stack(output.logits, dim=1)
     longer = torch.cat([mask, torch.ones(len(prompts), steps, dtype=mask.dtype)], dim=1)
     expected = model(output.sequences, longer, fixed(prefix), position_shift=32).logits
-    _same("it decodes otherwise with a cache", found, expected[:, -steps - 1 : -1])
+    _same("it decodes differently with a cache", found, expected[:, -steps - 1 : -1])
 
 
 def _embeds_as_whole(model: "ImpRAGModel", rows: list[list[int]]) -> None:

@@ -60,12 +60,12 @@ def small_model(
     *,
     eager: bool = False,
 ) -> PreTrainedModel:
-    """A random model in float32 of a few layers, of every kind in ``config`` at least one.
+    """A random float32 model of a few layers, with at least one of every kind in ``config``.
 
-    Its weights are larger than usual at initialisation, so that every part of it counts.
+    Its weights are larger than usual at initialisation, so that every part matters.
 
     Raises:
-        Exception: of any kind, where the configuration does not allow for it.
+        Exception: of any kind, if the configuration cannot be made small.
     """
     state = torch.random.get_rng_state()
     try:
@@ -84,7 +84,7 @@ def small_model(
 
 
 def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """``config`` with small sizes and few layers; what else it says stays."""
+    """``config`` with small sizes and few layers, and otherwise unchanged."""
     values = {name: x for name, x in config.to_dict().items() if name not in _LEFT_OUT}
     layers = _layers(config)
     heads, depth = values.get("num_attention_heads"), values.get("num_hidden_layers")
@@ -118,13 +118,13 @@ def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _layers(config: PreTrainedConfig) -> int:
-    """So many layers from the first on hold every kind of layer; four at least."""
+    """The number of first layers that include every kind of layer; four at least."""
     kinds = getattr(config, "layer_types", None) or []
     return max([4, *(kinds.index(kind) + 1 for kind in set(kinds))])
 
 
 def _rope(parameters: Any, values: dict[str, Any]) -> Any:
-    """RoPE's settings for small heads: factors for each frequency become as many as needed."""
+    """RoPE settings for small heads: lists of factors are cut to the number of frequencies."""
     if not isinstance(parameters, dict):
         return parameters
     if any(isinstance(value, dict) for value in parameters.values()):

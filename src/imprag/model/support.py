@@ -1,4 +1,4 @@
-"""Which models can be cut into layer groups; every other one is refused with the reason."""
+"""Checks that a model can be split into layer groups; errors say why not."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,7 +11,7 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
 def plain_model(lm: nn.Module) -> PreTrainedModel:
-    """The model itself, where ``torch.compile`` has wrapped it.
+    """The model itself, even if ``torch.compile`` has wrapped it.
 
     Raises:
         ImpRAGError: something else has wrapped it.
@@ -27,10 +27,10 @@ def plain_model(lm: nn.Module) -> PreTrainedModel:
 
 
 def check_model(lm: PreTrainedModel, config: ImpRAGConfig) -> None:
-    """Refuse a model that cannot be cut into layer groups as ``config`` says.
+    """Refuse a model that cannot be split into the layer groups of ``config``.
 
     Raises:
-        ImpRAGError: says what is in the way and what to change.
+        ImpRAGError: the model cannot be split; the message says why and what to change.
     """
     _check_family(lm, config.base_model)
     _check_settings(lm, config)
@@ -40,7 +40,7 @@ def check_instance(lm: PreTrainedModel, name: str) -> None:
     """Refuse a model whose parts were replaced, compiled or moved, so that no view of it can run.
 
     Raises:
-        ImpRAGError: says which, and how to load the model instead.
+        ImpRAGError: a part was; the message names it and says how to load the model.
     """
     devices = {parameter.device for parameter in lm.parameters()}
     if len(devices) > 1 or any(device.type == "meta" for device in devices):
@@ -55,7 +55,7 @@ def check_instance(lm: PreTrainedModel, name: str) -> None:
             if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
                 raise ImpRAGError(
                     f"layers of {name} were compiled one by one, so passages cannot be read "
-                    "through them: load it anew and use compile_bottom and compile_decoding"
+                    "through them: load it again and use compile_bottom and compile_decoding"
                 )
         for part in (layer, getattr(layer, "self_attn", layer)):
             if not hasattr(part, "_hf_hook"):  # accelerate's forward calls the original
@@ -66,7 +66,7 @@ def check_forward(module: nn.Module) -> None:
     """Refuse a module whose own ``forward`` was replaced: a view of it would run the original's.
 
     Raises:
-        ImpRAGError: says what may have replaced it.
+        ImpRAGError: it was replaced; the message says what may have done so.
     """
     if "forward" in vars(module):
         raise ImpRAGError(

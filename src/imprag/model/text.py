@@ -1,4 +1,4 @@
-"""From passages and prompts to token ids, the same way in training, indexing and search."""
+"""Token ids of passages and prompts, the same in training, indexing and search."""
 
 import re
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ def passage_tokens(
 ) -> list[list[int]]:
     """Token ids of passages in the configured template, at most ``max_passage_tokens`` each.
 
-    What is too long loses the end of its text; what the template puts behind the text stays. A
-    title has at most half of the tokens. Control tokens that a passage spells are text, those of
-    the template are meant.
+    A passage that is too long loses the end of its text; the template's part after the text stays.
+    A title gets at most half of the tokens. Control tokens that a passage spells are text; those of
+    the template are control tokens.
 
     Raises:
         ImpRAGError: a passage is not valid Unicode.
@@ -48,15 +48,15 @@ def passage_tokens(
 
 
 def cut_tokens(tokenizer: Any, config: ImpRAGConfig, passages: Sequence[Passage]) -> list[int]:
-    """How many tokens of each passage :func:`passage_tokens` leaves out."""
+    """The number of tokens that :func:`passage_tokens` cuts from each passage."""
     return [cut for _, cut in _cut_rows(tokenizer, config, passages)]
 
 
 def passage_settings(tokenizer: Any, config: ImpRAGConfig) -> dict[str, Any]:
-    """For fingerprints: the settings that a stored passage depends on, and how text is encoded.
+    """For fingerprints: the settings that a stored passage depends on, and the encoding of text.
 
-    The latter are the token ids of a fixed passage, whole and cut. They change with the rules of
-    this module, such as what counts as a control token, which no setting names.
+    The encoding is represented by the token ids of a fixed passage, complete and cut. They change
+    with the rules of this module, such as what counts as a control token, which no setting names.
     """
     probed = [replace(config, max_passage_tokens=limit) for limit in _PROBE_LIMITS]
     ids = [passage_tokens(tokenizer, one, [_PROBE])[0] for one in probed]
@@ -66,7 +66,7 @@ def passage_settings(tokenizer: Any, config: ImpRAGConfig) -> dict[str, Any]:
 def _cut_rows(
     tokenizer: Any, config: ImpRAGConfig, passages: Sequence[Passage]
 ) -> list[tuple[list[int], int]]:
-    """Token ids of passages, and how many more there would be without the limit."""
+    """Token ids of passages, and the number of tokens that the limit cuts from each."""
     if not passages:
         return []
     for passage in passages:
@@ -91,7 +91,7 @@ def _cut_rows(
 
 
 def _short_title(tokenizer: Any, title: str, room: int) -> tuple[str, int]:
-    """The beginning of a title that fits into ``room`` tokens, and how many tokens are cut."""
+    """The beginning of a title that fits into ``room`` tokens, and the number of cut tokens."""
     if len(title.encode(errors="replace")) <= room:
         return title, 0
     length = len(encode_text(tokenizer, [title])[0])
@@ -105,14 +105,14 @@ def _short_title(tokenizer: Any, title: str, room: int) -> tuple[str, int]:
 def prompt_tokens(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[list[int]]:
     """Token ids of prompts, each ending with its own last token.
 
-    A :class:`ChatPrompt` goes through the tokenizer's chat template. A prompt that is a filled chat
-    template is taken as it is, with one start token and its last line end. Any other is text, also
-    where it spells control tokens.
+    A :class:`ChatPrompt` is put into the tokenizer's chat template. A prompt that is a filled chat
+    template is encoded as it is, with one start token and its last line end. Any other prompt is
+    text, even if it spells control tokens.
 
     Args:
-        tokenizer: the model's.
-        prompts: texts; white space at their ends is dropped.
-        limit: tokens that a prompt may have.
+        tokenizer: the model's tokenizer.
+        prompts: the texts; white space at their ends is dropped.
+        limit: greatest number of tokens of a prompt.
 
     Raises:
         ImpRAGError: a prompt is empty, not valid Unicode or too long.
@@ -127,8 +127,8 @@ def prompt_tokens(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[li
         if len(row) > limit:
             name = "the prompt" if len(prompts) == 1 else f"the prompt {_shortened(prompt)!r}"
             raise ImpRAGError(
-                f"{name} has {len(row)} tokens, but only {limit} fit beside the passages and the "
-                "answer; shorten it, or lower k or max_new_tokens"
+                f"{name} has {len(row)} tokens, but only {limit} fit next to the passages and "
+                "the answer; shorten it, or lower k or max_new_tokens"
             )
         rows.append(row)
     return rows
@@ -143,13 +143,13 @@ def prompt_batch(
 
 
 def response_tokens(tokenizer: Any, response: str) -> list[int]:
-    """Token ids of what should follow a prompt, with the token that ends it."""
+    """Token ids of a response, with the token that ends it."""
     end = tokenizer.eos_token_id
     return encode_text(tokenizer, [response])[0] + ([] if end is None else [end])
 
 
 def _chat_ids(tokenizer: Any, prompt: str) -> list[int] | None:
-    """Token ids of a prompt in a chat template; None of any other prompt."""
+    """Token ids of a prompt in a chat template; None for any other prompt."""
     if isinstance(prompt, ChatPrompt):
         return chat_ids(tokenizer, prompt.strip())
     return None if isinstance(prompt, PlainPrompt) else rendered_ids(tokenizer, prompt)

@@ -1,7 +1,7 @@
-"""What the tests were last run with: versions of the libraries that compute, and model families.
+"""The library versions and model families that the tests were last run with.
 
-``pyproject.toml`` allows what lies between ``constraints-lowest.txt`` and
-``constraints-newest.txt``; docs/versions.md says what was run.
+``pyproject.toml`` allows the range from ``constraints-lowest.txt`` to ``constraints-newest.txt``;
+docs/versions.md lists the runs.
 """
 
 import functools
@@ -27,7 +27,7 @@ TESTED_FAMILIES = frozenset(
         "smollm3",
     }
 )
-"""``model_type`` of the families with which all tests of the model run (``tests/conftest.py``)."""
+"""``model_type`` of the families that all tests of the model cover (``tests/conftest.py``)."""
 
 
 @functools.cache

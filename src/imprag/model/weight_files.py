@@ -1,4 +1,4 @@
-"""Files of weights: what is no such file is named, and nothing but tensors is unpickled."""
+"""Weight files: broken files are named in errors, and only tensors are unpickled."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ _NAMED = 3
 
 
 def named(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first three of some names, and the number of the others."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_readable(path: Path) -> None:
-    """Refuse what is no file that can be read, or a Git LFS pointer to one.
+    """Refuse a file that cannot be read, or a Git LFS pointer in its place.
 
     Raises:
-        ImpRAGError: so.
+        ImpRAGError: the file cannot be read, or is a pointer.
     """
     try:
         with open(path, "rb") as stream:
@@ -38,10 +38,10 @@ def check_readable(path: Path) -> None:
 
 
 def check_safetensors(path: Path) -> None:
-    """Refuse a file that is not in the safetensors format, or was cut.
+    """Refuse a file that is not in the safetensors format or is truncated.
 
     Raises:
-        ImpRAGError: so.
+        ImpRAGError: the file is not a complete safetensors file.
     """
     check_readable(path)
     try:
@@ -52,11 +52,11 @@ def check_safetensors(path: Path) -> None:
 
 
 def check_model_files(folder: Path) -> None:
-    """Look into the files of a model folder, without reading the weights.
+    """Check the files of a model folder, without reading the weights.
 
     Raises:
-        ImpRAGError: a file is missing, damaged, or a pointer, or it has quantised weights that
-            ``config.json`` does not tell of.
+        ImpRAGError: a file is missing, damaged or a pointer, or has quantised weights that
+            ``config.json`` does not mention.
     """
     for path in [*folder.glob("*.json"), *folder.glob("*.model")]:
         check_readable(path)
@@ -71,7 +71,7 @@ def check_model_files(folder: Path) -> None:
 
 
 def _check_numbers(path: Path) -> None:
-    """Refuse weights that are no floating-point numbers: they would be taken as they are."""
+    """Refuse weights that are not floating-point numbers: they would be used as they are."""
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118
             kind = file.get_slice(name).get_dtype() if name.endswith(".weight") else "F"
@@ -97,7 +97,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class TensorFiles:
-    """The weights of a model folder by their names, each read when it is asked for."""
+    """The weights of a model folder by name, each read on demand."""
 
     def __init__(self, folder: Path) -> None:
         self._file_of: dict[str, Path] = {}
@@ -110,7 +110,7 @@ class TensorFiles:
                 self._pickled |= torch.load(path, "cpu", mmap=True, weights_only=True)
 
     def get(self, name: str) -> Tensor | None:
-        """A tensor as it is in its file, where a decoder that was saved alone lacks the prefix."""
+        """A tensor by name; names in files of a decoder that was saved alone lack the prefix."""
         plain = name.partition(".")[2]
         if (pickled := self._pickled.get(name, self._pickled.get(plain))) is not None:
             return pickled
