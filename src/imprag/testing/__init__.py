@@ -1,5 +1,1 @@
-"""Conformance test suites for plug-ins.
-
-Each module has a base class for one kind of plug-in. A test module inherits from it, says which
-plug-in is meant, and pytest runs the inherited tests.
-"""
+"""Conformance suites: pytest classes that a plug-in's tests inherit. They need pytest."""
