@@ -31,7 +31,10 @@ from imprag.retrieval import RetrievedPassage
 from imprag.tasks import Benchmark
 
 #: Pages whose blocks are files that belong together, and the tests that run them.
-ELSEWHERE = {"docs/guides/extending-retrieval.md": "tests/test_extending_retrieval.py"}
+ELSEWHERE = {
+    "docs/guides/extending.md": "tests/test_extending.py",
+    "docs/guides/extending-retrieval.md": "tests/test_extending_retrieval.py",
+}
 BLOCKS = [block for block in blocks() if block.document not in ELSEWHERE]
 SHELL = [block for block in BLOCKS if is_shell(block)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
