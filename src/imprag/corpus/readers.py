@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from imprag.corpus import documents
 from imprag.corpus.decoding import READ_ERRORS, name_without_compression
 from imprag.corpus.folders import FolderFiles, folder_files, is_special
 from imprag.corpus.json_records import json_records
+from imprag.corpus.kilt_page import kilt_passages
 from imprag.corpus.passage import Passage
 from imprag.corpus.records import BadRecord, Document, Record
 from imprag.corpus.tables import arrow_records, dataset_records, parquet_records
@@ -480,24 +480,5 @@ def _kilt_page(fields: Mapping[str, Any], max_words: int) -> Iterator[Passage]:
         raise BadRecord(
             'not a KILT page; expected "wikipedia_id" and a list of paragraphs in "text"'
         )
-    numbers, texts = [], []
-    for number, paragraph in enumerate(paragraphs):
-        text = _string("text", paragraph).strip().removeprefix("BULLET::::")
-        is_title = number == 0 and text == title
-        if text and not is_title and not text.startswith("Section::::"):
-            numbers.append(number)
-            texts.append(text)
-    page_text = "\n\n".join(texts)
-    starts = list(itertools.accumulate((len(text) + 2 for text in texts), initial=0))
-    spans = split_spans(page_text, max_words, whole_words=True)
-    for part, (start, end) in enumerate(spans, 1):
-        yield Passage(
-            id=f"{page}/{part}",
-            title=title,
-            text=page_text[start:end].replace("\n\n", "\n"),
-            meta={
-                "wikipedia_id": page,
-                "start_paragraph_id": numbers[bisect_right(starts, start) - 1],
-                "end_paragraph_id": numbers[bisect_right(starts, end - 1) - 1],
-            },
-        )
+    texts = [_string("text", paragraph).strip() for paragraph in paragraphs]
+    yield from kilt_passages(page, title, texts, max_words)
