@@ -56,9 +56,8 @@ class Registry(Generic[T]):
         if name in self._own and name in others:
             raise self._taken(name)
         point = self._own.get(name) or others.get(name)
-        loaded: T | None = (
-            None if point is None else load_plugin(point)
-        )  # its module may register it, too
+        # Its module may register it, too, once it is imported.
+        loaded: T | None = None if point is None else load_plugin(point)
         found = self._registered.get(name, loaded)
         if found is None:
             raise ImpRAGError(
