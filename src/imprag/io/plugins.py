@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from imprag.errors import ImpRAGError
@@ -37,8 +37,8 @@ def offered(group: str) -> Mapping[str, EntryPoint]:
 
 
 @lru_cache(maxsize=4)
-def _entry_points(path: tuple[str, ...]) -> EntryPoints:
-    """Those of all packages on a path; finding them takes as long as reading a recipe."""
+def _entry_points(path: tuple[str, ...]) -> Any:
+    """The entry points of all packages on a path; finding them takes longer than reading a recipe."""
     return entry_points()
 
 

@@ -18,7 +18,6 @@ from pydantic import (
 )
 
 from imprag.corpus.library import BUILT_IN_CORPORA
-from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home
 from imprag.tasks import load_task
 
@@ -79,15 +78,9 @@ class TaskSource(Section):
     """Further prompt templates with `{input}`, which take turns with the task's own. A retriever
     trained on one form of prompt finds little for others (beyond the paper)."""
 
-    verify: bool = False
-    """Asks whether a given answer is right, which it is half of the time, instead of asking for the
-    answer. It prepares for tasks with labels as answers, such as FEVER (beyond the paper)."""
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         replace(load_task(self.task), prompt_templates=self.prompt_templates)
-        if self.verify and self.prompt_templates:
-            raise ImpRAGError("verify has prompt templates of its own; give it none")
         return self
 
     @property
