@@ -161,7 +161,7 @@ def test_overrides(tmp_path: Path) -> None:
         ),
         (
             "stages.warmup.objective=nse",
-            "warmup.objective: unknown retrieval objective 'nse'; known",
+            "unknown retrieval objective 'nse'; known are",
         ),
         ("batch.sampler=mixed", "unknown batch sampler 'mixed'; known are mixture"),
         ("trainer.learning_rat=1", "no learning_rat; did you mean learning_rate"),

@@ -38,7 +38,7 @@ def offered(group: str) -> Mapping[str, EntryPoint]:
 
 @lru_cache(maxsize=4)
 def _entry_points(path: tuple[str, ...]) -> Any:
-    """The entry points of all packages on a path; finding them takes longer than reading a recipe."""
+    """The entry points of all packages on a path, which take long to find."""
     return entry_points()
 
 
