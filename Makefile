@@ -49,7 +49,10 @@ glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864 $(BIN)/imp
 SQUAD ?= train-v1.1.json
 MADE_BY := examples/default_model
 
-reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad
+VERIFICATIONS := $(foreach name,factbook squad renamed counterfactual-renamed counterfactual-squad,\
+	verification-$(name).jsonl)
+
+reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad $(VERIFICATIONS)
 	$(TRAIN) --config $(MADE_BY)/smollm2-broad.yaml --out runs/broad
 	$(TRAIN) --config $(MADE_BY)/smollm2-default.yaml --out runs/default
 	$(TRAIN) --config $(MADE_BY)/smollm2-marks.yaml --out runs/marks
@@ -69,6 +72,12 @@ factbook-bench: $(VENV)/dev
 
 squad: $(VENV)/dev
 	$(BIN)/imprag tasks import-squad $(SQUAD) --out $@
+
+verification-factbook.jsonl: factbook-bench
+	$(BIN)/python $(MADE_BY)/verification.py factbook-bench/factbook/qa/train.jsonl --out $@
+
+verification-%.jsonl: %
+	$(BIN)/python $(MADE_BY)/verification.py $*/questions.jsonl --out $@
 
 renamed: factbook-bench squad
 	$(BIN)/python $(MADE_BY)/rename.py factbook-bench --copies 24 \

@@ -243,6 +243,9 @@ def make_home(home: Path) -> None:
         task = "squad" if name.endswith("squad") else "factbook/qa"
         rows = [{**row, "task": task} for row in json.loads(made_up)[1]]
         _write_lines(home / name / "questions.jsonl", rows)
+    for name in ("factbook", "squad", "renamed", "counterfactual-renamed", "counterfactual-squad"):
+        rows = [{**row, "task": "verification"} for row in questions]
+        _write_lines(home / f"verification-{name}.jsonl", rows)
     articles = []
     for country, capital, *_ in _COUNTRIES:
         answer = {"text": capital, "answer_start": 0}

@@ -154,6 +154,16 @@ def test_overrides(tmp_path: Path) -> None:
         ("optimizer.betas=[0.9, 0.95]", "was removed: use trainer.adam_beta1 and trainer.adam"),
         ("train.precision=fp32", "(value 'fp32') was removed: use trainer.bf16: false for fp32"),
         ("lora.top.targets=[x]", "lora.top.targets (value ['x']) was removed: use lora.targets"),
+        ("data.0.verify=true", "was removed: make a file of the task verification by examples/"),
+        (
+            "stages.self_distillation.score_temperature=0.5",
+            "was removed: use stages.self_distillation.objective, {name: self_distillation, score_",
+        ),
+        (
+            "stages.warmup.objective=nse",
+            "unknown retrieval objective 'nse'; known are",
+        ),
+        ("batch.sampler=mixed", "unknown batch sampler 'mixed'; known are mixture"),
         ("trainer.learning_rat=1", "no learning_rat; did you mean learning_rate"),
         ("trainer.learning_rate=fast", "learning_rate is 'fast', but should be a valid number"),
         ("trainer.lr_scheduler_type=cosin", "is 'cosin', but should be one of cosine"),
@@ -185,6 +195,7 @@ def test_removed_keys_with_their_default_are_read(tmp_path: Path) -> None:
     """Run folders of earlier versions state every key."""
     plain = load_recipe(write(tmp_path, corpus="default"))
     former = ["model.start_share=0.0", "data.0.retrieval=null", "batch.answer_check=true"]
+    former += ["data.0.verify=false", "stages.self_distillation.target_temperature=1.0"]
     former += ["batch.same_passage=0", "stages.warmup.score_distillation=null"]
     former += ["batch.kind=examples", "batch.grid=[6, 6]", "model.rope=before"]
     former += ["optimizer.weight_decay=0.0", "optimizer.betas=[0.9, 0.999]", "lora=null"]

@@ -123,17 +123,15 @@ def test_prompt_templates_alternate_by_example(corpus: Corpus, tmp_path: Path) -
         TaskSource(**content, prompt_templates=("Be brief",))
 
 
-def test_verify_asks_whether_an_answer_is_correct(corpus: Corpus, tmp_path: Path) -> None:
-    examples = [example(n, f"x{n}", "Chad/Land", relation="size") for n in range(20)]
-    write_examples(tmp_path / "nq.jsonl", examples)
-    source = {"tasks": str(tmp_path / "nq.jsonl"), "task": "nq", "positives": "gold"}
-    recipe = Recipe(data=({**source, "verify": True},), batch=BatchSettings(hard_negatives=0))
+def test_labels_as_answers_mark_no_passage(corpus: Corpus, tmp_path: Path) -> None:
+    examples = [example(n, "True", "Chad/Land") for n in range(20)]
+    write_examples(tmp_path / "labels.jsonl", examples)
+    source = {"tasks": str(tmp_path / "labels.jsonl"), "task": "verification", "positives": "gold"}
+    recipe = Recipe(data=(source,), batch=BatchSettings(hard_negatives=0))
     (found,) = load_sources(recipe, corpus)
-    assert {one.response for one in found.examples} <= {" True", " False", " yes", " no"}
+    assert {one.response for one in found.examples} == {" True"}
     assert {one.positives for one in found.examples} == {(1,)}
     assert {one.answers for one in found.examples} == {()}
-    with pytest.raises(ValidationError, match="verify has its own prompt templates"):
-        TaskSource(**source, verify=True, prompt_templates=("{input}?",))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ KEYWORDS = register_task(Task("keywords", "{input}", metric="f1", max_new_tokens
 TITLE = register_task(Task("title", "{input}"))
 MENTION = register_task(Task("mention", "{input}", metric="f1"))
 STATEMENT = register_task(Task("statement", "{input}", metric="accuracy", max_new_tokens=8))
+#: Its examples come from files.
 VERIFICATION = register_task(Task("verification", "{input}", metric="accuracy", max_new_tokens=8))
 
 _LOOKUPS = (
@@ -135,17 +136,6 @@ _STATEMENTS = (
     ("{text} Say True if this is right and False if it is not. A:", "True", "False"),
     ("Claim: {text} Verdict (True or False):", "True", "False"),
     ("Decide whether this is correct, and answer yes or no: {text} A:", "yes", "no"),
-)
-_VERIFICATIONS = (
-    ("{question} {answer}. True or false? A:", "True", "False"),
-    ("{question} Somebody says {answer}. Is that true? A:", "True", "False"),
-    (
-        "Say True if the answer is right and False if it is not. {question} {answer} A:",
-        "True",
-        "False",
-    ),
-    ("Question: {question} Proposed answer: {answer}. Is it right, yes or no? A:", "yes", "no"),
-    ('Is "{answer}" the right answer to "{question}"? A:', "yes", "no"),
 )
 
 _SHORTEST_CLAUSE, _LONGEST_CLAUSE = 6, 40  # words
@@ -311,36 +301,7 @@ def statement(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         yield example_of(STATEMENT, passage, text, answer)
 
 
-def verification(examples: Iterable[Example], seed: int = 0) -> Iterator[Example]:
-    """Whether an answer to a question is right; else it is one to another question of its kind.
-
-    Questions of a kind are those about the same relation or article.
-    """
-    examples = list(examples)
-    kinds: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        kinds[_kind(example)].append(example)
-    for example in examples:
-        generator = random.Random(f"{seed} verification {example.id}")
-        prompt_template, true, false = generator.choice(_VERIFICATIONS)
-        answer, verdict = example.answers[0], true
-        if generator.random() < 0.5:
-            right = set(example.answers)
-            peers = kinds[_kind(example)]
-            others = [generator.choice(peers).answers[0] for _ in range(8)]
-            others = [other for other in others if other not in right]
-            if others:
-                answer, verdict = others[0], false
-        yield Example(
-            f"verification-{example.id}",
-            prompt_template.format(question=example.input, answer=answer),
-            [Answer(verdict, example.output[0].provenance)],
-            example.meta,
-            task="verification",
-        )
-
-
-#: The functions that make examples from passages, by task name.
+#: Makers of examples from passages, by the names of their tasks.
 FROM_PASSAGES: dict[str, Callable[[Iterable[Passage], int], Iterator[Example]]] = {
     "cloze": cloze,
     "lookup": lookup,
@@ -393,13 +354,6 @@ def _said(label: str, generator: random.Random) -> str:
         label = label[0].lower() + label[1:]
     parts = label.split(": ")
     return " ".join(reversed(parts) if generator.random() < 0.5 else parts)
-
-
-def _kind(example: Example) -> str:
-    for name in ("relation", "kind", "title"):
-        if isinstance(kind := example.meta.get(name), str):
-            return kind
-    return example.task
 
 
 def _mark(generator: random.Random) -> str:

@@ -15,7 +15,7 @@ from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.tasks import TaskExamples, load_benchmark, load_task, read_tasks, split_of_passages
 from imprag.tasks.benchmark import is_benchmark
-from imprag.tasks.self_supervised import VERIFICATION, maker_of, verification
+from imprag.tasks.self_supervised import maker_of
 from imprag.training.recipe import Recipe, TeacherSettings
 from imprag.training.sources import Synthetic, SyntheticSource, TaskSource
 from imprag.training.teacher import TextRetriever, label_prompts, load_retriever
@@ -130,9 +130,6 @@ def read_source(
         else:
             (known[place],) = read_tasks([f"{source.task}={source.tasks}"], split=source.split)
     found = known[place]
-    if source.verify:
-        made = list(verification(found.examples))
-        return replace(found, task=VERIFICATION, examples=made)
     return replace(found, task=replace(found.task, prompt_templates=source.prompt_templates))
 
 

@@ -34,6 +34,12 @@ REMOVED = (
     Removed("data.*.retrieval", None, "a task says whether passages are retrieved for its prompts"),
     Removed("model.reading_score_weight", 0.0, "use model.attention_score_bias"),
     Removed("data.*.wordings", [], "use data.*.prompt_templates"),
+    Removed(
+        "data.*.verify",
+        False,
+        "make a file of the task verification by examples/default_model/verification.py, and read "
+        "that",
+    ),
     Removed("batch.memory", 0, "use batch.cross_batch_memory"),
     Removed("stages.refresh_steps", None, "use stages.mine_every"),
     Removed("teacher.positives", 5, "use batch.positives"),

@@ -18,7 +18,6 @@ from pydantic import (
 )
 
 from imprag.corpus.library import BUILT_IN_CORPORA
-from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home
 from imprag.tasks import load_task
 
@@ -80,16 +79,9 @@ class TaskSource(Section):
     By default there are none. Give several if users phrase prompts differently: a model trained on
     one form of prompt retrieves poorly for others (beyond the paper)."""
 
-    verify: bool = False
-    """Asks whether an answer to the question is correct, which half of the answers are, instead of
-    asking the question. Use it to prepare for tasks whose answers are labels, such as FEVER (beyond
-    the paper)."""
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         replace(load_task(self.task), prompt_templates=self.prompt_templates)
-        if self.verify and self.prompt_templates:
-            raise ImpRAGError("verify has its own prompt templates; leave out prompt_templates")
         return self
 
     @property
