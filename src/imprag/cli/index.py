@@ -62,8 +62,7 @@ def index(
     if compile:
         rag.model.compile_bottom()
     passages, cut = fit_documents(passages, rag.encoder)
-    folder = IndexFolder.build(passages, rag.encoder, out, kind=kind, overwrite=overwrite)
-    cut.write(out)
+    folder = IndexFolder.build(passages, rag.encoder, out, kind=kind, overwrite=overwrite, cut=cut)
     if cut.passages:
         print(cut, file=sys.stderr)
     print(f"{out}: {len(folder.corpus):,} passages, {kind} index", file=sys.stderr)

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ _BATCH = 1024
 _MOST_WORDS = 64  # of the parts of a passage that was too long
 
 
+@runtime_checkable
 class Cutter(Protocol):
     """An encoder that cuts long passages, such as the model's."""
 
@@ -101,10 +102,15 @@ def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
         Corpus.build(fitted, folder, source=source, credit=credit)
 
     found = Corpus.open(make_once(folder, make))
+    return found, count_cut(found, encoder)
+
+
+def count_cut(corpus: Corpus, encoder: Cutter) -> CutText:
+    """Count what a model cuts of a corpus."""
     cut = CutText(encoder.max_passage_tokens)
-    for passages in _batches(iter(found)):
+    for passages in _batches(iter(corpus)):
         cut.count(encoder.cut_tokens(passages))
-    return found, cut
+    return cut
 
 
 class _FittedPassages(JoinedReader):
