@@ -8,9 +8,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from imprag.corpus import Passage, load_corpus
+from conftest import tiny_lm, tiny_tokenizer
+from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.index.fitting import CutText, fit_documents, read_cut
-from imprag.model import ImpRAGConfig
+from imprag.index.folder import IndexFolder
+from imprag.model import ImpRAGConfig, ImpRAGModel, PassageEncoder
 from imprag.model.text import cut_tokens, passage_tokens
 
 CONFIG = ImpRAGConfig(base_model="tiny", b=1, t=4, max_passage_tokens=64)
@@ -87,3 +89,16 @@ def test_a_long_title_leaves_room_for_the_text() -> None:
     (row,) = passage_tokens(byte_tokenizer(), CONFIG, [passage])
     assert row == byte_tokenizer()("T" * 32 + "\nx")["input_ids"]
     assert cut_tokens(byte_tokenizer(), CONFIG, [passage]) == [2000 - 32]
+
+
+def test_what_is_cut_is_counted_without_the_command_line(tmp_path: Path) -> None:
+    def cut_of(text: str, **settings: bool) -> dict[str, int] | None:
+        name = str(len(list(tmp_path.iterdir())))
+        corpus = Corpus.build([Passage("1", "", text)], tmp_path / name)
+        config = ImpRAGConfig(base_model="tiny", b=1, t=3, max_passage_tokens=8)
+        encoder = PassageEncoder(ImpRAGModel(tiny_lm(), config), tiny_tokenizer())
+        IndexFolder.build(corpus, encoder, tmp_path / "index", progress=False, **settings)
+        return read_cut(tmp_path / "index")
+
+    assert cut_of("w1 " * 50)["passages"] == 1
+    assert cut_of("w1", overwrite=True) == {"max_passage_tokens": 8, "passages": 0, "tokens": 0}

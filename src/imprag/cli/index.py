@@ -46,7 +46,8 @@ def index(
     from imprag.corpus import load_corpus
     from imprag.corpus.readers import SkippedLines
     from imprag.index.backends import INDEX_BACKENDS
-    from imprag.index.fitting import build_fitted
+    from imprag.index.fitting import fit_documents
+    from imprag.index.folder import IndexFolder
 
     if not corpora:
         raise ImpRAGError("say which corpus: default, a file or a folder")
@@ -57,7 +58,8 @@ def index(
     rag = model.load()
     if compile:
         rag.model.compile_bottom()
-    folder, cut = build_fitted(passages, rag.encoder, out, kind=kind, overwrite=overwrite)
+    passages, cut = fit_documents(passages, rag.encoder)
+    folder = IndexFolder.build(passages, rag.encoder, out, kind=kind, overwrite=overwrite, cut=cut)
     if cut.passages:
         print(cut, file=sys.stderr)
     print(f"{out}: {len(folder.corpus):,} passages, {kind} index", file=sys.stderr)

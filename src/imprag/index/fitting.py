@@ -5,23 +5,22 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
 from imprag.corpus import Corpus, Passage
 from imprag.corpus.readers import JoinedReader, SkippedLines
 from imprag.corpus.text import split_text
-from imprag.index.folder import IndexFolder
 from imprag.io.files import cache_dir, read_json, write_json
 from imprag.io.locking import make_once
-from imprag.model.passage_encoder import PassageEncoder
 
 CUT = "cut.json"
 _BATCH = 1024
 _MOST_WORDS = 64  # of the parts of a passage that was too long
 
 
+@runtime_checkable
 class Cutter(Protocol):
     """An encoder that cuts long passages, such as the model's."""
 
@@ -104,32 +103,15 @@ def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
         Corpus.build(fitted, folder, source=source, credit=credit)
 
     found = Corpus.open(make_once(folder, make))
+    return found, count_cut(found, encoder)
+
+
+def count_cut(corpus: Corpus, encoder: Cutter) -> CutText:
+    """Count what a model cuts of a corpus."""
     cut = CutText(encoder.max_passage_tokens)
-    for passages in _batches(iter(found)):
+    for passages in _batches(iter(corpus)):
         cut.count(encoder.cut_tokens(passages))
-    return found, cut
-
-
-def build_fitted(
-    corpus: Corpus, encoder: PassageEncoder, out: Path, *, kind: str, overwrite: bool
-) -> tuple[IndexFolder, CutText]:
-    """Build the index of a corpus whose documents fit the model, with a note of what is cut.
-
-    Args:
-        corpus: the passages.
-        encoder: the model's.
-        out, kind, overwrite: as for :meth:`IndexFolder.build`.
-
-    Returns:
-        the index, and the text that the model does not see.
-
-    Raises:
-        ImpRAGError: as for :meth:`IndexFolder.build`.
-    """
-    fitted, cut = fit_documents(corpus, encoder)
-    folder = IndexFolder.build(fitted, encoder, out, kind=kind, overwrite=overwrite)
-    cut.write(out)
-    return folder, cut
+    return cut
 
 
 class _FittedPassages(JoinedReader):

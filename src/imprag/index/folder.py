@@ -15,6 +15,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.corpus.store import MANIFEST
 from imprag.errors import ImpRAGError
 from imprag.index.build import build_index
+from imprag.index.fitting import Cutter, CutText, count_cut, read_cut
 from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
 from imprag.index.passage_index import PassageIndex
 from imprag.io.building import OVERWRITE, building_folder, discard, remove_work, sweep
@@ -77,6 +78,7 @@ class IndexFolder:
         path: Path,
         *,
         overwrite: bool = False,
+        cut: CutText | None = None,
         **build_settings: Any,
     ) -> "IndexFolder":
         """Embed a corpus into a new folder, or go on where an interrupted call stopped.
@@ -87,6 +89,7 @@ class IndexFolder:
             path: the folder.
             overwrite: delete an index of another corpus or model, or with other settings, finished
                 or not, and build anew.
+            cut: what the encoder cuts of the corpus. By default it is counted after the build.
             **build_settings: for :func:`imprag.index.build_index`: kind, dtype, shard size ...
 
         Raises:
@@ -100,6 +103,7 @@ class IndexFolder:
                 if alone:
                     sweep(path)
                 own = _own_corpus(path, corpus) or _take_corpus(path, corpus, overwrite)
+        before = _manifest(path)
         index = build_index(
             own,
             encoder,
@@ -110,6 +114,11 @@ class IndexFolder:
             # Encoders sort by length, and among a thousand passages little padding is left.
             **{"batch_size": 1024, **build_settings},
         )
+        if isinstance(encoder, Cutter):
+            if cut is None and (before != _manifest(path) or read_cut(path) is None):
+                cut = count_cut(own, encoder)
+            if cut is not None:
+                cut.write(path)
         return cls(own, index)
 
     @classmethod
@@ -204,3 +213,9 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _manifest(path: Path) -> bytes | None:
+    """The manifest of the index in a folder, or None if there is none."""
+    manifest = path / INDEX / INDEX_MANIFEST
+    return manifest.read_bytes() if manifest.is_file() else None
