@@ -82,7 +82,7 @@ def test_renaming_refuses_bad_input(built: Built, tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match=r"can name 15\d countries at most \d+ times, not 500"):
         rename_countries(built.folder, tmp_path / "out", copies=500)
     with pytest.raises(ImpRAGError, match="exists already"):
-        rename_countries(built.folder, tmp_path)
+        rename_countries(built.folder, built.folder)
     with pytest.raises(ImpRAGError, match="not a benchmark"):
         rename_countries(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
