@@ -1,9 +1,9 @@
-"""Questions whose answers are not true (beyond the paper), so that they can only be read.
+"""Counterfactual questions, whose answers can only be read (beyond the paper).
 
-Who trains on the same facts again and again learns them by heart, and answers from memory even
-where the passage says something else. So numbers and names are replaced by others, in the passage
-and in the answers alike. Neeman et al. (2022, DisentQA) train on such questions; Longpre et al.
-(2021) use them to see whether a model reads or remembers.
+A model trained on the same facts again and again learns them by heart, and answers from memory
+even if the passage states another answer. This script therefore replaces numbers and names, in the
+passage and in the answers alike. Neeman et al. (2022, DisentQA) train on such questions; Longpre
+et al. (2021) use them to measure whether a model reads or remembers.
 
     python examples/default_model/counterfactual.py squad/questions.jsonl \
         --corpus squad/passages.jsonl --out counterfactual-squad
@@ -33,28 +33,28 @@ _SHORTEST_NAME = 3  # letters
 def make_counterfactual(
     questions: str | Path, corpus: str | Path, out: str | Path, seed: int = 0
 ) -> dict[str, int]:
-    """Make a folder of the questions and of the passages that prove them, with other answers.
+    """Write a folder of the questions and the passages that prove them, with other answers.
 
-    In a passage, every number that is in an answer gets other digits, and every name in an answer
-    becomes a proper noun that the corpus has twice, if there are any; except for those in the
-    passage's title or in one of its questions. A name is a word with a capital that is nowhere in
-    the corpus in lower case. Answers in other words stay, and those that the changed passage does
-    not have (whatever their case) are left out, as are questions that keep none and those without
-    a passage of the corpus.
+    In a passage and its answers, every number in an answer gets other digits, and every name in an
+    answer becomes a proper noun that occurs at least twice in the corpus, if there is one. Numbers
+    and names in the passage's title or questions are not replaced. A name is a capitalised word
+    that never occurs in lower case in the corpus. Answers in other words are kept. Answers that
+    the changed passage does not contain (ignoring case) are dropped, and so are questions without
+    an answer or without a passage in the corpus.
 
     Args:
-        questions: file of examples whose provenance names passages of the corpus; the first of
-            them is the one that a question keeps.
-        corpus: name or path, as for `load_corpus`.
-        out: folder to make, with ``passages.jsonl`` (a corpus) and ``questions.jsonl``.
-        seed: draws the digits and names, by passage.
+        questions: a file of examples whose provenance names passages of the corpus. A question
+            keeps only the first of them.
+        corpus: the corpus's name or path, as for `load_corpus`.
+        out: the folder to create, with ``passages.jsonl`` (a corpus) and ``questions.jsonl``.
+        seed: the seed of the new digits and names, 0 by default.
 
     Returns:
         The numbers of ``passages``, ``questions`` and ``left_out`` questions.
 
     Raises:
-        ImpRAGError: a file cannot be read, no question can be kept, or the folder is taken or
-            cannot be written.
+        ImpRAGError: a file cannot be read, no question can be kept, or the folder exists or cannot
+            be written.
     """
     out = expand_home(out)
     check_free(out)
@@ -71,8 +71,8 @@ def make_counterfactual(
     def examples() -> Iterator[Example]:
         for id, group in tqdm(asked.items(), "other facts", unit=" passages", disable=None):
             passage = passage_of[id]
-            drawing = random.Random(f"{seed} counterfactual {id}")
-            other = _other_tokens(passage, group, lower, names, drawing)
+            generator = random.Random(f"{seed} counterfactual {id}")
+            other = _replacements(passage, group, lower, names, generator)
             changed = replace(
                 passage, id=f"counterfactual/{id}", text=replaced(passage.text, other)
             )
@@ -90,10 +90,11 @@ def make_counterfactual(
 
 
 def replaced(text: str, other: Mapping[str, str]) -> str:
-    """The text with other numbers and words; a word in capitals becomes one in capitals.
+    """Replace numbers and words in a text; an upper-case word gets an upper-case replacement.
 
     Args:
-        other: by number, or by word in lower case.
+        text: the text.
+        other: the replacements, by number or by word in lower case.
     """
 
     def one(found: re.Match[str]) -> str:
@@ -105,7 +106,7 @@ def replaced(text: str, other: Mapping[str, str]) -> str:
 
 
 def _changed(example: Example, passage: Passage, other: Mapping[str, str]) -> Example | None:
-    """The question about the changed passage; None if this has none of its answers."""
+    """The question about the changed passage; None if the passage contains none of its answers."""
     text = passage.text.casefold()
     answers = dict.fromkeys(replaced(answer, other) for answer in example.answers)
     stated = [answer for answer in answers if answer.casefold() in text]
@@ -119,14 +120,14 @@ def _changed(example: Example, passage: Passage, other: Mapping[str, str]) -> Ex
     )
 
 
-def _other_tokens(
+def _replacements(
     passage: Passage,
     group: Sequence[Example],
     lower: set[str],
     names: Sequence[str],
-    drawing: random.Random,
+    generator: random.Random,
 ) -> dict[str, str]:
-    """What stands for the numbers and names in the answers of a passage's questions."""
+    """Replacements for the numbers and names in the answers to a passage's questions."""
     fixed = {
         token.lower()
         for text in (passage.title, *(example.input for example in group))
@@ -140,27 +141,27 @@ def _other_tokens(
         if token.lower() in fixed:
             continue
         if token[0].isdigit():
-            other[token] = _other_number(token, drawing)
+            other[token] = _other_number(token, generator)
         elif (
             names
             and len(token) >= _SHORTEST_NAME
             and token[0].isupper()
             and token.lower() not in lower
         ):
-            other[token.lower()] = drawing.choice(names)
+            other[token.lower()] = generator.choice(names)
     return other
 
 
-def _other_number(number: str, drawing: random.Random) -> str:
-    """A number of the same form; it begins with a zero only if the old one does."""
+def _other_number(number: str, generator: random.Random) -> str:
+    """A random number of the same form; only a zero may become a zero."""
     return "".join(
-        str(drawing.randint(0 if digit == "0" else 1, 9)) if digit.isdigit() else digit
+        str(generator.randint(0 if digit == "0" else 1, 9)) if digit.isdigit() else digit
         for digit in number
     )
 
 
 def _vocabulary(texts: Iterable[str]) -> tuple[set[str], list[str]]:
-    """The words that are in lower case somewhere, and proper nouns that are there twice or more."""
+    """The words that occur in lower case, and the proper nouns that occur at least twice."""
     times: Counter[str] = Counter()
     for text in texts:
         times.update(_TOKEN.findall(text))
@@ -177,16 +178,16 @@ def _vocabulary(texts: Iterable[str]) -> tuple[set[str], list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the folder that the command line asks for; print the counts as JSON."""
+    """Write the folder given on the command line, and print the counts as JSON."""
     parser = argparse.ArgumentParser(
-        description="Make questions and passages that state other answers than the true ones."
+        description="Make questions and passages with counterfactual answers."
     )
     parser.add_argument(
         "questions", help="examples whose provenance names passages of the corpus, as JSONL"
     )
     parser.add_argument("--corpus", required=True, help="the passages, as for imprag index")
-    parser.add_argument("--out", required=True, help="the folder to make")
-    parser.add_argument("--seed", type=int, default=0, help="draws other digits and names")
+    parser.add_argument("--out", required=True, help="the folder to create")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new digits and names")
     asked = parser.parse_args(arguments)
     try:
         counts = make_counterfactual(asked.questions, asked.corpus, asked.out, asked.seed)

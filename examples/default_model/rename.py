@@ -1,9 +1,9 @@
-"""The training countries under other names (beyond the paper).
+"""Renames the benchmark's training countries (beyond the paper).
 
-Of 152 countries a retriever learns the names by heart, and of other countries it tells one from
-another badly: it has never needed to. Under new names there are as many countries as there are
-words, and nothing but the name in the prompt says which passage is meant. Substituted entities
-come from Longpre et al. (2021), who use them to see whether a model reads or remembers.
+A retriever trained on 152 countries learns their names by heart and confuses other countries. New
+names give as many countries as there are words, and only the name in the prompt says which passage
+is meant. Longpre et al. (2021) introduced substituted entities, to measure whether a model reads
+or remembers.
 
     python examples/default_model/rename.py factbook-bench --out renamed
 """
@@ -35,12 +35,12 @@ from imprag.tasks import (
 )
 
 TASK = "factbook/qa"
-# Capitalised within a sentence.
+# A capitalised word within a sentence.
 _PROPER = re.compile(r"(?<=[a-z,;(] )[A-Z][a-zà-ÿ]{2,}\b")
 _LOWER = re.compile(r"\b[a-zà-ÿ]{3,}\b")
 _WORD = re.compile(r"[^\W\d_]+")
-_STEM = 5  # letters: no country may be called "Sudanese" where Sudan is held out
-_RARELY = 0.2  # as often as this in lower case, for each time with a capital
+_STEM = 5  # letters: "Sudanese" must not become a name, because Sudan may be held out
+_MAX_LOWER_RATIO = 0.2  # lower-case per capitalised occurrences of a proper noun
 _COMPOUND_EVERY = 7
 _COMPOUNDS = (
     *("North {}", "South {}", "East {}", "West {}", "New {}", "Upper {}", "Saint {}"),
@@ -56,35 +56,38 @@ def rename_countries(
     names_from: Sequence[str | Path] = (),
     tokens: Callable[[str], int] = lambda word: 1,
 ) -> dict[str, int]:
-    """Make a folder of the training countries' passages and questions under new names.
+    """Write a folder of the training countries' passages and questions under new names.
 
-    Every country has a new name in every copy: a proper noun of the training texts, as it is or in
-    a compound such as ``South Leopold``; never a word of the name of a country. Those of the fewest
-    tokens come first, and of these the most frequent. A copy asks for each of the country's facts
-    in one of its wordings, and holds the passages that state them.
+    Every country gets a new name in every copy: a proper noun of the training texts, alone or in a
+    compound such as ``South Leopold``, but never a word of a country's name. Proper nouns with the
+    fewest tokens are used first, because a model confuses them most, and among them the most
+    frequent. A copy has one question per fact of the country, in one of its wordings, and the
+    passages that state the facts.
 
     Args:
-        benchmark: folder of the factbook benchmark; its questions of ``train`` are renamed.
-        out: folder to make, with ``passages.jsonl`` (a corpus) and ``questions.jsonl`` (examples
-            of the task ``factbook/qa``).
-        copies: new names of each country.
-        seed: draws names and wordings.
-        names_from: further corpora, files or names, whose proper nouns are names, too.
-        tokens: counts those of a word; a model mixes up short names most.
+        benchmark: the folder of the factbook benchmark, whose ``train`` questions are renamed.
+        out: the folder to create, with ``passages.jsonl`` (a corpus) and ``questions.jsonl``
+            (examples of the task ``factbook/qa``).
+        copies: the number of new names per country, 12 by default.
+        seed: the seed of names and wordings, 0 by default.
+        names_from: further corpora, by path or name, whose proper nouns are used as names, too.
+        tokens: a function that counts a word's tokens. By default, every word has one.
 
     Returns:
         The numbers of ``names``, ``passages`` and ``questions``.
 
     Raises:
-        ImpRAGError: the benchmark is none or made from another corpus, there are not enough names,
-            or the folder is taken or cannot be written.
+        ImpRAGError: the benchmark is not one or was made from another corpus, there are not enough
+            names, or the folder exists or cannot be written.
     """
     benchmark, out = expand_home(benchmark), expand_home(out)
     check_free(out)
     manifest = load_benchmark(benchmark)
     corpus = load_corpus("default")
     if manifest["corpus"]["fingerprint"] != corpus.text_fingerprint:
-        raise ImpRAGError(f"{benchmark} was made from another version of the corpus; build it anew")
+        raise ImpRAGError(
+            f"{benchmark} was made from another version of the corpus; build it again"
+        )
     file = benchmark / manifest["tasks"][TASK]["splits"]["train"]["file"]
     asked: dict[str, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
     for example in read_examples(file):
@@ -94,14 +97,14 @@ def rename_countries(
     passage_of = {passage.id: passage for passage in training}
     countries = [name for names in manifest["splits"]["countries"].values() for name in names]
     texts = chain(training, *(load_corpus(name) for name in names_from))
-    words = _words((passage.text for passage in texts), countries)
+    words = _proper_nouns((passage.text for passage in texts), countries)
     if not 1 <= copies <= len(words) // len(asked):
         raise ImpRAGError(
             f"{len(words):,} words can name {len(asked)} countries at most "
             f"{len(words) // len(asked)} times, not {copies}"
         )
     words.sort(key=tokens)
-    names = iter(_drawn_names(words[: copies * len(asked)], seed))
+    names = iter(_shuffled_names(words[: copies * len(asked)], seed))
     passages: dict[str, Passage] = {}
 
     def questions() -> Iterator[Example]:
@@ -129,7 +132,7 @@ class _Renamed:
     copy: int
 
     def question(self, example: Example) -> Example | None:
-        """The question about the country that is called so; None if it does not name it."""
+        """The question with the new name; None if it does not name the country."""
         asked = self._renamed(example.input)
         if asked == example.input:
             return None
@@ -148,7 +151,7 @@ class _Renamed:
         )
 
     def passage(self, passage: Passage) -> Passage:
-        """The passage about the country that is called so."""
+        """The passage with the new name."""
         return Passage(
             id=self._id(passage.id),
             title=passage.title.replace(self.country, self.name),
@@ -168,7 +171,7 @@ class _Renamed:
 
 
 def renamed_text(text: str, country: str, name: str) -> str:
-    """The text with another name for a country, which has no article and a plain genitive."""
+    """Replace a country's name with its article; the new name has none and a regular genitive."""
     old = re.escape(country.removeprefix("The "))
     return re.sub(
         rf"\b(?:[Tt]he )?{old}(?P<genitive>'(?!\w))?(?!\w)",
@@ -177,7 +180,7 @@ def renamed_text(text: str, country: str, name: str) -> str:
     )
 
 
-def _words(texts: Iterable[str], countries: Iterable[str]) -> list[str]:
+def _proper_nouns(texts: Iterable[str], countries: Iterable[str]) -> list[str]:
     """Proper nouns, the most frequent first, without words of the countries' names."""
     proper: Counter[str] = Counter()
     lower: Counter[str] = Counter()
@@ -191,7 +194,7 @@ def _words(texts: Iterable[str], countries: Iterable[str]) -> list[str]:
             word
             for word, times in proper.items()
             if times > 1
-            and lower[word.lower()] <= _RARELY * times
+            and lower[word.lower()] <= _MAX_LOWER_RATIO * times
             and word not in taken
             and not word.startswith(stems)
         ),
@@ -199,7 +202,7 @@ def _words(texts: Iterable[str], countries: Iterable[str]) -> list[str]:
     )
 
 
-def _drawn_names(words: Sequence[str], seed: int) -> list[str]:
+def _shuffled_names(words: Sequence[str], seed: int) -> list[str]:
     """The words in random order, some of them in a compound."""
     names = sorted(words, key=lambda word: drawn(seed, "renamed", word))
     return [
@@ -211,22 +214,22 @@ def _drawn_names(words: Sequence[str], seed: int) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Rename the countries of a benchmark as the command line says; print the counts as JSON."""
+    """Write the folder given on the command line, and print the counts as JSON."""
     parser = argparse.ArgumentParser(
-        description="Make passages and questions about the training countries under other names."
+        description="Make passages and questions about the training countries under new names."
     )
     parser.add_argument("benchmark", help="the folder of the factbook benchmark")
-    parser.add_argument("--out", required=True, help="the folder to make")
-    parser.add_argument("--copies", type=int, default=12, help="new names of each country")
+    parser.add_argument("--out", required=True, help="the folder to create")
+    parser.add_argument("--copies", type=int, default=12, help="number of new names per country")
     parser.add_argument(
         "--names-from", nargs="+", default=[], help="more corpora whose proper nouns become names"
     )
     parser.add_argument(
         "--model",
         default="smollm2-135m",
-        help="base model, or its folder: words of the fewest of its tokens become names first",
+        help="base model, or its folder; words with the fewest of its tokens become names first",
     )
-    parser.add_argument("--seed", type=int, default=0, help="draws names and wordings")
+    parser.add_argument("--seed", type=int, default=0, help="seed of names and wordings")
     asked = parser.parse_args(arguments)
     try:
         tokenizer = load_tokenizer(asked.model)

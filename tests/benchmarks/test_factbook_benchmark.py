@@ -1,4 +1,4 @@
-"""The built benchmark: what it promises about its examples, splits, gold passages and leaks."""
+"""The built benchmark keeps its promises about examples, splits, gold passages and leaks."""
 
 import math
 import re
@@ -45,14 +45,14 @@ def facts(built: Built, countries: dict[str, Country]) -> list[KnownFact]:
     return list(known_facts(factbook_fields(), passages, by_code, load_relations()))
 
 
-def test_built_twice_it_is_the_same(built: Built) -> None:
+def test_the_same_seed_builds_the_same_files(built: Built) -> None:
     files = sorted(path.relative_to(built.folder) for path in built.folder.rglob("*.json*"))
     assert files == sorted(path.relative_to(built.other) for path in built.other.rglob("*.json*"))
     for file in files:
         assert (built.folder / file).read_bytes() == (built.other / file).read_bytes(), file
 
 
-def test_manifest_describes_the_files(built: Built) -> None:
+def test_the_manifest_describes_the_files(built: Built) -> None:
     assert built.manifest == load_benchmark(built.folder)
     assert built.manifest["corpus"]["fingerprint"] == built.corpus.text_fingerprint
     assert set(built.manifest["tasks"]) == NINE | SYNTHETIC
@@ -63,7 +63,9 @@ def test_manifest_describes_the_files(built: Built) -> None:
             assert len(built.examples[task, split]) == entry["examples"] > 0
 
 
-def test_minima(built: Built, facts: list[KnownFact]) -> None:
+def test_the_benchmark_has_enough_relations_facts_and_examples(
+    built: Built, facts: list[KnownFact]
+) -> None:
     assert len(load_relations()) >= 60
     assert len(facts) >= 12_000
     assert built.manifest["facts"] == Counter(
@@ -80,7 +82,7 @@ def test_minima(built: Built, facts: list[KnownFact]) -> None:
         assert len(built.examples[task, "test"]) >= 1000, task
 
 
-def test_the_documentation_has_the_right_numbers(built: Built) -> None:
+def test_the_documentation_states_the_actual_numbers(built: Built) -> None:
     text = (Path(__file__).parents[2] / "docs/reference/factbook.md").read_text(encoding="utf-8")
     for task, group in built.manifest["tasks"].items():
         splits = (group["splits"].get(split) for split in ("train", "dev", "test"))
@@ -92,7 +94,7 @@ def test_the_documentation_has_the_right_numbers(built: Built) -> None:
     assert f"{len(load_relations())} relations" in text
 
 
-def test_every_relation_has_words_of_its_own() -> None:
+def test_every_relation_has_distinct_complete_templates() -> None:
     relations = load_relations()
     assert len({relation.name for relation in relations}) == len(relations)
     wordings = [text for relation in relations for text in relation.questions]
@@ -120,7 +122,7 @@ def test_splits_have_their_shares(built: Built, countries: dict[str, Country]) -
     assert seen.isdisjoint(fields[name] for name in relations["dev"] | relations["test"])
 
 
-def test_another_seed_splits_otherwise(built: Built, tmp_path: Path) -> None:
+def test_another_seed_gives_other_splits(built: Built, tmp_path: Path) -> None:
     from imprag.benchmarks.factbook.splits import ENTITY_SHARES, split_names
 
     names = list(_split(built, "countries"))
@@ -152,7 +154,7 @@ def test_linked_entities_are_in_their_split(built: Built) -> None:
         assert sentences["train"].isdisjoint(sentences["dev"] | sentences["test"])
 
 
-def test_questions_about_articles(built: Built) -> None:
+def test_article_questions_are_unambiguous_and_hide_their_answer(built: Built) -> None:
     texts = {passage.id: passage.text for passage in built.corpus}
     split_of, kinds = _split(built, "articles"), Counter()
     assert ("wiki10k/qa", "test") not in built.examples
@@ -167,7 +169,7 @@ def test_questions_about_articles(built: Built) -> None:
             assert not re.search(r"\{[XDYa]\}", example.input), example
     assert min(kinds[kind] for kind in ("born", "died", "person")) >= 800
     assert min(kinds[kind] for kind in ("what", "name")) >= 3000
-    # Whom or what a description asks for is one article only, among all.
+    # A description that asks for a person or name fits only one article.
     answers = defaultdict(set)
     for example in built.examples["wiki10k/qa", "train"]:
         if example.meta["kind"] in ("name", "person"):
@@ -175,7 +177,7 @@ def test_questions_about_articles(built: Built) -> None:
     assert all(len(titles) == 1 for titles in answers.values())
 
 
-def test_articles_about_countries_follow_the_countries(
+def test_articles_about_countries_are_in_the_countrys_split(
     built: Built, countries: dict[str, Country]
 ) -> None:
     country_split, article_split = _split(built, "countries"), _split(built, "articles")
@@ -187,7 +189,7 @@ def test_articles_about_countries_follow_the_countries(
 def test_no_training_text_tells_a_held_out_fact(
     built: Built, facts: list[KnownFact], countries: dict[str, Country]
 ) -> None:
-    """Searched anew, without the benchmark's own filter: names by plain text search."""
+    """Searches by plain text, independently of the benchmark's own filter."""
     split_of = _split(built, "countries")
     held_out = [name for name in countries if split_of[name] != "train"]
     others = [
@@ -205,14 +207,14 @@ def test_no_training_text_tells_a_held_out_fact(
         for name in held_out:
             if name in text and contains_answer(text, [name]):
                 named += 1
-                beside = text  # names alone, such as "Spain" and "Spanish", tell nothing
+                beside = text  # names alone, such as "Spain" and "Spanish", tell no fact
                 country = countries[name]
                 forms = [*country.names, *country.demonyms, *country.former_names]
                 for form in sorted(forms, key=len, reverse=True):
                     beside = beside.replace(form, "■")
                 for fact in told[name]:
                     assert not contains_answer(beside, fact.answers), (task, example.id, fact)
-    assert named > 100  # the search finds names, if no facts
+    assert named > 100  # the search does find names, only no facts
 
 
 def test_the_leak_search_finds_leaks(facts: list[KnownFact]) -> None:
@@ -229,7 +231,7 @@ def test_the_leak_search_finds_leaks(facts: list[KnownFact]) -> None:
     assert held_out.told_in("The French went to Chad.") is None
 
 
-def test_training_texts_hold_no_unseen_relation(built: Built) -> None:
+def test_training_texts_contain_no_unseen_relation(built: Built) -> None:
     unseen = {name for name, split in _split(built, "relations").items() if split != "train"}
     unseen_wordings = [
         re.escape(wording).replace(r"\{X\}", "(.+)").replace(r"\{X's\}", "(.+)'s?")
@@ -243,12 +245,12 @@ def test_training_texts_hold_no_unseen_relation(built: Built) -> None:
             assert not pattern.fullmatch(example.input), example.input
         if task == "factbook/trex":
             assert example.input.split(" [SEP] ")[1] not in unseen
-    # The synthetic tasks use prose only, where no relation stands.
+    # The synthetic tasks use only prose, which states no relation.
     assert PROSE.isdisjoint(relation.field for relation in load_relations())
 
 
 def test_gold_passages_state_the_answer(built: Built) -> None:
-    """Except statements, whose answers are labels, and denoising, whose answer is a list."""
+    """Statements are exempt (their answers are labels), and denoising (its answer is a list)."""
     texts = {passage.id: f"{passage.title}\n{passage.text}" for passage in built.corpus}
     for (task, _), examples in built.examples.items():
         for example in examples:
@@ -266,7 +268,9 @@ def test_gold_passages_state_the_answer(built: Built) -> None:
                 assert any(contains_answer(text, answers) for text in stated), example.id
 
 
-def test_gold_is_of_the_country_that_is_asked(built: Built, countries: dict[str, Country]) -> None:
+def test_gold_passages_are_about_the_country_asked_for(
+    built: Built, countries: dict[str, Country]
+) -> None:
     for task in ABOUT_FACTS:
         for example in built.examples[task, "test"]:
             code = countries[example.meta["country"]].code
@@ -275,7 +279,7 @@ def test_gold_is_of_the_country_that_is_asked(built: Built, countries: dict[str,
                 assert {id.split("/")[1] for id in ids} == {code, bridge}, example.id
 
 
-def test_answers_hold_every_form(built: Built) -> None:
+def test_answers_include_every_form(built: Built) -> None:
     answers = {
         (example.meta["country"], example.meta["relation"]): example.answers
         for split in ("train", "dev", "test")
@@ -294,7 +298,7 @@ def test_answers_hold_every_form(built: Built) -> None:
     assert {"United Kingdom", "UK"} <= {*linked["United Kingdom"]}
 
 
-def test_two_hop_descriptions_fit_one_country(built: Built, facts: list[KnownFact]) -> None:
+def test_two_hop_descriptions_fit_only_one_country(built: Built, facts: list[KnownFact]) -> None:
     countries_with = defaultdict(set)
     for fact in facts:
         countries_with[fact.relation.name, fact.answers[0].casefold()].add(fact.country.name)
@@ -316,7 +320,7 @@ def test_two_hop_descriptions_fit_one_country(built: Built, facts: list[KnownFac
     assert partners > 100
 
 
-def test_statements_give_their_label_away_by_nothing(built: Built) -> None:
+def test_statements_do_not_reveal_their_label(built: Built) -> None:
     def labelled(split: str) -> list[tuple[list[str], str]]:
         return [
             (re.findall(r"\w+|[^\w\s]", example.input.lower()), example.answers[0])
@@ -354,7 +358,7 @@ def test_statements_are_balanced(built: Built) -> None:
         examples = built.examples["factbook/fever", split]
         labels = Counter(example.answers[0] for example in examples)
         assert labels["True"] / len(examples) == pytest.approx(0.5, abs=0.001)
-        if split != "train":  # where single statements are left out for what they tell
+        if split != "train":  # train drops single statements that tell held-out facts
             countries = Counter((one.meta["country"], one.answers[0]) for one in examples)
             assert all(countries[name, "True"] == countries[name, "False"] for name, _ in countries)
 
@@ -366,11 +370,11 @@ def test_false_statements_are_false(built: Built, facts: list[KnownFact]) -> Non
         stated = contains_answer(example.input, [*fact.answers, fact.shown])
         if example.answers == ["True"]:
             assert stated, example.input
-        elif len(fact.answers[0].split()) > 1:  # "3" may stand in "2.3 million"
+        elif len(fact.answers[0].split()) > 1:  # "3" may occur in "2.3 million"
             assert not contains_answer(example.input, [fact.shown]), example.input
 
 
-def test_mentions_are_marked(built: Built) -> None:
+def test_every_mention_is_marked_once(built: Built) -> None:
     for task in ("factbook/aida", "wiki10k/aida"):
         for split in ("train", "dev", "test"):
             for example in built.examples[task, split]:
@@ -380,7 +384,7 @@ def test_mentions_are_marked(built: Built) -> None:
     assert {"Spanish", "UK", "India"} <= kinds
 
 
-def test_prompts_can_be_made(built: Built) -> None:
+def test_every_example_has_a_prompt(built: Built) -> None:
     for (task, split), examples in built.examples.items():
         declared = load_task(task)
         assert declared.retrieval is (task in NINE)
@@ -395,7 +399,7 @@ def test_prompts_can_be_made(built: Built) -> None:
             assert read == written
 
 
-def test_a_taken_folder_is_refused(built: Built, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(built: Built, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ImpRAGError, match="exists already"):
         build_factbook(tmp_path)

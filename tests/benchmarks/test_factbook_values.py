@@ -81,8 +81,10 @@ from imprag.corpus import Fact
         (values.internet_codes, ".ex; note - .wy is used, too", [".ex", ".wy"]),
     ],
 )
-def test_readers(reader: values.Reader, entry: str, answers: list[str | None] | None) -> None:
-    """None stands for what is not spelt out here."""
+def test_readers_return_the_forms_of_the_answer(
+    reader: values.Reader, entry: str, answers: list[str | None] | None
+) -> None:
+    """None accepts any answer or form."""
     found = reader(entry)
     if answers is None:
         assert found
@@ -96,14 +98,14 @@ def test_readers(reader: values.Reader, entry: str, answers: list[str | None] | 
     unit=st.sampled_from(["", " sq km", " km", " tons of waste"]),
     note=st.sampled_from(["", " (2024 est.)", "; note - old", " note: old"]),
 )
-def test_quantity_has_all_forms(number: int, unit: str, note: str) -> None:
+def test_a_quantity_has_all_its_forms(number: int, unit: str, note: str) -> None:
     forms = values.quantity(f"{number:,}{unit}{note}")
     assert forms[0] == f"{number:,}{unit}"
     assert set(forms) == {f"{number:,}{unit}", f"{number}{unit}", f"{number:,}", f"{number}"}
 
 
 @given(st.text(max_size=40))
-def test_readers_take_any_text(entry: str) -> None:
+def test_readers_accept_any_text(entry: str) -> None:
     for reader in values.READERS.values():
         forms = reader(entry)
         assert all(forms)
@@ -127,7 +129,7 @@ ENTRIES = [
 ]
 
 
-def test_countries_in_a_sentence() -> None:
+def test_countries_get_articles_and_possessives_in_sentences() -> None:
     countries = read_countries(ENTRIES)
     assert [country.in_sentence for country in countries.values()] == [
         "Exland",
@@ -165,7 +167,7 @@ def test_ambiguous_names_stand_for_no_country() -> None:
         ("anti-Exland", False),
     ],
 )
-def test_stands_alone(text: str, alone: bool) -> None:
+def test_stands_alone_refuses_parts_of_longer_names(text: str, alone: bool) -> None:
     (mention,) = NameFinder(["Exland"]).find(text)
     assert stands_alone(text, mention) is alone
 
@@ -179,7 +181,7 @@ def test_finder_prefers_the_longest_name() -> None:
 
 
 @given(st.lists(st.sampled_from(["Ex", "Exland", "New Exland", "land", ",", "new"]), max_size=8))
-def test_finder_gives_the_text_at_its_place(words: list[str]) -> None:
+def test_finder_returns_the_span_of_each_name(words: list[str]) -> None:
     text = " ".join(words)
     found = list(NameFinder(["Ex", "Exland", "New Exland"]).find(text))
     assert all(text[mention.start : mention.end] == mention.name for mention in found)

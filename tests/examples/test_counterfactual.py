@@ -1,4 +1,4 @@
-"""Questions and passages with other facts than the true ones."""
+"""Counterfactual questions and passages."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def made(folder: Path, out: str, seed: int = 0) -> dict[str, int]:
     return make_counterfactual(*files, folder / out, seed)
 
 
-def test_answers_and_their_passage_change_alike(folder: Path) -> None:
+def test_answers_and_their_passage_get_the_same_replacements(folder: Path) -> None:
     assert made(folder, "a") == {"passages": 1, "questions": 6, "left_out": 2}
     (passage,) = load_corpus(folder / "a/passages.jsonl")
     assert passage.id == "counterfactual/gov"
@@ -69,7 +69,7 @@ def test_answers_and_their_passage_change_alike(folder: Path) -> None:
     (capital,) = found["capital"].answers
     assert capital in {"Quorby", "Zeldmere"}
     assert f"Capital: {capital}. " in passage.text
-    # An alias that the passage does not have is left out; a title stays, capitals stay capitals.
+    # An alias that the passage lacks is dropped; titles and capitals are kept.
     head, titled = found["head"].answers
     assert titled == f"President {head}"
     first, last = head.split()
@@ -81,7 +81,7 @@ def test_answers_and_their_passage_change_alike(folder: Path) -> None:
     assert re.fullmatch(r"[1-9],[1-9]\d[1-9]\.[1-9]", bare)
     assert f"Area: {area} (2024 est.)" in passage.text
     assert f"Founded in {found['founded'].answers[0]} in Tarnby by a president." in passage.text
-    # What a question of the passage names stays, and what is not a name.
+    # Words of the passage's questions are kept, and so are common words.
     assert found["year"].answers == ["2024"]
     assert found["founder"].answers == ["a president"]
     kept = {"Oldmouth", "Ada", "LINDQVIST", "1810", "204.5"}
@@ -96,7 +96,7 @@ def test_without_other_names_only_numbers_change(folder: Path) -> None:
     assert "1810" not in passage.text
 
 
-def test_the_seed_draws(folder: Path) -> None:
+def test_another_seed_gives_other_replacements(folder: Path) -> None:
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         made(folder, out, seed)
     for name in ("questions.jsonl", "passages.jsonl"):
@@ -104,7 +104,9 @@ def test_the_seed_draws(folder: Path) -> None:
         assert a == b != c
 
 
-def test_the_script_and_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_writes_the_folder_and_refuses_mistakes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     questions, passages = str(folder / "questions.jsonl"), str(folder / "passages.jsonl")
     arguments = [questions, "--corpus", passages, "--out", str(folder / "a")]
     main(arguments)
@@ -129,7 +131,7 @@ def test_only_whole_numbers_and_words_are_replaced(text: str, other: dict[str, s
     assert replaced(text, {f"{word}x1": new for word, new in other.items()}) == text
 
 
-def test_parts_of_numbers_and_words_stay() -> None:
+def test_parts_of_numbers_and_words_are_not_replaced() -> None:
     other = {"8": "3", "man": "Quorby", "1.5": "9.2"}
     assert replaced("8%, 18, 8.5, 1.5, Man, MAN, German", other) == (
         "3%, 18, 8.5, 9.2, Quorby, QUORBY, German"

@@ -1,4 +1,4 @@
-"""Passages and questions about countries under other names."""
+"""Passages and questions about countries under new names."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from imprag.tasks.matching import contains_answer
 from imprag.tasks.self_supervised import lookup
 
 
-def test_renamed_countries(
+def test_countries_are_renamed_in_passages_and_questions(
     built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([str(built.folder), "--out", str(tmp_path / "renamed"), "--copies", "2"])
@@ -30,7 +30,7 @@ def test_renamed_countries(
     }
     assert 300 < len(names) <= 2 * len(train)
 
-    # No word of a name is one of a country's, but for those that make compounds.
+    # No name has a word of a real country's name, except the words of compounds.
     splits = built.manifest["splits"]["countries"]
     taken = {word for group in splits.values() for name in group for word in name.split()}
     compound = {"Republic", "of", "North", "South", "East", "West", "New", "Upper", "Saint"}
@@ -53,7 +53,9 @@ def test_renamed_countries(
             assert contains_answer(passage.text, question.answers)
 
 
-def test_names_come_from_other_corpora_too_short_ones_first(built: Built, tmp_path: Path) -> None:
+def test_names_also_come_from_other_corpora_fewest_tokens_first(
+    built: Built, tmp_path: Path
+) -> None:
     texts = ["We met old Zyq and Quobblestonehenge, then Zyq and Quobblestonehenge again."]
     lines = [json.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts)]
     (tmp_path / "more.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -70,18 +72,18 @@ def test_names_come_from_other_corpora_too_short_ones_first(built: Built, tmp_pa
         found[one] = {question.meta["country"] for question in read}
         assert any(one in name for name in found[one])
     assert not any("Quobblestonehenge" in name for name in found["Zyq"])
-    # Their fields can be looked up, as those of real countries.
+    # The fields of renamed countries can be looked up like those of real ones.
     made = list(lookup(load_corpus(str(tmp_path / "Zyq/passages.jsonl"))))
     assert len(made) > 100
     assert {example.group[0] for example in made} <= found["Zyq"]
 
 
-def test_renaming_refuses_what_it_cannot_do(built: Built, tmp_path: Path) -> None:
+def test_renaming_refuses_bad_input(built: Built, tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match=r"can name 15\d countries at most \d+ times, not 500"):
         rename_countries(built.folder, tmp_path / "out", copies=500)
     with pytest.raises(ImpRAGError, match="exists already"):
-        rename_countries(built.folder, tmp_path)
-    with pytest.raises(ImpRAGError, match="no benchmark"):
+        rename_countries(built.folder, built.folder)
+    with pytest.raises(ImpRAGError, match="not a benchmark"):
         rename_countries(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -99,11 +101,11 @@ def test_a_country_in_a_sentence_is_renamed(country: str, text: str, renamed: st
     assert renamed_text(text, country, "Leopold") == renamed
 
 
-def test_the_script_says_what_is_wrong_in_one_line(
+def test_the_script_reports_an_error_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path), "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
     assert "error: " in (last := capsys.readouterr().err.splitlines()[-1])
-    assert "is no benchmark" in last
+    assert "is not a benchmark" in last

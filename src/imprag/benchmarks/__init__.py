@@ -1,1 +1,1 @@
-"""Benchmarks that are made from installed text. They import the core, never the reverse."""
+"""Benchmarks built from installed texts. They import the core; the core never imports them."""

@@ -1,4 +1,4 @@
-"""The factbook benchmark: every task format, from facts whose passages are known."""
+"""The factbook benchmark: examples of every task format, made from facts with known passages."""
 
 from imprag.benchmarks.factbook.build import VERSION, build_factbook
 from imprag.benchmarks.factbook.splits import choose, drawn

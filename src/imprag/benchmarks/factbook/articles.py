@@ -1,4 +1,4 @@
-"""Questions about the articles of wiki10k, from their titles, descriptions and dates."""
+"""Makes questions about wiki10k articles from their titles, descriptions and dates."""
 
 import re
 from collections import Counter
@@ -11,8 +11,8 @@ from imprag.benchmarks.factbook.values import without_accents
 from imprag.corpus import Passage
 from imprag.tasks.example import Answer, Example
 
-# What is asked, by kind, with X for the title, D for the description and Y for the year of birth.
-_WORDINGS = {
+# Templates by kind of question. X is the title, D the description, Y the year of birth.
+_TEMPLATES = {
     "born": ("When was {X} born?", "In which year was {X} born?", "What year is {X}'s birth?"),
     "died": ("When did {X} die?", "In which year did {X} die?", "What year is {X}'s death?"),
     "person": (
@@ -35,8 +35,8 @@ _MIN_NAMING_WORDS = 4
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One question: what stands in its wording, and the answers."""
+class _Question:
+    """A question's kind, answers, and the texts for its template."""
 
     kind: str
     answers: Sequence[str]
@@ -45,54 +45,54 @@ class _Asked:
 
 
 def article_questions(articles: Sequence[Passage], seed: int) -> Iterator[Example]:
-    """When somebody was born or died, who that was, what something is, and what it is called.
+    """Yield questions for birth, death, a person, a description, or the name of a thing.
 
-    Who or what is asked for by a description that fits one article only and does not tell its
-    title.
+    A question for a person or a name gives a description that fits only one article and does not
+    reveal its title.
     """
-    times = Counter(map(_told, articles))
+    times = Counter(map(_clue, articles))
     for article in articles:
-        for asked in _asked(article, unique=times[_told(article)] == 1):
+        for asked in _questions(article, unique=times[_clue(article)] == 1):
             yield _example(article, asked, seed)
 
 
-def _told(article: Passage) -> str:
-    """As much of the description as a question gives away."""
+def _clue(article: Passage) -> str:
+    """The part of the description that a question gives away."""
     told = description(article)
     life = _LIFE.match(told)
     return (f"{life['who']} {life['from'] or life['born']}" if life else told).casefold()
 
 
-def _asked(article: Passage, *, unique: bool) -> Iterator[_Asked]:
+def _questions(article: Passage, *, unique: bool) -> Iterator[_Question]:
     told = description(article)
     if not told:
         return
     life = _LIFE.match(told)
     names = _names(article.title)
-    tells = not _words(told).isdisjoint(_words(article.title))
+    reveals_title = not _words(told).isdisjoint(_words(article.title))
     if life:
         born = life["from"] or life["born"]
-        yield _Asked("born", [born])
+        yield _Question("born", [born])
         if life["to"]:
-            yield _Asked("died", [life["to"]])
-        if unique and not tells:
-            yield _Asked("person", names, life["who"], born)
+            yield _Question("died", [life["to"]])
+        if unique and not reveals_title:
+            yield _Question("person", names, life["who"], born)
         return
-    if article.meta["topic"] == "People" or "(" in told:  # a life with doubts about its years
+    if article.meta["topic"] == "People" or "(" in told:  # a person with uncertain years
         return
     plain = _lower_first(told, article)
     if len(told.split()) <= _MAX_ANSWER_WORDS:
-        yield _Asked("what", list(dict.fromkeys([plain, told])))
-    if unique and not tells and len(told.split()) >= _MIN_NAMING_WORDS:
-        yield _Asked("name", names, plain)
+        yield _Question("what", list(dict.fromkeys([plain, told])))
+    if unique and not reveals_title and len(told.split()) >= _MIN_NAMING_WORDS:
+        yield _Question("name", names, plain)
 
 
-def _example(article: Passage, asked: _Asked, seed: int) -> Example:
-    wording = choose(_WORDINGS[asked.kind], seed, "article", asked.kind, article.title)
+def _example(article: Passage, asked: _Question, seed: int) -> Example:
+    template = choose(_TEMPLATES[asked.kind], seed, "article", asked.kind, article.title)
     best, *forms = asked.answers
     return Example(
         id=f"article/{article.id.removeprefix('wiki10k/')}/{asked.kind}",
-        input=wording.format(
+        input=template.format(
             X=_names(article.title)[0],
             D=asked.description,
             Y=asked.year,
@@ -104,13 +104,16 @@ def _example(article: Passage, asked: _Asked, seed: int) -> Example:
 
 
 def _names(title: str) -> list[str]:
-    """The title as one would say it, and other ways to write it."""
+    """The title as people say it, and its other spellings."""
     said = re.sub(r" \([^)]*\)$", "", title)
     return list(dict.fromkeys([said, title, without_accents(said)]))
 
 
 def _lower_first(told: str, article: Passage) -> str:
-    """With a small first letter, unless the first word has a capital in running text, too."""
+    """The description with a lower-case first letter, unless its first word is always capitalised.
+
+    The article's sentences show whether it is.
+    """
     first = told.split()[0]
     running = " ".join(lead(article))
     if first[1:] != first[1:].lower() or re.search(rf"(?<=[a-z,] ){re.escape(first)}\b", running):

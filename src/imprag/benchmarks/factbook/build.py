@@ -1,4 +1,4 @@
-"""Building the factbook benchmark from the built-in corpus ``default``."""
+"""Builds the factbook benchmark from the built-in corpus ``default``."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,11 +39,11 @@ from imprag.tasks.example import Example, write_examples
 from imprag.tasks.synthetic import phrase_denoising, sentence_generation
 from imprag.tasks.task import Task
 
-#: Grows with every change that gives other examples.
+#: Raise it with every change that gives other examples.
 VERSION = 2
 
 _MIN_PROSE_WORDS = 20
-_MAX_COUNTRY_LINKS = 60  # of one country in one split, lest the United Kingdom be a third of all
+_MAX_COUNTRY_LINKS = 60  # per country; without a limit, the United Kingdom has a third of them
 
 
 class ExampleSet(NamedTuple):
@@ -55,19 +55,23 @@ class ExampleSet(NamedTuple):
 
 
 def build_factbook(out: str | Path, seed: int = 0) -> dict[str, Any]:
-    """Make the benchmark in a new folder: a JSONL file for each task and split, and a manifest.
+    """Build the benchmark in a new folder: a JSONL file per task and split, and a manifest.
 
     The same seed gives the same files, byte for byte. The corpus ``default`` is built in the cache
-    folder if it is not there yet.
+    folder if it is missing.
+
+    Args:
+        out: the folder to create.
+        seed: the seed of splits and examples, 0 by default.
 
     Returns:
-        The manifest, as in ``benchmark.json``: version, seed, the corpus' fingerprint; for every
-        task its corpus and for every split the file, its checksum and the number of examples; the
+        The manifest, as in ``benchmark.json``: version, seed and the corpus's fingerprint; every
+        task's corpus, and for every split the file, its checksum and the number of examples; the
         splits of countries, relations and articles; the number of facts.
 
     Raises:
-        ImpRAGError: the folder is taken or cannot be written, or a package with the text is
-            missing or of another version.
+        ImpRAGError: the folder exists and is not empty, or cannot be written, or a package with
+            the text is missing or has another version.
     """
     out = expand_home(out)
     with new_folder(out):
@@ -99,14 +103,14 @@ def build_factbook(out: str | Path, seed: int = 0) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Material:
-    """What the examples are made from."""
+    """The corpus, and everything derived from it that examples are made from."""
 
     corpus: Corpus
     seed: int
 
     @cached_property
     def country_passages(self) -> Mapping[str, list[Passage]]:
-        """By the country's name; first those that tell its name and what it is."""
+        """The passages of each country, by its name; first those that say what it is."""
         found = defaultdict(list)
         for passage in self.corpus:
             if passage.id.startswith("factbook/") and passage.meta["code"] in self.countries:
@@ -139,13 +143,13 @@ class _Material:
 
     @cached_property
     def field_split(self) -> dict[str, str]:
-        """Relations that stand in the same field are in the same split."""
+        """The split of every field. Relations from the same field share a split."""
         fields = {relation.field for relation in load_relations()}
         return split_names(fields, RELATION_SHARES, self.seed, "relation")
 
     @cached_property
     def article_split(self) -> dict[str, str]:
-        """An article about a country is in the split of that country."""
+        """The split of every article. An article about a country has the country's split."""
         titles = [article.title for article in self.articles]
         split_of = split_names(titles, ENTITY_SHARES, self.seed, "article")
         for country in self.countries.values():
@@ -160,7 +164,7 @@ class _Material:
         return HeldOutFacts(facts, self.countries.values())
 
     def facts_of(self, countries: str, relations: str) -> list[KnownFact]:
-        """The facts about the countries of one split, by the relations of another."""
+        """The facts about countries of one split, with relations of another."""
         return [
             fact
             for fact in self.facts
@@ -225,7 +229,7 @@ def _linking_sets(material: _Material) -> Iterator[ExampleSet]:
 
 
 def _thinned(links: Iterable[Link], seed: int) -> list[Link]:
-    """The links without those of a country that are too many."""
+    """The links, at most ``_MAX_COUNTRY_LINKS`` per country."""
     of_country = defaultdict(list)
     for link in links:
         of_country[link.entity].append(link)
@@ -241,8 +245,8 @@ def _split_links(
     pages: Mapping[str, tuple[Sequence[str], Sequence[str]]],
     split_of: Mapping[str, str],
 ) -> Iterator[ExampleSet]:
-    """Links are split by the entity that is mentioned. A sentence for training is about an entity
-    of train, too, and is in no example of dev or test."""
+    """Split links by the mentioned entity. A training sentence is also from the text of an entity
+    of train, and is in no example of dev or test."""
     held_out = {link.sentence for link in links if split_of[link.entity] != "train"}
     for split in SPLITS:
         yield ExampleSet(
@@ -282,15 +286,15 @@ def _synthetic_sets(material: _Material) -> Iterator[ExampleSet]:
 
 
 def _prose(passage: Passage) -> str:
-    """The lines that are written in sentences, without their labels; no relation is among them."""
+    """The lines written in sentences, without their labels; they hold no relation."""
     lines = (line.partition(": ") for line in passage.text.splitlines())
     return "\n".join(text for field, _, text in lines if field in PROSE)
 
 
 def _rank(fields: Sequence[str]) -> int:
-    """Where a passage stands among those that tell what a country is."""
-    telling = ("Country name: conventional short form", "Background", "Nationality: adjective")
-    return next((rank for rank, field in enumerate(telling) if field in fields), len(telling))
+    """The rank of a passage among those that say what a country is."""
+    defining = ("Country name: conventional short form", "Background", "Nationality: adjective")
+    return next((rank for rank, field in enumerate(defining) if field in fields), len(defining))
 
 
 def _by_split(split_of: Mapping[str, str]) -> dict[str, list[str]]:

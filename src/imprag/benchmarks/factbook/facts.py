@@ -13,14 +13,14 @@ from imprag.tasks.matching import contains_answer
 
 @dataclass(frozen=True)
 class KnownFact:
-    """A value of a relation that stands in a passage.
+    """A value of a relation that a passage states.
 
     Attributes:
-        country: whom the fact is about.
-        relation: such as ``capital``.
+        country: the country that the fact is about.
+        relation: the relation, such as ``capital``.
         answers: all forms of the value, the best first.
         gold: ids of the passages that state the value under the label of the relation's field.
-        partner: the country that the value is, if it is one.
+        partner: the country that the value names, if it names one.
     """
 
     country: Country
@@ -31,7 +31,7 @@ class KnownFact:
 
     @property
     def shown(self) -> str:
-        """The value as it is said in a sentence."""
+        """The value as written in a sentence."""
         return self.partner.in_sentence if self.partner else self.answers[0]
 
 
@@ -41,7 +41,7 @@ def known_facts(
     countries: dict[str, Country],
     relations: Iterable[Relation],
 ) -> Iterator[KnownFact]:
-    """All facts of all relations that have a short value and a passage that states it."""
+    """Yield the facts of all relations that have a short value and a passage that states it."""
     texts: dict[tuple[str, str], str] = {}
     for entry in entries:
         texts.setdefault((entry.code, entry.label), entry.text)
@@ -70,7 +70,7 @@ def _is_country(relation: Relation) -> bool:
 
 
 def _statement(text: str, label: str) -> str:
-    """The part of a passage's text that begins with a field's label, to the end of its line."""
+    """The rest of the line after a field's label in a passage's text; empty if there is none."""
     field, _, subfield = label.partition(": ")
     for line in text.splitlines():
         if line.startswith(f"{field}: "):

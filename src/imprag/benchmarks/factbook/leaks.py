@@ -1,4 +1,4 @@
-"""Keeping facts about countries of dev and test out of training texts."""
+"""Keeps facts about the countries of dev and test out of training texts."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from imprag.tasks.matching import contains_answer
 
 
 class HeldOutFacts:
-    """The facts about some countries, to be found in any text.
+    """Finds facts about the held-out countries in any text.
 
-    A text tells a fact if it names the country, in whatever form, and holds the fact's value
-    beside the name. This finds too much, a chance "5 years" in a text about something else
-    included, and that does no harm.
+    A text tells a fact if it names the country in any form and contains the fact's value outside
+    the name. This finds too much, such as a chance "5 years" in a text on another subject, which
+    does no harm.
     """
 
     def __init__(self, facts: Iterable[KnownFact], countries: Iterable[Country]) -> None:
@@ -30,21 +30,21 @@ class HeldOutFacts:
         self._finder = NameFinder(self._called)
 
     def told_in(self, text: str) -> KnownFact | None:
-        """A fact that the text tells, if there is one."""
+        """A fact that the text tells, or None."""
         places = defaultdict(list)
         for mention in self._finder.find(text):
             for country in self._called[mention.name] & self._of_country.keys():
                 places[country].append(mention)
         for country in sorted(places):
-            # "Spanish" alone does not tell what things from Spain are called.
-            beside = text
+            # The names do not count as values: "Spanish" alone does not tell Spain's demonym.
+            rest = text
             for mention in reversed(places[country]):
-                beside = f"{beside[: mention.start]} ■ {beside[mention.end :]}"
+                rest = f"{rest[: mention.start]} ■ {rest[mention.end :]}"
             for fact in self._of_country[country]:
-                if contains_answer(beside, fact.answers):
+                if contains_answer(rest, fact.answers):
                     return fact
         return None
 
     def told_by(self, example: Example) -> KnownFact | None:
-        """A fact that the example's input or answers tell, if there is one."""
+        """A fact that the example's input or answers tell, or None."""
         return self.told_in("\n".join([example.input, *example.answers]))

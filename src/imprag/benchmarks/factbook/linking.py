@@ -1,4 +1,4 @@
-"""Entity linking: names of countries and of articles, marked in sentences about something else."""
+"""Entity linking: names of countries and articles, marked in sentences about other subjects."""
 
 import re
 from collections import Counter, defaultdict
@@ -28,13 +28,13 @@ PROSE = {
 }
 _MIN_WORDS = 8
 _MAX_WORDS = 60
-# Demonyms that are names of languages, faiths or peoples here, and not of a country.
+# Contexts in which a demonym names a language, faith or people rather than a country.
 _NO_COUNTRY_BEFORE = re.compile(r"\b(?:in|into|ancient|old|Old|Ancient|the word)\s+$")
 _NO_COUNTRY_AFTER = re.compile(
     r"\s+(?:words?|terms?|names?|phrases?|language|languages|version|spelling|translation|roots?"
     r"|meaning|dialect|speakers?|myth\w*|alphabet|verb|letters?|for|and Latin|origin)\b|-speak"
 )
-# Regions, peoples and many other things are called so too.
+# Names that regions, peoples and many other things have, too.
 _AMBIGUOUS = {
     *("America", "Central African", "Latin", "Micronesian", "Micronesians"),
     *("Croats", "Saint Martin", "Serbs", "Slovenes", "Turk", "Turks"),
@@ -43,13 +43,13 @@ _HAS_VERB = re.compile(r"\b(?:is|was|are|were|has|had|have)\b")
 
 
 class Link(NamedTuple):
-    """A mention of an entity in a sentence of a passage or entry about another one.
+    """A mention of an entity in a sentence about another entity.
 
     Attributes:
-        entity: name of the country or title of the article that is mentioned.
-        source: name or title of the one whose text the sentence is from.
+        entity: the name of the mentioned country, or the title of the mentioned article.
+        source: the name or title of the entity whose text contains the sentence.
         sentence: the text around the mention.
-        mention: where the name stands in it.
+        mention: the position of the name in the sentence.
     """
 
     entity: str
@@ -59,9 +59,9 @@ class Link(NamedTuple):
 
 
 def country_names(countries: Iterable[Country]) -> dict[str, Country]:
-    """The country of every name that stands for one only.
+    """The country of every name that stands for only one.
 
-    Names come before demonyms and these before former names; states before territories.
+    Names have priority over demonyms, demonyms over former names, and states over territories.
     """
     found: dict[str, Country] = {}
     for kind in ("names", "demonyms", "former_names"):
@@ -77,7 +77,7 @@ def country_names(countries: Iterable[Country]) -> dict[str, Country]:
 
 
 def country_links(entries: Iterable[Fact], countries: Mapping[str, Country]) -> Iterator[Link]:
-    """Mentions of countries in the sentences that the Factbook has about other countries."""
+    """Yield mentions of countries in the Factbook's sentences about other countries."""
     names = country_names(countries.values())
     demonyms = {demonym for country in countries.values() for demonym in country.demonyms}
     finder = NameFinder(names)
@@ -100,7 +100,7 @@ def country_links(entries: Iterable[Fact], countries: Mapping[str, Country]) -> 
 
 
 def article_links(passages: Sequence[Passage]) -> Iterator[Link]:
-    """Mentions of articles of wiki10k, by their titles, in the leads of other articles."""
+    """Yield mentions of wiki10k articles, by title, in the leads of other articles."""
     finder = NameFinder(_linkable_titles(passages))
     seen = set()
     for passage in passages:
@@ -124,7 +124,7 @@ def lead(article: Passage) -> list[str]:
 
 
 def description(article: Passage) -> str:
-    """What stands between title and extract, without its full stop; "" if nothing does."""
+    """The description between title and extract, without its full stop; "" if there is none."""
     return _described(article)[0].removesuffix(".")
 
 
@@ -137,7 +137,7 @@ def _described(article: Passage) -> tuple[str, list[str]]:
 
 
 def link_example(link: Link, answers: Sequence[str], gold: Sequence[str], number: int) -> Example:
-    """The task of naming the marked entity. Any passage of its page proves the answer."""
+    """An example that asks for the marked entity. Any passage of its page proves the answer."""
     forms = list(dict.fromkeys([*answers, *map(without_accents, answers)]))
     proof = [{"passage_id": id} for id in gold]
     return Example(
@@ -149,7 +149,7 @@ def link_example(link: Link, answers: Sequence[str], gold: Sequence[str], number
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The sentences of an entry; long ones in parts, as the Factbook joins them by semicolons."""
+    """The sentences of an entry; long ones are split at the semicolons that join their parts."""
     for sentence in split_sentences(text):
         parts = [sentence] if len(sentence.split()) <= _MAX_WORDS else sentence.split("; ")
         for part in parts:
@@ -164,7 +164,7 @@ def _means_country(sentence: str, mention: Mention) -> bool:
 
 
 def _linkable_titles(passages: Iterable[Passage]) -> list[str]:
-    """Titles that are proper names and need no word in parentheses to tell them from others."""
+    """The titles that are proper names and unambiguous without a word in parentheses."""
     small: Counter[str] = Counter()
     capital: Counter[str] = Counter()
     titles = []

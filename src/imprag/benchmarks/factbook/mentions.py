@@ -1,4 +1,4 @@
-"""Finding names in text, and telling which of them stand for an entity on their own."""
+"""Finds names in texts, and decides which of them stand for an entity on their own."""
 
 import re
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _CAPITALIZED = re.compile(r"\b[^\W\d_a-z]\w*")
-# Words that begin sentences, and so have a capital without being part of a name.
+# Words that begin sentences: their capital does not make them part of a name.
 _OPENERS = re.compile(
     "A|After|All|Although|An|And|As|At|Because|Before|Between|Both|But|By|Despite|During|Each|"
     "Following|For|Former|Formerly|From|He|Her|His|However|If|In|Including|Instead|It|Its|Like|"
@@ -29,9 +29,9 @@ class Mention(NamedTuple):
 
 
 class NameFinder:
-    """Finds names in texts: exact case, whole words, the longest where several begin.
+    """Finds names in texts: exact case, whole words, and the longest name at each position.
 
-    Names begin with a capital.
+    Names must begin with a capital.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -59,7 +59,7 @@ class NameFinder:
 
 
 def stands_alone(text: str, mention: Mention) -> bool:
-    """Whether the name is no part of a longer one, such as ``Mexico`` in ``Gulf of Mexico``."""
+    """Whether the name is not part of a longer one, as ``Mexico`` is in ``Gulf of Mexico``."""
     before, after = text[: mention.start], text[mention.end :]
     joined = before.endswith(_JOINED) or after.startswith(_JOINED)
     if joined or _PART_AFTER.match(after):
@@ -70,7 +70,7 @@ def stands_alone(text: str, mention: Mention) -> bool:
     word = part[1]
     if word is None:
         return False
-    # What stands before a name of several words tells what it is: "Pope John Paul II".
+    # A word before a name of several words describes it: "Pope John Paul II".
     described = " " in mention.name and not _PART_OF_NAME.fullmatch(word)
     return described or not word[0].isupper() or _OPENERS.fullmatch(word) is not None
 

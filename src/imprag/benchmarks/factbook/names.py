@@ -1,4 +1,4 @@
-"""How countries are called: in a sentence, by other names, by the names of their people."""
+"""The names of countries: in a sentence, alternative and former names, demonyms."""
 
 import re
 from collections import defaultdict
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from imprag.benchmarks.factbook.values import demonyms, former_names, without_accents
 from imprag.corpus import Fact
 
-# No countries, and nobody asks for their capital.
+# Entries of the Factbook that are not countries.
 _LEFT_OUT = {"European Union", "World"}
-# Names that people say and the Factbook's entries do not give as such.
+# Common names that the Factbook's entries do not list.
 _ALSO_CALLED = {
     "Burma": ["Myanmar"],
     "Cabo Verde": ["Cape Verde"],
@@ -52,12 +52,12 @@ class Country:
     """A country, territory or area.
 
     Attributes:
-        code: in the Factbook, such as ``cd``.
-        name: its title in the corpus, such as ``Chad`` or ``The Gambia``.
-        dependent: whether it is no state of its own.
-        names: all forms of its present name, ``name`` first.
-        demonyms: adjectives and nouns for its people.
-        former_names: what it was called before.
+        code: the code in the Factbook, such as ``cd``.
+        name: the title in the corpus, such as ``Chad`` or ``The Gambia``.
+        dependent: whether it is not a state of its own.
+        names: all forms of the present name, ``name`` first.
+        demonyms: adjectives and nouns for the people.
+        former_names: earlier names.
     """
 
     code: str
@@ -69,14 +69,14 @@ class Country:
 
     @property
     def in_sentence(self) -> str:
-        """With its article, if it has one: ``the Gambia``, ``Chad``."""
+        """The name with its article, if it has one: ``the Gambia``, ``Chad``."""
         name = self.name.removeprefix("The ")
         article = _WITH_ARTICLE.fullmatch(name) and not _WITHOUT_ARTICLE.fullmatch(name)
         return f"the {name}" if article else name
 
     @property
     def possessive(self) -> str:
-        """``the Gambia's``, ``the Netherlands'``."""
+        """The possessive: ``the Gambia's``, ``the Netherlands'``."""
         return self.in_sentence + ("'" if self.name.endswith("s") else "'s")
 
 

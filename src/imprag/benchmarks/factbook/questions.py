@@ -1,4 +1,4 @@
-"""Facts asked in every format: questions, two-hop questions, slots, true and false statements."""
+"""Makes examples from facts: questions, two-hop questions, slots, true and false statements."""
 
 import re
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ from imprag.tasks.example import Answer, Example
 
 _HOPS_PER_BRIDGE = 4
 _STEM = 4  # letters: "Chad" and "Chadian", "Panama" and "Panama City" share their stem
-# Words of many countries' names, which hint at none.
+# Words in the names of many countries, which hint at no particular one.
 _COMMON_WORDS = (
     "the republic kingdom state states united union island islands territory saint north south "
     "east west central northern southern western eastern democratic people federal federation "
@@ -25,7 +25,7 @@ _COMMON_WORDS = (
 
 
 def questions(facts: Iterable[KnownFact], seed: int, *, every_wording: bool) -> Iterator[Example]:
-    """Questions about single facts, in one wording or in every wording of the relation."""
+    """Yield questions about single facts, in one or in every wording of the relation."""
     for fact in facts:
         wordings = fact.relation.questions
         if not every_wording:
@@ -41,7 +41,7 @@ def questions(facts: Iterable[KnownFact], seed: int, *, every_wording: bool) -> 
 
 
 def slots(facts: Iterable[KnownFact]) -> Iterator[Example]:
-    """``Chad [SEP] capital``."""
+    """Yield slot-filling examples, such as ``Chad [SEP] capital``."""
     for fact in facts:
         yield Example(
             id=f"slot/{_slug(fact)}",
@@ -54,10 +54,10 @@ def slots(facts: Iterable[KnownFact]) -> Iterator[Example]:
 def two_hop(
     facts: Sequence[KnownFact], all_facts: Iterable[KnownFact], seed: int
 ) -> Iterator[Example]:
-    """Questions about a country that another fact describes; both facts are among ``facts``.
+    """Yield questions about a country that another fact describes; both facts are in ``facts``.
 
-    The description fits one country of ``all_facts`` only and does not hint at its name, and the
-    two facts stand in different passages.
+    The description fits only one country of ``all_facts`` and does not hint at its name. The two
+    facts are stated in different passages.
     """
     times = Counter(_value_key(fact) for fact in all_facts)
     of_country = defaultdict(list)
@@ -92,11 +92,11 @@ def two_hop(
 
 
 def statements(facts: Iterable[KnownFact], seed: int) -> Iterator[Example]:
-    """Statements, half of them false by the value of another country.
+    """Yield statements, half of which are false: they have the value of another country.
 
-    Every fact gives a true and a false statement in the same words. Over a relation, the values
-    of the false ones are those of the true ones in another order, so that neither the country nor
-    the value nor the wording tells true from false.
+    Every fact gives a true and a false statement in the same wording. The false statements of a
+    relation permute the values of its true ones, so that neither country nor value nor wording
+    reveals the label.
     """
     of_relation = defaultdict(list)
     for fact in facts:
@@ -115,8 +115,8 @@ def statements(facts: Iterable[KnownFact], seed: int) -> Iterator[Example]:
 
 
 def _exchange(facts: list[KnownFact], seed: int) -> list[tuple[KnownFact, KnownFact]]:
-    """Pairs of facts of a relation: each fact is once first, once second, and the second's value
-    is wrong for the first's country. Facts that cannot be paired are left out."""
+    """Pair the facts of a relation: each is once first and once second, and the second's value is
+    wrong for the first's country. Facts that cannot be paired are dropped."""
     others = sorted(facts, key=lambda fact: drawn(seed, "exchange", *_key(fact)))
     place = 0
     while place < len(facts):
@@ -137,7 +137,7 @@ def _exchange(facts: list[KnownFact], seed: int) -> list[tuple[KnownFact, KnownF
 
 
 def _alike(fact: KnownFact, other: KnownFact) -> bool:
-    """Whether the other fact's value may be right for the country, in part at least, or hints."""
+    """Whether the other fact's value may be partly right for the country, or hints at it."""
     right = [_words(answer) for answer in fact.answers]
     wrong = [_words(answer) for answer in other.answers]
     return any(a <= b or b <= a for a, b in product(right, wrong)) or _names_country(
@@ -172,7 +172,7 @@ def _value_key(fact: KnownFact) -> tuple[str, str]:
 
 
 def _two_hop_output(first: KnownFact, second: KnownFact) -> list[Answer]:
-    """Both facts' passages prove the answer together; any of a fact's passages will do."""
+    """Answers whose proof is one passage of each fact; any passage of a fact will do."""
     best, *forms = second.answers
     pairs = product(first.gold, second.gold)
     proofs = [[{"passage_id": id} for id in pair] for pair in pairs]
@@ -180,7 +180,7 @@ def _two_hop_output(first: KnownFact, second: KnownFact) -> list[Answer]:
 
 
 def _output(answers: Sequence[str], gold: Sequence[str]) -> list[Answer]:
-    """The best form with the passages, each of which proves it alone; the other forms without."""
+    """The best form with the passages, each of which proves it alone, and then the other forms."""
     best, *forms = answers
     return [Answer(best, [{"passage_id": id} for id in gold]), *map(Answer, forms)]
 

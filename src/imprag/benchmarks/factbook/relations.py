@@ -1,4 +1,4 @@
-"""The relations of the benchmark: where each is found, and the words that ask for it."""
+"""The benchmark's relations: their fields in the Factbook and the templates that ask for them."""
 
 import tomllib
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The tasks of the benchmark, with the paper's prompts.
 
-The first eight are those that the paper's eight stand for. The ninth is for training, so that there
-are questions about more than countries. Retrieval is for these nine.
+The first eight stand for the paper's eight tasks. The ninth is for training, so that not all
+questions are about countries. Only these nine retrieve passages.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ SENTENCES = replace(SENTENCE, name="factbook/next_sentence")
 WIKI_DENOISE = replace(DENOISING, name="wiki10k/denoising")
 WIKI_SENTENCES = replace(SENTENCE, name="wiki10k/next_sentence")
 
-#: What the entry-point group ``imprag.tasks`` offers.
+#: The tasks offered in the entry-point group ``imprag.tasks``.
 TASKS = (
     *(QA, QA_UNSEEN, TWO_HOP, TREX, ZSRE, FEVER, AIDA, WIKI_AIDA, WIKI_QA),
     *(DENOISE, SENTENCES, WIKI_DENOISE, WIKI_SENTENCES),

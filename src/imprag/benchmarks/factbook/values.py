@@ -1,8 +1,8 @@
-"""Reading short answers from the Factbook's entries.
+"""Reads short answers from the Factbook's entries.
 
-Every reader takes the text of an entry and gives the forms of its answer, the best first, or
-nothing where the entry has no short, unambiguous value. The form that stands in the text is
-always among them, perhaps in other capitals: "Emmanuel MACRON" is given as "Emmanuel Macron".
+Every reader takes the text of an entry and returns the forms of its answer, the best first. The
+list is empty if the entry has no short, unambiguous value. The form in the text is always among
+them, possibly with other capitals: "Emmanuel MACRON" becomes "Emmanuel Macron".
 """
 
 import re
@@ -17,7 +17,7 @@ _NUMBER = r"-?\$?-?\d[\d,]*(?:\.\d+)?(?: (?:million|billion|trillion)\b)?"
 _DATE = re.compile(r"\b(\d{1,2}) ([A-Z][a-z]{2,8})(?: (\d{3,4}))?\b")
 _PARENTHESES = re.compile(r"\s*(?:\([^()\[\]]*\)|\[[^()\[\]]*\])")
 _ROMAN = re.compile(r"[IVX]+")
-# What stands before a name: the name is what follows the last of these that leaves a surname.
+# Titles before a name. The name follows the last title that leaves a surname.
 _TITLE = re.compile(
     r"\b(?:President|Ministers?|King|Queen|Sultan|Amir|Emperor|Pope|Prince|Duke|Leader|Premier"
     r"|Governor|Commissioner|Chancellor|Chairman|Chairperson|Chair|Taoiseach|Council|Commission"
@@ -28,7 +28,7 @@ _TITLE = re.compile(
 
 
 def text(entry: str) -> list[str]:
-    """The whole entry, with what stands in parentheses as another name."""
+    """The whole entry; names in parentheses are other forms."""
     run_together = re.search(r"[a-z]{3}[A-Z]", entry)  # "AsiaEurope"
     return names(entry) if len(entry.split()) <= _MAX_WORDS and not run_together else []
 
@@ -72,7 +72,7 @@ def demonyms(entry: str) -> list[str]:
 
 
 def capitals(entry: str) -> list[str]:
-    """All capitals where a country has several; the first is the one named first."""
+    """All capitals of a country, in the order of the entry."""
     found = []
     for part in re.split(r"; |(?<=\)), ", entry):
         part = re.sub(r" in [A-Z]\w+(?= \(|\)$)| is the \w+ capital$", "", part)
@@ -116,14 +116,14 @@ def age(entry: str) -> list[str]:
 
 
 def first_date(entry: str) -> list[str]:
-    """The one date of an entry; what is called an earlier date does not count."""
+    """The only date of an entry; notable earlier dates do not count."""
     head = _outside_parentheses(entry.split("; notable earlier")[0])
     dates = [match for match in _DATE.finditer(head) if match[3]]
     return _date_forms(dates[0]) if len(dates) == 1 and head.startswith(dates[0][0]) else []
 
 
 def former_ruler(entry: str) -> list[str]:
-    """``the UK`` of ``… (from the UK)``; trusteeships and mandates have no one ruler."""
+    """``the UK`` of ``… (from the UK)``; trusteeships and mandates have no single ruler."""
     found = re.findall(r"\(from ((?:the )?[A-Z][\w .]*)\)", entry)
     if len(found) != 1 or re.search(r" and |administ|mandate|trustee|control|status", found[0]):
         return []
@@ -141,7 +141,7 @@ def holiday_date(entry: str) -> list[str]:
 
 
 def symbols(entry: str) -> list[str]:
-    """All symbols together, and each."""
+    """All symbols together, then each one."""
     if entry.startswith("no ") or "official" in entry:
         return []
     items = re.split(r"\s*[,;]\s*(?:and )?", _outside_parentheses(entry))
@@ -171,7 +171,7 @@ def lyricist(entry: str) -> list[str]:
 
 
 def person(entry: str) -> list[str]:
-    """A name without and with its title; the Factbook writes surnames in capitals."""
+    """A person's name without and with the title; the Factbook writes surnames in capitals."""
     head = re.split(r" \((?:since|chairperson|for the)|;|, (?:represented|chief)", entry)[0]
     head = _outside_parentheses(head)
     if not _has_surname(head) or re.search(r"\bvacant\b|\band\b|designate", head):
@@ -204,7 +204,7 @@ def height(entry: str) -> list[str]:
 
 
 def official_language(entry: str) -> list[str]:
-    """Where only one language is said to be official."""
+    """The official language, if the entry calls only one official."""
     found = re.findall(r"([A-Z][\w'’ -]*?)(?: [\d.]+%)? \(official\b", entry)
     only_one = len(found) == 1 == entry.count("official")
     return _forms([found[0].removesuffix(" only")]) if only_one else []
@@ -238,7 +238,7 @@ def largest_city(entry: str) -> list[str]:
 
 
 def longest_river(entry: str) -> list[str]:
-    """The English name comes first: it stands in parentheses after the local one."""
+    """The longest river, its English name first, which the entry has in parentheses."""
     lengths: dict[str, float] = {}
     for part in entry.split("; "):
         match = re.match(r"(.+?) - ([\d,]+) km", part)
@@ -253,7 +253,7 @@ def longest_river(entry: str) -> list[str]:
 
 
 def first_item(entry: str) -> list[str]:
-    """The first of a list that is sorted, which those with a year are."""
+    """The first item of a sorted list; lists with a year are sorted."""
     return _forms([entry.split(" (2")[0].split(",")[0]]) if re.search(r"\(20\d\d\)$", entry) else []
 
 
@@ -293,7 +293,7 @@ def without_accents(value: str) -> str:
 
 
 def _forms(values: Iterable[str]) -> list[str]:
-    """Tidied, different values, followed by those that differ without accents."""
+    """The distinct tidied values, followed by their forms without accents."""
     tidied = [value.strip(" ,;.") if value.endswith((",", ";", " ")) else value for value in values]
     usable = [value.strip() for value in tidied if value.strip() not in _NOTHING]
     return list(dict.fromkeys([*usable, *map(without_accents, usable)]))
@@ -315,7 +315,7 @@ def _date_forms(match: re.Match[str]) -> list[str]:
 
 
 def _only_holiday(entry: str) -> tuple[str, re.Match[str]] | None:
-    """Name and date of the holiday, if there is one only and on a fixed date."""
+    """The name and date of the holiday, if there is only one and its date is fixed."""
     head = _outside_parentheses(entry)
     dates = list(_DATE.finditer(head))
     if len(dates) != 1 or ";" in head:
@@ -325,7 +325,7 @@ def _only_holiday(entry: str) -> tuple[str, re.Match[str]] | None:
 
 
 def _authors(entry: str, part: int) -> list[str]:
-    """The authors in the part before or after the slash; one part stands for both."""
+    """The authors before or after the slash; without a slash, the one part counts as both."""
     parts = _outside_parentheses(entry.split(";")[0]).split("/")
     authors = re.split(r", (?:arranged|adapted|based)", parts[part])[0]
     named = _has_surname(authors) and not re.search(r" or |^adapted", authors)
