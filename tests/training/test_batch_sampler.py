@@ -431,7 +431,7 @@ def test_candidates_are_found_even_in_a_small_corpus(tmp_path: Path) -> None:
 def test_shards_partition_the_batch(
     corpus: Corpus, sources: list[TrainingSource], given: BatchSettings, step: int, size: int
 ) -> None:
-    batch = BatchSampler(sources, given.model_copy(update={"memory": 2}), corpus)(step)
+    batch = BatchSampler(sources, given.model_copy(update={"cross_batch_memory": 2}), corpus)(step)
     shards = [batch.shard(rank, size) for rank in range(size)]
     columns = [row for shard in shards for row in shard.passages]
 
@@ -472,7 +472,7 @@ def test_the_shard_of_a_single_process_is_the_batch(corpus: Corpus) -> None:
     assert sorted(shard.passages) == sorted(batch.passages)
 
 
-# --- Earlier batches, own ranks -----------------------------------------------------------------
+# --- Cross-batch memory and mining --------------------------------------------------------------
 
 
 @settings(max_examples=40)
@@ -480,7 +480,7 @@ def test_the_shard_of_a_single_process_is_the_batch(corpus: Corpus) -> None:
 def test_passages_of_earlier_batches_are_negatives(
     corpus: Corpus, sources: list[TrainingSource], memory: int, step: int
 ) -> None:
-    sampler = BatchSampler(sources, BatchSettings(memory=memory, candidates=1), corpus)
+    sampler = BatchSampler(sources, BatchSettings(cross_batch_memory=memory, candidates=1), corpus)
     batch = sampler(step)
     earlier = {row for n in range(max(0, step - memory), step) for row in sampler(n).passages}
     assert len(set(batch.remembered)) == len(batch.remembered)
@@ -517,7 +517,7 @@ def test_only_prompts_that_read_candidates_are_mined(
     first: int,
     count: int,
 ) -> None:
-    sampler = BatchSampler(sources, given.model_copy(update={"memory": memory}), corpus)
+    sampler = BatchSampler(sources, given.model_copy(update={"cross_batch_memory": memory}), corpus)
     steps = range(first, first + count)
     numbers = sampler.reading(steps)
     ranks = np.array([[(number + n) % ROWS for n in range(9)] for number in numbers], np.int64)
