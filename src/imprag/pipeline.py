@@ -244,8 +244,9 @@ class ImpRAG:
             prompts: texts; none may be empty.
             k: passages to retrieve for each; 0 answers without any; if not given, the configured
                 number, or all passages of an index that has fewer.
-            passages: read these, for each prompt, instead of retrieving; with the setting
-                ``attention_score_bias``, by their scores.
+            passages: read these, for each prompt, instead of retrieving. The setting
+                ``attention_score_bias`` applies to a prompt's passages if all of them come from
+                the model's own retriever.
             max_new_tokens: the most new tokens of an answer.
             stop: strings that end an answer and are not part of it. White space before an answer
                 does not end it. With None, only the end token and ``max_new_tokens`` do.

@@ -124,7 +124,7 @@ def test_the_bi_encoder_ranks_rows(corpus: Corpus) -> None:
 
 
 def check_rows(corpus: Corpus, retriever: BM25 | Teacher, queries: list[str]) -> None:
-    """Ranks and retrieved passages agree."""
+    """Ranks and retrieved passages say the same."""
     rows, scores = retriever.rank(queries, 5)
     assert rows.shape == scores.shape == (len(queries), 5)
     assert rows.dtype == np.int64

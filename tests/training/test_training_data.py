@@ -123,7 +123,7 @@ def test_prompt_templates_alternate_by_example(corpus: Corpus, tmp_path: Path) -
         TaskSource(**content, prompt_templates=("Be brief",))
 
 
-def test_verify_asks_whether_an_answer_is_correct(corpus: Corpus, tmp_path: Path) -> None:
+def test_answers_are_verified(corpus: Corpus, tmp_path: Path) -> None:
     examples = [example(n, f"x{n}", "Chad/Land", relation="size") for n in range(20)]
     write_examples(tmp_path / "nq.jsonl", examples)
     source = {"tasks": str(tmp_path / "nq.jsonl"), "task": "nq", "positives": "gold"}
@@ -132,7 +132,7 @@ def test_verify_asks_whether_an_answer_is_correct(corpus: Corpus, tmp_path: Path
     assert {one.response for one in found.examples} <= {" True", " False", " yes", " no"}
     assert {one.positives for one in found.examples} == {(1,)}
     assert {one.answers for one in found.examples} == {()}
-    with pytest.raises(ValidationError, match="verify has its own prompt templates"):
+    with pytest.raises(ValidationError, match="verify has prompt templates of its own"):
         TaskSource(**source, verify=True, prompt_templates=("{input}?",))
 
 

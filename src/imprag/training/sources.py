@@ -81,15 +81,14 @@ class TaskSource(Section):
     one form of prompt retrieves poorly for others (beyond the paper)."""
 
     verify: bool = False
-    """Asks whether an answer to the question is correct, which half of the answers are, instead of
-    asking the question. Use it to prepare for tasks whose answers are labels, such as FEVER (beyond
-    the paper)."""
+    """Asks whether a given answer is right, which it is half of the time, instead of asking for the
+    answer. It prepares for tasks with labels as answers, such as FEVER (beyond the paper)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         replace(load_task(self.task), prompt_templates=self.prompt_templates)
         if self.verify and self.prompt_templates:
-            raise ImpRAGError("verify has its own prompt templates; leave out prompt_templates")
+            raise ImpRAGError("verify has prompt templates of its own; give it none")
         return self
 
     @property
