@@ -37,9 +37,9 @@ from imprag.training.recipe import LONGEST_TEXT
 from imprag.training.samplers.sampling import Epochs, Mixture, single_epochs
 from imprag.training.wise_ft import interpolate, trained_weights
 
-_HELD_OUT = 0.05  # share of each source's prompts that recall is measured on
-_MOST_HELD_OUT = 500
-_MOST_PASSAGES = 200_000  # that are scored; each takes 4 bytes per prompt of a batch
+_HELD_BACK = 0.05  # of each source's prompts, to measure with
+_MOST_HELD_BACK = 500
+_MOST_PASSAGES = 200_000  # that prompts are held against; a batch's scores take 4 bytes for each
 _RANK = 10
 _WARMUP_STEPS = 50
 
@@ -122,7 +122,7 @@ def adapt(
     start = 0
     for source in sources:
         size = len(source.examples)
-        count = min(_MOST_HELD_OUT, max(1, int(_HELD_OUT * size)))
+        count = min(_MOST_HELD_BACK, max(1, int(_HELD_BACK * size)))
         held_out.append(range(start, start + count))
         trained.append(range(start + count, start + size))
         start += size
@@ -184,14 +184,14 @@ def query_projection(model: ImpRAGModel) -> tuple[str, torch.nn.Linear]:
 
 
 def _usable(source: TrainingSource, left_out: frozenset[int]) -> TrainingSource:
-    """The source without the left-out rows, and without examples that then have no positive."""
+    """The source without what retrieves nothing, or only what is left out."""
     examples = [
         replace(example, positives=tuple(row for row in example.positives if row not in left_out))
         for example in source.examples
     ]
     examples = [example for example in examples if example.positives and example.prompt]
     if len(examples) < 2:
-        raise ImpRAGError(f"the source '{source.name}' has too few prompts with a positive")
+        raise ImpRAGError(f"the source '{source.name}' has too few prompts with a right passage")
     return replace(source, examples=examples)
 
 
