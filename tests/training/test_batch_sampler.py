@@ -472,7 +472,7 @@ def test_the_shard_of_a_single_process_is_the_batch(corpus: Corpus) -> None:
     assert sorted(shard.passages) == sorted(batch.passages)
 
 
-# --- Earlier batches, own ranks -----------------------------------------------------------------
+# --- Cross-batch memory and mining --------------------------------------------------------------
 
 
 @settings(max_examples=40)

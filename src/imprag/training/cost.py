@@ -76,8 +76,7 @@ class CostEstimate:
     def __init__(self, recipe: Recipe, *, devices: int = 1, flops: float = DEFAULT_FLOPS) -> None:
         if devices < 1 or not 0 < flops < math.inf:
             raise ImpRAGError(
-                "a cost estimate needs at least 1 of devices and more than 0 FLOPs, not "
-                f"{devices} and {flops:g}"
+                f"devices must be at least 1 and flops above 0, not {devices} and {flops:g}"
             )
         self.recipe = recipe
         self.devices = devices

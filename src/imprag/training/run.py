@@ -135,7 +135,8 @@ def _train(
         result = trainer.train(resume_from_checkpoint=checkpoint[0])
     except OSError as error:
         raise ImpRAGError(
-            f"training stopped: {error}; checkpoints in {out} are kept: continue with --resume"
+            f"training stopped: {error}; the checkpoints in {out} are kept: rerun the same command "
+            "to continue"
         ) from error
     trainer.load_best()
     folder = out / MODEL
@@ -162,7 +163,9 @@ def training_time(out: Path) -> dict[str, float]:
     logged = [json.loads(line) for line in lines]
     ends = [one for one in logged if "train_runtime" in one]
     if not ends:
-        raise ImpRAGError(f"{out} holds no finished run; continue it with imprag train --resume")
+        raise ImpRAGError(
+            f"{out} holds no finished run; rerun its imprag train command to finish it"
+        )
     seconds = sum(one["train_runtime"] for one in ends)
     return {"steps": ends[-1]["step"], "hours": round(seconds / 3600, 2)}
 
@@ -198,7 +201,7 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
                 "; choose another folder"
             )
         if not resume:
-            raise ImpRAGError(f"{out} already holds a run; continue it with --resume")
+            raise ImpRAGError(f"{out} holds a run already; continue it with resume=True")
     elif out.exists() and any(out.iterdir()):
         raise ImpRAGError(f"{out} is not empty and not a run folder; choose another folder")
     if (out / MODEL).exists():

@@ -212,7 +212,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             shutil.rmtree(out / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", True)
             raise ImpRAGError(
                 f"the checkpoint of step {self.state.global_step} cannot be written to {out} "
-                f"({error}); free some space and continue with --resume"
+                f"({error}); make room and rerun the same command to continue"
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -303,8 +303,8 @@ def check_checkpoint(folder: Path) -> None:
             is_whole = zipfile.is_zipfile(path)  # torch.save writes the zip's directory last
         if not is_whole:
             raise ImpRAGError(
-                f"{path} is damaged; delete {folder}, and --resume continues from the checkpoint "
-                "before it, or from the start if there is none"
+                f"{path} is damaged; delete {folder} and rerun the same command: it continues "
+                "from the checkpoint before, or starts again if there is none"
             )
 
 

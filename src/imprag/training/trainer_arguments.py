@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
 _OWNED = {
     r"output_dir": "--out names the run folder",
     r"max_steps|num_train_epochs": "give train.steps or train.epochs",
-    r"resume_from_checkpoint|ignore_data_skip|restore_callback.*": "--resume continues a run",
+    r"resume_from_checkpoint|ignore_data_skip|restore_callback.*": "a run is resumed by itself",
     r"(auto_find|per_device|per_gpu)_.*|data_seed|train_sampling_strategy|group_by_length"
     r"|length_column_name": "the section batch decides what a batch holds",
     r"remove_unused_columns|label_names|dataloader_(?!num_workers).*|past_index|include_.*"
