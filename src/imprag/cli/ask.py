@@ -81,7 +81,7 @@ class Source:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Import without looking for garbage, then or at exit: it takes 1.6 s, and there is none."""
+    """Import without garbage collection, which would take 1.6 s and find nothing."""
     gc.disable()
     try:
         yield
@@ -96,7 +96,7 @@ Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]
 def _start(
     source: Source | None, prompt: str, chat: bool, kv_cache: Path | None = None
 ) -> "tuple[Source, Iterable[list[str]], ImpRAG, Retriever | None]":
-    """The source, the batches of prompts, and who answers them; prompts are checked first."""
+    """The source, the batches of prompts and what answers them; prompts are checked first."""
     source = source or Source()
     prompts = _prompts(prompt, chat=chat)
     return source, prompts, *source.load(kv_cache)
@@ -199,7 +199,7 @@ def _prompts(prompt: str, *, chat: bool = False) -> Iterator[list[str]]:
         check_prompts([prompt])
         batches: Iterable[list[str]] = [[prompt]]
     else:
-        # Who types a prompt waits for its answer.
+        # At a terminal, each prompt is answered before the next is typed.
         batches = _batches(prompts_of_standard_input(), 1 if sys.stdin.isatty() else BATCH)
     if not chat:
         return iter(batches)
@@ -209,7 +209,7 @@ def _prompts(prompt: str, *, chat: bool = False) -> Iterator[list[str]]:
 
 
 def _batches(prompts: Iterator[str], size: int) -> Iterator[list[str]]:
-    """Prompts in batches; those before a wrong one are given before its error is raised."""
+    """Prompts in batches; those before an invalid one are yielded before its error is raised."""
     batch: list[str] = []
     failure = None
     try:

