@@ -53,9 +53,9 @@ def test_the_recipe_reaches_the_trainer(
     arguments = ["--config", CONFIG, "--set", "model.k=4", "--out", tmp_path / "run"]
     assert run(*arguments, "--set", "train.steps=3") == 0
     assert capsys.readouterr().out == "exact_match: 0.5\n"
-    assert run(*arguments, "--json") == 0
+    assert run(*arguments, "--json", "--resume") == 0
     assert json.loads(capsys.readouterr().out) == {"exact_match": 0.5}
-    assert calls == [(4, 3, tmp_path / "run", True), (4, None, tmp_path / "run", True)]
+    assert calls == [(4, 3, tmp_path / "run", False), (4, None, tmp_path / "run", True)]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_recipe_reaches_the_trainer(
         (["--config", CONFIG, "--dry-run", "--set", "model.tt=3"], "did you mean model.t?"),
         (["--config", CONFIG, "--dry-run", "--set", "model.t=28"], "has 28 layers"),
         (["--config", CONFIG, "--dry-run", "--devices", 0], "devices"),
-        (["--config", CONFIG, "--dry-run", "--flops", "nan"], "FLOPs"),
+        (["--config", CONFIG, "--dry-run", "--flops", "nan"], "flops"),
         (["--dry-run"], "--config"),
     ],
 )
