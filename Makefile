@@ -19,7 +19,7 @@ demo: $(VENV)/demo
 	@$(BIN)/imprag ask - < examples/prompts.txt
 
 test: $(VENV)/dev
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What other versions of the libraries may break: identity with the plain model, decoding with a
 # cache, adapters, index and KV cache, the command line. Each has an environment of its own.

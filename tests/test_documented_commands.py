@@ -28,9 +28,10 @@ from imprag.cli import app, main
 from imprag.corpus import Corpus, load_corpus
 from imprag.pipeline import ImpRAG
 from imprag.retrieval import RetrievedPassage
-from imprag.tasks import Benchmark
+from imprag.tasks import Benchmark, task
 
 #: Pages whose blocks are files that belong together, and the tests that run them.
+TASKS = dict(task._TASKS)
 ELSEWHERE = {
     "docs/guides/extending.md": "tests/test_extending.py",
     "docs/guides/extending-retrieval.md": "tests/test_extending_retrieval.py",
@@ -198,6 +199,8 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "imprag.model.load._default": lambda: template / "my-model",
         "imprag.model.load.DEFAULT_FOLDER": template / "my-model",
+        "imprag.training.adapt_run.DEFAULT_FOLDER": template / "my-model",
+        "imprag.tasks.task._TASKS": TASKS,  # what pages register is known to pages alone
         "imprag.model.base._cpu_is_faster_in_bfloat16": lambda: False,
         "imprag.model.base._embedded": lambda: template / "lm",
         "imprag.corpus.library._built_in": lambda name: Corpus.open(corpus),

@@ -83,7 +83,7 @@ def commands(word: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("word", "number", "expected"),
-    [("centred", 3, "codec: centred"), ("extended.yaml", 2, '"steps": 2'), ("quiz", 2, "quiz")],
+    [("centred", 3, "codec: centred"), ("extended.yaml", 2, "steps: 2"), ("quiz", 2, "quiz")],
 )
 def test_the_command_line_uses_the_example(
     word: str,

@@ -136,12 +136,12 @@ class TestRefusing:
         [
             ({"codec": "int4"}, "codec"),
             ({"kv_keep_ratio": 0.5}, "kv_keep_ratio"),
-            ({"groups": tiny_imprag_model(seed=1)}, "model"),
-            ({"groups": tiny_imprag_model(t=4)}, "model, t"),
+            ({"model": tiny_imprag_model(seed=1)}, "model"),
+            ({"model": tiny_imprag_model(t=4)}, "model, t"),
             ({"rows": [1, 2]}, "count"),
         ],
     )
-    def test_another_finished_memory(self, corpus, tmp_path, change, named) -> None:
+    def test_another_finished_cache_is_refused(self, corpus, tmp_path, change, named) -> None:
         build(corpus, tmp_path / "memory")
         with pytest.raises(ImpRAGError, match=f"holds a KV cache already, with another .*{named}"):
             build(corpus, tmp_path / "memory", **change)
@@ -221,10 +221,10 @@ def test_the_prediction_is_near(corpus, tmp_path, codec, kv_keep_ratio) -> None:
     assert sum(file.bytes for file in store.manifest.files) > states
 
 
-def test_progress_and_prediction_are_told(corpus, tmp_path, capsys) -> None:
+def test_progress_and_prediction_are_shown(corpus, tmp_path, capsys) -> None:
     build(corpus, tmp_path / "memory", progress=True)
     told = capsys.readouterr().err
-    assert "int8 memory of 600 passages: about" in told
+    assert "int8 KV cache of 600 passages: about" in told
     assert "are free" in told
     assert "Encoding" in told
 

@@ -195,10 +195,10 @@ def test_control_tokens_without_an_embedding_are_refused_where_they_are_used() -
     assert found == [rag.ask(prompt, **arguments).text for prompt in prompts]
     refused = "a text uses the control token 98, but tiny embeds the tokens 0 to 96 only"
     tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}"
-    for ask in (rag.ask, rag.retrieve):
-        asked: Any = "w1" if ask == rag.ask else ["w1"]
-        with pytest.raises(ImpRAGError, match=refused):
-            ask(asked, k=0, chat=True)
+    with pytest.raises(ImpRAGError, match=refused):
+        rag.ask("w1", k=0, chat=True)
+    with pytest.raises(ImpRAGError, match=refused):
+        rag.model.query_embeddings(*rag.prompt_tokens([ChatPrompt("w1")], room=0))
     marked = replace(config, passage_template="<|im_start|> {text}")
     encoder = PassageEncoder(ImpRAGModel(lm, marked), tokenizer)
     assert encoder.fingerprint() != rag.encoder.fingerprint()

@@ -141,11 +141,11 @@ def test_a_fine_tuning_below_the_precision_of_bfloat16_is_another_model(
 
 def test_a_weight_that_was_changed_after_loading_counts_as_it_is(model: Path) -> None:
     for dtype in ("float32", "bfloat16"):
-        model, tokenizer = load_pretrained(model, dtype, "cpu")
-        encoder = PassageEncoder(model, tokenizer)
+        loaded, tokenizer = load_pretrained(model, dtype, "cpu")
+        encoder = PassageEncoder(loaded, tokenizer)
         before = encoder.fingerprint()
         with torch.no_grad():
-            model.lm.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+            loaded.lm.model.layers[0].mlp.up_proj.weight[0, 0] += 1
         assert encoder.fingerprint() != before
 
 
@@ -185,10 +185,10 @@ def test_another_tokenizer_is_another_model(model: Path, tmp_path: Path) -> None
 def test_index_and_memory_of_another_configuration_or_tokenizer_are_refused(
     model: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    model, tokenizer = load_pretrained(model, "float32", "cpu")
+    loaded, tokenizer = load_pretrained(model, "float32", "cpu")
     index = tmp_path / "index"
-    IndexFolder.build(corpus, PassageEncoder(model, tokenizer), index, progress=False)
-    build_kv_cache(corpus, model, tokenizer, tmp_path / "memory", progress=False)
+    IndexFolder.build(corpus, PassageEncoder(loaded, tokenizer), index, progress=False)
+    build_kv_cache(corpus, loaded, tokenizer, tmp_path / "memory", progress=False)
 
     def use(folder: Path, memory: bool) -> None:
         rag = ImpRAG.from_pretrained(folder, None if memory else index, dtype="float32")
@@ -215,14 +215,14 @@ def test_index_and_memory_of_another_configuration_or_tokenizer_are_refused(
 def test_an_index_of_an_earlier_version_is_refused_with_the_command_that_rebuilds(
     model: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
-    model, tokenizer = load_pretrained(model, "float32", "cpu")
-    IndexFolder.build(corpus, PassageEncoder(model, tokenizer), tmp_path / "i", progress=False)
-    build_kv_cache(corpus, model, tokenizer, tmp_path / "memory", progress=False)
+    loaded, tokenizer = load_pretrained(model, "float32", "cpu")
+    IndexFolder.build(corpus, PassageEncoder(loaded, tokenizer), tmp_path / "i", progress=False)
+    build_kv_cache(corpus, loaded, tokenizer, tmp_path / "memory", progress=False)
     for path in (tmp_path / "i" / "index" / "index.json", tmp_path / "memory" / "memory.json"):
         write_json(path, read_json(path) | {"model_fingerprint": "0123456789abcdef" * 2})
     with pytest.raises(ImpRAGError, match=r"earlier version of.*: imprag index .* --overwrite"):
         ImpRAG.from_pretrained(model, tmp_path / "i", dtype="float32")
-    rag = ImpRAG(model, tokenizer)
+    rag = ImpRAG(loaded, tokenizer)
     rag._index = IndexFolder.open(tmp_path / "i")
     with pytest.raises(ImpRAGError, match="earlier version of.*: imprag kv build .* --overwrite"):
         rag.use_kv_cache(tmp_path / "memory")

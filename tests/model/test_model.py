@@ -306,9 +306,9 @@ def test_compiled_decoding_gives_the_same_tokens() -> None:
 
 def reference_states(model: ImpRAGModel, row: list[int]) -> tuple[Tensor, Tensor]:
     """The last token's query and key state at layer b before RoPE, written out for Llama."""
-    model, b = model.lm.base_model, model.config.b
+    b = model.config.b
     hidden = model.lm(torch.tensor([row]), output_hidden_states=True).hidden_states[b]
-    layer = model.layers[b]
+    layer = model.lm.base_model.layers[b]
     last = layer.input_layernorm(hidden)[0, -1]
     return layer.self_attn.q_proj(last), layer.self_attn.k_proj(last)
 
