@@ -29,7 +29,7 @@ ALL_EXTRAS := demo,eval,train,serve,dev
 EXTRAS := $(if $(FULL),$(ALL_EXTRAS),versions)
 
 test-newest test-lowest: test-%: .venv-%/$(if $(FULL),full,fast)
-	@.venv-$*/bin/python -m pytest $(if $(FULL),,$(FAST) -m "not slow and not real_model")
+	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(if $(FULL),-n 2 --dist loadfile,$(FAST) -m "not slow and not real_model")
 
 .venv-%/fast .venv-%/full: constraints-%.txt pyproject.toml
 	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*

@@ -279,9 +279,7 @@ def test_an_option_that_went_names_what_takes_its_place(
     assert parts[-1] in known
     for option, instead in removed.INSTEAD[command].items():
         assert main([*parts, option, "1"]) == 2
-        assert capsys.readouterr().err == (
-            f"imprag: error: there is no {option} any more: {instead}\n"
-        )
+        assert capsys.readouterr().err == (f"imprag: error: {option} was removed: {instead}\n")
 
 
 def test_as_a_process() -> None:

@@ -110,7 +110,7 @@ def test_left_out_passages_are_neither_positives_nor_negatives(folder: IndexFold
     assert torch.equal(
         *(adaptation.query_projection(one)[1].weight for one in (with_others, alone))
     )
-    with pytest.raises(ImpRAGError, match="'asked' has too few prompts with a right passage"):
+    with pytest.raises(ImpRAGError, match="'asked' has too few prompts with a positive"):
         run(model_of(), folder, questions(passages=range(40, 50)), left_out=left_out)
 
 

@@ -277,7 +277,7 @@ def test_a_second_run_in_the_same_folder_waits_and_is_refused(
         out.mkdir()
         (out / "recipe.yaml").write_text(recipe(world).to_yaml())
     thread.join()
-    assert errors == [f"{out} holds a run already; continue it with resume=True"]
+    assert errors == [f"{out} holds a run already; continue it with --resume"]
 
 
 def test_a_checkpoint_holds_the_cross_batch_memory(world: Path, tmp_path: Path) -> None:
@@ -512,10 +512,9 @@ def test_other_finished_and_unknown_run_folders_are_refused(world: Path, tmp_pat
     with pytest.raises(ImpRAGError, match="is not empty and not a run folder"):
         train(settings, tmp_path / "notes")
     train(settings, tmp_path / "run")
-    with pytest.raises(ImpRAGError, match="holds a run already; continue it with resume=True"):
-        train(settings, tmp_path / "run")
-    with pytest.raises(ImpRAGError, match="is finished; its model is"):
-        train(settings, tmp_path / "run", resume=True)
+    for resume in (False, True):
+        with pytest.raises(ImpRAGError, match="is finished; its model is"):
+            train(settings, tmp_path / "run", resume=resume)
     other = recipe(world, train={"steps": 2})
     with pytest.raises(ImpRAGError, match=r"another recipe \(train.steps: 1, not 2\)"):
         train(other, tmp_path / "run", resume=True)

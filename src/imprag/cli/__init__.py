@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"imprag: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("imprag: interrupted; rerun the same command to continue", file=sys.stderr)
+        print("imprag: interrupted; see --help for how to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as with `imprag ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -33,7 +33,7 @@ def index(
             (JSONL, TSV, Parquet, Arrow, KILT, text, Markdown, reStructuredText), a folder of such
             files or a Hugging Face dataset. Several are joined.
         out: The index folder to make. It holds the passages, too.
-        kind: Search structure: `flat` is exact and the right choice up to a few million passages;
+        kind: Search structure: `flat` is exact and the right choice up to about a million passages;
             `hnsw` searches faster and needs more memory; `ivfpq` is a fraction of the size.
             Installed packages add others.
         overwrite: Replace an index in `--out` that is of another model, of other passages (edited

@@ -62,5 +62,5 @@ def removed_option(command: Sequence[str], words: Iterable[str]) -> str | None:
     removed = INSTEAD.get(" ".join(command), {})
     for option in (word.partition("=")[0] for word in words):
         if option in removed:
-            return f"there is no {option} any more: {removed[option]}"
+            return f"{option} was removed: {removed[option]}"
     return None

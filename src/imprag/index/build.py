@@ -97,7 +97,7 @@ def build_index(
         batch_size: passages given to ``encode`` at once.
         seed: for the sample that ivfpq is trained on.
         overwrite: delete an index of other passages, of another model or with other settings,
-            finished or not, and build anew.
+            finished or not, and rebuild.
         progress: tell on standard error how much disk and memory it will take, and show a bar.
 
     Raises:

@@ -88,7 +88,7 @@ class IndexFolder:
             encoder: embeds the passages.
             path: the folder.
             overwrite: delete an index of another corpus or model, or with other settings, finished
-                or not, and build anew.
+                or not, and rebuild.
             cut: what the encoder cuts of the corpus. By default it is counted after the build.
             **build_settings: for :func:`imprag.index.build_index`: kind, dtype, shard size ...
 

@@ -112,7 +112,7 @@ def build_kv_cache(
         shard_passages: passages in a file; as many as have at most 256 MB if not given.
         seed: of the sample that a codec such as ``pq`` learns from.
         overwrite: delete a KV cache of other passages, of another model or with other settings,
-            finished or not, and build anew.
+            finished or not, and rebuild.
         progress: tell on standard error how much disk it takes, and show a bar.
 
     Raises:

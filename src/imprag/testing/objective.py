@@ -97,7 +97,7 @@ class ObjectiveConformance:
             (gradient,) = torch.autograd.grad(self.loss(large, batch), large)
             assert gradient.isfinite().all()
 
-    def test_nothing_to_learn_from_is_a_loss_of_nought(self) -> None:
+    def test_nothing_to_learn_from_is_zero_loss(self) -> None:
         scores, batch = random_batch()
         none = _mapped(batch, torch.zeros_like)
         for given, empty in ((scores, none), (scores[:0], _mapped(batch, lambda x: x[:0]))):

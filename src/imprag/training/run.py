@@ -136,7 +136,7 @@ def _train(
     except OSError as error:
         raise ImpRAGError(
             f"training stopped: {error}; the checkpoints in {out} are kept: rerun the same command "
-            "to continue"
+            "with --resume to continue"
         ) from error
     trainer.load_best()
     folder = out / MODEL
@@ -200,8 +200,8 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
                 f"{out} holds a run of another recipe ({'; '.join(former.differences(recipe)[:3])})"
                 "; choose another folder"
             )
-        if not resume:
-            raise ImpRAGError(f"{out} holds a run already; continue it with resume=True")
+        if not resume and not (out / MODEL).exists():
+            raise ImpRAGError(f"{out} holds a run already; continue it with --resume")
     elif out.exists() and any(out.iterdir()):
         raise ImpRAGError(f"{out} is not empty and not a run folder; choose another folder")
     if (out / MODEL).exists():

@@ -212,7 +212,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             shutil.rmtree(out / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", True)
             raise ImpRAGError(
                 f"the checkpoint of step {self.state.global_step} cannot be written to {out} "
-                f"({error}); make room and rerun the same command to continue"
+                f"({error}); make room and rerun the same command with --resume"
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -1,8 +1,8 @@
 """The contract of batch samplers, their registry, and what a batch is.
 
 A sampler says which examples and passages make a batch, as a pure function of seed and step. So a
-run that is resumed, with any number of processes or workers, goes on with the batches that it would
-have had.
+run that is resumed continues with the batches that it would have had, with any number of processes
+or workers.
 """
 
 from abc import ABC, abstractmethod
@@ -34,12 +34,12 @@ class BatchIndices:
         passages: corpus rows to embed, P, distinct.
         candidates: the passages that each prompt reads, as indices into ``passages``, Q; () for a
             prompt that is not generated or does not retrieve.
-        positive: (Q, C) bool, which passages are right. C is P, or, in a shard, the number of
+        positive: (Q, C) bool, which passages are positives. C is P, or, in a shard, the number of
             passages of all shards in the order of their ranks.
-        negative: (Q, C) bool, which are wrong; a passage may be neither.
+        negative: (Q, C) bool, which are negatives; a passage may be neither.
         columns: corpus rows of the C columns.
         memory: corpus rows of passages that earlier batches had and this one has not, M.
-        memory_negative: (Q, M) bool, which of them are wrong.
+        memory_negative: (Q, M) bool, which of them are negatives.
         first_column: where ``passages`` begin among the C columns.
     """
 
@@ -55,7 +55,7 @@ class BatchIndices:
     first_column: int = 0
 
     def shard(self, rank: int, world_size: int) -> "BatchIndices":
-        """The part of one process, which needs no word with the others about masks.
+        """The part of one process, computed without communication.
 
         Every prompt is in one shard, and so is every column that counts in the masks. A passage
         that prompts of several shards read is in each of them, because its keys and values are
@@ -115,7 +115,7 @@ class Sampler(ABC):
         sources: the mixture, in the recipe's order.
         settings: of batches.
         corpus: that the rows belong to.
-        seed: of all that is drawn.
+        seed: of the random choices.
 
     Attributes:
         examples: of all sources, in order; batches name them by their number.
@@ -223,7 +223,7 @@ class Sampler(ABC):
         return positive, negative
 
     def _may_answer(self, example: "TrainingExample", row: int) -> bool:
-        """Whether the passage holds an answer, so that nobody knows if it is wrong."""
+        """Whether the passage holds an answer, so that it may not be a negative."""
         return contains_answer(self._text(row), example.answers)
 
 

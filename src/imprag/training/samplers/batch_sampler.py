@@ -45,7 +45,7 @@ class BatchSampler(Sampler):
     A batch without grids is drawn from all sources by their weights. One with a ``grid`` has
     ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
     ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
-    with one prompt template of each cell that has any; of sources with articles instead, it takes
+    with one example of each cell that has any; of sources with articles instead, it takes
     some questions about each of some articles. Small grids share a batch.
 
     In every epoch of a source, each example, or each cell of its grids, comes once; those that

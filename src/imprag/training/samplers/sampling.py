@@ -93,7 +93,7 @@ def grid_epochs(
     cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index in shuffled(indices, generator):
         entity, *relation = examples[index].group
-        # Questions about an article have no prompt_templates: each is a cell of its own.
+        # Questions about an article have no relation: each is a cell of its own.
         cells[entity][relation[0] if facts else str(index)].append(index)
 
     def epoch(number: int, generator: random.Random) -> list[Bundle]:
@@ -101,13 +101,13 @@ def grid_epochs(
         for entities in _grouped(sorted(cells), height, alike, generator):
             relations = sorted({relation for entity in entities for relation in cells[entity]})
             for chunk in _chunks(shuffled(relations, generator), columns):
-                prompt_templates = [
+                filled = [
                     cells[entity][relation]
                     for entity in entities
                     for relation in chunk
                     if relation in cells[entity]
                 ]
-                tiles.append(tuple(found[number % len(found)] for found in prompt_templates))
+                tiles.append(tuple(found[number % len(found)] for found in filled))
         return _packed(shuffled(tiles, generator), rows * columns)
 
     return epoch
@@ -172,7 +172,7 @@ def _packed(tiles: Iterable[Bundle], size: int) -> list[Bundle]:
 def _grouped(
     entities: Sequence[str], size: int, names: NameVectors | None, generator: random.Random
 ) -> list[Sequence[str]]:
-    """Groups as of `_chunks`, at random or, with ``names``, of entities that are alike.
+    """Groups like those of `_chunks`, at random or, with ``names``, of entities that are alike.
 
     Those are halved, and the halves again, between two of them that are drawn each time.
     """
