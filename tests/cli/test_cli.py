@@ -282,6 +282,13 @@ def test_an_option_that_went_names_what_takes_its_place(
         assert capsys.readouterr().err == (f"imprag: error: {option} was removed: {instead}\n")
 
 
+def test_a_renamed_command_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "build", "--out", "x"]) == 2
+    assert capsys.readouterr().err == (
+        "imprag: error: the command memory was renamed: use imprag kv\n"
+    )
+
+
 def test_as_a_process() -> None:
     command = [sys.executable, "-m", "imprag"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
 """Options of earlier versions, and what takes their place."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 INSTEAD = {
     "adapt": {
@@ -49,16 +49,18 @@ INSTEAD = {
 }
 
 
-def removed_option(command: Sequence[str], words: Iterable[str]) -> str | None:
-    """The error message for an option of an earlier version.
+def removed_option(command: Sequence[str], words: Sequence[str]) -> str | None:
+    """The error message for an option or a command of an earlier version.
 
     Args:
         command: the names of the command, such as ``("kv", "build")``.
         words: of the command line.
 
     Returns:
-        which option it is and what takes its place; None if there is no such option.
+        which one it is and what takes its place; None if there is no such option or command.
     """
+    if words and words[0] == "memory":
+        return "the command memory was renamed: use imprag kv"
     removed = INSTEAD.get(" ".join(command), {})
     for option in (word.partition("=")[0] for word in words):
         if option in removed:
