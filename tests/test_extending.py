@@ -1,15 +1,11 @@
 """The examples of docs/guides/extending.md: installed, tested, and used."""
 
-import io
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import documented
-from documented import blocks, calls, is_shell
+from extension_packages import ExamplePage, make_home, run_commands
 from imprag.cli import main
 from imprag.io.plugins import plugins
 from imprag.io.registry import Registry
@@ -18,67 +14,34 @@ from imprag.tasks import task as task_module
 from imprag.training.objectives import OBJECTIVES
 from imprag.training.samplers import SAMPLERS
 
-PAGE = "docs/guides/extending.md"
-BLOCKS = [block for block in blocks() if block.document == PAGE]
-#: The page's files: blocks that begin with a file's name.
-FILES = {
-    block.content.split()[1]: block.content
-    for block in BLOCKS
-    if block.language in ("python", "yaml")
-}
 PLUGINS = ("centred.py", "margin.py", "epochs.py", "quiz.py")
-assert FILES.keys() == {*PLUGINS, *(f"test_{name}" for name in PLUGINS), "extended.yaml"}
-for _name in PLUGINS:
-    exec(compile(FILES[f"test_{_name}"], _name, "exec"))  # the suites, which pytest collects here
+PAGE = ExamplePage("docs/guides/extending.md", PLUGINS, "extended.yaml")
+globals().update(PAGE.suites())  # which pytest collects here
 TINY = ("--set", "model.base=lm", "model.b=1", "model.t=3", "train.steps=2", "trainer.bf16=false")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The page's package, installed with its entry points."""
-    folder = tmp_path_factory.mktemp("installed")
-    for name in PLUGINS:
-        (folder / name).write_text(FILES[name])
-    (points,) = [block.content for block in BLOCKS if block.language == "toml"]
-    info = folder / "extensions-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extensions\nVersion: 1\n")
-    for quoted, written in (("project.entry-points.", ""), ('"', "")):
-        points = points.replace(quoted, written)
-    (info / "entry_points.txt").write_text(points)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
+        PAGE.install(tmp_path_factory.mktemp("installed"), patch)
         plugins.cache_clear()
         patch.setattr(task_module, "_TASKS", dict(task_module._TASKS))
         for registry in (CODECS, OBJECTIVES, SAMPLERS):
             patch.setattr(registry, "_registered", {})
         yield
     plugins.cache_clear()
-    for name in PLUGINS:
-        sys.modules.pop(name.removesuffix(".py"), None)
+    PAGE.forget()
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with everything that documents name."""
-    folder = tmp_path_factory.mktemp("extending")
+    """A folder with everything that documents name, and the page's recipe and questions."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IMPRAG_CACHE", str(folder / "cache"))
-        documented.make_home(folder / "home")
-        (folder / "home" / "extended.yaml").write_text(FILES["extended.yaml"])
-        quiz = TestQuiz.content  # type: ignore[name-defined] # noqa: F821
-        (folder / "home" / "quiz.jsonl").write_text(quiz)
-        yield folder / "home"
-
-
-def commands(word: str) -> list[str]:
-    """The page's commands in the blocks that contain a word."""
-    return [
-        line
-        for block in BLOCKS
-        if is_shell(block) and word in block.content
-        for line in block.content.splitlines()
-    ]
+        folder = make_home(tmp_path_factory.mktemp("extending"), patch)
+        (folder / "extended.yaml").write_text(PAGE.files["extended.yaml"])
+        (folder / "quiz.jsonl").write_text(TestQuiz.content)  # type: ignore[name-defined] # noqa: F821
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -94,18 +57,10 @@ def test_the_command_line_uses_the_example(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(home)
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    lines = commands(word)
+    lines = [line for block, line in PAGE.commands() if word in block.content]
     assert len(lines) == number
-    for line in lines:
-        ((program, *arguments),) = calls(line, tmp_path)
-        assert program == "imprag"
-        if arguments[0] == "train":
-            arguments += TINY
-        if arguments[0] == "ask":
-            arguments += ["--max-new-tokens", "2"]
-        assert main(arguments) == 0, f"{shlex.join(arguments)}\n{capsys.readouterr().err}"
+    more = {"train": TINY, "ask": ("--max-new-tokens", "2")}
+    run_commands(lines, home, tmp_path, monkeypatch, capsys, more)
     told = capsys.readouterr()
     assert expected in told.out + told.err
 

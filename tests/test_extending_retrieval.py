@@ -1,65 +1,36 @@
 """The examples of docs/guides/extending-retrieval.md: installed, tested, and used."""
 
-import io
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import documented
-from documented import blocks, calls, is_shell
+from extension_packages import ExamplePage, make_home, run_commands
 from imprag.cli import main
 from imprag.errors import ImpRAGError
 from imprag.index.backends import INDEX_BACKENDS
 from imprag.retrieval.registry import RETRIEVERS
 
-PAGE = "docs/guides/extending-retrieval.md"
-BLOCKS = [block for block in blocks() if block.document == PAGE]
-#: The page's files: blocks that begin with a file's name.
-FILES = {block.content.split()[1]: block.content for block in BLOCKS if block.language == "python"}
-assert FILES.keys() == {"mystore.py", "test_mystore.py", "trigrams.py", "test_trigrams.py"}
-for _name in ("test_mystore.py", "test_trigrams.py"):
-    exec(compile(FILES[_name], _name, "exec"))  # the suites, which pytest collects here
+PAGE = ExamplePage("docs/guides/extending-retrieval.md", ("mystore.py", "trigrams.py"))
+globals().update(PAGE.suites())  # which pytest collects here
 
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The page's package, installed with its entry points."""
-    folder = tmp_path_factory.mktemp("installed")
-    for name in ("mystore.py", "trigrams.py"):
-        (folder / name).write_text(FILES[name])
-    (points,) = [block.content for block in BLOCKS if block.language == "toml"]
-    info = folder / "mystore-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mystore\nVersion: 1\n")
-    for quoted, written in (("project.entry-points.", ""), ('"', "")):
-        points = points.replace(quoted, written)
-    (info / "entry_points.txt").write_text(points)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
+        PAGE.install(tmp_path_factory.mktemp("installed"), patch)
         for registry in (INDEX_BACKENDS, RETRIEVERS):
             patch.setattr(registry, "_registered", {})
         yield
-    for name in ("mystore", "trigrams"):
-        sys.modules.pop(name, None)
+    PAGE.forget()
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with everything that documents name."""
-    folder = tmp_path_factory.mktemp("extending")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IMPRAG_CACHE", str(folder / "cache"))
-        documented.make_home(folder / "home")
-        yield folder / "home"
-
-
-def commands(word: str) -> list[str]:
-    """The page's commands that contain a word."""
-    lines = [line for block in BLOCKS if is_shell(block) for line in block.content.splitlines()]
-    return [line for line in lines if word in line]
+        yield make_home(tmp_path_factory.mktemp("extending"), patch)
 
 
 @pytest.mark.parametrize(("word", "number"), [("numpy-index", 4), ("trigrams", 3)])
@@ -71,14 +42,9 @@ def test_the_command_line_uses_the_example(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(home)
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    lines = commands(word)
+    lines = [line for _, line in PAGE.commands() if word in line]
     assert len(lines) == number
-    for line in lines:
-        ((program, *arguments),) = calls(line, tmp_path)
-        assert program == "imprag"
-        assert main(arguments) == 0, f"{shlex.join(arguments)}\n{capsys.readouterr().err}"
+    run_commands(lines, home, tmp_path, monkeypatch, capsys)
     shown = capsys.readouterr().out
     expected = {"numpy-index": "kind: mystore", "trigrams": "factbook/qa"}[word]
     assert expected in shown

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from extension_packages import write_package
 from imprag.errors import ImpRAGError
 from imprag.io.plugins import plugins
 from imprag.tasks import find_benchmark, load_benchmark, load_task, task, task_names
@@ -24,15 +25,10 @@ def install(
     """Puts a package with one module and entry points where Python finds it."""
     monkeypatch.setattr(task, "_TASKS", dict(task._TASKS))
 
-    def install(package: str, code: str, **model: str) -> None:
-        folder = tmp_path / package
-        info = folder / f"{package}-1.dist-info"
-        info.mkdir(parents=True)
-        (folder / f"{package}.py").write_text(code)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
-        points = "".join(f"[imprag.{group}]\n{point}\n" for group, point in model.items())
-        (info / "entry_points.txt").write_text(points)
-        monkeypatch.syspath_prepend(folder)
+    def install(package: str, code: str, **groups: str) -> None:
+        points = "".join(f"[imprag.{group}]\n{point}\n" for group, point in groups.items())
+        write_package(tmp_path / package, package, {f"{package}.py": code}, points)
+        monkeypatch.syspath_prepend(tmp_path / package)
         plugins.cache_clear()
 
     yield install
