@@ -6,6 +6,7 @@ After an intended change, write the files again and read the difference before y
     git diff tests/golden
 """
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import cyclopts
 import pytest
+import rich.console
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import app, main
@@ -63,14 +65,17 @@ def normalised(help_text: str) -> str:
 
 
 @pytest.mark.parametrize("command", commands(), ids="-".join)
-def test_the_help_of_a_command(
-    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in {"COLUMNS": "2000", "NO_COLOR": "1", "TERM": "dumb"}.items():
-        monkeypatch.setenv(name, value)
+def test_the_help_of_a_command(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A console of our own: width and colours of the environment depend on FORCE_COLOR and TERM,
+    # and a console that an earlier test made keeps them.
+    printed = io.StringIO()
+    plain = rich.console.Console(
+        file=printed, width=2000, color_system=None, force_terminal=False, force_jupyter=False
+    )
+    monkeypatch.setattr(app, "_console", plain)
     assert main([*command, "--help"]) == 0
     name = "-".join(("imprag", *command))
-    hold_against_file(f"help/{name}.txt", normalised(capsys.readouterr().out))
+    hold_against_file(f"help/{name}.txt", normalised(printed.getvalue()))
 
 
 @pytest.mark.parametrize("command", [one for one in commands() if one], ids="-".join)
