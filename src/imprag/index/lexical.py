@@ -1,0 +1,293 @@
+"""The lexical index: BM25 over the words of title and text, by tantivy.
+
+It lies next to the embeddings of an index folder, memory-mapped from disk, and is searched with the
+prompt's own words. tantivy's BM25 is Lucene's (k1 = 1.2, b = 0.75; lengths over 39 terms are
+rounded). Terms are words in lower case, and characters and pairs of them in scripts without spaces
+(:func:`imprag.corpus.words.search_terms`). There is no stop list, which would leave nothing of "The
+Who", and no stemmer.
+"""
+
+import importlib.metadata
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tantivy
+
+from imprag.corpus import Corpus
+from imprag.corpus.words import search_terms
+from imprag.errors import ImpRAGError
+from imprag.io.building import (
+    StoredFile,
+    building_folder,
+    check_fingerprints,
+    claim,
+    discard,
+    move_into_place,
+    read_manifest,
+    remove_work,
+    versions,
+)
+from imprag.io.files import expand_home, sha256, write_json
+from imprag.io.locking import only_builder
+from imprag.io.progress import progress_bar
+
+#: Names the terms and the formula; an index of other ones is built again.
+TERMS = "words, characters and pairs; BM25 with k1 1.2 and b 0.75"
+MANIFEST = "lexical.json"
+FORMAT_VERSION = 1
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+#: Terms of a query with their weights.
+Terms = Mapping[str, float]
+
+_COMMIT_ROWS = 1 << 16  # a killed build loses at most so many passages
+_READ_ROWS = 1024
+_WRITER_BYTES = 64_000_000
+
+
+def query_terms(text: str) -> Terms:
+    """The terms of a text, each weighted by the number of times that it occurs."""
+    return Counter(search_terms(text))
+
+
+class LexicalIndex:
+    """BM25 scores of a corpus' passages for weighted terms.
+
+    Args:
+        path: a folder that :meth:`build` made.
+        corpus: the passages that it was made of.
+
+    Raises:
+        ImpRAGError: there is no finished lexical index, it is damaged or of another corpus, or its
+            terms are those of another version.
+    """
+
+    def __init__(self, path: Path, corpus: Corpus) -> None:
+        self.path = path
+        self.manifest = _read_manifest(path)
+        check_fingerprints(
+            "lexical index",
+            "imprag index CORPUS --out INDEX",
+            ("from another corpus", corpus.fingerprint, self.manifest["corpus_fingerprint"]),
+        )
+        if self.manifest["terms"] != TERMS:
+            raise ImpRAGError(
+                f"{path} was made by another version of ImpRAG, which split text into other terms; "
+                "run the imprag index command that made it again, which replaces this part"
+            )
+        for file in _stored_files(self.manifest):
+            file.check(path)
+        self._schema = _schema()
+        try:
+            self._view = _writable_view(path)
+            self._searcher = _open(Path(self._view.name) if self._view else path).searcher()
+        except (ValueError, OSError) as error:
+            raise ImpRAGError(
+                f"{path} is damaged ({error}); delete it and run the imprag index command that "
+                "made it again, which replaces this part"
+            ) from error
+
+    @classmethod
+    def build(cls, corpus: Corpus, path: Path, *, progress: bool = True) -> "LexicalIndex":
+        """Make a lexical index, or resume where an interrupted call stopped.
+
+        Passages stream from the corpus; a commit every 65,536 of them is what a killed build
+        resumes from. An index of another corpus or version in ``path`` is replaced: it can be made
+        again at any time.
+
+        Args:
+            corpus: the passages.
+            path: the folder.
+            progress: show a bar on standard error.
+
+        Raises:
+            ImpRAGError: the disk is full or the folder cannot be written.
+        """
+        path = expand_home(path)
+        if not _is_finished(path, corpus):
+            with only_builder(path) as alone:
+                if not _is_finished(path, corpus):
+                    work = building_folder(path)
+                    if path.exists():
+                        discard(path, work)
+                    plan = {"corpus_fingerprint": corpus.fingerprint, "terms": TERMS}
+                    claim(work, plan, alone=alone, overwrite=True)
+                    _write(corpus, work / "index", progress)
+                    move_into_place(work / "index", path)
+                    remove_work(work)
+        return cls(path, corpus)
+
+    def search(self, terms: Terms, n: int) -> tuple[IntArray, FloatArray]:
+        """The n passages with the highest scores, best first, and lower rows first if equal.
+
+        Returns:
+            rows of the corpus and BM25 scores, (found,) each; passages that share no term with the
+            query are not found.
+        """
+        query = self._query(terms)
+        hits = self._searcher.search(query, n, count=False).hits if n else []
+        scores = np.array([score for score, _ in hits], np.float32)
+        rows = self._rows([address for _, address in hits])
+        order = np.lexsort((rows, -scores))
+        return rows[order], scores[order]
+
+    def scores(self, terms: Terms, rows: IntArray) -> FloatArray:
+        """BM25 scores of given passages; 0 for those that share no term with the query.
+
+        Args:
+            terms: of the query.
+            rows: distinct rows of the corpus, (number,).
+
+        Returns:
+            (number,).
+        """
+        scores = np.zeros(len(rows), np.float32)
+        if not len(rows) or not terms:
+            return scores
+        these = tantivy.Query.term_set_query(self._schema, "row", rows.tolist())
+        query = tantivy.Query.boolean_query(
+            [
+                (tantivy.Occur.Must, self._query(terms)),
+                (tantivy.Occur.Must, tantivy.Query.const_score_query(these, 0.0)),
+            ]
+        )
+        hits = self._searcher.search(query, len(rows), count=False).hits
+        at = {row: n for n, row in enumerate(rows.tolist())}
+        places = [at[row] for row in self._rows([address for _, address in hits]).tolist()]
+        scores[places] = [score for score, _ in hits]
+        return scores
+
+    def idf(self, terms: Sequence[str]) -> FloatArray:
+        """Inverse document frequencies, as BM25 weighs terms, (number,); 0 for unknown terms."""
+        count = self._searcher.num_docs
+        found = [self._searcher.doc_freq("text", term) for term in terms]
+        return np.array(
+            [n and math.log1p((count - n + 0.5) / (n + 0.5)) for n in found], np.float32
+        )
+
+    def verify(self) -> None:
+        """Read every file and compare it with its checksum.
+
+        Raises:
+            ImpRAGError: a file was changed.
+        """
+        for file in _stored_files(self.manifest):
+            file.verify(self.path)
+
+    def _query(self, terms: Terms) -> tantivy.Query:
+        clauses = [
+            (tantivy.Occur.Should, _boosted(self._schema, term, weight))
+            for term, weight in terms.items()
+            if weight > 0
+        ]
+        return tantivy.Query.boolean_query(clauses)
+
+    def _rows(self, addresses: list[Any]) -> IntArray:
+        found = self._searcher.fast_field_values("row", addresses) if addresses else []
+        return np.array(found, np.int64)
+
+
+def _boosted(schema: tantivy.Schema, term: str, weight: float) -> tantivy.Query:
+    query = tantivy.Query.term_query(schema, "text", term, index_option="freq")
+    return query if weight == 1 else tantivy.Query.boost_query(query, float(weight))
+
+
+def _schema() -> tantivy.Schema:
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("text", stored=False, tokenizer_name="terms", index_option="freq")
+    builder.add_unsigned_field("row", stored=False, indexed=True, fast=True)
+    return builder.build()
+
+
+def _open(path: Path) -> tantivy.Index:
+    """The tantivy index in a folder; a new one if the folder holds none."""
+    index = tantivy.Index(_schema(), path=str(path))
+    whitespace = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build()
+    index.register_tokenizer("terms", whitespace)
+    return index
+
+
+def _writable_view(path: Path) -> "tempfile.TemporaryDirectory[str] | None":
+    """A temporary folder with links to the files of a folder that cannot be written.
+
+    tantivy locks the folder that it reads, and has no mode for read-only ones.
+    """
+    if os.access(path, os.W_OK):
+        return None
+    view = tempfile.TemporaryDirectory(prefix="imprag-lexical-")
+    for file in path.iterdir():
+        if not file.name.endswith(".lock"):
+            (Path(view.name) / file.name).symlink_to(file.absolute())
+    return view
+
+
+def _write(corpus: Corpus, folder: Path, progress: bool) -> None:
+    """Add the passages that an index lacks, and its manifest at last."""
+    if (folder / MANIFEST).is_file():
+        return  # it is whole, and only remains to be moved
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        index = _open(folder)
+        done = index.searcher().num_docs
+        writer = index.writer(heap_size=_WRITER_BYTES, num_threads=1)  # keeps the order
+        with progress_bar("Lexical index", len(corpus), progress, done) as bar:
+            while done < len(corpus):
+                rows = range(done, min(done + _READ_ROWS, len(corpus)))
+                for row, passage in zip(rows, corpus.passages(rows), strict=True):
+                    terms = " ".join(search_terms(f"{passage.title} {passage.text}"))
+                    document = tantivy.Document()
+                    document.add_text("text", terms)
+                    document.add_unsigned("row", row)
+                    writer.add_document(document)
+                done += len(rows)
+                bar.update(len(rows))
+                if done % _COMMIT_ROWS == 0:
+                    writer.commit()
+        writer.commit()
+        writer.wait_merging_threads()
+    except (ValueError, OSError) as error:  # tantivy raises ValueError for every failure
+        raise ImpRAGError(
+            f"cannot write {folder}: {error}; free some space, then run the same command again"
+        ) from error
+    files = sorted(path for path in folder.iterdir() if path.suffix != ".lock")
+    for file in files:  # tantivy lets nobody else read some of them
+        file.chmod((folder / ".tantivy-writer.lock").stat().st_mode)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "corpus_fingerprint": corpus.fingerprint,
+        "count": len(corpus),
+        "terms": TERMS,
+        "files": [asdict(StoredFile(f.name, f.stat().st_size, sha256(f))) for f in files],
+        "versions": versions(tantivy=importlib.metadata.version("tantivy")),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    return read_manifest(
+        path, MANIFEST, "lexical index", "imprag index", FORMAT_VERSION, lambda content: content
+    )
+
+
+def _stored_files(manifest: dict[str, Any]) -> list[StoredFile]:
+    return [StoredFile(**file) for file in manifest["files"]]
+
+
+def _is_finished(path: Path, corpus: Corpus) -> bool:
+    try:
+        manifest = _read_manifest(path)
+    except ImpRAGError:
+        return False
+    return (manifest.get("corpus_fingerprint"), manifest.get("terms")) == (
+        corpus.fingerprint,
+        TERMS,
+    )
