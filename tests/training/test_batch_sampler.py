@@ -444,7 +444,7 @@ def test_shards_partition_the_batch(
                 [part.passages[column] for column in part.candidates[n]],
                 sorted(row for c, row in enumerate(rows) if part.positive[n, c]),
                 sorted(row for c, row in enumerate(rows) if part.negative[n, c]),
-                part.memory_negative[n].tolist(),
+                part.cross_batch_negative[n].tolist(),
             )
             for n in range(len(part.examples))
         ]
@@ -456,7 +456,7 @@ def test_shards_partition_the_batch(
     for shard in shards:
         assert shard.first_column == start
         assert list(shard.columns) == columns
-        assert shard.memory == batch.memory
+        assert shard.cross_batch_memory == batch.cross_batch_memory
         assert len(set(shard.passages)) == len(shard.passages)
         start += len(shard.passages)
     sizes = [len(shard.examples) for shard in shards]
@@ -483,14 +483,14 @@ def test_passages_of_earlier_batches_are_negatives(
     sampler = BatchSampler(sources, BatchSettings(cross_batch_memory=memory, candidates=1), corpus)
     batch = sampler(step)
     earlier = {row for n in range(max(0, step - memory), step) for row in sampler(n).passages}
-    assert len(set(batch.memory)) == len(batch.memory)
-    assert set(batch.memory) == earlier - set(batch.passages)
+    assert len(set(batch.cross_batch_memory)) == len(batch.cross_batch_memory)
+    assert set(batch.cross_batch_memory) == earlier - set(batch.passages)
     for n, index in enumerate(batch.examples):
         example = sampler.examples[index]
-        for column, row in enumerate(batch.memory):
+        for column, row in enumerate(batch.cross_batch_memory):
             answered = set(corpus[row].text.split()) & set(example.answers)
             wrong = row not in {*example.positives, *example.known} and not answered
-            assert batch.memory_negative[n, column] == (bool(example.positives) and wrong)
+            assert batch.cross_batch_negative[n, column] == (bool(example.positives) and wrong)
 
 
 def test_mined_ranks_replace_the_teachers_candidates(corpus: Corpus) -> None:

@@ -28,13 +28,14 @@ Count = Tensor | float | None
 
 @dataclass(frozen=True, eq=False)
 class ScoredBatch:
-    """What an objective knows of a batch of Q prompts and C passages, beside their scores.
+    """What an objective knows of a batch of Q prompts and C passages, apart from their scores.
 
     The passages are those of all processes, then those of the cross-batch memory, if there is one.
 
     Attributes:
         positive: (Q, C) bool, the passages to find.
-        negative: (Q, C) bool, the others that are known to be wrong. A passage may be neither.
+        negative: (Q, C) bool, the others that are known not to be positives. A passage may be
+            neither.
         candidates: (Q, C) bool, the passages that each prompt reads; none for a prompt whose
             response is not generated.
         log_likelihood: (Q, C) log P_LM(r | p, q) of the candidates, each read alone, without
