@@ -290,7 +290,8 @@ def test_a_checkpoint_holds_the_cross_batch_memory(world: Path, tmp_path: Path) 
 def test_a_checkpoint_with_the_old_name_of_the_cross_batch_memory_is_resumed(
     world: Path, tmp_path: Path
 ) -> None:
-    settings = recipe(world, batch={"cross_batch_memory": 2, "examples": 4})
+    warmup = {"warmup": {"fraction": 1.0}}  # its negatives are the memory's passages, too
+    settings = recipe(world, batch={"cross_batch_memory": 2, "examples": 4}, stages=warmup)
     whole, old = tmp_path / "whole", tmp_path / "old"
     train(settings, whole)
     shutil.copytree(whole, old)
