@@ -72,8 +72,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
     from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
     from imprag.index.fitting import read_cut
     from imprag.index.folder import INDEX, IndexFolder
-    from imprag.kv_cache.manifest import MANIFEST as KV_MANIFEST
-    from imprag.kv_cache.manifest import KVCacheManifest
+    from imprag.kv_cache.manifest import KVCacheManifest, holds_kv_cache
     from imprag.model.config import CONFIG_NAME
 
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -87,7 +86,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
         if cut := read_cut(path):
             facts["cut"] = cut
         return common | facts | {"corpus": folder.corpus.manifest}
-    if (path / KV_MANIFEST).is_file():
+    if holds_kv_cache(path):
         cache = KVCacheManifest.read(path)
         cache.check_headers(path)
         if verify:

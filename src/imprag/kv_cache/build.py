@@ -46,7 +46,12 @@ from imprag.io.locking import only_builder
 from imprag.io.progress import progress_bar
 from imprag.kv_cache.cache import check_independent, encode_parts
 from imprag.kv_cache.codecs.base import Codec, Parts, check_parts, needs_fit, untrained_codec
-from imprag.kv_cache.manifest import MANIFEST, KVCacheManifest, Shard, states_fingerprint
+from imprag.kv_cache.manifest import (
+    KVCacheManifest,
+    Shard,
+    holds_kv_cache,
+    states_fingerprint,
+)
 from imprag.kv_cache.stores import DiskStore
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
@@ -156,7 +161,7 @@ def build_kv_cache(
     if not (replace or is_free(out) or work.exists()):
         return _finished(out, corpus, goal, rows)
     with only_builder(out) as alone:
-        if replace and (out / MANIFEST).is_file() and not _is_finished(out, corpus, goal, rows):
+        if replace and holds_kv_cache(out) and not _is_finished(out, corpus, goal, rows):
             discard(out, work)
         if is_free(out):
             claim(work, plan, alone=alone, overwrite=overwrite)
