@@ -213,13 +213,13 @@ def test_sources_are_sampled_by_their_weights(corpus: Corpus) -> None:
 # --- Grids --------------------------------------------------------------------------------------
 
 
-def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> BatchSampler:
+def grid_sampler(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> BatchSampler:
     fields = {"grid": (6, 6), "hard_negatives": 0, "candidates": 1, **fields}
     return BatchSampler(sources, BatchSettings(**fields), corpus)
 
 
 def test_neighbours_in_a_grid_are_generated(corpus: Corpus) -> None:
-    sampler = grid_plan(corpus, [facts(12, 3)], grid=(4, 3), generate=3, candidates=3)
+    sampler = grid_sampler(corpus, [facts(12, 3)], grid=(4, 3), generate=3, candidates=3)
     firsts = set()
     for step in range(20):
         batch = sampler(step)
@@ -262,7 +262,7 @@ def epoch_of(sampler: BatchSampler, cells: int, first: int = 0) -> list[BatchInd
 
 
 def test_grids_cross_entities_and_relations(corpus: Corpus) -> None:
-    sampler = grid_plan(corpus, [facts(12, 8)], grid=(4, 4))
+    sampler = grid_sampler(corpus, [facts(12, 8)], grid=(4, 4))
     batches = epoch_of(sampler, 12 * 8 - 8)
     assert len(batches) == 6  # three groups of entities, two of relations
     for batch in batches:
@@ -282,8 +282,8 @@ def test_grids_cross_entities_and_relations(corpus: Corpus) -> None:
 
 def test_several_grids_make_a_batch(corpus: Corpus) -> None:
     sources = [replace(facts(12, 3), name="a"), replace(facts(12, 4), name="b", weight=3.0)]
-    one = grid_plan(corpus, sources, grid=(4, 2))
-    three = grid_plan(corpus, sources, grid=(4, 2), grids=3)
+    one = grid_sampler(corpus, sources, grid=(4, 2))
+    three = grid_sampler(corpus, sources, grid=(4, 2), grids=3)
     for step in range(20):  # those that would have been batches of their own
         grids = [one(3 * step + n).examples for n in range(3)]
         assert three(step).examples == tuple(index for grid in grids for index in grid)
@@ -359,7 +359,7 @@ def test_grids_of_articles_have_several_questions_per_article(corpus: Corpus) ->
         for article in range(9)
         for n in range(8)
     ]
-    sampler = grid_plan(corpus, [TrainingSource("articles", examples)], grid=(3, 4))
+    sampler = grid_sampler(corpus, [TrainingSource("articles", examples)], grid=(3, 4))
     batches = epoch_of(sampler, len(examples))
     assert sorted(i for batch in batches for i in batch.examples) == list(range(len(examples)))
     assert len(batches) == 6
@@ -373,14 +373,14 @@ def test_small_grids_share_a_batch(corpus: Corpus) -> None:
     examples = [
         question(f"{n}", [n % ROWS], group=(f"entity {n}", f"relation {n}")) for n in range(24)
     ]
-    sampler = grid_plan(corpus, [TrainingSource("sparse", examples)], grid=(2, 3))
+    sampler = grid_sampler(corpus, [TrainingSource("sparse", examples)], grid=(2, 3))
     batches = epoch_of(sampler, 24)
     assert [len(batch.examples) for batch in batches] == [6] * 4
 
 
 def test_batches_hold_grids_and_prompts_of_other_sources(corpus: Corpus) -> None:
     sources = [facts(4, 4), reading(10), replace(facts(4, 4), weight=3.0), reading(10, 3.0)]
-    sampler = grid_plan(corpus, sources, grid=(2, 2), others=5)
+    sampler = grid_sampler(corpus, sources, grid=(2, 2), others=5)
     drawn = [Counter() for _ in range(2)]
     for step in range(200):
         batch = sampler(step)
@@ -466,7 +466,7 @@ def test_shards_partition_the_batch(
 
 
 def test_the_shard_of_a_single_process_is_the_batch(corpus: Corpus) -> None:
-    batch = grid_plan(corpus, [facts(4, 4)], grid=(3, 3), candidates=3)(0)
+    batch = grid_sampler(corpus, [facts(4, 4)], grid=(3, 3), candidates=3)(0)
     shard = batch.shard(0, 1)
     assert shard.examples == batch.examples
     assert sorted(shard.passages) == sorted(batch.passages)
@@ -600,8 +600,8 @@ def test_sources_that_cannot_fill_a_batch_are_refused(corpus: Corpus) -> None:
     with pytest.raises(ImpRAGError, match="the source 'reading' has no examples"):
         BatchSampler([reading(0)], BatchSettings(), corpus)
     with pytest.raises(ImpRAGError, match="no source is fit for grids"):
-        grid_plan(corpus, [reading(3)], others=1)
+        grid_sampler(corpus, [reading(3)], others=1)
     with pytest.raises(ImpRAGError, match=r"batch.others is 0, but reading would never be drawn"):
-        grid_plan(corpus, [facts(2, 2), reading(3)])
+        grid_sampler(corpus, [facts(2, 2), reading(3)])
     with pytest.raises(ImpRAGError, match=r"batch.others is 2, but all sources are grids"):
-        grid_plan(corpus, [facts(2, 2)], others=2)
+        grid_sampler(corpus, [facts(2, 2)], others=2)

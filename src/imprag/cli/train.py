@@ -63,8 +63,8 @@ def train(
     if dry_run:
         from imprag.training.cost import CostEstimate
 
-        plan = CostEstimate(recipe, devices=devices, flops=flops)
-        print_json(plan.to_dict()) if json else print(_plan_text(plan))
+        estimate = CostEstimate(recipe, devices=devices, flops=flops)
+        print_json(estimate.to_dict()) if json else print(_estimate_text(estimate))
         return
     if out is None:
         raise ImpRAGError("say with --out where the run folder should be")
@@ -89,11 +89,11 @@ def train(
             print(f"{name}: {value}")
 
 
-def _plan_text(plan: "CostEstimate") -> str:
+def _estimate_text(estimate: "CostEstimate") -> str:
     """The cost estimate as tables."""
     from imprag.evaluation.tables import markdown_table
 
-    content = plan.to_dict()
+    content = estimate.to_dict()
     model, training = content["model"], content["training"]
     missing = [source["place"] for source in content["data"] if source["state"] == "missing"]
     tables = {
@@ -150,11 +150,11 @@ def _plan_text(plan: "CostEstimate") -> str:
             ],
         ),
         "Index and stored KV, GB": markdown_table(
-            ["for", *(name for name in plan.storage(1)), "hours to embed"],
+            ["for", *(name for name in estimate.storage(1)), "hours to embed"],
             [
                 [
                     name,
-                    *(_figure(sizes[kind] / 1e9) for kind in plan.storage(1)),
+                    *(_figure(sizes[kind] / 1e9) for kind in estimate.storage(1)),
                     _figure(sizes["embedding_hours"]),
                 ]
                 for name, sizes in content["storage"].items()

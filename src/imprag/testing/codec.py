@@ -29,7 +29,7 @@ def states(tokens: int, head_dim: int, seed: int = 0) -> Tensor:
     return block
 
 
-class CodecConformance:
+class CodecSuite:
     """Tests of a codec; inherit them and say which codec is meant.
 
     Attributes:

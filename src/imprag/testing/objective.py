@@ -46,7 +46,7 @@ def random_batch(seed: int = 0) -> tuple[Tensor, ScoredBatch]:
     return scores, ScoredBatch(positive, negative, candidates, likelihood * candidates)
 
 
-class ObjectiveConformance:
+class ObjectiveSuite:
     """Tests of a retrieval objective; inherit them and say which objective is meant.
 
     Attributes:

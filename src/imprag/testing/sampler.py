@@ -31,7 +31,7 @@ def random_sources() -> list[TrainingSource]:
     return [TrainingSource("questions", questions, 2.0), TrainingSource("texts", texts)]
 
 
-class SamplerConformance:
+class SamplerSuite:
     """Tests of a batch sampler; inherit them and say which sampler is meant.
 
     Attributes:
