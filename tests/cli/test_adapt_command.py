@@ -144,6 +144,17 @@ def test_kinds_that_a_small_corpus_hardly_gives_are_left_out(
     assert "'cloze' has too few prompts" in capsys.readouterr().err
 
 
+def test_options_without_effect_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(home, tmp_path / "out", "--data", tmp_path) == 2
+    assert "--data has no effect without --tasks" in capsys.readouterr().err
+    whole = ["adapt", "--model", "smollm2-135m", "--max-rank", 4]
+    assert run(*whole, "--index", home / "index", "--out", tmp_path / "out") == 2
+    assert "max_rank bounds what is added to an adapter, but" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_second_call_for_the_same_folder_waits_and_is_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,8 +154,26 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
         (("--passages", "gold", "--retrieval-only"), "nothing to measure with --passages gold"),
         (("--corpus", "factbook"), "--corpus and --query-template are not for the model's own"),
         (("--query-template", "oracle"), "are not for the model's own retrieval"),
-        (("--passages", "none", "--attention-score-bias", "2"), "is for the model's own retrieval"),
-        (("--retriever", "bm25", "--passages", "none"), "--retriever bm25 has no use"),
+        (
+            ("--passages", "none", "--attention-score-bias", "0"),
+            "--attention-score-bias has no effect without the model's own retrieval: leave it out",
+        ),
+        (
+            ("--retriever", "bm25", "--passages", "none", "--query-template", "oracle"),
+            "--retriever, --query-template have no effect with --passages none: leave them out",
+        ),
+        (
+            ("--passages", "none", "--k", "3", "--in-context", "--kv-cache", "x", "--corpus", "y"),
+            "--k, --in-context, --kv-cache, --corpus have no effect with --passages none",
+        ),
+        (
+            ("--retrieval-only", "--kv-cache", "x", "--in-context", "--attention-score-bias", "1"),
+            "--in-context, --kv-cache, --attention-score-bias have no effect with --retrieval-only",
+        ),
+        (
+            ("--in-context", "--kv-cache", "x", "--attention-score-bias", "1"),
+            "--kv-cache, --attention-score-bias have no effect with --in-context",
+        ),
         (("--passages", "gold-among-others"), "--passages gold-among-others needs --k"),
         (
             ("--passages", "gold-among-others", "--k", "0", "--index", "{home}/index"),

@@ -67,6 +67,8 @@ def test_the_recipe_reaches_the_trainer(
         (["--config", CONFIG, "--dry-run", "--set", "model.t=28"], "has 28 layers"),
         (["--config", CONFIG, "--dry-run", "--devices", 0], "devices"),
         (["--config", CONFIG, "--dry-run", "--flops", "nan"], "flops"),
+        (["--config", CONFIG, "--out", "x", "--devices", 1], "--devices has no effect without"),
+        (["--config", CONFIG, "--out", "x", "--flops", 1e15], "--flops has no effect without"),
         (["--dry-run"], "--config"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
-from imprag.cli.options import Device, Json, Model, Names
+from imprag.cli.options import Device, Json, Model, Names, refuse_without_effect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +79,8 @@ def adapt(
     require("training", "train", "pydantic", "accelerate")
     from imprag.training.adapt_run import adapt_model
 
+    if not tasks:
+        refuse_without_effect("without --tasks", data=data)
     recalls = adapt_model(
         model,
         index,
