@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
 from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
-from imprag.tasks import Benchmark, read_examples, task_names
+from imprag.tasks import BENCHMARKS, Benchmark, read_examples, task_names
 
 COUNT = 12
 
@@ -294,7 +294,7 @@ def test_tasks_build(
         splits = {"train": {"examples": 1200}, "test": {"examples": 34}}
         return {"tasks": {"a": {"splits": splits}, "b": {"splits": {"test": {"examples": 5}}}}}
 
-    monkeypatch.setattr("imprag.tasks.benchmark.plugins", lambda group: {"b": Benchmark(1, build)})
+    monkeypatch.setattr(BENCHMARKS, "_registered", {"b": Benchmark(1, build)})
     assert run("tasks", "build", "b", "--out", tmp_path / "bench") == 0
     assert calls == [(tmp_path / "bench", 0)]
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
@@ -303,7 +303,7 @@ def test_tasks_build(
         ["b", "", "5"],
     ]
     assert run("tasks", "build", "nope", "--out", tmp_path / "bench") == 2
-    assert "unknown benchmark 'nope'; known are b (" in capsys.readouterr().err
+    assert "unknown benchmark 'nope'; known are b, factbook (" in capsys.readouterr().err
 
 
 def test_commands_that_are_scripts_now_name_them(capsys: pytest.CaptureFixture[str]) -> None:

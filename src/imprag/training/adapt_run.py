@@ -80,9 +80,9 @@ def adapt_model(
         adapter = DEFAULT_FOLDER if model == DEFAULT else Path(model)
         is_adapter = (adapter / SETTINGS).is_file() and can_be_changed(adapter)
         if max_rank is not None and not is_adapter:
-            raise ImpRAGError(
-                f"max_rank bounds what is added to an adapter, but {model} is saved as a whole: "
-                "leave it out"
+            print(
+                f"note: max_rank has no effect: {model} is no adapter and is saved as a whole",
+                file=sys.stderr,
             )
         rag = ImpRAG.from_pretrained(model, index, dtype="float32", device=device)
         folder = rag.index
