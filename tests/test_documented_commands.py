@@ -41,7 +41,7 @@ SHELL = [block for block in BLOCKS if is_shell(block)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
-# By document, of which each block goes on where the one before ended.
+# By document: each block continues where the one before ended.
 _MADE: dict[str, set[str]] = defaultdict(set)
 _NAMESPACES: dict[str, dict[str, Any]] = {}
 

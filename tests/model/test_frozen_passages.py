@@ -1,4 +1,4 @@
-"""Passages read as the base model encodes them, beside a model that was trained further."""
+"""Passages read as the base model encodes them, next to a model that was trained further."""
 
 import dataclasses
 from pathlib import Path

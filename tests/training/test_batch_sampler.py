@@ -111,7 +111,7 @@ def test_batches_satisfy_their_invariants(
     )
     own = alone(step).examples
     assert batch.examples[: len(own)] == own
-    retrieving = beside = 0
+    retrieving = extra = 0
     for n, index in enumerate(batch.examples):
         example = sampler.examples[index]
         right, known = set(example.positives), set(example.known)
@@ -129,7 +129,7 @@ def test_batches_satisfy_their_invariants(
             retrieving += batch.generated[n]
             assert batch.positive[n].sum() >= min(given.positives, len(right))
         else:
-            beside += 1
+            extra += 1
             assert batch.generated[n]
         if n >= len(own):  # it reads what another reads
             assert right <= set(read)
@@ -149,8 +149,8 @@ def test_batches_satisfy_their_invariants(
         else:
             assert read == []
     drawn_examples = [sampler.examples[index] for index in batch.examples[: given.examples]]
-    assert len(drawn_examples) == given.examples == size - beside
-    assert beside <= given.questions_per_passage * given.candidates * retrieving
+    assert len(drawn_examples) == given.examples == size - extra
+    assert extra <= given.questions_per_passage * given.candidates * retrieving
     with_positives = sum(bool(example.positives) for example in drawn_examples)
     if given.generate is None:
         assert retrieving == with_positives
@@ -243,14 +243,14 @@ def test_extra_questions_come_from_the_same_source(corpus: Corpus) -> None:
     for step in range(30):
         batch = sampler(step)
         answered = [sampler.examples[batch.examples[n]].id for n in range(4) if batch.generated[n]]
-        beside = [sampler.examples[index] for index in batch.examples[4:]]
-        assert {example.id[0] for example in beside} <= {answered[0][0]}
+        extra = [sampler.examples[index] for index in batch.examples[4:]]
+        assert {example.id[0] for example in extra} <= {answered[0][0]}
         drawn = {sampler.examples[index].id for index in batch.examples[:4]}
         (row,) = {e.positives[0] for e in sampler.examples if e.id == answered[0]}
         same = {
             e.id for e in sampler.examples if e.positives == (row,) and e.id[0] == answered[0][0]
         }
-        assert {example.id for example in beside} == same - drawn
+        assert {example.id for example in extra} == same - drawn
 
 
 def epoch_of(sampler: BatchSampler, cells: int, first: int = 0) -> list[BatchIndices]:
@@ -503,7 +503,7 @@ def test_mined_ranks_replace_the_teachers_candidates(corpus: Corpus) -> None:
     assert batch.examples == sampler(5).examples
     for read in batch.candidates:
         rows = {batch.passages[column] for column in read}
-        assert {30, 31} < rows  # the first ranks, beside the right passage
+        assert {30, 31} < rows  # the first ranks, next to the positive
     assert sampler(5).passages != batch.passages
 
 

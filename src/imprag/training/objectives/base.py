@@ -145,17 +145,17 @@ def relevance_scores(query_embeddings: Tensor, passage_embeddings: Tensor) -> Te
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """In float32, or in float64 if it is that."""
+    """In float32; float64 stays as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def mean(total: Tensor, own: Tensor, count: Count) -> Tensor:
-    """A sum over so many, or divided by another count.
+    """``total / count``; 0 for an empty sum.
 
     Args:
         total: the sum.
-        own: what is summed up.
-        count: to divide by instead.
+        own: the number of its terms, which divides if ``count`` is None.
+        count: another divisor, such as a mean over processes.
     """
     divisor = own if count is None else count
     return total / (divisor + (divisor == 0))  # nothing divided by nothing is nothing

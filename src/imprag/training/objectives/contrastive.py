@@ -52,8 +52,8 @@ def nce_loss(scores: Tensor, positive: Tensor, negative: Tensor, count: Count = 
 def nce_against_all(scores: Tensor, positives: Sequence[Sequence[int]]) -> Tensor:
     """:func:`nce_loss` where every passage that is not a positive is a negative, without masks.
 
-    Of a whole corpus, most of the time goes into reading and writing what is as large as the
-    scores; this does it a few times less.
+    Over a whole corpus, most of the time goes into reading and writing tensors as large as the
+    scores; this makes fewer passes over them.
 
     Args:
         scores: (Q, P) s(q, p).

@@ -1,6 +1,6 @@
 """Which examples and passages make a batch: a pure function of seed and step.
 
-Nothing remembers what was drawn before. So a run that is resumed, with any number of processes or
+No state is kept between batches. So a run that is resumed, with any number of processes or
 workers, continues with the batches that it would have had.
 """
 
@@ -48,20 +48,20 @@ class _Prompts(NamedTuple):
 class BatchSampler(Sampler):
     """All batches of a training: ``sampler(step)`` is the batch of a step.
 
-    A batch without grids is drawn from all sources by their weights. One with a ``grid`` has
-    ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
-    ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
-    with one example of each cell that has any; of sources with articles instead, it takes
-    some questions about each of some articles. Small grids share a batch.
+    Without ``grid``, a batch is sampled from all sources by their weights. With it, a batch has
+    ``grids`` grids, sampled by weight from the sources whose examples have a place in grids, and
+    ``others`` prompts, sampled by weight from the other sources. A grid crosses entities and
+    relations, with one example of each cell that has any; a grid of a source of articles has some
+    questions about each of some articles. Small grids share a batch.
 
-    In every epoch of a source, each example, or each cell of its grids, comes once; those that
-    ``questions_per_passage`` adds come beside.
+    In every epoch of a source, each example, or each cell of its grids, comes once;
+    ``questions_per_passage`` adds to these.
 
     Args:
         sources: the mixture.
         settings: of batches.
         corpus: that the rows belong to.
-        seed: of all that is drawn.
+        seed: seed of the random choices.
         names: of the entities of grids, for ``alike_rows``.
 
     Attributes:
