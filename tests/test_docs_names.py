@@ -126,6 +126,26 @@ def test_the_api_page_names_what_can_be_imported() -> None:
     assert [name for name in names if not _has(*name.rsplit(".", 1))] == []
 
 
+def test_the_api_page_has_a_row_for_every_kind_of_plug_in() -> None:
+    """The row names the registry's entry-point group, its decorator and its test suite."""
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in SRC.rglob("*.py"))
+    groups = set(re.findall(r'Registry\(\s*"[^"]+",\s*"(imprag\.\w+)"', sources))
+    table = re.findall(r"^\|.*\| imprag\.\w+ \|.*$", API.read_text(), re.MULTILINE)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table]
+    assert len(groups) > 6
+    assert {group for _, _, _, group, _ in rows} == groups
+    for _, contract, decorator, _, suite in rows:
+        assert _class_name(contract) in members()
+        if decorator != "none":
+            assert exists(decorator.strip("`").split("(")[0])
+            assert _class_name(suite) in members()
+
+
+def _class_name(cell: str) -> str:
+    """The first class that a cell of a table names."""
+    return re.findall(r"`(\w+)`", cell)[0]
+
+
 def test_what_does_not_exist_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("`model/none.py` `ImpRAGModel.none` `imprag.model.none` `imprag.model.kv`\n")

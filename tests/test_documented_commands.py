@@ -28,10 +28,10 @@ from imprag.cli import app, main
 from imprag.corpus import Corpus, load_corpus
 from imprag.pipeline import ImpRAG
 from imprag.retrieval import RetrievedPassage
-from imprag.tasks import Benchmark, task
+from imprag.tasks import TASKS, Benchmark
 
 #: Pages whose blocks are files that belong together, and the tests that run them.
-TASKS = dict(task._TASKS)
+REGISTERED = dict(TASKS._registered)
 ELSEWHERE = {
     "docs/guides/extending.md": "tests/test_extending.py",
     "docs/guides/extending-retrieval.md": "tests/test_extending_retrieval.py",
@@ -41,7 +41,7 @@ SHELL = [block for block in BLOCKS if is_shell(block)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
-# By document, of which each block goes on where the one before ended.
+# By document: each block continues where the one before ended.
 _MADE: dict[str, set[str]] = defaultdict(set)
 _NAMESPACES: dict[str, dict[str, Any]] = {}
 
@@ -200,12 +200,11 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "imprag.model.load._default": lambda: template / "my-model",
         "imprag.model.load.DEFAULT_FOLDER": template / "my-model",
         "imprag.training.adapt_run.DEFAULT_FOLDER": template / "my-model",
-        "imprag.tasks.task._TASKS": TASKS,  # what pages register is known to pages alone
         "imprag.model.base._cpu_is_faster_in_bfloat16": lambda: False,
         "imprag.model.base._embedded": lambda: template / "lm",
         "imprag.corpus.library._built_in": lambda name: Corpus.open(corpus),
         "imprag.benchmarks.factbook.build_factbook": write_benchmark,
-        "imprag.tasks.benchmark.plugins": lambda group: {"factbook": Benchmark(2, write_benchmark)},
+        "imprag.benchmarks.factbook.BENCHMARK": Benchmark(2, write_benchmark),
         "imprag.retrieval.dense.require_teacher": lambda *name: None,
         "imprag.evaluation.scoring.bootstrap_interval": lambda scores: (0.0, 1.0),
         "imprag.evaluation.runner.write_report": lambda run, corpus: None,
@@ -218,6 +217,8 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "torch.compile": lambda call, **settings: call,
     }.items():
         monkeypatch.setattr(name, value)
+    # What pages register is known to pages alone.
+    monkeypatch.setattr(TASKS, "_registered", REGISTERED)
     generate = ImpRAG.generate
 
     def briefly(rag: ImpRAG, *arguments: Any, **settings: Any) -> Any:

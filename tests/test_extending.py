@@ -10,7 +10,7 @@ from imprag.cli import main
 from imprag.io.plugins import plugins
 from imprag.io.registry import Registry
 from imprag.kv_cache.codecs import CODECS
-from imprag.tasks import task as task_module
+from imprag.tasks import TASKS
 from imprag.training.objectives import OBJECTIVES
 from imprag.training.samplers import SAMPLERS
 
@@ -26,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         PAGE.install(tmp_path_factory.mktemp("installed"), patch)
         plugins.cache_clear()
-        patch.setattr(task_module, "_TASKS", dict(task_module._TASKS))
+        patch.setattr(TASKS, "_registered", dict(TASKS._registered))
         for registry in (CODECS, OBJECTIVES, SAMPLERS):
             patch.setattr(registry, "_registered", {})
         yield

@@ -8,7 +8,7 @@ import pytest
 from extension_packages import write_package
 from imprag.errors import ImpRAGError
 from imprag.io.plugins import plugins
-from imprag.tasks import find_benchmark, load_benchmark, load_task, task, task_names
+from imprag.tasks import BENCHMARKS, TASKS, load_benchmark, load_task, task_names
 
 QUIZ = """
 from imprag.tasks import Benchmark, Task
@@ -23,7 +23,7 @@ def install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Install]:
     """Puts a package with one module and entry points where Python finds it."""
-    monkeypatch.setattr(task, "_TASKS", dict(task._TASKS))
+    monkeypatch.setattr(TASKS, "_registered", dict(TASKS._registered))
 
     def install(package: str, code: str, **groups: str) -> None:
         points = "".join(f"[imprag.{group}]\n{point}\n" for group, point in groups.items())
@@ -39,7 +39,7 @@ def test_a_package_adds_a_task_and_a_benchmark(install: Install) -> None:
     install("quizzes", QUIZ, tasks="quiz = quizzes:QUIZ", benchmarks="quizzes = quizzes:QUIZZES")
     assert load_task("quiz").template == "Quiz: {input} Answer:"
     assert "quiz" in task_names()
-    assert find_benchmark("quizzes").build(Path("out"), 5) == {"seed": 5}
+    assert BENCHMARKS.find("quizzes").build(Path("out"), 5) == {"seed": 5}
 
 
 def test_a_folder_of_another_version_than_the_package_makes_is_refused(
@@ -66,7 +66,7 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
     with pytest.raises(ImpRAGError, match=r"unknown task 'quiz'; known are .*factbook/qa.*entry-"):
         load_task("quiz")
     with pytest.raises(ImpRAGError, match=r"unknown benchmark 'quiz'; known are factbook \("):
-        find_benchmark("quiz")
+        BENCHMARKS.find("quiz")
 
 
 @pytest.mark.parametrize("code", ["import nothing_of_this_name", "raise OSError('no disk')", "1/0"])

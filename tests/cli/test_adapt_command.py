@@ -136,12 +136,22 @@ def test_kinds_that_a_small_corpus_hardly_gives_are_left_out(
     corpus.write_text("".join(json.dumps(passage) + "\n" for passage in passages))
     assert run("index", corpus, "--model", home / "model", "--out", index) == 0
     command = ["adapt", "--model", home / "model", "--index", index, "--steps", 1]
-    assert run(*command, "--out", tmp_path / "out", "--json") == 0
+    assert run(*command, "--out", tmp_path / "out", "--max-rank", 4, "--json") == 0
     shown = capsys.readouterr()
+    has_adapter = (home / "model" / "adapter_config.json").exists()
+    assert ("note: max_rank has no effect" in shown.err) is not has_adapter
     assert [one["source"] for one in json.loads(shown.out)["recall"]] == ["keywords", "title"]
     assert "note: cloze left out: the passages give too few prompts" in shown.err
     assert run(*command, "--out", tmp_path / "asked", "--synthetic", "cloze") == 2
     assert "'cloze' has too few prompts" in capsys.readouterr().err
+
+
+def test_data_without_tasks_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(home, tmp_path / "out", "--data", tmp_path) == 2
+    assert "--data has no effect without --tasks" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_call_for_the_same_folder_waits_and_is_refused(

@@ -55,7 +55,9 @@ def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(answer) == {"prompt", "answer", "passages", "timings"}
     assert answer["prompt"] == "w1 w2"
     assert len(answer["passages"]) == 2
-    assert set(answer["passages"][0]) == {"id", "title", "text", "score"}
+    assert set(answer["passages"][0]) == {"id", "title", "text", "row", "score", "kind"}
+    assert answer["passages"][0]["id"] == f"p{answer['passages'][0]['row']}"
+    assert answer["passages"][0]["kind"] == "implicit"
     assert answer["passages"][0]["text"] in WORDS
     assert answer["passages"][0]["score"] >= answer["passages"][1]["score"]
     assert answer["timings"]["total"] > 0
@@ -77,6 +79,20 @@ def test_another_retriever_finds_by_the_prompts_words(
     assert found("ask", "w17", "--max-new-tokens", 2, "--retriever", "bm25", "--k", 0) == []
     assert ask(home, "search", "w17", "--retriever", "bm25", "--k", 10) == 2
     assert "k is 10, but the index has 9 passages" in capsys.readouterr().err
+
+
+def test_a_search_by_text_does_not_load_the_model(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bm25s", reason="BM25")
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path))
+    monkeypatch.delattr("imprag.pipeline.load_pretrained")
+    assert ask(home, "search", "w17", "--retriever", "bm25", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["passages"]
+    assert [(one["id"], one["row"], one["kind"]) for one in found[:1]] == [("p3", 3, "lexical")]
+    assert len(found) == 2  # the model's own k
+    with pytest.raises(NameError, match="load_pretrained"):
+        ask(home, "search", "w17")
 
 
 @pytest.mark.parametrize("command", ["ask", "search"])
@@ -199,12 +215,17 @@ def test_info(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["ask", "w1", "--model", "no/model"], "hf download no/model"),
         (["ask", "w1", "--dtype", "float12"], "unknown dtype"),
         (["ask", "w1", "--no-such-option"], "no-such-option"),
+        (["ask", "w1", "--k", "0", "--kv-cache", "x"], "--kv-cache has no effect with --k 0"),
+        (["info", "--verify"], "--verify has no effect without a folder"),
+        (["info", "{home}/model", "--verify"], "--verify has no effect on a model"),
+        (["bench", "--out", "x", "--quick", "--k", "3"], "--quick has its own numbers"),
         (["frobnicate"], "frobnicate"),
     ],
 )
 def test_mistakes_give_one_line_and_status_2(
     home: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    arguments = [argument.format(home=home) for argument in arguments]
     if arguments[0] in ("ask", "search"):
         defaults = {"--model": home / "model", "--index": home / "index"}
         for name, value in defaults.items():

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
 from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
-from imprag.tasks import Benchmark, read_examples, task_names
+from imprag.tasks import BENCHMARKS, Benchmark, read_examples, task_names
 
 COUNT = 12
 
@@ -154,8 +154,26 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
         (("--passages", "gold", "--retrieval-only"), "nothing to measure with --passages gold"),
         (("--corpus", "factbook"), "--corpus and --query-template are not for the model's own"),
         (("--query-template", "oracle"), "are not for the model's own retrieval"),
-        (("--passages", "none", "--attention-score-bias", "2"), "is for the model's own retrieval"),
-        (("--retriever", "bm25", "--passages", "none"), "--retriever bm25 has no use"),
+        (
+            ("--passages", "none", "--attention-score-bias", "0"),
+            "--attention-score-bias has no effect without the model's own retrieval: leave it out",
+        ),
+        (
+            ("--retriever", "bm25", "--passages", "none", "--query-template", "oracle"),
+            "--retriever, --query-template have no effect with --passages none: leave them out",
+        ),
+        (
+            ("--passages", "none", "--k", "3", "--in-context", "--kv-cache", "x", "--corpus", "y"),
+            "--k, --in-context, --kv-cache, --corpus have no effect with --passages none",
+        ),
+        (
+            ("--retrieval-only", "--kv-cache", "x", "--in-context", "--attention-score-bias", "1"),
+            "--in-context, --kv-cache, --attention-score-bias have no effect with --retrieval-only",
+        ),
+        (
+            ("--in-context", "--kv-cache", "x", "--attention-score-bias", "1"),
+            "--kv-cache, --attention-score-bias have no effect with --in-context",
+        ),
         (("--passages", "gold-among-others"), "--passages gold-among-others needs --k"),
         (
             ("--passages", "gold-among-others", "--k", "0", "--index", "{home}/index"),
@@ -276,7 +294,7 @@ def test_tasks_build(
         splits = {"train": {"examples": 1200}, "test": {"examples": 34}}
         return {"tasks": {"a": {"splits": splits}, "b": {"splits": {"test": {"examples": 5}}}}}
 
-    monkeypatch.setattr("imprag.tasks.benchmark.plugins", lambda group: {"b": Benchmark(1, build)})
+    monkeypatch.setattr(BENCHMARKS, "_registered", {"b": Benchmark(1, build)})
     assert run("tasks", "build", "b", "--out", tmp_path / "bench") == 0
     assert calls == [(tmp_path / "bench", 0)]
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
@@ -285,7 +303,7 @@ def test_tasks_build(
         ["b", "", "5"],
     ]
     assert run("tasks", "build", "nope", "--out", tmp_path / "bench") == 2
-    assert "unknown benchmark 'nope'; known are b (" in capsys.readouterr().err
+    assert "unknown benchmark 'nope'; known are b, factbook (" in capsys.readouterr().err
 
 
 def test_commands_that_are_scripts_now_name_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,10 @@ def test_a_dry_run_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--set", "model.k=4", "batch.examples=16", "--set", "train.steps=7"]
     assert run("--config", CONFIG, "--dry-run", "--json", "--flops", "1e15", *options) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["training"]["steps"] == 7
-    assert plan["training"]["flops_per_device"] == 1e15
-    assert plan["stages"]["warmup"]["embedded"] == pytest.approx(16 * 0.15 * 5 * 140, rel=1e-3)
+    estimate = json.loads(capsys.readouterr().out)
+    assert estimate["training"]["steps"] == 7
+    assert estimate["training"]["flops_per_device"] == 1e15
+    assert estimate["stages"]["warmup"]["embedded"] == pytest.approx(16 * 0.15 * 5 * 140, rel=1e-3)
 
 
 def test_the_recipe_reaches_the_trainer(
@@ -67,6 +67,8 @@ def test_the_recipe_reaches_the_trainer(
         (["--config", CONFIG, "--dry-run", "--set", "model.t=28"], "has 28 layers"),
         (["--config", CONFIG, "--dry-run", "--devices", 0], "devices"),
         (["--config", CONFIG, "--dry-run", "--flops", "nan"], "flops"),
+        (["--config", CONFIG, "--out", "x", "--devices", 1], "--devices has no effect without"),
+        (["--config", CONFIG, "--out", "x", "--flops", 1e15], "--flops has no effect without"),
         (["--dry-run"], "--config"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ir_measures import RR, R, nDCG
+from ir_measures import RR, nDCG
 
 from imprag.errors import ImpRAGError
 from imprag.evaluation.metrics import (
@@ -24,9 +24,6 @@ from imprag.evaluation.metrics import (
     f1,
     ndcg,
     normalize_answer,
-    page_precision,
-    page_recall,
-    page_success,
     provenance_recall,
     r_precision,
     reciprocal_rank,
@@ -199,7 +196,6 @@ def test_provenance_recall_of_alternatives_and_of_two_hops() -> None:
     "metric",
     [
         lambda: provenance_recall(["p"], [[]], 1),
-        lambda: page_recall(["p"], [], 1),
         lambda: r_precision(["p"], [[], []]),
         lambda: reciprocal_rank(["p"], []),
         lambda: ndcg(["p"], []),
@@ -250,15 +246,12 @@ def test_ranking_metrics_equal_trec_eval(run: dict[str, float], relevant: set[st
 def test_means_equal_ir_measures(queries: list[tuple[dict[str, float], set[str]]]) -> None:
     qrels = {f"q{i}": dict.fromkeys(relevant, 1) for i, (_, relevant) in enumerate(queries)}
     runs = {f"q{i}": run for i, (run, _) in enumerate(queries)}
-    expected = ir_measures.calc_aggregate([RR, nDCG @ 10, R @ 5], qrels, runs)
+    expected = ir_measures.calc_aggregate([RR, nDCG @ 10], qrels, runs)
     rankings = [(trec_order(run), relevant) for run, relevant in queries]
 
     ours = {
         RR: statistics.mean(reciprocal_rank(*query) for query in rankings),
         nDCG @ 10: statistics.mean(ndcg(*query) for query in rankings),
-        R @ 5: statistics.mean(
-            page_recall(ranking, [[id] for id in relevant], 5) for ranking, relevant in rankings
-        ),
     }
     for measure, value in expected.items():
         assert ours[measure] == pytest.approx(value, abs=1e-9)
@@ -266,56 +259,16 @@ def test_means_equal_ir_measures(queries: list[tuple[dict[str, float], set[str]]
 
 # --- KILT ---------------------------------------------------------------------------------------
 
-# Three answers: two pages, one page, three pages. The ranking completes only the one-page set
-# within five points; its first and last two-page hits make one point.
-EVIDENCE = [["moon", "tide"], ["harbour"], ["sail", "mast", "keel"]]
 
-
-def test_kilt_measures_by_hand() -> None:
+def test_r_precision_by_hand() -> None:
     ranking = ["tide", "harbour", "sail", "crane", "moon", "mast", "pier"]
-    # Points: harbour (full), crane, moon+tide (full), sail+mast (not full), pier.
-    assert [page_recall(ranking, EVIDENCE, k) for k in (1, 2, 3, 9)] == [1 / 3, 1 / 3, 2 / 3, 2 / 3]
-    assert [page_precision(ranking, EVIDENCE, k) for k in (1, 2, 3, 5)] == [1, 1 / 2, 2 / 3, 2 / 5]
-    assert r_precision(ranking, EVIDENCE) == 1 / 2  # "tide" of two pages; "harbour" is not first
-    assert page_success(ranking, EVIDENCE, 1) == 1
-    assert page_success(["crane", "pier"], EVIDENCE, 2) == 0
+    evidence_sets = [["moon", "tide"], ["harbour"], ["sail", "mast", "keel"]]
+    # "tide" is one of two pages; "harbour" is not first; "sail" is one of three.
+    assert r_precision(ranking, evidence_sets) == 1 / 2
 
 
-def test_kilt_measures_count_pages_and_sets_once() -> None:
+def test_r_precision_counts_a_page_once() -> None:
     assert r_precision(["tide", "tide", "moon"], [["moon", "tide"]]) == 1
-    assert page_recall(["moon", "tide"], [["moon"], ["moon"], ["sail"]], 2) == 1 / 2
-    assert page_precision(["pier", "pier", "moon"], [["moon"]], 2) == 1 / 2
-
-
-def kilt_rank(ranking: list[str], evidence_sets: list[set[str]]) -> list[object]:
-    """The scorer's procedure step by step: a set's point moves to its last page found."""
-    pending = [set(evidence) for evidence in evidence_sets]
-    rank: list[object] = []
-    for page in ranking:
-        homes = [index for index, pages in enumerate(pending) if page in pages]
-        for index in homes:
-            if f"set {index}" in rank:
-                rank.remove(f"set {index}")
-            pending[index].discard(page)
-            rank.append(f"set {index}" if pending[index] else True)
-        if not homes:
-            rank.append(False)
-    return rank
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.sampled_from(IDS), unique=True),
-    st.lists(st.frozensets(st.sampled_from(IDS), min_size=1, max_size=4), min_size=1, unique=True),
-    st.integers(1, 12),
-)
-def test_page_recall_equals_the_step_by_step_procedure(
-    ranking: list[str], evidence_sets: list[frozenset[str]], k: int
-) -> None:
-    full = kilt_rank(ranking, [set(evidence) for evidence in evidence_sets])[:k].count(True)
-    assert page_recall(ranking, evidence_sets, k) == full / len(evidence_sets)
-    assert page_precision(ranking, evidence_sets, k) == full / k
-    assert page_success(ranking, evidence_sets, k) == (full > 0)
 
 
 DATA = os.environ.get("IMPRAG_TEST_DATA")
@@ -343,9 +296,9 @@ def evidence(row: dict[str, Any], keys: list[str]) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("gold", "guess", "figures"),
     [
-        ("gold1", "guess1_1", [2 / 3, 0.8333333333333334, 1 / 3, 1 / 3, 1 / 3, 1 / 3]),
-        ("gold1", "gold1", [1, 1, 1, 1, 1, 1]),
-        ("gold3", "guess3_1", [0, 0.5102040816326531, 0, 0.25510204081632654, 1 / 2, 1 / 2]),
+        ("gold1", "guess1_1", [2 / 3, 0.8333333333333334, 1 / 3, 1 / 3, 1 / 3]),
+        ("gold1", "gold1", [1, 1, 1, 1, 1]),
+        ("gold3", "guess3_1", [0, 0.5102040816326531, 0, 0.25510204081632654, 1 / 2]),
     ],
 )
 def test_kilt_scorer_figures(gold: str, guess: str, figures: list[float]) -> None:
@@ -357,28 +310,18 @@ def test_kilt_scorer_figures(gold: str, guess: str, figures: list[float]) -> Non
     em = list(map(exact_match, predictions, answers))
     words = list(map(f1, predictions, answers))
     precision = list(map(r_precision, rankings, sets))
-    recall = [page_recall(ranking, s, 5) for ranking, s in zip(rankings, sets, strict=True)]
     kilt_em, kilt_f1 = (
         [score * (p == 1) for score, p in zip(scores, precision, strict=True)]
         for scores in (em, words)
     )
-    means = [statistics.mean(s) for s in (em, words, kilt_em, kilt_f1, precision, recall)]
+    means = [statistics.mean(s) for s in (em, words, kilt_em, kilt_f1, precision)]
     assert means == pytest.approx(figures, abs=1e-9)
 
 
 @needs_data
 @pytest.mark.parametrize("keys", [PAGE, SECTION, PARAGRAPH])
-@pytest.mark.parametrize(
-    ("guess", "figures"),
-    [("guess2_1", [1 / 2, 1, 2 / 5, 2 / 3, 1]), ("guess2_2", [1, 1, 1 / 5, 1 / 3, 1])],
-)
-def test_kilt_scorer_retrieval_figures(guess: str, figures: list[float], keys: list[str]) -> None:
+@pytest.mark.parametrize(("guess", "figure"), [("guess2_1", 1 / 2), ("guess2_2", 1)])
+def test_kilt_scorer_retrieval_figures(guess: str, figure: float, keys: list[str]) -> None:
     [(gold_row, guess_row)] = kilt_pairs("gold2", guess)
     sets, [ranking] = evidence(gold_row, keys), evidence(guess_row, keys)
-    assert [
-        r_precision(ranking, sets),
-        page_precision(ranking, sets, 1),
-        page_precision(ranking, sets, 5),
-        page_recall(ranking, sets, 5),
-        page_success(ranking, sets, 5),
-    ] == pytest.approx(figures, abs=1e-9)
+    assert r_precision(ranking, sets) == pytest.approx(figure, abs=1e-9)

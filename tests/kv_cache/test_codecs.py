@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from imprag.errors import ImpRAGError
 from imprag.kv_cache.codecs.base import check_parts, untrained_codec
 from imprag.kv_cache.codecs.pq import CENTROIDS, ProductQuantizer
-from imprag.testing.codec import CodecConformance
+from imprag.testing.codec import CodecSuite
 
 SHAPE = (2, 3, 2)
 
@@ -32,26 +32,26 @@ def quantizer(tokens: int, head_dim: int = 16) -> ProductQuantizer:
     return codec
 
 
-class TestBFloat16(CodecConformance):
+class TestBFloat16(CodecSuite):
     name = "bf16"
     largest_error = 1e-4
 
 
-class TestFloat32(CodecConformance):
+class TestFloat32(CodecSuite):
     name = "fp32"
     largest_error = 1e-4  # of bfloat16 states
 
 
-class TestInt8(CodecConformance):
+class TestInt8(CodecSuite):
     name = "int8"
     largest_error = 1e-3
 
 
-class TestInt4(CodecConformance):
+class TestInt4(CodecSuite):
     name = "int4"
 
 
-class TestPQ(CodecConformance):
+class TestPQ(CodecSuite):
     name = "pq"
     largest_error = 0.2
 

@@ -1,4 +1,4 @@
-"""Building a memory: resuming, refusing, predicting, staying small."""
+"""Building a KV cache: resuming, refusing, predicting, staying small."""
 
 import os
 import signal
@@ -67,17 +67,17 @@ class TestResuming:
         whole = interrupted_after(10**6)
         build(corpus, tmp_path / "whole", whole, codec=codec)
         with pytest.raises(Interrupted):
-            build(corpus, tmp_path / "memory", interrupted_after(whole.calls // 2), codec=codec)
-        assert not (tmp_path / "memory").exists()
+            build(corpus, tmp_path / "cache", interrupted_after(whole.calls // 2), codec=codec)
+        assert not (tmp_path / "cache").exists()
         rest = interrupted_after(10**6)
-        build(corpus, tmp_path / "memory", rest, codec=codec)
+        build(corpus, tmp_path / "cache", rest, codec=codec)
         assert rest.calls < whole.calls * 0.7
-        assert files(tmp_path / "memory") == files(tmp_path / "whole")
-        assert not building_folder(tmp_path / "memory").exists()
+        assert files(tmp_path / "cache") == files(tmp_path / "whole")
+        assert not building_folder(tmp_path / "cache").exists()
 
     def test_killed_twice(self, corpus, tmp_path) -> None:
         build(corpus, tmp_path / "whole")
-        out = tmp_path / "memory"
+        out = tmp_path / "cache"
         shards = building_folder(out) / "parts"
         for finished in (1, 3):
             child = start(corpus, out, pause=0.02)
@@ -90,10 +90,10 @@ class TestResuming:
         assert start(corpus, out).wait() == 0
         assert files(out) == files(tmp_path / "whole")
 
-    def test_a_finished_memory_is_opened(self, corpus, tmp_path) -> None:
-        build(corpus, tmp_path / "memory")
+    def test_a_finished_cache_is_opened(self, corpus, tmp_path) -> None:
+        build(corpus, tmp_path / "cache")
         model = interrupted_after(0)
-        assert len(build(corpus, tmp_path / "memory", model)) == COUNT
+        assert len(build(corpus, tmp_path / "cache", model)) == COUNT
 
 
 def start(
@@ -113,13 +113,13 @@ def test_peak_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     peaks, stored = [], 0
     for count in (1000, 10_000):
         corpus = Corpus.build(passages(count), tmp_path / f"corpus-{count}")
-        child = start(corpus, tmp_path / f"memory-{count}", codec="fp32")
+        child = start(corpus, tmp_path / f"cache-{count}", codec="fp32")
         output, _ = child.communicate()
         assert child.returncode == 0
         peaks.append(1024 * int(output))
-        stored = sum(path.stat().st_size for path in (tmp_path / f"memory-{count}").iterdir())
+        stored = sum(path.stat().st_size for path in (tmp_path / f"cache-{count}").iterdir())
     # The libraries take most of the peak, and how much differs from machine to machine. A build
-    # that held all of the large memory would be larger by its size.
+    # that held all of the large KV cache would be larger by its size.
     assert peaks[1] - peaks[0] < stored / 2
     assert peaks[1] < 1.1 * peaks[0]
 
@@ -127,9 +127,9 @@ def test_peak_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
 class TestRefusing:
     def test_another_codec_in_an_unfinished_build(self, corpus, tmp_path) -> None:
         with pytest.raises(Interrupted):
-            build(corpus, tmp_path / "memory", interrupted_after(3))
+            build(corpus, tmp_path / "cache", interrupted_after(3))
         with pytest.raises(ImpRAGError, match="unfinished build with another .*codec"):
-            build(corpus, tmp_path / "memory", codec="int4")
+            build(corpus, tmp_path / "cache", codec="int4")
 
     @pytest.mark.parametrize(
         ("change", "named"),
@@ -142,15 +142,15 @@ class TestRefusing:
         ],
     )
     def test_another_finished_cache_is_refused(self, corpus, tmp_path, change, named) -> None:
-        build(corpus, tmp_path / "memory")
+        build(corpus, tmp_path / "cache")
         with pytest.raises(ImpRAGError, match=f"holds a KV cache already, with another .*{named}"):
-            build(corpus, tmp_path / "memory", **change)
+            build(corpus, tmp_path / "cache", **change)
 
     def test_as_many_other_passages(self, corpus, tmp_path) -> None:
-        build(corpus, tmp_path / "memory", rows=[1, 2])
+        build(corpus, tmp_path / "cache", rows=[1, 2])
         with pytest.raises(ImpRAGError, match=r"another set of passages; .*--overwrite"):
-            build(corpus, tmp_path / "memory", rows=[1, 3])
-        store = build(corpus, tmp_path / "memory", rows=[1, 3], overwrite=True)
+            build(corpus, tmp_path / "cache", rows=[1, 3])
+        store = build(corpus, tmp_path / "cache", rows=[1, 3], overwrite=True)
         found = store.get([corpus[row] for row in (1, 2, 3)])
         assert [one is not None for one in found] == [True, False, True]
 
@@ -168,25 +168,25 @@ class TestRefusing:
 
     def test_a_damaged_part(self, corpus, tmp_path) -> None:
         with pytest.raises(Interrupted):
-            build(corpus, tmp_path / "memory", interrupted_after(3))
-        part = min((building_folder(tmp_path / "memory") / "parts").glob("0*"))
+            build(corpus, tmp_path / "cache", interrupted_after(3))
+        part = min((building_folder(tmp_path / "cache") / "parts").glob("0*"))
         part.write_bytes(part.read_bytes()[:-1])
         with pytest.raises(ImpRAGError, match=f"{part.name} is damaged .* only this part"):
-            build(corpus, tmp_path / "memory")
+            build(corpus, tmp_path / "cache")
 
     def test_rows_and_shares_that_make_no_sense(self, corpus, tmp_path) -> None:
         for rows in ([], [COUNT], [-1]):
             with pytest.raises(ImpRAGError, match="rows"):
-                build(corpus, tmp_path / "memory", rows=rows)
+                build(corpus, tmp_path / "cache", rows=rows)
         for share in (0, 1.5):
             with pytest.raises(ImpRAGError, match="kv_keep_ratio"):
-                build(corpus, tmp_path / "memory", kv_keep_ratio=share)
+                build(corpus, tmp_path / "cache", kv_keep_ratio=share)
 
     def test_a_head_size_that_product_quantization_cannot_take(self, corpus, tmp_path) -> None:
         model = tiny_imprag_model()
         model.decoder.head_dim = 18
         with pytest.raises(ImpRAGError, match="the head size is 18"):
-            build(corpus, tmp_path / "memory", model, codec="pq")
+            build(corpus, tmp_path / "cache", model, codec="pq")
 
     def test_a_full_disk(self, corpus, tmp_path) -> None:
         # The limit on a file's size stands for the disk.
@@ -197,7 +197,7 @@ class TestRefusing:
         )
         here = Path(__file__).parent
         path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-        command = [here / "killed_build.py", corpus.path, tmp_path / "memory", "bf16", "0"]
+        command = [here / "killed_build.py", corpus.path, tmp_path / "cache", "bf16", "0"]
         done = subprocess.run(
             [sys.executable, "-c", script, *map(str, command)],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -206,14 +206,14 @@ class TestRefusing:
         )
         assert "cannot write" in done.stderr
         assert "run the same command again" in done.stderr
-        assert len(build(corpus, tmp_path / "memory", codec="bf16")) == COUNT
+        assert len(build(corpus, tmp_path / "cache", codec="bf16")) == COUNT
 
 
 @pytest.mark.parametrize(("codec", "kv_keep_ratio"), [("bf16", 1.0), ("int4", 0.5), ("pq", 1.0)])
 def test_the_prediction_is_near(corpus, tmp_path, codec, kv_keep_ratio) -> None:
     settings = {"codec": codec, "kv_keep_ratio": kv_keep_ratio}
     sizes = predict_kv_cache(corpus, tiny_imprag_model(), tiny_tokenizer(), **settings)
-    store = build(corpus, tmp_path / "memory", **settings)
+    store = build(corpus, tmp_path / "cache", **settings)
     states = store.manifest.tokens * 2 * 3 * 2 * store.manifest.bytes_per_vector
     assert sizes["count"] == COUNT
     # Halves of short passages are rounded up to a token.
@@ -222,7 +222,7 @@ def test_the_prediction_is_near(corpus, tmp_path, codec, kv_keep_ratio) -> None:
 
 
 def test_progress_and_prediction_are_shown(corpus, tmp_path, capsys) -> None:
-    build(corpus, tmp_path / "memory", progress=True)
+    build(corpus, tmp_path / "cache", progress=True)
     told = capsys.readouterr().err
     assert "int8 KV cache of 600 passages: about" in told
     assert "are free" in told
@@ -230,7 +230,7 @@ def test_progress_and_prediction_are_shown(corpus, tmp_path, capsys) -> None:
 
 
 def test_states_have_the_dtype_of_the_model(corpus, tmp_path) -> None:
-    store = build(corpus, tmp_path / "memory", codec="bf16")
+    store = build(corpus, tmp_path / "cache", codec="bf16")
     (parts,) = store.get([corpus[0]])
     assert parts is not None
     assert parts["states"].dtype == torch.bfloat16

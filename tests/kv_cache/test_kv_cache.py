@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from conftest import tiny_lm, tiny_tokenizer
+from imprag.cli import main
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.kv_cache import DiskStore, PassageKVCache, RamStore, build_kv_cache
@@ -35,10 +36,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus.build(PASSAGES, tmp_path_factory.mktemp("corpus") / "corpus")
 
 
-def logits(model: ImpRAGModel, memory: PassageKVCache, read=READ) -> torch.Tensor:
+def logits(model: ImpRAGModel, cache: PassageKVCache, read=READ) -> torch.Tensor:
     ids, mask = pad(PROMPTS[: len(read)], torch.device("cpu"), left=True)
     with torch.inference_mode():
-        output = model(ids, mask, fixed(memory.kv(read)), position_shift=48).logits
+        output = model(ids, mask, fixed(cache.kv(read)), position_shift=48).logits
     return output[mask.bool()]
 
 
@@ -54,15 +55,15 @@ def build(model: ImpRAGModel, corpus: Corpus, out: Path, **settings: object) -> 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
 def test_stored_states_are_read_as_live_ones(family: str, corpus: Corpus, tmp_path: Path) -> None:
     model = tiny_imprag_model(family)
-    memory = PassageKVCache(model, tiny_tokenizer(), build(model, corpus, tmp_path / "memory"))
-    assert_close(logits(model, memory), logits(model, live(model)), rtol=1e-5, atol=1e-5)
-    assert (memory.hits, memory.misses) == (4, 0)
+    cache = PassageKVCache(model, tiny_tokenizer(), build(model, corpus, tmp_path / "cache"))
+    assert_close(logits(model, cache), logits(model, live(model)), rtol=1e-5, atol=1e-5)
+    assert (cache.hits, cache.misses) == (4, 0)
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8", "int4"])
 def test_coded_states_are_read_nearly_as_live_ones(codec: str, corpus: Corpus, tmp_path) -> None:
     model = tiny_imprag_model()
-    store = build(model, corpus, tmp_path / "memory", codec=codec)
+    store = build(model, corpus, tmp_path / "cache", codec=codec)
     expected = logits(model, live(model))
     error = logits(model, PassageKVCache(model, tiny_tokenizer(), store)) - expected
     limit = {"bf16": 0.01, "int8": 0.03, "int4": 0.4}[codec]
@@ -71,10 +72,10 @@ def test_coded_states_are_read_nearly_as_live_ones(codec: str, corpus: Corpus, t
 
 def test_rows_of_other_passages_do_not_matter(corpus: Corpus, tmp_path: Path) -> None:
     model = tiny_imprag_model()
-    memory = PassageKVCache(model, tiny_tokenizer(), build(model, corpus, tmp_path / "memory"))
-    together = memory.kv(READ)
+    cache = PassageKVCache(model, tiny_tokenizer(), build(model, corpus, tmp_path / "cache"))
+    together = cache.kv(READ)
     for row, read in enumerate(READ):
-        alone = memory.kv([read])
+        alone = cache.kv([read])
         length = alone.mask.shape[1]
         assert together.mask[row].tolist() == [i < length for i in range(together.mask.shape[1])]
         for layer in alone.keys:
@@ -84,20 +85,20 @@ def test_rows_of_other_passages_do_not_matter(corpus: Corpus, tmp_path: Path) ->
 
 def test_a_missing_passage_is_encoded_and_counted(corpus: Corpus, tmp_path: Path) -> None:
     model = tiny_imprag_model()
-    store = build(model, corpus, tmp_path / "memory", rows=[3, 9, 17])
+    store = build(model, corpus, tmp_path / "cache", rows=[3, 9, 17])
     assert len(store) == 3
-    memory = PassageKVCache(model, tiny_tokenizer(), store)
-    assert_close(logits(model, memory), logits(model, live(model)), rtol=1e-5, atol=1e-5)
-    assert (memory.hits, memory.misses) == (2, 2)  # p3 and p9; p1 and p0
+    cache = PassageKVCache(model, tiny_tokenizer(), store)
+    assert_close(logits(model, cache), logits(model, live(model)), rtol=1e-5, atol=1e-5)
+    assert (cache.hits, cache.misses) == (2, 2)  # p3 and p9; p1 and p0
 
 
 def test_a_passage_with_the_id_of_another_is_not_taken_for_it(corpus, tmp_path) -> None:
     model = tiny_imprag_model()
-    memory = PassageKVCache(model, tiny_tokenizer(), build(model, corpus, tmp_path / "memory"))
+    cache = PassageKVCache(model, tiny_tokenizer(), build(model, corpus, tmp_path / "cache"))
     changed = [[Passage("p3", "w3", "w80 w81 w82")], [Passage("new", "w3", "w50 w51")]]
     expected = logits(model, live(model), changed)
-    assert_close(logits(model, memory, changed), expected, rtol=1e-5, atol=1e-5)
-    assert memory.misses == 2
+    assert_close(logits(model, cache, changed), expected, rtol=1e-5, atol=1e-5)
+    assert cache.misses == 2
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int4", "pq"])
@@ -111,7 +112,7 @@ def test_states_kept_coded_are_read_as_decoded_ones(codec: str, tmp_path: Path) 
         tmp_path / "corpus",
     )
     read = [[many[3], many[5]], [], [many[9]]]
-    store = build(model, many, tmp_path / "memory", codec=codec)
+    store = build(model, many, tmp_path / "cache", codec=codec)
     coded = PassageKVCache(model, tiny_tokenizer(), store, keep_coded=True)
     decoded = PassageKVCache(model, tiny_tokenizer(), store)
     assert_close(logits(model, coded, read), logits(model, decoded, read))
@@ -125,18 +126,18 @@ def test_ram_keeps_what_was_asked_for_last() -> None:
     codec = untrained_codec("fp32", 16)
     a_token = 2 * 3 * 2 * codec.bytes_per_vector
     store = RamStore(codec, max_bytes=40 * a_token)
-    memory = PassageKVCache(model, tiny_tokenizer(), store)
+    cache = PassageKVCache(model, tiny_tokenizer(), store)
     for _ in range(2):
-        assert_close(logits(model, memory), logits(model, live(model)), rtol=1e-5, atol=1e-5)
-    assert (memory.hits, memory.misses) == (4, 4)
-    memory.kv([[PASSAGES[15]], [PASSAGES[16]]])
+        assert_close(logits(model, cache), logits(model, live(model)), rtol=1e-5, atol=1e-5)
+    assert (cache.hits, cache.misses) == (4, 4)
+    cache.kv([[PASSAGES[15]], [PASSAGES[16]]])
     assert store.bytes <= store.max_bytes
     assert store.bytes == sum(
         part.nbytes for parts in store._parts.values() for part in parts.values()
     )
-    memory.kv([[PASSAGES[16]]])
-    memory.kv([[PASSAGES[1]]])  # went long ago
-    assert (memory.hits, memory.misses) == (5, 7)
+    cache.kv([[PASSAGES[16]]])
+    cache.kv([[PASSAGES[1]]])  # went long ago
+    assert (cache.hits, cache.misses) == (5, 7)
 
 
 def test_half_of_the_tokens_are_those_that_receive_most_attention() -> None:
@@ -163,64 +164,79 @@ def test_heavy_hitters_and_codes_combine(corpus: Corpus, tmp_path: Path) -> None
     whole = build(model, corpus, tmp_path / "whole", codec="int8")
     half = build(model, corpus, tmp_path / "half", codec="int8", kv_keep_ratio=0.5)
     assert 0.5 <= half.manifest.tokens / whole.manifest.tokens < 0.56
-    memory = PassageKVCache(model, tiny_tokenizer(), half)
-    assert torch.isfinite(logits(model, memory)).all()
+    cache = PassageKVCache(model, tiny_tokenizer(), half)
+    assert torch.isfinite(logits(model, cache)).all()
 
 
 def test_a_model_whose_passages_depend_on_each_other_is_refused(corpus, tmp_path) -> None:
     model = tiny_imprag_model(passage_encoding="segmented")
     with pytest.raises(ImpRAGError, match="set passage_encoding to independent"):
-        build(model, corpus, tmp_path / "memory")
+        build(model, corpus, tmp_path / "cache")
     with pytest.raises(ImpRAGError, match="segmented"):
         PassageKVCache(model, tiny_tokenizer(), RamStore(untrained_codec("fp32", 16), 1000))
 
 
 class TestFolder:
     def test_another_corpus_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
-        build(tiny_imprag_model(), corpus, tmp_path / "memory")
+        build(tiny_imprag_model(), corpus, tmp_path / "cache")
         other = Corpus.build(PASSAGES[:5], tmp_path / "other")
         with pytest.raises(ImpRAGError, match="from another corpus"):
-            DiskStore(tmp_path / "memory", other)
+            DiskStore(tmp_path / "cache", other)
 
     def test_a_truncated_shard_is_named(self, corpus: Corpus, tmp_path: Path) -> None:
-        build(tiny_imprag_model(), corpus, tmp_path / "memory")
-        shard = min((tmp_path / "memory").glob("000002-*"))
+        build(tiny_imprag_model(), corpus, tmp_path / "cache")
+        shard = min((tmp_path / "cache").glob("000002-*"))
         shard.write_bytes(shard.read_bytes()[:-10])
         with pytest.raises(ImpRAGError, match=rf"{shard.name} is damaged .* bytes instead of"):
-            DiskStore(tmp_path / "memory", corpus)
+            DiskStore(tmp_path / "cache", corpus)
 
     def test_an_altered_shard_is_found_by_its_checksum(self, corpus, tmp_path: Path) -> None:
-        store = build(tiny_imprag_model(), corpus, tmp_path / "memory")
-        store.manifest.verify_files(tmp_path / "memory")
-        shard = min((tmp_path / "memory").glob("000002-*"))
+        store = build(tiny_imprag_model(), corpus, tmp_path / "cache")
+        store.manifest.verify_files(tmp_path / "cache")
+        shard = min((tmp_path / "cache").glob("000002-*"))
         content = bytearray(shard.read_bytes())
         content[-5] ^= 1
         shard.write_bytes(content)
         with pytest.raises(ImpRAGError, match="checksum differs"):
-            DiskStore(tmp_path / "memory", corpus).manifest.verify_files(tmp_path / "memory")
+            DiskStore(tmp_path / "cache", corpus).manifest.verify_files(tmp_path / "cache")
 
     def test_a_shard_with_a_broken_header_is_named(self, corpus, tmp_path: Path) -> None:
-        store = build(tiny_imprag_model(), corpus, tmp_path / "memory")
-        shard = min((tmp_path / "memory").glob("000000-*"))
+        store = build(tiny_imprag_model(), corpus, tmp_path / "cache")
+        shard = min((tmp_path / "cache").glob("000000-*"))
         shard.write_bytes(b"\xff" * len(shard.read_bytes()))
         with pytest.raises(ImpRAGError, match=f"{shard.name} is damaged"):
             store.get([PASSAGES[0]])
 
     def test_a_broken_manifest_is_named(self, corpus: Corpus, tmp_path: Path) -> None:
-        build(tiny_imprag_model(), corpus, tmp_path / "memory")
-        manifest = tmp_path / "memory" / "memory.json"
+        build(tiny_imprag_model(), corpus, tmp_path / "cache")
+        manifest = tmp_path / "cache" / "kv_cache.json"
         content = json.loads(manifest.read_text())
         del content["shards"]
         manifest.write_text(json.dumps(content))
         with pytest.raises(ImpRAGError, match="is damaged"):
-            DiskStore(tmp_path / "memory", corpus)
+            DiskStore(tmp_path / "cache", corpus)
+
+    def test_a_cache_with_the_old_name_of_the_manifest_is_read_and_found_finished(
+        self, corpus: Corpus, tmp_path: Path, capsys
+    ) -> None:
+        out = tmp_path / "cache"
+        build(tiny_imprag_model(), corpus, out)
+        (out / "kv_cache.json").rename(out / "memory.json")
+        assert DiskStore(out, corpus).get([PASSAGES[0]])
+        assert main(["info", str(out)]) == 0
+        assert "kind: kv_cache" in capsys.readouterr().out
+        build(tiny_imprag_model(), corpus, out)
+        assert not (out / "kv_cache.json").exists()
+        build(tiny_imprag_model(), corpus, out, codec="bf16", overwrite=True)
+        assert (out / "kv_cache.json").exists()
+        assert not (out / "memory.json").exists()
 
     def test_a_cache_of_an_earlier_format_is_refused_and_overwritten(
         self, corpus: Corpus, tmp_path: Path
     ) -> None:
-        out = tmp_path / "memory"
+        out = tmp_path / "cache"
         build(tiny_imprag_model(), corpus, out)
-        manifest = out / "memory.json"
+        manifest = out / "kv_cache.json"
         content = json.loads(manifest.read_text())
         content["keep_tokens"] = content.pop("kv_keep_ratio")
         manifest.write_text(json.dumps({**content, "format_version": 2}))
@@ -230,9 +246,9 @@ class TestFolder:
         build(tiny_imprag_model(), corpus, out, overwrite=True)
         assert DiskStore(out, corpus).get([PASSAGES[0]])
 
-    def test_no_memory_is_told_from_an_unfinished_one(self, corpus, tmp_path: Path) -> None:
+    def test_no_cache_is_told_from_an_unfinished_one(self, corpus, tmp_path: Path) -> None:
         with pytest.raises(ImpRAGError, match="imprag kv build"):
-            DiskStore(tmp_path / "memory", corpus)
-        (tmp_path / "memory.building").mkdir()
+            DiskStore(tmp_path / "cache", corpus)
+        (tmp_path / "cache.building").mkdir()
         with pytest.raises(ImpRAGError, match="not finished"):
-            DiskStore(tmp_path / "memory", corpus)
+            DiskStore(tmp_path / "cache", corpus)

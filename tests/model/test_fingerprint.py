@@ -182,19 +182,19 @@ def test_another_tokenizer_is_another_model(model: Path, tmp_path: Path) -> None
     assert tokenizer_fingerprint(tokenizer) != wanted
 
 
-def test_index_and_memory_of_another_configuration_or_tokenizer_are_refused(
+def test_index_and_kv_cache_of_another_configuration_or_tokenizer_are_refused(
     model: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
     loaded, tokenizer = load_pretrained(model, "float32", "cpu")
     index = tmp_path / "index"
     IndexFolder.build(corpus, PassageEncoder(loaded, tokenizer), index, progress=False)
-    build_kv_cache(corpus, loaded, tokenizer, tmp_path / "memory", progress=False)
+    build_kv_cache(corpus, loaded, tokenizer, tmp_path / "cache", progress=False)
 
-    def use(folder: Path, memory: bool) -> None:
-        rag = ImpRAG.from_pretrained(folder, None if memory else index, dtype="float32")
-        if memory:
+    def use(folder: Path, kv_cache: bool) -> None:
+        rag = ImpRAG.from_pretrained(folder, None if kv_cache else index, dtype="float32")
+        if kv_cache:
             rag._index = IndexFolder.open(index)
-            rag.use_kv_cache(tmp_path / "memory")
+            rag.use_kv_cache(tmp_path / "cache")
 
     rope = {"rope_theta": 50.0, "rope_type": "default"}
     other_rope = with_config(model, tmp_path / "rope", rope_parameters=rope)
@@ -202,12 +202,12 @@ def test_index_and_memory_of_another_configuration_or_tokenizer_are_refused(
     other_words = with_config(model, tmp_path / "words")
     text = (model / "tokenizer.json").read_text()
     (other_words / "tokenizer.json").write_text(text.replace('"w93"', '"word"'))
-    for memory in (False, True):
-        use(model, memory)
+    for kv_cache in (False, True):
+        use(model, kv_cache)
         for folder in (other_rope, other_eps, other_words):
             with pytest.raises(ImpRAGError, match=r"made by another model.*imprag \w+"):
-                use(folder, memory)
-    opened = DiskStore(tmp_path / "memory", corpus)  # by the caller
+                use(folder, kv_cache)
+    opened = DiskStore(tmp_path / "cache", corpus)  # by the caller
     with pytest.raises(ImpRAGError, match="made by another model"):
         ImpRAG(*load_pretrained(other_eps, "float32", "cpu")).use_kv_cache(opened)
 
@@ -217,15 +217,15 @@ def test_an_index_of_an_earlier_version_is_refused_with_the_command_that_rebuild
 ) -> None:
     loaded, tokenizer = load_pretrained(model, "float32", "cpu")
     IndexFolder.build(corpus, PassageEncoder(loaded, tokenizer), tmp_path / "i", progress=False)
-    build_kv_cache(corpus, loaded, tokenizer, tmp_path / "memory", progress=False)
-    for path in (tmp_path / "i" / "index" / "index.json", tmp_path / "memory" / "memory.json"):
+    build_kv_cache(corpus, loaded, tokenizer, tmp_path / "cache", progress=False)
+    for path in (tmp_path / "i" / "index" / "index.json", tmp_path / "cache" / "kv_cache.json"):
         write_json(path, read_json(path) | {"model_fingerprint": "0123456789abcdef" * 2})
     with pytest.raises(ImpRAGError, match=r"earlier version of.*: imprag index .* --overwrite"):
         ImpRAG.from_pretrained(model, tmp_path / "i", dtype="float32")
     rag = ImpRAG(loaded, tokenizer)
     rag._index = IndexFolder.open(tmp_path / "i")
     with pytest.raises(ImpRAGError, match="earlier version of.*: imprag kv build .* --overwrite"):
-        rag.use_kv_cache(tmp_path / "memory")
+        rag.use_kv_cache(tmp_path / "cache")
 
 
 def test_other_rules_of_encoding_text_are_another_model(

@@ -1,4 +1,4 @@
-"""Passages read as the base model encodes them, beside a model that was trained further."""
+"""Passages read as the base model encodes them, next to a model that was trained further."""
 
 import dataclasses
 from pathlib import Path
@@ -107,7 +107,7 @@ def learned(model: ImpRAGModel) -> set[str]:
     return {name for name, grad in found.items() if grad is not None and bool(grad.any())}
 
 
-def test_one_memory_serves_all_models_of_a_base(tmp_path: Path) -> None:
+def test_one_kv_cache_serves_all_models_of_a_base(tmp_path: Path) -> None:
     corpus = Corpus.build([Passage("p", "w1", "w2 w3 w4")], tmp_path / "corpus")
     store = build_kv_cache(
         corpus, base(), tiny_tokenizer(), tmp_path / "memory", codec="fp32", progress=False

@@ -7,8 +7,7 @@ import pytest
 
 from imprag.errors import ImpRAGError
 from imprag.evaluation.metrics import ANSWER_METRICS
-from imprag.tasks import Answer, Example, Task, load_task, register_task, task_names
-from imprag.tasks import task as task_module
+from imprag.tasks import TASKS, Answer, Example, Task, load_task, register_task, task_names
 
 DOCS = Path(__file__).parents[2] / "docs" / "guides" / "tasks.md"
 
@@ -19,7 +18,7 @@ SYNTHETIC = ["phrase_denoising", "sentence_generation", "corpus_text"]
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_module, "_TASKS", dict(task_module._TASKS))
+    monkeypatch.setattr(TASKS, "_registered", dict(TASKS._registered))
 
 
 def example(text: str, **meta: str) -> Example:
@@ -90,7 +89,7 @@ def test_unknown_and_taken_names_are_refused() -> None:
     with pytest.raises(ImpRAGError, match="unknown task 'nqq'; known are 2wiki, aida"):
         load_task("nqq")
     register_task(load_task("nq"))
-    with pytest.raises(ImpRAGError, match="already a task 'nq'"):
+    with pytest.raises(ImpRAGError, match="two tasks named 'nq'"):
         register_task(Task("nq", "{input}"))
     with pytest.raises(ImpRAGError, match=r"template of task 'x' has no \{input\}"):
         Task("x", "Q: {question} A:")

@@ -111,7 +111,7 @@ def test_batches_satisfy_their_invariants(
     )
     own = alone(step).examples
     assert batch.examples[: len(own)] == own
-    retrieving = beside = 0
+    retrieving = extra = 0
     for n, index in enumerate(batch.examples):
         example = sampler.examples[index]
         right, known = set(example.positives), set(example.known)
@@ -129,7 +129,7 @@ def test_batches_satisfy_their_invariants(
             retrieving += batch.generated[n]
             assert batch.positive[n].sum() >= min(given.positives, len(right))
         else:
-            beside += 1
+            extra += 1
             assert batch.generated[n]
         if n >= len(own):  # it reads what another reads
             assert right <= set(read)
@@ -149,8 +149,8 @@ def test_batches_satisfy_their_invariants(
         else:
             assert read == []
     drawn_examples = [sampler.examples[index] for index in batch.examples[: given.examples]]
-    assert len(drawn_examples) == given.examples == size - beside
-    assert beside <= given.questions_per_passage * given.candidates * retrieving
+    assert len(drawn_examples) == given.examples == size - extra
+    assert extra <= given.questions_per_passage * given.candidates * retrieving
     with_positives = sum(bool(example.positives) for example in drawn_examples)
     if given.generate is None:
         assert retrieving == with_positives
@@ -213,13 +213,13 @@ def test_sources_are_sampled_by_their_weights(corpus: Corpus) -> None:
 # --- Grids --------------------------------------------------------------------------------------
 
 
-def grid_plan(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> BatchSampler:
+def grid_sampler(corpus: Corpus, sources: list[TrainingSource], **fields: Any) -> BatchSampler:
     fields = {"grid": (6, 6), "hard_negatives": 0, "candidates": 1, **fields}
     return BatchSampler(sources, BatchSettings(**fields), corpus)
 
 
 def test_neighbours_in_a_grid_are_generated(corpus: Corpus) -> None:
-    sampler = grid_plan(corpus, [facts(12, 3)], grid=(4, 3), generate=3, candidates=3)
+    sampler = grid_sampler(corpus, [facts(12, 3)], grid=(4, 3), generate=3, candidates=3)
     firsts = set()
     for step in range(20):
         batch = sampler(step)
@@ -243,14 +243,14 @@ def test_extra_questions_come_from_the_same_source(corpus: Corpus) -> None:
     for step in range(30):
         batch = sampler(step)
         answered = [sampler.examples[batch.examples[n]].id for n in range(4) if batch.generated[n]]
-        beside = [sampler.examples[index] for index in batch.examples[4:]]
-        assert {example.id[0] for example in beside} <= {answered[0][0]}
+        extra = [sampler.examples[index] for index in batch.examples[4:]]
+        assert {example.id[0] for example in extra} <= {answered[0][0]}
         drawn = {sampler.examples[index].id for index in batch.examples[:4]}
         (row,) = {e.positives[0] for e in sampler.examples if e.id == answered[0]}
         same = {
             e.id for e in sampler.examples if e.positives == (row,) and e.id[0] == answered[0][0]
         }
-        assert {example.id for example in beside} == same - drawn
+        assert {example.id for example in extra} == same - drawn
 
 
 def epoch_of(sampler: BatchSampler, cells: int, first: int = 0) -> list[BatchIndices]:
@@ -262,7 +262,7 @@ def epoch_of(sampler: BatchSampler, cells: int, first: int = 0) -> list[BatchInd
 
 
 def test_grids_cross_entities_and_relations(corpus: Corpus) -> None:
-    sampler = grid_plan(corpus, [facts(12, 8)], grid=(4, 4))
+    sampler = grid_sampler(corpus, [facts(12, 8)], grid=(4, 4))
     batches = epoch_of(sampler, 12 * 8 - 8)
     assert len(batches) == 6  # three groups of entities, two of relations
     for batch in batches:
@@ -282,8 +282,8 @@ def test_grids_cross_entities_and_relations(corpus: Corpus) -> None:
 
 def test_several_grids_make_a_batch(corpus: Corpus) -> None:
     sources = [replace(facts(12, 3), name="a"), replace(facts(12, 4), name="b", weight=3.0)]
-    one = grid_plan(corpus, sources, grid=(4, 2))
-    three = grid_plan(corpus, sources, grid=(4, 2), grids=3)
+    one = grid_sampler(corpus, sources, grid=(4, 2))
+    three = grid_sampler(corpus, sources, grid=(4, 2), grids=3)
     for step in range(20):  # those that would have been batches of their own
         grids = [one(3 * step + n).examples for n in range(3)]
         assert three(step).examples == tuple(index for grid in grids for index in grid)
@@ -359,7 +359,7 @@ def test_grids_of_articles_have_several_questions_per_article(corpus: Corpus) ->
         for article in range(9)
         for n in range(8)
     ]
-    sampler = grid_plan(corpus, [TrainingSource("articles", examples)], grid=(3, 4))
+    sampler = grid_sampler(corpus, [TrainingSource("articles", examples)], grid=(3, 4))
     batches = epoch_of(sampler, len(examples))
     assert sorted(i for batch in batches for i in batch.examples) == list(range(len(examples)))
     assert len(batches) == 6
@@ -373,14 +373,14 @@ def test_small_grids_share_a_batch(corpus: Corpus) -> None:
     examples = [
         question(f"{n}", [n % ROWS], group=(f"entity {n}", f"relation {n}")) for n in range(24)
     ]
-    sampler = grid_plan(corpus, [TrainingSource("sparse", examples)], grid=(2, 3))
+    sampler = grid_sampler(corpus, [TrainingSource("sparse", examples)], grid=(2, 3))
     batches = epoch_of(sampler, 24)
     assert [len(batch.examples) for batch in batches] == [6] * 4
 
 
 def test_batches_hold_grids_and_prompts_of_other_sources(corpus: Corpus) -> None:
     sources = [facts(4, 4), reading(10), replace(facts(4, 4), weight=3.0), reading(10, 3.0)]
-    sampler = grid_plan(corpus, sources, grid=(2, 2), others=5)
+    sampler = grid_sampler(corpus, sources, grid=(2, 2), others=5)
     drawn = [Counter() for _ in range(2)]
     for step in range(200):
         batch = sampler(step)
@@ -444,7 +444,7 @@ def test_shards_partition_the_batch(
                 [part.passages[column] for column in part.candidates[n]],
                 sorted(row for c, row in enumerate(rows) if part.positive[n, c]),
                 sorted(row for c, row in enumerate(rows) if part.negative[n, c]),
-                part.memory_negative[n].tolist(),
+                part.cross_batch_negative[n].tolist(),
             )
             for n in range(len(part.examples))
         ]
@@ -456,7 +456,7 @@ def test_shards_partition_the_batch(
     for shard in shards:
         assert shard.first_column == start
         assert list(shard.columns) == columns
-        assert shard.memory == batch.memory
+        assert shard.cross_batch_memory == batch.cross_batch_memory
         assert len(set(shard.passages)) == len(shard.passages)
         start += len(shard.passages)
     sizes = [len(shard.examples) for shard in shards]
@@ -466,7 +466,7 @@ def test_shards_partition_the_batch(
 
 
 def test_the_shard_of_a_single_process_is_the_batch(corpus: Corpus) -> None:
-    batch = grid_plan(corpus, [facts(4, 4)], grid=(3, 3), candidates=3)(0)
+    batch = grid_sampler(corpus, [facts(4, 4)], grid=(3, 3), candidates=3)(0)
     shard = batch.shard(0, 1)
     assert shard.examples == batch.examples
     assert sorted(shard.passages) == sorted(batch.passages)
@@ -483,14 +483,14 @@ def test_passages_of_earlier_batches_are_negatives(
     sampler = BatchSampler(sources, BatchSettings(cross_batch_memory=memory, candidates=1), corpus)
     batch = sampler(step)
     earlier = {row for n in range(max(0, step - memory), step) for row in sampler(n).passages}
-    assert len(set(batch.memory)) == len(batch.memory)
-    assert set(batch.memory) == earlier - set(batch.passages)
+    assert len(set(batch.cross_batch_memory)) == len(batch.cross_batch_memory)
+    assert set(batch.cross_batch_memory) == earlier - set(batch.passages)
     for n, index in enumerate(batch.examples):
         example = sampler.examples[index]
-        for column, row in enumerate(batch.memory):
+        for column, row in enumerate(batch.cross_batch_memory):
             answered = set(corpus[row].text.split()) & set(example.answers)
             wrong = row not in {*example.positives, *example.known} and not answered
-            assert batch.memory_negative[n, column] == (bool(example.positives) and wrong)
+            assert batch.cross_batch_negative[n, column] == (bool(example.positives) and wrong)
 
 
 def test_mined_ranks_replace_the_teachers_candidates(corpus: Corpus) -> None:
@@ -503,7 +503,7 @@ def test_mined_ranks_replace_the_teachers_candidates(corpus: Corpus) -> None:
     assert batch.examples == sampler(5).examples
     for read in batch.candidates:
         rows = {batch.passages[column] for column in read}
-        assert {30, 31} < rows  # the first ranks, beside the right passage
+        assert {30, 31} < rows  # the first ranks, next to the positive
     assert sampler(5).passages != batch.passages
 
 
@@ -600,8 +600,8 @@ def test_sources_that_cannot_fill_a_batch_are_refused(corpus: Corpus) -> None:
     with pytest.raises(ImpRAGError, match="the source 'reading' has no examples"):
         BatchSampler([reading(0)], BatchSettings(), corpus)
     with pytest.raises(ImpRAGError, match="no source is fit for grids"):
-        grid_plan(corpus, [reading(3)], others=1)
+        grid_sampler(corpus, [reading(3)], others=1)
     with pytest.raises(ImpRAGError, match=r"batch.others is 0, but reading would never be drawn"):
-        grid_plan(corpus, [facts(2, 2), reading(3)])
+        grid_sampler(corpus, [facts(2, 2), reading(3)])
     with pytest.raises(ImpRAGError, match=r"batch.others is 2, but all sources are grids"):
-        grid_plan(corpus, [facts(2, 2)], others=2)
+        grid_sampler(corpus, [facts(2, 2)], others=2)

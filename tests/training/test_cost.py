@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder, a corpus and a file of questions."""
-    path = tmp_path_factory.mktemp("plan")
+    path = tmp_path_factory.mktemp("estimate")
     tiny_lm().save_pretrained(path / "lm")
     tiny_tokenizer().save_pretrained(path / "lm")
     passages = [{"id": f"p{n}", "title": "w1", "text": "w2 w3 w4 w5"} for n in range(6)]
@@ -61,13 +61,13 @@ def test_published_configurations_have_the_published_number_of_parameters(
 
 
 def test_local_data_and_models_are_measured(home: Path) -> None:
-    plan = CostEstimate(recipe(home, train={"steps": 3}))
-    (source,) = plan.sources
+    estimate = CostEstimate(recipe(home, train={"steps": 3}))
+    (source,) = estimate.sources
     assert (source.state, source.examples, source.share, source.positives) == ("found", 10, 1, 5)
     assert (source.prompt_tokens, source.response_tokens) == (4, 1)  # "Q: w0 w7 A:", " w9"
-    assert (plan.corpus.state, plan.corpus.passages) == ("found", 6)
-    assert plan.corpus.passage_tokens == 5
-    parameters = plan.to_dict()["parameters"]
+    assert (estimate.corpus.state, estimate.corpus.passages) == ("found", 6)
+    assert estimate.corpus.passage_tokens == 5
+    parameters = estimate.to_dict()["parameters"]
     lm = tiny_lm()
     assert parameters["total"] == parameters["trained"] == sum(p.numel() for p in lm.parameters())
     layers = [sum(p.numel() for p in layer.parameters()) for layer in lm.model.layers]
@@ -81,8 +81,8 @@ def test_local_data_and_models_are_measured(home: Path) -> None:
 
 def test_tokens_and_flops_of_a_batch(home: Path) -> None:
     batch = {"examples": 8, "hard_negatives": 2, "candidates": 4, "generate": 2}
-    plan = CostEstimate(recipe(home, batch=batch, train={"steps": 3}), flops=1e9)
-    share, step = plan.stages["warmup"]
+    estimate = CostEstimate(recipe(home, batch=batch, train={"steps": 3}), flops=1e9)
+    share, step = estimate.stages["warmup"]
     assert share == pytest.approx(0.3)
     assert step.prompts == 2 * (4 + 1)
     assert step.queries == 6 * 4
@@ -90,20 +90,22 @@ def test_tokens_and_flops_of_a_batch(home: Path) -> None:
     assert step.embedded == (8 * (5 + 2) - 8) * 5
     assert step.scored == 0
     layer_tokens = 10 * 6 + 40 * 4 + (24 + 240) * 1
-    assert step.layer_tokens(plan.model) == layer_tokens
+    assert step.layer_tokens(estimate.model) == layer_tokens
     head = 97 * 48
-    expected = 6 * layer_tokens * plan.model.layer_parameters + 6 * 2 * head
-    assert step.flops(plan.model, checkpointing=False) == expected
-    share, distilled = plan.stages["self_distillation"]
+    expected = 6 * layer_tokens * estimate.model.layer_parameters + 6 * 2 * head
+    assert step.flops(estimate.model, checkpointing=False) == expected
+    share, distilled = estimate.stages["self_distillation"]
     assert share == pytest.approx(0.7)
     assert distilled.scored == 2 * 4 * 5
     assert distilled.embedded == step.embedded
-    with_scores = distilled.flops(plan.model, checkpointing=False)
-    without = 6 * distilled.layer_tokens(plan.model) * plan.model.layer_parameters + 12 * head
-    assert with_scores - without == 2 * 40 * 6 * plan.model.layer_parameters
+    with_scores = distilled.flops(estimate.model, checkpointing=False)
+    without = (
+        6 * distilled.layer_tokens(estimate.model) * estimate.model.layer_parameters + 12 * head
+    )
+    assert with_scores - without == 2 * 40 * 6 * estimate.model.layer_parameters
     mean = 0.3 * expected + 0.7 * with_scores
-    assert plan.step_flops == pytest.approx(mean)
-    assert plan.hours == pytest.approx(3 * mean / 1e9 / 3600)
+    assert estimate.step_flops == pytest.approx(mean)
+    assert estimate.hours == pytest.approx(3 * mean / 1e9 / 3600)
 
 
 def test_a_grid_reads_its_own_passages(home: Path) -> None:
@@ -114,15 +116,15 @@ def test_a_grid_reads_its_own_passages(home: Path) -> None:
     batch = {"grid": [3, 2], "others": 2, "candidates": 4, "generate": 1}
     batch["hard_negatives"] = 0
     stages = {"bottom": {"fraction": 0.5, "generate_every": 5}, "warmup": {"fraction": 0.5}}
-    plan = CostEstimate(recipe(home, data=data, batch=batch, stages=stages))
-    assert [source.share for source in plan.sources] == pytest.approx([6 / 8, 2 / 8])
-    shares = {name: share for name, (share, _) in plan.stages.items()}
+    estimate = CostEstimate(recipe(home, data=data, batch=batch, stages=stages))
+    assert [source.share for source in estimate.sources] == pytest.approx([6 / 8, 2 / 8])
+    shares = {name: share for name, (share, _) in estimate.stages.items()}
     assert shares == pytest.approx({"bottom": 0.4, "bottom, generating": 0.1, "warmup": 0.5})
-    step = plan.stages["warmup"][1]
+    step = estimate.stages["warmup"][1]
     assert step.prompts == pytest.approx(5 + 2 * 4)
     assert step.read == pytest.approx(4 * 5)
     assert step.read + step.embedded == pytest.approx(6 * 5)
-    bottom = plan.stages["bottom"][1]
+    bottom = estimate.stages["bottom"][1]
     assert (bottom.prompts, bottom.read) == (0, 0)
     assert bottom.queries == pytest.approx(6 * 4)
 
@@ -150,8 +152,8 @@ def test_mined_candidates_are_read_and_have_extra_questions(home: Path) -> None:
     data = [{"tasks": str(home / "nq.jsonl"), "task": "nq", "positives": "gold"}]
     batch = {"examples": 2, "candidates": 4, "hard_negatives": 0, "questions_per_passage": 3}
     stages = {"bottom": {"fraction": 0.5}, "warmup": {"fraction": 0.5}, "mine_every": 10}
-    plan = CostEstimate(recipe(home, data=data, batch=batch, stages=stages)).stages
-    warmup, bottom = plan["warmup"][1], plan["bottom"][1]
+    estimate = CostEstimate(recipe(home, data=data, batch=batch, stages=stages)).stages
+    warmup, bottom = estimate["warmup"][1], estimate["bottom"][1]
     assert warmup.read == pytest.approx(2 * 4 * 5)
     assert warmup.embedded == pytest.approx(2 * 5)
     assert warmup.prompts == pytest.approx(2 * (1 + 3 * 4) * 5)
@@ -169,19 +171,19 @@ def test_a_length_curriculum_shortens_passages_that_are_only_embedded(
     curriculum.append({"after": 0.9, "tokens": 16})  # more than the passage has
     batch = {"hard_negatives": 2, "candidates": 4, "generate": 2, "passage_tokens": curriculum}
     stages = {"bottom": {"fraction": 0.5, "generate_every": 5}, "warmup": {"fraction": 0.2}}
-    plan = CostEstimate(recipe(home, corpus=str(corpus), batch=batch, stages=stages))
+    estimate = CostEstimate(recipe(home, corpus=str(corpus), batch=batch, stages=stages))
     batch["passage_tokens"] = []
     whole = CostEstimate(recipe(home, corpus=str(corpus), batch=batch, stages=stages))
     assert whole.corpus.passage_tokens == 12
     means = {"bottom": 0.8 * 8 + 0.2 * 10, "warmup": 10, "self_distillation": (2 * 10 + 12) / 3}
     means["bottom, generating"] = means["bottom"]
-    assert plan.stages.keys() == means.keys()
-    for name, (_, step) in plan.stages.items():
+    assert estimate.stages.keys() == means.keys()
+    for name, (_, step) in estimate.stages.items():
         uncut = whole.stages[name][1]
         assert uncut.embedded > 0
         assert step.embedded == pytest.approx(uncut.embedded * means[name] / 12)
         assert step.read == uncut.read
-    assert plan.hours < whole.hours
+    assert estimate.hours < whole.hours
 
 
 def test_steps_follow_from_steps_or_epochs(home: Path) -> None:
@@ -266,17 +268,17 @@ def test_lora_parameters_equal_those_of_peft(home: Path) -> None:
 
 
 def test_storage_of_index_and_kv(home: Path) -> None:
-    plan = CostEstimate(recipe(home))
-    assert plan.model.dimension == 32
-    assert plan.model.kv_bytes == 2 * 3 * 32 * 2
-    sizes = plan.storage(1000)
+    estimate = CostEstimate(recipe(home))
+    assert estimate.model.dimension == 32
+    assert estimate.model.kv_bytes == 2 * 3 * 32 * 2
+    sizes = estimate.storage(1000)
     assert sizes == {
         "flat float32": 128_000,
         "flat float16": 64_000,
         "PQ64": 64_000,
         "stored KV": 1000 * 5 * 384,
     }
-    assert set(plan.to_dict()["storage"]) == {"corpus", "37M passages"}
+    assert set(estimate.to_dict()["storage"]) == {"corpus", "37M passages"}
 
 
 def test_prompts_are_measured_with_their_templates(home: Path) -> None:
@@ -292,30 +294,30 @@ def test_missing_data_is_listed_with_assumed_sizes(home: Path) -> None:
         {"tasks": "facebook/kilt_tasks:hotpotqa", "task": "hotpotqa"},
         {"synthetic": "corpus_text"},
     ]
-    plan = CostEstimate(recipe(home, corpus="nowhere", data=data))
-    assert [source.state for source in plan.sources] == ["missing", "on the hub", "missing"]
-    assert [source.examples for source in plan.sources] == [12, 5000, 5000]
-    assert plan.corpus.state == "missing"
-    assert set(plan.to_dict()["storage"]) == {"37M passages"}
+    estimate = CostEstimate(recipe(home, corpus="nowhere", data=data))
+    assert [source.state for source in estimate.sources] == ["missing", "on the hub", "missing"]
+    assert [source.examples for source in estimate.sources] == [12, 5000, 5000]
+    assert estimate.corpus.state == "missing"
+    assert set(estimate.to_dict()["storage"]) == {"37M passages"}
     joined = CostEstimate(recipe(home, corpus=(str(home / "corpus.jsonl"), "nowhere")))
     assert joined.corpus.state == "missing"
     assert joined.corpus.place.endswith("corpus.jsonl, nowhere")
 
 
 def test_synthetic_examples_are_measured(home: Path) -> None:
-    plan = CostEstimate(recipe(home, data=[{"synthetic": "corpus_text"}]))
-    (source,) = plan.sources
+    estimate = CostEstimate(recipe(home, data=[{"synthetic": "corpus_text"}]))
+    (source,) = estimate.sources
     assert (source.state, source.examples, source.retrieves) == ("found", 6, False)
     assert (source.prompt_tokens, source.response_tokens) == (1, 3)
-    assert plan.stages["warmup"][1].read == 0
+    assert estimate.stages["warmup"][1].read == 0
 
 
 @pytest.mark.parametrize("corpus", ["corpus.jsonl", "nowhere"])
 @pytest.mark.parametrize("kind", get_args(Synthetic))
 def test_each_kind_of_synthetic_examples_has_a_cost(home: Path, kind: str, corpus: str) -> None:
     """The sample of the corpus may give no example of a kind."""
-    plan = CostEstimate(recipe(home, corpus=str(home / corpus), data=[{"synthetic": kind}]))
-    (source,) = plan.sources
+    estimate = CostEstimate(recipe(home, corpus=str(home / corpus), data=[{"synthetic": kind}]))
+    (source,) = estimate.sources
     assert source.state == ("missing" if corpus == "nowhere" else "found")
     assert source.retrieves == (kind in FROM_PASSAGES)
     assert source.response_tokens > 0
@@ -346,23 +348,23 @@ def test_passages_of_a_batch_are_read_or_embedded(
         {"tasks": "b.jsonl", "task": "coqa", "weight": 1 - weight},
     ]
     batch = {"examples": examples, "hard_negatives": hard, "candidates": candidates}
-    plan = CostEstimate(recipe(home, corpus="nowhere", data=data, batch=batch))
-    step = plan.stages["warmup"][1]
-    passages = (step.read + step.embedded) / plan.corpus.passage_tokens
+    estimate = CostEstimate(recipe(home, corpus="nowhere", data=data, batch=batch))
+    step = estimate.stages["warmup"][1]
+    passages = (step.read + step.embedded) / estimate.corpus.passage_tokens
     assert passages == pytest.approx(examples * weight * (5 + hard))
     assert 0 <= step.responses <= step.prompts
     assert step.read <= step.prefixes * (1 + 1e-9)
 
 
 @pytest.fixture
-def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     names = ("llama-3.2-3b", "llama-3.1-8b")
     monkeypatch.chdir(tmp_path)  # where none of the data is
     recipes = [load_recipe(ROOT / "configs" / f"{name}.yaml") for name in names]
     return [CostEstimate(recipe, devices=8).to_dict() for recipe in recipes]
 
 
-def test_the_figures_of_the_docs_are_the_plan_s(plans: list[dict[str, Any]]) -> None:
+def test_the_figures_of_the_docs_are_those_of_the_estimate(estimates: list[dict[str, Any]]) -> None:
     text = (ROOT / "docs" / "guides" / "scale.md").read_text()
 
     def row(name: str, *figures: str) -> None:
@@ -375,33 +377,33 @@ def test_the_figures_of_the_docs_are_the_plan_s(plans: list[dict[str, Any]]) -> 
         ("layers above t", "top"),
         ("embedding, norm, head", "other"),
     ]:
-        row(name, *(f"{plan['parameters'][part]:,}" for plan in plans))
+        row(name, *(f"{estimate['parameters'][part]:,}" for estimate in estimates))
     for name, part in [
         ("prompts and responses | all N", "prompts"),
         ("passages that are read | 0..t", "read"),
         ("passages that are only embedded | 0..b−1", "embedded"),
         ("prompts scored again for each candidate, without gradient | all N", "scored"),
     ]:
-        stages = plans[0]["stages"]
+        stages = estimates[0]["stages"]
         row(name, *(f"{stages[stage][part]:,}" for stage in ("warmup", "self_distillation")))
-        assert stages == plans[1]["stages"]
-    training = [plan["training"] for plan in plans]
+        assert stages == estimates[1]["stages"]
+    training = [estimate["training"] for estimate in estimates]
     row("FLOPs of a step, mean over both stages", *(f"{t['flops_per_step']:.3g}" for t in training))
     row("steps", *(f"{t['steps']:,}" for t in training))
     row("tokens", *(f"{t['tokens']:,}" for t in training))
     row("FLOPs", *(f"{t['flops']:.3g}" for t in training))
     row("hours on 8 devices at 4e14 FLOP/s", *(f"{t['hours']:.2f}" for t in training))
     row("device hours", *(f"{t['device_hours']:.1f}" for t in training))
-    for part in plans[0]["memory"]:
-        row(part, *(f"{plan['memory'][part] / 1e9:.2f}" for plan in plans))
-    storage = [plan["storage"]["37M passages"] for plan in plans]
+    for part in estimates[0]["memory"]:
+        row(part, *(f"{estimate['memory'][part] / 1e9:.2f}" for estimate in estimates))
+    storage = [estimate["storage"]["37M passages"] for estimate in estimates]
     row("flat, float32", *(f"{s['flat float32'] / 1e9:.0f}" for s in storage))
     row("flat, float16", *(f"{s['flat float16'] / 1e9:.1f}" for s in storage))
     row("PQ64", *(f"{s['PQ64'] / 1e9:.2f}" for s in storage))
     row("KV of all passages at layers b..t", *(f"{s['stored KV'] / 1e9:,.0f}" for s in storage))
     hours = "{:.2f} hours for the 3B and {:.2f} hours for the 8B model"
     assert hours.format(*(s["embedding_hours"] for s in storage)) in text
-    warmup = plans[0]["stages"]["warmup"]
+    warmup = estimates[0]["stages"]["warmup"]
     assert f"{warmup['responses']:,} response tokens" in text
     kv = "{:,} bytes in the 3B and {:,} bytes in the 8B model"
-    assert kv.format(*(plan["kv_bytes_per_token"] for plan in plans)) in text
+    assert kv.format(*(estimate["kv_bytes_per_token"] for estimate in estimates)) in text

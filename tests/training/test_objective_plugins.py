@@ -7,7 +7,7 @@ from tiny_batches import tiny_imprag_model
 from torch import Tensor
 
 from imprag.errors import ImpRAGError
-from imprag.testing.objective import ObjectiveConformance
+from imprag.testing.objective import ObjectiveSuite
 from imprag.training.objectives import (
     OBJECTIVES,
     RetrievalObjective,
@@ -20,11 +20,11 @@ from imprag.training.recipe import Recipe, StageSettings
 from imprag.training.step import TrainingModel
 
 
-class TestNCE(ObjectiveConformance):
+class TestNCE(ObjectiveSuite):
     name = "nce"
 
 
-class TestSelfDistillation(ObjectiveConformance):
+class TestSelfDistillation(ObjectiveSuite):
     name = "self_distillation"
     settings = {"target_temperature": 0.7, "score_temperature": 1.3}  # noqa: RUF012
 
@@ -37,7 +37,7 @@ class MeanOfOneProcess(RetrievalObjective):
         return losses.sum() / max(len(losses), 1)
 
 
-class OneProcess(ObjectiveConformance):
+class OneProcess(ObjectiveSuite):
     name = "one process"
 
 

@@ -283,8 +283,24 @@ def test_a_second_run_in_the_same_folder_waits_and_is_refused(
 def test_a_checkpoint_holds_the_cross_batch_memory(world: Path, tmp_path: Path) -> None:
     settings = recipe(world, batch={"cross_batch_memory": 2, "examples": 4})
     train(settings, tmp_path / "run")
-    saved = load_file(tmp_path / "run" / "checkpoint-6" / "memory.safetensors")
+    saved = load_file(tmp_path / "run" / "checkpoint-6" / "cross_batch_memory.safetensors")
     assert len(saved["rows"]) == len(saved["embeddings"]) > 4
+
+
+def test_a_checkpoint_with_the_old_name_of_the_cross_batch_memory_is_resumed(
+    world: Path, tmp_path: Path
+) -> None:
+    warmup = {"warmup": {"fraction": 1.0}}  # its negatives are the memory's passages, too
+    settings = recipe(world, batch={"cross_batch_memory": 2, "examples": 4}, stages=warmup)
+    whole, old = tmp_path / "whole", tmp_path / "old"
+    train(settings, whole)
+    shutil.copytree(whole, old)
+    for made in ("model", "checkpoint-8"):
+        shutil.rmtree(old / made)
+    checkpoint = old / "checkpoint-6"
+    (checkpoint / "cross_batch_memory.safetensors").rename(checkpoint / "memory.safetensors")
+    train(settings, old, resume=True)
+    assert logged(old)[:-1] == logged(whole)[:-1]
 
 
 def test_data_loader_workers_give_the_same_run(world: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.testing.sampler import SamplerConformance, random_sources
+from imprag.testing.sampler import SamplerSuite, random_sources
 from imprag.training.recipe import BatchSettings, Recipe
 from imprag.training.samplers import (
     SAMPLERS,
@@ -19,11 +19,11 @@ from imprag.training.samplers import (
 )
 
 
-class TestMixture(SamplerConformance):
+class TestMixture(SamplerSuite):
     name = "mixture"
 
 
-class TestMixtureWithMemory(SamplerConformance):
+class TestMixtureWithMemory(SamplerSuite):
     name = "mixture"
     settings: ClassVar = {
         "examples": 6,
@@ -50,7 +50,7 @@ def _uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     register_sampler("uniform")(Uniform)
 
 
-class TestUniform(SamplerConformance):
+class TestUniform(SamplerSuite):
     name = "uniform"
 
 
@@ -62,7 +62,7 @@ class Forgetful(Uniform):
         return super().__call__(step)
 
 
-class ForgetfulTests(SamplerConformance):
+class ForgetfulTests(SamplerSuite):
     name = "forgetful"
 
 

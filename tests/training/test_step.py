@@ -225,7 +225,8 @@ def test_passages_in_the_cross_batch_memory_are_negatives() -> None:
 
     batch = random_batch([0] * 4, [[]] * 4, 5, seed=1)
     negative = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]]).bool()
-    later = replace(batch, columns=range(5), memory=(13, 99, 10), memory_negative=negative)
+    kept = {"cross_batch_memory": (13, 99, 10), "cross_batch_negative": negative}
+    later = replace(batch, columns=range(5), **kept)
     queries = model.model.query_embeddings(*rows(batch.prompts))
     alone = model(batch).scores
     model.cross_batch_memory = {13: memory[0], 10: memory[1], 77: memory[0]}

@@ -52,8 +52,8 @@ def shard(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBatch:
         positive=batch.positive.numpy(),
         negative=batch.negative.numpy(),
         columns=tuple(range(len(batch.passages))),
-        memory=(),
-        memory_negative=np.zeros((len(batch.prompts), 0), np.bool_),
+        cross_batch_memory=(),
+        cross_batch_negative=np.zeros((len(batch.prompts), 0), np.bool_),
     ).shard(rank, world_size)
     return replace(
         batch,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
-from imprag.cli.options import Device, Json, Model, Names
+from imprag.cli.options import Device, Json, Model, Names, refuse_without_effect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,8 +56,8 @@ def adapt(
 
     Args:
         out: The model folder to make, for `--model` of every other command.
-        index: The index folder to fit to, made by `imprag index` with the same model or with one
-            that this command made of it. If not given, the model's own.
+        index: The index folder to fit to, made by `imprag index` with the same model or with a
+            model that this command made from it. If not given, the model's own.
         synthetic: Kinds of prompts that are made from the passages; if not given, every kind that
             the passages give.
         tasks: Training questions with their gold passages: tasks of `--data`, or `TASK=FILE`, as
@@ -66,7 +66,7 @@ def adapt(
         limit: Greatest number of prompts of each kind and task. Lower it to save time.
         steps: Optimizer steps of 256 prompts each.
         wise_ft_alpha: Saved weights = (1 - alpha) · initial + alpha · trained. .75 costs this
-            corpus little and keeps more for other passages and prompts.
+            corpus little and preserves more of the model on other passages and prompts.
         max_rank: If the model is an adapter, the greatest rank of what is added to it; unlimited if
             not given. A low rank makes the folder smaller.
         json: Print the results as one JSON object instead of a table.
@@ -79,6 +79,8 @@ def adapt(
     require("training", "train", "pydantic", "accelerate")
     from imprag.training.adapt_run import adapt_model
 
+    if not tasks:
+        refuse_without_effect("without --tasks", data=data)
     recalls = adapt_model(
         model,
         index,

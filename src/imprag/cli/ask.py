@@ -5,20 +5,21 @@ import dataclasses
 import functools
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
-from imprag.cli.options import Device, Dtype, Flag, Json, Model
+from imprag.cli.options import Device, Dtype, Flag, Json, Model, refuse_without_effect
 from imprag.corpus.prompt_files import prompts_of_standard_input
 from imprag.errors import ImpRAGError
 from imprag.io.text_checks import check_prompts
 
 if TYPE_CHECKING:
     from imprag.corpus import Corpus
+    from imprag.model.config import ImpRAGConfig
     from imprag.pipeline import ImpRAG
     from imprag.retrieval import RetrievedPassage, Retriever
 
@@ -44,27 +45,30 @@ class Source:
 
     def load(self, kv_cache: Path | None = None) -> "tuple[ImpRAG, Retriever | None]":
         """The model, and what retrieves in the place of its lower layers."""
-        from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
-
-        make = RETRIEVERS.find(self.retriever)
         model = functools.cache(lambda: self._load_model(kv_cache))
-        context = RetrieverContext(lambda: self._corpus(model()), lambda: model().retriever)
-        retriever = None if self.retriever == "self" else make(context)
+        retriever = None if self.retriever == "self" else self._make_retriever(model)
         return model(), retriever
 
+    def load_retriever(self) -> "tuple[Retriever, ImpRAGConfig]":
+        """What retrieves, and the model's settings; the model is loaded only if it is needed."""
+        model = functools.cache(lambda: self._load_model(None))
+        retriever = self._make_retriever(model)
+        from imprag.model.load import read_config
+
+        return retriever, read_config(self.model) or model().config
+
+    def _make_retriever(self, model: "Callable[[], ImpRAG]") -> "Retriever":
+        from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
+
+        context = RetrieverContext(self._corpus, lambda: model().retriever)
+        return RETRIEVERS.find(self.retriever)(context)
+
     def _load_model(self, kv_cache: Path | None) -> "ImpRAG":
-        with _uncollected():
-            from imprag.pipeline import ImpRAG
+        from imprag.pipeline import ImpRAG
 
         rag = ImpRAG.from_pretrained(
             self.model, self.index, kv_cache, dtype=self.dtype, device=self.device
         )
-        if self.index is None and rag.fitted_index is not None:
-            print(
-                f"note: retrieving from {rag.fitted_index}, which {self.model} was fitted to; "
-                "--index chooses another",
-                file=sys.stderr,
-            )
         if not rag.config.trained:
             print(
                 f"note: {rag.config.base_model} has not been trained to retrieve or read: its own "
@@ -73,10 +77,28 @@ class Source:
             )
         return rag
 
-    def _corpus(self, rag: "ImpRAG") -> "Corpus":
+    def _corpus(self) -> "Corpus":
         from imprag.corpus import load_corpus
+        from imprag.index.folder import IndexFolder
 
-        return rag.corpus if self.index or rag.fitted_index else load_corpus("default")
+        index = self.index or self._fitted_index()
+        return load_corpus("default") if index is None else IndexFolder.open(index).corpus
+
+    def _fitted_index(self) -> Path | None:
+        """The index that the model was fitted to."""
+        from imprag.io.files import expand_home
+        from imprag.model.fitted import fitted_index
+
+        return fitted_index(expand_home(self.model))
+
+    def note_fitted_index(self) -> None:
+        """Say on standard error where passages come from if no option does."""
+        if self.index is None and (fitted := self._fitted_index()) is not None:
+            print(
+                f"note: retrieving from {fitted}, which {self.model} was fitted to; "
+                "--index chooses another",
+                file=sys.stderr,
+            )
 
 
 @contextlib.contextmanager
@@ -93,13 +115,14 @@ def _uncollected() -> Iterator[None]:
 Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
-def _start(
-    source: Source | None, prompt: str, chat: bool, kv_cache: Path | None = None
-) -> "tuple[Source, Iterable[list[str]], ImpRAG, Retriever | None]":
-    """The source, the batches of prompts and what answers them; prompts are checked first."""
+def _start(source: Source | None, prompt: str, chat: bool) -> tuple[Source, Iterator[list[str]]]:
+    """The source and the batches of prompts, which are checked before anything is loaded."""
     source = source or Source()
     prompts = _prompts(prompt, chat=chat)
-    return source, prompts, *source.load(kv_cache)
+    with _uncollected():
+        import imprag.pipeline  # noqa: F401
+    source.note_fitted_index()
+    return source, prompts
 
 
 def ask(
@@ -129,11 +152,15 @@ def ask(
         chat: Put the prompt into the model's own chat template. For instruct models.
         json: Print one JSON object per prompt instead of text.
     """
-    source, prompts, rag, retriever = _start(source, prompt, chat, kv_cache)
+    source, prompts = _start(source, prompt, chat)
+    if source.k == 0:
+        refuse_without_effect("with --k 0", kv_cache=kv_cache)
+    rag, retriever = source.load(kv_cache)
     for batch in prompts:
         passages = None
         if retriever is not None and source.k != 0:
-            passages = retriever.retrieve(batch, _k(source, rag, retriever))
+            k = rag.config.passages_to_read(source.k, len(retriever.corpus))
+            passages = retriever.retrieve(batch, k)
         for answer in rag.generate(
             batch, source.k, passages=passages, max_new_tokens=max_new_tokens
         ):
@@ -174,11 +201,12 @@ def search(
     """
     import time
 
-    source, prompts, rag, retriever = _start(source, prompt, chat)
+    source, prompts = _start(source, prompt, chat)
+    retriever, config = source.load_retriever()
+    k = config.passages_to_read(source.k, len(retriever.corpus))
     for batch in prompts:
         start = time.perf_counter()
-        k = _k(source, rag, retriever)
-        found = (rag if retriever is None else retriever).retrieve(batch, k)
+        found = retriever.retrieve(batch, k)
         timings = {"total": time.perf_counter() - start}
         for text, passages in zip(batch, found, strict=True):
             if json:
@@ -186,11 +214,6 @@ def search(
             else:
                 _print_passages(text, passages)
                 print(flush=True)
-
-
-def _k(source: Source, rag: "ImpRAG", retriever: "Retriever | None") -> int:
-    corpus = rag.corpus if retriever is None else retriever.corpus
-    return rag.config.passages_to_read(source.k, len(corpus))
 
 
 def _prompts(prompt: str, *, chat: bool = False) -> Iterator[list[str]]:
@@ -233,7 +256,14 @@ def _print_json(
     **answer: Any,
 ) -> None:
     found = [
-        {"id": p.passage.id, "title": p.passage.title, "text": p.passage.text, "score": p.score}
+        {
+            "id": p.passage.id,
+            "title": p.passage.title,
+            "text": p.passage.text,
+            "row": p.row,
+            "score": p.score,
+            "kind": p.kind,
+        }
         for p in passages
     ]
     value = {"prompt": prompt, **answer, "passages": found, "timings": timings}

@@ -12,14 +12,18 @@ from imprag.errors import ImpRAGError
 Numbers = Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")]
 Codecs = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
+NUMBERS = (1, 5, 10, 20)
+LENGTHS = (64, 128, 256)
+CODECS = ("bf16", "int8", "int4", "pq")
+
 
 def bench(
     *,
     out: Path,
     model: ModelOptions = DEFAULT_MODEL,
-    k: Numbers = (1, 5, 10, 20),
-    passage_tokens: Numbers = (64, 128, 256),
-    codecs: Codecs = ("bf16", "int8", "int4", "pq"),
+    k: Numbers = NUMBERS,
+    passage_tokens: Numbers = LENGTHS,
+    codecs: Codecs = CODECS,
     quick: Flag = False,
     compiled: Flag = False,
 ) -> None:
@@ -54,6 +58,11 @@ def bench(
 
     if not k or not passage_tokens or min(*k, *passage_tokens) < 1:
         raise ImpRAGError("numbers and lengths of passages must be at least 1")
+    if quick and (k, passage_tokens, codecs) != (NUMBERS, LENGTHS, CODECS):
+        raise ImpRAGError(
+            "--quick has its own numbers, lengths and codecs: leave out --k, --passage-tokens and "
+            "--codecs, or --quick"
+        )
     if quick:
         k, passage_tokens, codecs = (10,), (128,), ("bf16", "pq")
     require_teacher()

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from imprag.cli.console import print_json
-from imprag.cli.options import DEFAULT_MODEL, Flag, Json, ModelOptions, Names
+from imprag.cli.options import (
+    DEFAULT_MODEL,
+    Flag,
+    Json,
+    ModelOptions,
+    Names,
+    refuse_without_effect,
+)
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
@@ -107,16 +114,30 @@ def evaluate(
             "--corpus and --query-template are not for the model's own retrieval: it searches "
             "--index by the prompt"
         )
-    if attention_score_bias is not None and not own:
-        raise ImpRAGError("--attention-score-bias is for the model's own retrieval")
-    if retriever != "self" and given:
-        raise ImpRAGError(f"--retriever {retriever} has no use with --passages {passages}")
+    weight = attention_score_bias
+    if not own:
+        refuse_without_effect("without the model's own retrieval", attention_score_bias=weight)
+    if given:
+        chosen = None if retriever == "self" else retriever
+        oracle = query_template == "oracle"
+        where = f"with --passages {passages}"
+        refuse_without_effect(where, retriever=chosen, query_template=oracle)
+    if passages == "none":
+        where = "with --passages none"
+        refuse_without_effect(where, k=k, in_context=in_context, kv_cache=kv_cache, corpus=corpus)
+    if retrieval_only:
+        where = "with --retrieval-only"
+        refuse_without_effect(
+            where, in_context=in_context, kv_cache=kv_cache, attention_score_bias=weight
+        )
+    if in_context:
+        where = "with --in-context"
+        refuse_without_effect(where, kv_cache=kv_cache, attention_score_bias=weight)
     require_packages()
     examples = read_tasks(tasks or (), data=data, split=split)
 
     @cache
     def load_model() -> "ImpRAG":
-        weight = attention_score_bias
         settings = {} if weight is None else {"attention_score_bias": weight}
         precision = resumed_dtype(out, model.dtype)
         return replace(model, dtype=precision).load(index, kv_cache, **settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imprag.cli.console import print_json
-from imprag.cli.options import Flag, Json
+from imprag.cli.options import Flag, Json, refuse_without_effect
 from imprag.errors import ImpRAGError
 from imprag.io.files import cache_dir, read_json
 
@@ -44,6 +44,7 @@ def info(
         json: Print one JSON object instead of text.
     """
     if path is None:
+        refuse_without_effect("without a folder", verify=verify)
         facts = _installation()
     elif path.is_dir():
         facts = _folder(path, verify)
@@ -72,8 +73,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
     from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
     from imprag.index.fitting import read_cut
     from imprag.index.folder import INDEX, IndexFolder
-    from imprag.kv_cache.manifest import MANIFEST as KV_MANIFEST
-    from imprag.kv_cache.manifest import KVCacheManifest
+    from imprag.kv_cache.manifest import KVCacheManifest, holds_kv_cache
     from imprag.model.config import CONFIG_NAME
 
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -87,7 +87,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
         if cut := read_cut(path):
             facts["cut"] = cut
         return common | facts | {"corpus": folder.corpus.manifest}
-    if (path / KV_MANIFEST).is_file():
+    if holds_kv_cache(path):
         cache = KVCacheManifest.read(path)
         cache.check_headers(path)
         if verify:
@@ -99,6 +99,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
             corpus.verify()
         return common | {"kind": "corpus", "corpus": corpus.manifest}
     if (path / CONFIG_NAME).is_file():
+        refuse_without_effect("on a model, whose files have no checksums", verify=verify)
         return common | {"kind": "model", "model": read_json(path / CONFIG_NAME)}
     raise ImpRAGError(f"{path} holds no index, KV cache, corpus or ImpRAG model")
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from imprag.errors import ImpRAGError
+
 if TYPE_CHECKING:
     from imprag.pipeline import ImpRAG
 
@@ -56,3 +58,20 @@ class ModelOptions:
 
 
 DEFAULT_MODEL = ModelOptions()
+
+
+def refuse_without_effect(where: str, **values: Any) -> None:
+    """Refuse options that were given where they have no effect.
+
+    Args:
+        where: they have none, such as "with --retrieval-only".
+        **values: the options' values; those that were not given are None or False.
+
+    Raises:
+        ImpRAGError: some were given.
+    """
+    given = [name for name, value in values.items() if value is not None and value is not False]
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        have, them = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise ImpRAGError(f"{options} {have} no effect {where}: leave {them} out")

@@ -51,9 +51,9 @@ def build(benchmark: str, /, *, out: Path) -> None:
         out: The folder to make, for `--data` of `imprag eval` and `imprag adapt`.
     """
     from imprag.evaluation.tables import markdown_table
-    from imprag.tasks import find_benchmark
+    from imprag.tasks import BENCHMARKS
 
-    manifest = find_benchmark(benchmark).build(out, 0)
+    manifest = BENCHMARKS.find(benchmark).build(out, 0)
     splits = list(dict.fromkeys(s for task in manifest["tasks"].values() for s in task["splits"]))
     rows = [
         [

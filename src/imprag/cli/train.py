@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
-from imprag.cli.options import Flag, Json
+from imprag.cli.options import Flag, Json, refuse_without_effect
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def train(
     ] = None,
     resume: Flag = False,
     dry_run: Flag = False,
-    devices: int = 1,
-    flops: float = 400e12,
+    devices: int | None = None,
+    flops: float | None = None,
     json: Json = False,
 ) -> None:
     """Train a model by a recipe, into a run folder.
@@ -49,9 +49,9 @@ def train(
         resume: Continue a run that was interrupted from its last checkpoint.
         dry_run: Train nothing; check that the data are there, and estimate parameters, memory,
             tokens, hours and sizes.
-        devices: Number of devices that the dry run assumes.
-        flops: Floating-point operations per second that the dry run assumes of each device. The
-            default is an H100 at 40 % of its bfloat16 peak.
+        devices: Number of devices that the dry run assumes; 1 if not given.
+        flops: Floating-point operations per second that the dry run assumes of each device. If not
+            given, 4e14: an H100 at 40 % of its bfloat16 peak.
         json: Print the results, or the estimate of a dry run, as one JSON object.
     """
     from imprag.io.optional import require
@@ -61,11 +61,16 @@ def train(
 
     recipe = load_recipe(config, overrides or ())
     if dry_run:
-        from imprag.training.cost import CostEstimate
+        from imprag.training.cost import DEFAULT_FLOPS, CostEstimate
 
-        plan = CostEstimate(recipe, devices=devices, flops=flops)
-        print_json(plan.to_dict()) if json else print(_plan_text(plan))
+        estimate = CostEstimate(
+            recipe,
+            devices=1 if devices is None else devices,
+            flops=DEFAULT_FLOPS if flops is None else flops,
+        )
+        print_json(estimate.to_dict()) if json else print(_estimate_text(estimate))
         return
+    refuse_without_effect("without --dry-run", devices=devices, flops=flops)
     if out is None:
         raise ImpRAGError("say with --out where the run folder should be")
 
@@ -89,11 +94,11 @@ def train(
             print(f"{name}: {value}")
 
 
-def _plan_text(plan: "CostEstimate") -> str:
+def _estimate_text(estimate: "CostEstimate") -> str:
     """The cost estimate as tables."""
     from imprag.evaluation.tables import markdown_table
 
-    content = plan.to_dict()
+    content = estimate.to_dict()
     model, training = content["model"], content["training"]
     missing = [source["place"] for source in content["data"] if source["state"] == "missing"]
     tables = {
@@ -150,11 +155,11 @@ def _plan_text(plan: "CostEstimate") -> str:
             ],
         ),
         "Index and stored KV, GB": markdown_table(
-            ["for", *(name for name in plan.storage(1)), "hours to embed"],
+            ["for", *(name for name in estimate.storage(1)), "hours to embed"],
             [
                 [
                     name,
-                    *(_figure(sizes[kind] / 1e9) for kind in plan.storage(1)),
+                    *(_figure(sizes[kind] / 1e9) for kind in estimate.storage(1)),
                     _figure(sizes["embedding_hours"]),
                 ]
                 for name, sizes in content["storage"].items()

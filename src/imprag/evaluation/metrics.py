@@ -189,55 +189,6 @@ def r_precision(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]]
     )
 
 
-def page_precision(
-    ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int
-) -> float:
-    """KILT's precision@k: complete evidence sets among the top k points, divided by k.
-
-    An evidence set is one *point* of the ranking, at the rank of its last ranked page; a page in no
-    set is a point of its own.
-
-    Raises:
-        ImpRAGError: there is no evidence.
-    """
-    return sum(_points(ranking, evidence_sets)[:k]) / k
-
-
-def page_recall(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int) -> float:
-    """KILT's recall@k: share of the evidence sets that are complete in the top k points.
-
-    Points are those of `page_precision`.
-
-    Raises:
-        ImpRAGError: there is no evidence.
-    """
-    return sum(_points(ranking, evidence_sets)[:k]) / len(_distinct(evidence_sets))
-
-
-def page_success(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]], k: int) -> float:
-    """KILT's success rate@k: 1 if an evidence set is complete in the top k points, else 0.
-
-    Points are those of `page_precision`.
-
-    Raises:
-        ImpRAGError: there is no evidence.
-    """
-    return float(any(_points(ranking, evidence_sets)[:k]))
-
-
-def _points(ranking: Sequence[str], evidence_sets: Sequence[Collection[str]]) -> list[bool]:
-    """For each point of the ranking, whether it is a complete evidence set."""
-    rank_of = {page: rank for rank, page in enumerate(dict.fromkeys(ranking))}
-    sets = _distinct(evidence_sets)
-    points = [(rank, False) for page, rank in rank_of.items() if not any(page in s for s in sets)]
-    for evidence in sets:
-        ranks = [rank_of[page] for page in evidence if page in rank_of]
-        if ranks:
-            points.append((max(ranks), len(ranks) == len(evidence)))
-    # Sort by rank alone: sets that end with the same page keep their order.
-    return [complete for _, complete in sorted(points, key=lambda point: point[0])]
-
-
 def _distinct(evidence_sets: Sequence[Collection[str]]) -> list[frozenset[str]]:
     """The distinct evidence sets, without the empty sets of answers without provenance."""
     return _known(list(dict.fromkeys(frozenset(ids) for ids in evidence_sets if ids)))

@@ -136,13 +136,13 @@ def gold_among(corpus: Corpus, n: int, seed: int = 0) -> PassageSource:
         evidence = example.evidence_sets(joint=question.task.joint_evidence)
         if not evidence:
             return []
-        gold = corpus.rows(example.gold_ids)
-        right = corpus.rows([id for id in example.gold_ids if id in evidence[0]][:k])
+        all_gold = corpus.rows(example.gold_ids)
+        gold = corpus.rows([id for id in example.gold_ids if id in evidence[0]][:k])
         generator = random.Random(f"{seed} {example.id}")
-        drawn = generator.sample(range(len(corpus)), min(k + len(gold), len(corpus)))
-        rows = [*right, *(row for row in drawn if row not in gold)][:k]
+        drawn = generator.sample(range(len(corpus)), min(k + len(all_gold), len(corpus)))
+        rows = [*gold, *(row for row in drawn if row not in all_gold)][:k]
         generator.shuffle(rows)
-        return _given(corpus, rows, right)
+        return _given(corpus, rows, gold)
 
     def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
         return [passages_of(question, min(n, k)) for question in questions]
@@ -166,9 +166,9 @@ def oracle_query(example: Example) -> str:
     return " ".join(example.input.replace("[SEP]", " ").split())
 
 
-def _given(corpus: Corpus, rows: Sequence[int], right: Sequence[int]) -> list[RetrievedPassage]:
-    """Passages that nobody retrieved; the right ones score 1, the others 0."""
+def _given(corpus: Corpus, rows: Sequence[int], gold: Sequence[int]) -> list[RetrievedPassage]:
+    """Passages that nobody retrieved; the gold ones score 1, the others 0."""
     return [
-        RetrievedPassage(passage, float(row in right), row)
+        RetrievedPassage(passage, float(row in gold), row)
         for row, passage in zip(rows, corpus.passages(rows), strict=True)
     ]

@@ -108,14 +108,14 @@ def _once(arm: Arm, prompt: str) -> Measurement:
 
 
 def _peak_growth(arm: Arm, prompt: str) -> int:
-    """Bytes by which the resident set grows at most in one answer; 0 where nobody tells.
+    """Bytes by which the resident set grows at most in one answer; 0 where the system does not say.
 
     What was freed before is given back to the system first, or it would be used again unseen. That
     makes an answer slower, so it is one of its own.
     """
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # begins to note the peak anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except (OSError, AttributeError):
         return 0
     before = _status("VmRSS")

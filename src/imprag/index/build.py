@@ -1,10 +1,10 @@
 """Building an index: embed the passages in shards, then make one index of the shards.
 
-Everything happens in a folder beside the one to be made, ``OUT.building``:
+The build works in ``OUT.building``, next to the folder to make:
 
 1. Shards: ``shards/<number>-<checksum>.arrow``, ids and embeddings of consecutive passages, each
    written atomically. ``plan.json`` holds the settings that all of them share. This is the long
-   part; after a kill, only the shard that was in the making is lost.
+   part; a kill loses only the unfinished shard.
 2. Index: the shards' vectors and ids go into one file each, as a stream; the search structure is
    trained on a sample of them and takes them in block by block.
 3. The finished index becomes ``OUT``, in one step, and the rest is deleted.
@@ -81,7 +81,7 @@ def build_index(
     overwrite: bool = False,
     progress: bool = True,
 ) -> PassageIndex:
-    """Embed passages and index them; go on where an interrupted call stopped.
+    """Embed passages and index them; resumes an interrupted build.
 
     Args:
         passages: a corpus.
@@ -190,7 +190,7 @@ def _prediction(
         f"{goal.kind} index of {goal.count:,} passages, {goal.dimension} x {goal.dtype}: "
         f"about {readable_size(disk)} on disk, {readable_size(disk + shards)} while building "
         f"({readable_size(free)} are free), "
-        f"{readable_size(memory + _BASE_MEMORY)} of memory beside the encoder"
+        f"{readable_size(memory + _BASE_MEMORY)} of memory in addition to the encoder"
     )
 
 
@@ -257,9 +257,9 @@ def _write_index(
     backend: type[PassageIndex],
     progress: bool,
 ) -> None:
-    """Make the finished index of the shards, beside them."""
+    """Make the finished index of the shards, next to them."""
     if target.exists():
-        return  # it is whole, and only remains to be moved
+        return  # it is complete and only has to be moved
     for path in shards:
         check_name(path)
     with atomic_path(target) as folder:

@@ -61,8 +61,8 @@ class IndexFolder:
         path = expand_home(path)
         if not (path / INDEX).is_dir() and building_folder(path / INDEX).is_dir():
             raise ImpRAGError(
-                f"the index {path} is not finished; give the imprag index command that builds it "
-                "again, and it goes on where it stopped"
+                f"the index {path} is not finished; run the imprag index command that builds it "
+                "again, and it resumes where it stopped"
             )
         if not (path / INDEX).is_dir() or not (path / CORPUS).is_dir():
             raise ImpRAGError(
@@ -81,7 +81,7 @@ class IndexFolder:
         cut: CutText | None = None,
         **build_settings: Any,
     ) -> "IndexFolder":
-        """Embed a corpus into a new folder, or go on where an interrupted call stopped.
+        """Embed a corpus into a new folder, or resume an interrupted build.
 
         Args:
             corpus: its files are linked into the folder, or copied to another disk.
@@ -128,7 +128,7 @@ class IndexFolder:
 
         Args:
             corpus, encoder: as for :meth:`build`.
-            path: the folder; what a killed process left there is not gone on with.
+            path: the folder; what a killed process left there is deleted.
         """
         shutil.rmtree(path, ignore_errors=True)
         try:

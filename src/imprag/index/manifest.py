@@ -116,7 +116,7 @@ def save_state(
     Args:
         path: the folder.
         opened: the manifest that the index was opened with.
-        write: writes the files into a folder, beside those of the old state, with
+        write: writes the files into a folder, next to those of the old state, with
             :func:`imprag.io.building.write_file`, and returns the manifest that names them.
 
     Returns:

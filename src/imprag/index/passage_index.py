@@ -29,7 +29,7 @@ class PassageIndex(abc.ABC):
     """Passages found by the inner product of their embedding with a query's.
 
     :meth:`open` opens an index of any kind; :func:`imprag.index.build_index` makes one.
-    :meth:`add` and :meth:`remove` change the index in memory, :meth:`save` makes it last.
+    :meth:`add` and :meth:`remove` change the index in memory, :meth:`save` writes the changes.
 
     A back end is a subclass, registered under the kinds that it builds with
     :func:`imprag.index.backends.register_index_backend` or under the entry-point group
@@ -79,8 +79,8 @@ class PassageIndex(abc.ABC):
 
     @classmethod
     def footprint(cls, goal: IndexManifest) -> tuple[int, int]:
-        """About how many bytes an index takes beside ids and embeddings: on disk, and in memory
-        while :meth:`create` runs; none by default."""
+        """About how many bytes an index takes in addition to ids and embeddings: on disk, and in
+        memory while :meth:`create` runs; none by default."""
         return 0, 0
 
     @classmethod

@@ -38,7 +38,8 @@ class Registry(Generic[T]):
 
         def keep(item: Item) -> Item:
             known = self._registered.get(name)
-            if name in self._own or (known is not None and _place(known) != _place(item)):
+            again = known is None or known == item or _place(known) == _place(item)
+            if name in self._own or not again:
                 raise self._taken(name)
             self._registered[name] = cast(T, item)
             return item
@@ -60,10 +61,7 @@ class Registry(Generic[T]):
         loaded: T | None = None if point is None else load_plugin(point)
         found = self._registered.get(name, loaded)
         if found is None:
-            raise ImpRAGError(
-                f"unknown {self.what} '{name}'; known are {', '.join(self.names())} (packages add "
-                f"others under the entry-point group {self.group})"
-            )
+            raise self.unknown(name)
         if loaded is not None and _place(found) != _place(loaded):
             raise self._taken(name)
         return found
@@ -72,6 +70,13 @@ class Registry(Generic[T]):
         """All known names: ImpRAG's own first, the others sorted."""
         others = {*self._registered, *offered(self.group)}
         return [*self._own, *sorted(others.difference(self._own))]
+
+    def unknown(self, name: str) -> ImpRAGError:
+        """The error for a name that nothing has; it lists the known ones."""
+        return ImpRAGError(
+            f"unknown {self.what} '{name}'; known are {', '.join(self.names()) or 'none'} "
+            f"(packages add others under the entry-point group {self.group})"
+        )
 
     def _taken(self, name: str) -> ImpRAGError:
         return ImpRAGError(

@@ -1,8 +1,8 @@
-"""Building a KV cache: encode passages in shards, code their states, go on after a kill.
+"""Building a KV cache: encode passages in shards, code their states, resume after a kill.
 
-In ``OUT.building`` lie ``plan.json``, what the codec has learned (``codec-<checksum>.safetensors``)
-and the shards that are finished (``parts/<number>-<checksum>.safetensors``). The result depends on
-the passages, the model and the settings only. Memory holds one shard at a time.
+``OUT.building`` holds ``plan.json``, the codec's fitted state (``codec-<checksum>.safetensors``)
+and the finished shards (``parts/<number>-<checksum>.safetensors``). The result depends only on the
+passages, the model and the settings. Memory holds one shard at a time.
 """
 
 import dataclasses
@@ -46,13 +46,18 @@ from imprag.io.locking import only_builder
 from imprag.io.progress import progress_bar
 from imprag.kv_cache.cache import check_independent, encode_parts
 from imprag.kv_cache.codecs.base import Codec, Parts, check_parts, needs_fit, untrained_codec
-from imprag.kv_cache.manifest import MANIFEST, KVCacheManifest, Shard, states_fingerprint
+from imprag.kv_cache.manifest import (
+    KVCacheManifest,
+    Shard,
+    holds_kv_cache,
+    states_fingerprint,
+)
 from imprag.kv_cache.stores import DiskStore
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
 
 SHARD_BYTES = 256_000_000
-_SAMPLE = 256  # passages that a codec learns from, and that sizes are predicted from
+_SAMPLE = 256  # passages to fit a codec to, and to predict sizes from
 
 
 def predict_kv_cache(
@@ -98,10 +103,10 @@ def build_kv_cache(
     overwrite: bool = False,
     progress: bool = True,
 ) -> DiskStore:
-    """Store the keys and values of passages at layers b..t; go on where a call was interrupted.
+    """Store the keys and values of passages at layers b..t; resumes an interrupted build.
 
     Args:
-        corpus: that the passages are of.
+        corpus: the corpus of the passages.
         model: the model.
         tokenizer: its tokenizer.
         out: the folder to make. If it holds this very KV cache already, that is opened.
@@ -109,8 +114,8 @@ def build_kv_cache(
         kv_keep_ratio: the share of its tokens that each passage keeps, those that receive most
             attention in it.
         rows: of the passages to store; all if not given.
-        shard_passages: passages in a file; as many as have at most 256 MB if not given.
-        seed: of the sample that a codec such as ``pq`` learns from.
+        shard_passages: passages in a file; by default as many as fit into 256 MB.
+        seed: seed of the sample that a codec such as ``pq`` is fitted to.
         overwrite: delete a KV cache of other passages, of another model or with other settings,
             finished or not, and rebuild.
         progress: tell on standard error how much disk it takes, and show a bar.
@@ -156,7 +161,7 @@ def build_kv_cache(
     if not (replace or is_free(out) or work.exists()):
         return _finished(out, corpus, goal, rows)
     with only_builder(out) as alone:
-        if replace and (out / MANIFEST).is_file() and not _is_finished(out, corpus, goal, rows):
+        if replace and holds_kv_cache(out) and not _is_finished(out, corpus, goal, rows):
             discard(out, work)
         if is_free(out):
             claim(work, plan, alone=alone, overwrite=overwrite)
@@ -199,7 +204,7 @@ def _learned(
     rows: Sequence[int],
     seed: int,
 ) -> StoredFile | None:
-    """The file with what the codec has learned, if it learns; it is made at the first call."""
+    """The file with the codec's fitted state, made at the first call; None if it has none."""
     if not needs_fit(codec):
         return None
     for path in folder.glob("codec-*"):
@@ -213,14 +218,14 @@ def _learned(
 def fit_codec(
     codec: Codec, passages: Sequence[Passage], model: ImpRAGModel, tokenizer: Any, seed: int = 0
 ) -> None:
-    """Have a codec learn from the states of such passages.
+    """Fit a codec to the states of a sample of passages.
 
     Args:
-        codec: one that learns.
-        passages: some hundreds.
+        codec: a codec with a fitted state.
+        passages: some hundreds of passages.
         model: the model.
         tokenizer: its tokenizer.
-        seed: of all that is random.
+        seed: seed of the fit.
 
     Raises:
         ImpRAGError: the passages have too few tokens.
@@ -237,7 +242,7 @@ def _write_shards(
     count: int,
     progress: bool,
 ) -> None:
-    """Encode what is not encoded yet."""
+    """Encode the shards that are missing."""
     there = numbered_files(folder)
     done = sum(len(shards[number]) for number in there)
     with progress_bar("Encoding", count, progress, done) as bar:
@@ -252,7 +257,7 @@ def _write_shards(
 
 
 def _shard(rows: Sequence[int], coded: list[Parts]) -> dict[str, Tensor]:
-    """The tensors of a shard: parts of all its passages, (vectors, width) each, behind each other.
+    """The tensors of a shard: the concatenated parts of its passages, (vectors, width) each.
 
     ``starts`` are the passages' first tokens, with their number at the end.
     """
@@ -290,7 +295,7 @@ def _finish(folder: Path, goal: KVCacheManifest, learned: StoredFile | None) -> 
 
 
 def _finished(out: Path, corpus: Corpus, goal: KVCacheManifest, rows: Sequence[int]) -> DiskStore:
-    """The KV cache in ``out``, if it is the one that is wanted."""
+    """Open the KV cache in ``out``; refuse one that differs from ``goal``."""
     wanted = dataclasses.asdict(goal)
     for made in ("tokens", "shards", "codec_file", "versions"):
         del wanted[made]

@@ -1,4 +1,4 @@
-"""``memory.json``: the contents of a KV cache folder, its origin, and checksums of its files."""
+"""``kv_cache.json``: the contents of a KV cache folder, its origin, and checksums of its files."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_settings
 
 FORMAT_VERSION = 3
-MANIFEST = "memory.json"
+MANIFEST = "kv_cache.json"
+_OLD_MANIFEST = "memory.json"  # its name in older folders
 SOURCE = "--model MODEL --index INDEX"
 """Stands for the options of ``imprag kv build`` in messages if they are unknown."""
 
@@ -88,7 +89,9 @@ class KVCacheManifest:
             return cls(shards=shards, codec_file=learned, **content)
 
         make = f"imprag kv build {SOURCE}"
-        manifest = read_manifest(folder, MANIFEST, "KV cache", make, FORMAT_VERSION, parse)
+        manifest = read_manifest(
+            folder, manifest_name(folder), "KV cache", make, FORMAT_VERSION, parse
+        )
         for file in manifest.files:
             file.check(folder)
         return manifest
@@ -165,6 +168,17 @@ class KVCacheManifest:
         """
         for file in self.files:
             file.verify(folder)
+
+
+def manifest_name(folder: Path) -> str:
+    """The name of the manifest's file in a folder: the old name if only that is there."""
+    old = not (folder / MANIFEST).exists() and (folder / _OLD_MANIFEST).is_file()
+    return _OLD_MANIFEST if old else MANIFEST
+
+
+def holds_kv_cache(folder: Path) -> bool:
+    """Whether a folder has the manifest of a KV cache."""
+    return (folder / manifest_name(folder)).is_file()
 
 
 def states_fingerprint(model: ImpRAGModel, tokenizer: Any) -> str:

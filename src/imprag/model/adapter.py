@@ -355,7 +355,7 @@ def _pattern_of(patterns: Mapping[str, Any], module: str) -> str:
 
 
 def _exact_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float64, without any rounding in its sums, so that their order is all one.
+    """left @ right in float64 without rounding in its sums, so that their order does not matter.
 
     Both factors are rounded to a fixed point with so few binary digits (23 at rank 64, where a
     float32 number has 24) that every partial sum is a float64 number.

@@ -12,7 +12,6 @@ from imprag.model.config import PassageEncoding
 from imprag.model.decoder import Decoder
 from imprag.model.hooks import (
     ExitLayer,
-    LayerInput,
     LayerWrapper,
     RecordingLayer,
     StopForward,
@@ -48,19 +47,13 @@ def encode(decoder: Decoder, passages: PassageTokens, *, with_attention: bool) -
     """
     b, t = decoder.config.b, decoder.config.t
     recorder = KVRecorder(decoder, passages.attention_mask, with_attention)
-    index = last_tokens(passages.attention_mask)
-    embeddings: Tensor
-
-    def embed(given: LayerInput) -> None:
-        nonlocal embeddings
-        embeddings = passage_embeddings(decoder, given.at(index))
-
     # Nothing after layer t's keys and values is needed.
     stop_at = None if torch.is_grad_enabled() else t
     wrappers = {i: recorder.wrapper(i, stop=i == stop_at) for i in range(b, t + 1)}
-    wrappers[b].before = embed
-    decoder.run(wrappers, t + 1, *passages)
-    return recorder.encoded(embeddings)
+    layer_b = RecordingLayer(wrappers[b])
+    decoder.run({**wrappers, b: layer_b}, t + 1, *passages)
+    token = layer_b.input.at(last_tokens(passages.attention_mask))
+    return recorder.encoded(passage_embeddings(decoder, token))
 
 
 def encode_from_base(

@@ -8,6 +8,7 @@ clean-up, and lets several threads use one model. A shorter list of layers runs 
 import copy
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,8 +112,11 @@ class LayerWrapper(nn.Module):
         if self.before is not None:
             self.before(LayerInput(hidden_states, arguments))
         called: list[bool] = []
+        attention = self.attention
+        if not torch.compiler.is_compiling():
+            attention = {name: partial(_noted, called, of) for name, of in attention.items()}
         try:
-            output = self.layer(hidden_states, **_noted(self.attention, called), **arguments)
+            output = self.layer(hidden_states, **attention, **arguments)
         except StopForward:
             return hidden_states
         # A compiled pass makes later tokens; that of the prompt, which is not compiled, has looked.
@@ -132,19 +136,10 @@ class LayerWrapper(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-def _noted(attention: dict[str, Any], called: list[bool]) -> dict[str, Any]:
-    """The same functions, which record their calls in ``called``."""
-    if torch.compiler.is_compiling():
-        return attention
-
-    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            called.append(True)
-            return function(*args, **kwargs)
-
-        return call
-
-    return {name: noted(function) for name, function in attention.items()}
+def _noted(called: list[bool], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function's result; the call is recorded in ``called``."""
+    called.append(True)
+    return function(*args, **kwargs)
 
 
 class RecordingLayer(LayerWrapper):

@@ -51,6 +51,14 @@ def default_config(base_model: str, num_layers: int) -> ImpRAGConfig:
     return ImpRAGConfig(base_model=base_model, b=b, t=max(b + 1, 2 * num_layers // 3))
 
 
+def read_config(name_or_path: str | Path) -> ImpRAGConfig | None:
+    """The settings of a trained model, whose weights are not loaded; None of another model."""
+    folder = DEFAULT_FOLDER if str(name_or_path) == DEFAULT else _own_folder(name_or_path)
+    if folder is None or not (folder / CONFIG_NAME).exists():
+        return None
+    return ImpRAGConfig.load(folder)
+
+
 def load_pretrained(
     name_or_path: str | Path,
     dtype: torch.dtype | str = "auto",
@@ -75,9 +83,7 @@ def load_pretrained(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     folder = _default() if str(name_or_path) == DEFAULT else _own_folder(name_or_path)
-    config = None
-    if folder is not None and (folder / CONFIG_NAME).exists():
-        config = ImpRAGConfig.load(folder)
+    config = None if folder is None else read_config(folder)
     if folder is not None and (folder / SETTINGS).exists():
         lm, tokenizer = _merged(config, folder, device)
         lm = lm.to(dtype)

@@ -14,12 +14,10 @@ from typing import Any
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home, read_json, sha256
-from imprag.io.plugins import plugins
+from imprag.io.registry import Registry
 
 #: The manifest's file name; a folder with this file is a benchmark.
 MANIFEST = "benchmark.json"
-#: The entry-point group in which packages offer benchmarks: `Benchmark` objects by name.
-GROUP = "imprag.benchmarks"
 
 
 @dataclass(frozen=True)
@@ -35,20 +33,8 @@ class Benchmark:
     build: Callable[[Path, int], dict[str, Any]]
 
 
-def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name.
-
-    Raises:
-        ImpRAGError: no installed package offers it; the message lists the known ones.
-    """
-    known = plugins(GROUP)
-    if name not in known:
-        raise ImpRAGError(
-            f"unknown benchmark '{name}'; known are {', '.join(sorted(known)) or 'none'} "
-            f"(packages add others under the entry-point group {GROUP})"
-        )
-    benchmark: Benchmark = known[name]
-    return benchmark
+#: Benchmarks by name. Packages offer them under the entry-point group ``imprag.benchmarks``.
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "imprag.benchmarks", {})
 
 
 def is_benchmark(folder: str | Path) -> bool:
@@ -74,13 +60,13 @@ def load_benchmark(folder: str | Path) -> dict[str, Any]:
             for split in task["splits"].values()
         ]
         manifest["seed"], _split_of_subjects(manifest)
-        known = plugins(GROUP).get(manifest["name"])
-        version = manifest["version"]
+        name, version = manifest["name"], manifest["version"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ImpRAGError(f"{folder / MANIFEST} is damaged; build the benchmark again") from error
-    again = f'delete it and run "imprag tasks build {manifest["name"]} --out {folder}"'
-    if known and version != known.version:
-        raise ImpRAGError(f"{folder} holds version {version}, not {known.version}: {again}")
+    again = f'delete it and run "imprag tasks build {name} --out {folder}"'
+    known = BENCHMARKS.find(name).version if name in BENCHMARKS.names() else version
+    if version != known:
+        raise ImpRAGError(f"{folder} holds version {version}, not {known}: {again}")
     for file, expected in files:
         if not file.is_file() or sha256(file) != expected:
             raise ImpRAGError(f"{file} is missing or was changed: {again}")

@@ -9,16 +9,12 @@ from pathlib import Path
 
 from imprag.errors import ImpRAGError
 from imprag.io.plugins import plugins
+from imprag.io.registry import Registry
 from imprag.tasks.example import Example
 from imprag.tasks.records import Record, read_records
 
 #: A function that turns the records of an official file into examples.
 Reader = Callable[[Iterable[Record]], Iterator[Example]]
-
-#: The entry-point group in which packages offer tasks: a `Task`, or a sequence of them.
-GROUP = "imprag.tasks"
-
-_TASKS: dict[str, "Task"] = {}
 
 
 @dataclass(frozen=True)
@@ -120,15 +116,32 @@ def read_kilt(records: Iterable[Record]) -> Iterator[Example]:
     return map(Example.from_record, records)
 
 
+class TaskRegistry(Registry[Task]):
+    """Tasks by their own names; an entry point offers one task or a sequence of them."""
+
+    def find(self, name: str) -> Task:
+        if name not in self._registered and name not in self.names():
+            raise self.unknown(name)
+        return self._registered[name]
+
+    def names(self) -> list[str]:
+        for offered in plugins(self.group).values():
+            for task in [offered] if isinstance(offered, Task) else offered:
+                self.register(task.name)(task)
+        return sorted(self._registered)
+
+
+#: Tasks by name. Packages offer them under the entry-point group ``imprag.tasks``.
+TASKS = TaskRegistry("task", "imprag.tasks", {})
+
+
 def register_task(task: Task) -> Task:
     """Register a task under its name, for `load_task`.
 
     Raises:
         ImpRAGError: another task has the name.
     """
-    if _TASKS.setdefault(task.name, task) != task:
-        raise ImpRAGError(f"there is already a task '{task.name}'; choose another name")
-    return task
+    return TASKS.register(task.name)(task)
 
 
 def load_task(name: str) -> Task:
@@ -137,17 +150,9 @@ def load_task(name: str) -> Task:
     Raises:
         ImpRAGError: there is no such task; the message lists the known ones.
     """
-    if name not in _TASKS and name not in task_names():
-        raise ImpRAGError(
-            f"unknown task '{name}'; known are {', '.join(task_names())} "
-            f"(packages add others under the entry-point group {GROUP})"
-        )
-    return _TASKS[name]
+    return TASKS.find(name)
 
 
 def task_names() -> list[str]:
     """The sorted names of all registered tasks, including those that installed packages offer."""
-    for offered in plugins(GROUP).values():
-        for task in [offered] if isinstance(offered, Task) else offered:
-            register_task(task)
-    return sorted(_TASKS)
+    return TASKS.names()

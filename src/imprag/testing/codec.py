@@ -29,7 +29,7 @@ def states(tokens: int, head_dim: int, seed: int = 0) -> Tensor:
     return block
 
 
-class CodecConformance:
+class CodecSuite:
     """Tests of a codec; inherit them and say which codec is meant.
 
     Attributes:
@@ -94,7 +94,7 @@ class CodecConformance:
         apart = [codec.encode(block[:, :, :, :40]), codec.encode(block[:, :, :, 40:])]
         for name, part in together.items():
             joined = torch.cat([parts[name] for parts in apart], dim=3)
-            assert joined.equal(part), f"'{name}' of a token depends on the tokens beside it"
+            assert joined.equal(part), f"'{name}' of a token depends on the tokens next to it"
         decoded = [codec.decode(parts, torch.float32) for parts in apart]
         assert_close(torch.cat(decoded, dim=3), codec.decode(together, torch.float32))
 

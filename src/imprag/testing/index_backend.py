@@ -30,7 +30,7 @@ class NumberedPassages:
 
 
 class IndexBackendSuite:
-    """Inherit it, and say the kind: ``class TestMine(IndexBackendSuite): kind = "mine"``.
+    """Tests of an index back end; inherit them and say which kind of index is meant.
 
     Attributes:
         kind: registered, as ``--kind`` takes it.

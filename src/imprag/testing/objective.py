@@ -28,7 +28,7 @@ PROMPTS, PASSAGES = 8, 9
 def random_batch(seed: int = 0) -> tuple[Tensor, ScoredBatch]:
     """Scores in float64 and a batch; its last prompt has no positive and one candidate only.
 
-    The last passage is nothing to any prompt: neither right nor wrong, and no candidate.
+    The last passage is nothing to any prompt: neither a positive nor a negative, and no candidate.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (PROMPTS, PASSAGES)
@@ -46,7 +46,7 @@ def random_batch(seed: int = 0) -> tuple[Tensor, ScoredBatch]:
     return scores, ScoredBatch(positive, negative, candidates, likelihood * candidates)
 
 
-class ObjectiveConformance:
+class ObjectiveSuite:
     """Tests of a retrieval objective; inherit them and say which objective is meant.
 
     Attributes:

@@ -15,7 +15,7 @@ from imprag.retrieval.retriever import Retriever
 
 
 class RetrieverSuite:
-    """Inherit it, and say the retriever's name and the kind of its scores.
+    """Tests of a retriever; inherit them and say its name and the kind of its scores.
 
     Attributes:
         name: registered, as ``--retriever`` takes it.

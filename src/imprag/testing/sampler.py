@@ -21,8 +21,8 @@ def random_sources() -> list[TrainingSource]:
     generator = np.random.default_rng(0)
     questions = []
     for number in range(30):
-        right, known, *hard = generator.permutation(ROWS)[:8].tolist()
-        fields = {"positives": (right,), "known": (known,), "hard_negatives": tuple(hard)}
+        positive, known, *hard = generator.permutation(ROWS)[:8].tolist()
+        fields = {"positives": (positive,), "known": (known,), "hard_negatives": tuple(hard)}
         answers = (f"f{number % 5}",) if number % 2 else ()
         questions.append(
             TrainingExample(f"q{number}", f"{number}?", f" {number}", answers=answers, **fields)
@@ -31,7 +31,7 @@ def random_sources() -> list[TrainingSource]:
     return [TrainingSource("questions", questions, 2.0), TrainingSource("texts", texts)]
 
 
-class SamplerConformance:
+class SamplerSuite:
     """Tests of a batch sampler; inherit them and say which sampler is meant.
 
     Attributes:
@@ -88,8 +88,8 @@ class SamplerConformance:
             assert set(batch.passages) <= set(range(len(corpus)))
             assert batch.first_column == 0
             assert batch.positive.shape == batch.negative.shape == (count, columns)
-            assert batch.memory_negative.shape == (count, len(batch.memory))
-            assert not set(batch.memory) & set(batch.passages)
+            assert batch.cross_batch_negative.shape == (count, len(batch.cross_batch_memory))
+            assert not set(batch.cross_batch_memory) & set(batch.passages)
             for number, read in enumerate(batch.candidates):
                 assert set(read) <= set(range(columns))
                 assert len(set(read)) == len(read)

@@ -11,7 +11,7 @@ from imprag.evaluation.metrics import ANSWER_METRICS
 from imprag.tasks import Example, Task, load_task, task_names, write_examples
 
 
-class TaskConformance:
+class TaskSuite:
     """Tests of a task; inherit them and say which task is meant.
 
     Attributes:

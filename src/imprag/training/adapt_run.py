@@ -77,6 +77,13 @@ def adapt_model(
     """
     states = out.with_name(f"{out.name}.inputs")
     with new_folder(out):
+        adapter = DEFAULT_FOLDER if model == DEFAULT else Path(model)
+        is_adapter = (adapter / SETTINGS).is_file() and can_be_changed(adapter)
+        if max_rank is not None and not is_adapter:
+            print(
+                f"note: max_rank has no effect: {model} is no adapter and is saved as a whole",
+                file=sys.stderr,
+            )
         rag = ImpRAG.from_pretrained(model, index, dtype="float32", device=device)
         folder = rag.index
         keep = not_held_out({} if leave_out is None else {str(leave_out): {"train"}})
@@ -109,8 +116,7 @@ def adapt_model(
             left_out=left_out,
             kept=states,
         )
-        adapter = DEFAULT_FOLDER if model == DEFAULT else Path(model)
-        if (adapter / SETTINGS).is_file() and can_be_changed(adapter):
+        if is_adapter:
             change = projection.weight.detach() - before
             write_changed_adapter(adapter, out, name, change.cpu(), max_rank, rag.config)
         else:

@@ -89,8 +89,8 @@ class Batches(Dataset[TrainingBatch]):
             negative=torch.from_numpy(indices.negative),
             first_column=indices.first_column,
             columns=indices.columns,
-            memory=indices.memory,
-            memory_negative=torch.from_numpy(indices.memory_negative),
+            cross_batch_memory=indices.cross_batch_memory,
+            cross_batch_negative=torch.from_numpy(indices.cross_batch_negative),
             self_distillation=self.schedule.stage(step) == "self_distillation",
         )
 
@@ -125,5 +125,5 @@ def _retrieval_only(batch: BatchIndices) -> BatchIndices:
         candidates=((),) * len(kept),
         positive=batch.positive[kept],
         negative=batch.negative[kept],
-        memory_negative=batch.memory_negative[kept],
+        cross_batch_negative=batch.cross_batch_negative[kept],
     )

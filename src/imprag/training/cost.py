@@ -95,7 +95,7 @@ class CostEstimate:
         ranked = stages.mine_every is not None
         warming = self._batch(self._embedded_tokens(bottom, warm), ranked=ranked, scoring=scores)
         distilling = self._batch(self._embedded_tokens(warm, 1.0), ranked=ranked, scoring=distils)
-        planned = {
+        by_stage = {
             "warmup": (stages.warmup.fraction, warming),
             "self_distillation": (max(0.0, 1 - warm), distilling),
         }
@@ -103,12 +103,12 @@ class CostEstimate:
             length = self._embedded_tokens(0.0, bottom)
             every = stages.bottom.generate_every
             part = bottom / every if every else 0.0
-            planned = {
+            by_stage = {
                 "bottom": (bottom - part, self._batch(length, generating=False)),
                 "bottom, generating": (part, self._batch(length, scoring=scores)),
-                **planned,
+                **by_stage,
             }
-        return {name: (share, step) for name, (share, step) in planned.items() if share > 1e-9}
+        return {name: (share, step) for name, (share, step) in by_stage.items() if share > 1e-9}
 
     @property
     def steps(self) -> int:

@@ -37,8 +37,8 @@ class TrainingBatch:
         positive, negative: (Q, C) bool; C is the number of passages of all processes.
         first_column: column of the first of ``passages``.
         columns: corpus rows of the C passages.
-        memory: corpus rows of earlier batches' passages in the cross-batch memory, M.
-        memory_negative: (Q, M) bool, which of them are negatives.
+        cross_batch_memory: corpus rows of earlier batches' passages in the cross-batch memory, M.
+        cross_batch_negative: (Q, M) bool, which of them are negatives.
         self_distillation: whether retrieval learns by the objective of the self-distillation stage
             instead of the warmup's.
     """
@@ -52,8 +52,8 @@ class TrainingBatch:
     negative: Tensor
     first_column: int = 0
     columns: Sequence[int] = ()
-    memory: Sequence[int] = ()
-    memory_negative: Tensor | None = None
+    cross_batch_memory: Sequence[int] = ()
+    cross_batch_negative: Tensor | None = None
     self_distillation: bool = False
 
 
@@ -181,17 +181,19 @@ class TrainingModel(nn.Module):
 
     def _memory_scores(self, batch: TrainingBatch, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and negatives of passages in the cross-batch memory, (Q, those present) each."""
-        known = [n for n, row in enumerate(batch.memory) if row in self.cross_batch_memory]
-        if not known or batch.memory_negative is None:
+        memory, rows = self.cross_batch_memory, batch.cross_batch_memory
+        known = [n for n, row in enumerate(rows) if row in memory]
+        if not known or batch.cross_batch_negative is None:
             return queries.new_zeros(len(queries), 0), batch.negative[:, :0].to(queries.device)
-        embeddings = torch.stack([self.cross_batch_memory[batch.memory[n]] for n in known])
+        embeddings = torch.stack([memory[rows[n]] for n in known])
         scores = relevance_scores(queries, embeddings.to(queries.device))
-        return scores, batch.memory_negative[:, known].to(queries.device)
+        return scores, batch.cross_batch_negative[:, known].to(queries.device)
 
     def _remember(self, batch: TrainingBatch, embeddings: Tensor) -> None:
         """Add this batch's embeddings to the memory and drop those that left its window."""
         if self.training:
-            kept = {row: x for row, x in self.cross_batch_memory.items() if row in batch.memory}
+            rows = batch.cross_batch_memory
+            kept = {row: x for row, x in self.cross_batch_memory.items() if row in rows}
             self.cross_batch_memory = kept | dict(
                 zip(batch.columns, embeddings.detach(), strict=False)
             )

@@ -37,7 +37,8 @@ from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
 
 METRICS = "metrics.jsonl"
-MEMORY = "memory.safetensors"  # the cross-batch memory in a checkpoint
+CROSS_BATCH_MEMORY = "cross_batch_memory.safetensors"  # in a checkpoint
+_OLD_MEMORY = "memory.safetensors"  # its name in older checkpoints
 _LM = "model.lm."  # what the names of the language model's weights start with in TrainingModel
 
 Evaluate = Callable[[ImpRAGModel, Any, int], dict[str, float]]
@@ -229,22 +230,23 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
                 model.lm.save_pretrained(folder, state_dict=state_dict)
         model.config.save(folder)
         self.tokenizer.save_pretrained(folder)
-        self._save_memory(folder)
+        self._save_cross_batch_memory(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights((model or self.model).model.lm, Path(resume_from_checkpoint))
-        self._load_memory(Path(resume_from_checkpoint))
+        self._load_cross_batch_memory(Path(resume_from_checkpoint))
 
-    def _save_memory(self, folder: Path) -> None:
+    def _save_cross_batch_memory(self, folder: Path) -> None:
         memory = self.accelerator.unwrap_model(self.model).cross_batch_memory
         if self.recipe.batch.cross_batch_memory and memory:
             rows = torch.tensor(list(memory))
             embeddings = torch.stack(list(memory.values()))
-            save_file({"rows": rows, "embeddings": embeddings}, folder / MEMORY)
+            save_file({"rows": rows, "embeddings": embeddings}, folder / CROSS_BATCH_MEMORY)
 
-    def _load_memory(self, folder: Path) -> None:
-        if (folder / MEMORY).exists():
-            saved = load_file(folder / MEMORY)
+    def _load_cross_batch_memory(self, folder: Path) -> None:
+        files = [folder / name for name in (CROSS_BATCH_MEMORY, _OLD_MEMORY)]
+        if found := [file for file in files if file.exists()]:
+            saved = load_file(found[0])
             memory = dict(zip(saved["rows"].tolist(), saved["embeddings"], strict=True))
             self.accelerator.unwrap_model(self.model).cross_batch_memory = memory
 

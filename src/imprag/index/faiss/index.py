@@ -31,13 +31,13 @@ from imprag.io.files import expand_home
 class FaissIndex(PassageIndex):
     """Vectors in FAISS files and ids in an Arrow file, all memory-mapped.
 
-    A passage is known by its row, its place in the vectors and the ids alike. Rows are never used
-    again and never change:
+    A passage is identified by its row, its place in both the vectors and the ids. Rows never change
+    and are never reused:
 
-    - what is added is kept in memory in a flat index of its own, searched beside the stored one,
-      and becomes part of the stored files in :meth:`save`;
-    - what is removed stays in the files, but is passed over in every search. Building the index
-      anew gives its space back.
+    - added passages are kept in memory in a second, flat index, which is searched together with the
+      stored one; :meth:`save` makes them part of the stored files;
+    - removed passages stay in the files but are skipped in every search. Rebuilding the index frees
+      their space.
 
     Args:
         path: the folder.

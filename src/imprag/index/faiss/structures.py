@@ -1,6 +1,6 @@
 """Search structures of FAISS: how each is built, extended, opened and searched.
 
-Both kinds stand beside the exact vectors and take their final scores from them, so that a score
+Both kinds complement the exact vectors and take their final scores from them, so that a score
 means the same in every index. The vectors are not stored twice.
 """
 

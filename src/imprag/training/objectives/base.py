@@ -28,13 +28,14 @@ Count = Tensor | float | None
 
 @dataclass(frozen=True, eq=False)
 class ScoredBatch:
-    """What an objective knows of a batch of Q prompts and C passages, beside their scores.
+    """What an objective knows of a batch of Q prompts and C passages, apart from their scores.
 
     The passages are those of all processes, then those of the cross-batch memory, if there is one.
 
     Attributes:
         positive: (Q, C) bool, the passages to find.
-        negative: (Q, C) bool, the others that are known to be wrong. A passage may be neither.
+        negative: (Q, C) bool, the others that are known not to be positives. A passage may be
+            neither.
         candidates: (Q, C) bool, the passages that each prompt reads; none for a prompt whose
             response is not generated.
         log_likelihood: (Q, C) log P_LM(r | p, q) of the candidates, each read alone, without
@@ -144,17 +145,17 @@ def relevance_scores(query_embeddings: Tensor, passage_embeddings: Tensor) -> Te
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """In float32, or in float64 if it is that."""
+    """In float32; float64 stays as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def mean(total: Tensor, own: Tensor, count: Count) -> Tensor:
-    """A sum over so many, or divided by another count.
+    """``total / count``; 0 for an empty sum.
 
     Args:
         total: the sum.
-        own: what is summed up.
-        count: to divide by instead.
+        own: the number of its terms, which divides if ``count`` is None.
+        count: another divisor, such as a mean over processes.
     """
     divisor = own if count is None else count
     return total / (divisor + (divisor == 0))  # nothing divided by nothing is nothing

@@ -49,23 +49,23 @@ def nce_loss(scores: Tensor, positive: Tensor, negative: Tensor, count: Count = 
     return mean(total, rows.sum(), count)
 
 
-def nce_against_all(scores: Tensor, right: Sequence[Sequence[int]]) -> Tensor:
-    """:func:`nce_loss` where every passage that is not right is a negative, without masks.
+def nce_against_all(scores: Tensor, positives: Sequence[Sequence[int]]) -> Tensor:
+    """:func:`nce_loss` where every passage that is not a positive is a negative, without masks.
 
-    Of a whole corpus, most of the time goes into reading and writing what is as large as the
-    scores; this does it a few times less.
+    Over a whole corpus, most of the time goes into reading and writing tensors as large as the
+    scores; this makes fewer passes over them.
 
     Args:
         scores: (Q, P) s(q, p).
-        right: the passages to find, for each prompt; not all P.
+        positives: the passages to find, for each prompt; not all P.
 
     Returns:
         The mean over prompts of the sum over positives, ().
     """
-    pairs = [(row, column) for row, columns in enumerate(right) for column in columns]
+    pairs = [(row, column) for row, columns in enumerate(positives) for column in columns]
     rows, columns = torch.tensor(pairs, device=scores.device).T
     scores = precise(scores)
-    positives = scores[rows, columns]
-    hidden = positives.new_full((), -torch.inf)
+    found = scores[rows, columns]
+    hidden = found.new_full((), -torch.inf)
     against = scores.index_put((rows, columns), hidden).logsumexp(dim=1)
-    return -F.logsigmoid(positives - against[rows]).sum() / len(scores)
+    return -F.logsigmoid(found - against[rows]).sum() / len(scores)

@@ -38,8 +38,9 @@ class BatchIndices:
             passages of all shards in the order of their ranks.
         negative: (Q, C) bool, which are negatives; a passage may be neither.
         columns: corpus rows of the C columns.
-        memory: corpus rows of passages that earlier batches had and this one has not, M.
-        memory_negative: (Q, M) bool, which of them are negatives.
+        cross_batch_memory: corpus rows of passages that earlier batches had and this one has not,
+            M.
+        cross_batch_negative: (Q, M) bool, which of them are negatives.
         first_column: where ``passages`` begin among the C columns.
     """
 
@@ -50,8 +51,8 @@ class BatchIndices:
     positive: npt.NDArray[np.bool_]
     negative: npt.NDArray[np.bool_]
     columns: tuple[int, ...]
-    memory: tuple[int, ...]
-    memory_negative: npt.NDArray[np.bool_]
+    cross_batch_memory: tuple[int, ...]
+    cross_batch_negative: npt.NDArray[np.bool_]
     first_column: int = 0
 
     def shard(self, rank: int, world_size: int) -> "BatchIndices":
@@ -59,7 +60,8 @@ class BatchIndices:
 
         Every prompt is in one shard, and so is every column that counts in the masks. A passage
         that prompts of several shards read is in each of them, because its keys and values are
-        needed there; the column of a copy is neither right nor wrong.
+        needed there; the column of a copy is neither a
+        positive nor a negative.
         """
         # Prompts that cost alike are dealt out evenly.
         order = sorted(
@@ -87,8 +89,8 @@ class BatchIndices:
             positive=part(self.positive),
             negative=part(self.negative),
             columns=tuple(self.passages[n] for n in columns),
-            memory=self.memory,
-            memory_negative=self.memory_negative[own],
+            cross_batch_memory=self.cross_batch_memory,
+            cross_batch_negative=self.cross_batch_negative[own],
             first_column=first,
         )
 
@@ -194,8 +196,8 @@ class Sampler(ABC):
             positive=positive,
             negative=negative,
             columns=rows,
-            memory=(),
-            memory_negative=np.zeros((len(examples), 0), np.bool_),
+            cross_batch_memory=(),
+            cross_batch_negative=np.zeros((len(examples), 0), np.bool_),
         )
 
     def _no_mining(self) -> ImpRAGError:
@@ -207,19 +209,19 @@ class Sampler(ABC):
     def _masks(
         self, examples: "Sequence[TrainingExample]", passages: Sequence[int]
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which passages are right and which are wrong for every prompt that retrieves."""
+        """Each retrieving prompt's positives and negatives among the passages."""
         positive = np.zeros((len(examples), len(passages)), np.bool_)
         negative = np.zeros_like(positive)
         place = {row: column for column, row in enumerate(passages)}
         finder = AnswerFinder([self._text(row) for row in passages])
         for n, example in enumerate(examples):
             if example.positives:
-                right = [place[row] for row in example.positives if row in place]
+                found = [place[row] for row in example.positives if row in place]
                 unsure = {place[row] for row in example.known if row in place}
                 unsure |= finder.texts_with(example.answers)
-                positive[n, right] = True
+                positive[n, found] = True
                 negative[n] = True
-                negative[n, [*right, *unsure]] = False
+                negative[n, [*found, *unsure]] = False
         return positive, negative
 
     def _may_answer(self, example: "TrainingExample", row: int) -> bool:

@@ -1,7 +1,7 @@
 """Which examples and passages make a batch: a pure function of seed and step.
 
-Nothing remembers what was drawn before. So a run that is resumed, with any number of processes or
-workers, goes on with the batches that it would have had.
+No state is kept between batches. So a run that is resumed, with any number of processes or
+workers, continues with the batches that it would have had.
 """
 
 import copy
@@ -31,31 +31,37 @@ from imprag.training.samplers.sampling import (
 )
 
 
-class _Asked(NamedTuple):
-    """Prompts of a batch: numbers of the examples, their right passages, which are answered."""
+class _Prompts(NamedTuple):
+    """The prompts of a batch that bring candidates of their own.
+
+    Attributes:
+        indices: numbers of the examples.
+        positives: corpus rows of each prompt's positives.
+        generated: places of the prompts whose responses are generated.
+    """
 
     indices: list[int]
-    right: list[list[int]]
-    answered: set[int]
+    positives: list[list[int]]
+    generated: set[int]
 
 
 class BatchSampler(Sampler):
     """All batches of a training: ``sampler(step)`` is the batch of a step.
 
-    A batch without grids is drawn from all sources by their weights. One with a ``grid`` has
-    ``grids`` of the sources whose examples have a place in grids, drawn by their weights, with
-    ``others`` prompts of the other sources, drawn by theirs. A grid crosses entities and relations,
-    with one example of each cell that has any; of sources with articles instead, it takes
-    some questions about each of some articles. Small grids share a batch.
+    Without ``grid``, a batch is sampled from all sources by their weights. With it, a batch has
+    ``grids`` grids, sampled by weight from the sources whose examples have a place in grids, and
+    ``others`` prompts, sampled by weight from the other sources. A grid crosses entities and
+    relations, with one example of each cell that has any; a grid of a source of articles has some
+    questions about each of some articles. Small grids share a batch.
 
-    In every epoch of a source, each example, or each cell of its grids, comes once; those that
-    ``questions_per_passage`` adds come beside.
+    In every epoch of a source, each example, or each cell of its grids, comes once;
+    ``questions_per_passage`` adds to these.
 
     Args:
         sources: the mixture.
         settings: of batches.
         corpus: that the rows belong to.
-        seed: of all that is drawn.
+        seed: seed of the random choices.
         names: of the entities of grids, for ``alike_rows``.
 
     Attributes:
@@ -112,20 +118,20 @@ class BatchSampler(Sampler):
         rows = dict.fromkeys(row for one in earlier for row in one.passages)
         memory = tuple(row for row in rows if row not in batch.passages)
         _, negative = self._masks([self.examples[n] for n in batch.examples], memory)
-        return replace(batch, memory=memory, memory_negative=negative)
+        return replace(batch, cross_batch_memory=memory, cross_batch_negative=negative)
 
     def reading(self, steps: Iterable[int]) -> list[int]:
         """Numbers of the examples that read candidates of their own in the batches of these steps.
 
-        The batches that the memory keeps then are among them.
+        The batches in the cross-batch memory at these steps are among them.
         """
         kept = {
             n
             for step in steps
             for n in range(max(0, step - self.settings.cross_batch_memory), step + 1)
         }
-        asked = (self._asked(step, self._generator(step)) for step in sorted(kept))
-        return sorted({batch.indices[n] for batch in asked for n in batch.answered})
+        batches = (self._prompts(step, self._generator(step)) for step in sorted(kept))
+        return sorted({batch.indices[n] for batch in batches for n in batch.generated})
 
     def reranked(self, numbers: Sequence[int], rows: npt.NDArray[np.integer]) -> "BatchSampler":
         """The same sampler with candidates from the model's own index.
@@ -143,23 +149,23 @@ class BatchSampler(Sampler):
 
     def _without_cross_batch_memory(self, step: int) -> BatchIndices:
         generator = self._generator(step)
-        indices, right, answered = self._asked(step, generator)
+        indices, positives, generated = self._prompts(step, generator)
         examples = [self.examples[index] for index in indices]
         if self._ranks is None:
-            wrong = [self._hard_negatives(one, generator) for one in examples]
+            negatives = [self._hard_negatives(one, generator) for one in examples]
         else:  # what it would read now
-            ranks = [self._ranks[i] if n in answered else [] for n, i in enumerate(indices)]
-            wrong = [
-                [row for row in rows if row not in right[n]][: self.settings.candidates]
+            ranks = [self._ranks[i] if n in generated else [] for n, i in enumerate(indices)]
+            negatives = [
+                [row for row in rows if row not in positives[n]][: self.settings.candidates]
                 for n, rows in enumerate(ranks)
             ]
-        passages = list(dict.fromkeys(itertools.chain(*right, *wrong)))
-        # Prompts read each other's right passages first, so that few passages run through the
+        passages = list(dict.fromkeys(itertools.chain(*positives, *negatives)))
+        # Prompts read each other's positives first, so that few passages run through the
         # reading layers, and each for several prompts.
-        read_anyway = list(dict.fromkeys(row for n in sorted(answered) for row in right[n]))
+        read_anyway = list(dict.fromkeys(row for n in sorted(generated) for row in positives[n]))
         read = [
-            self._candidates(one, right[n], wrong[n], (read_anyway, passages), generator)
-            if n in answered
+            self._candidates(one, positives[n], negatives[n], (read_anyway, passages), generator)
+            if n in generated
             else []
             for n, one in enumerate(examples)
         ]
@@ -171,19 +177,19 @@ class BatchSampler(Sampler):
     def _generator(self, step: int) -> random.Random:
         return random.Random(f"{self.seed} batch {step}")
 
-    def _asked(self, step: int, generator: random.Random) -> "_Asked":
-        """The prompts of a batch that bring candidates of their own."""
+    def _prompts(self, step: int, generator: random.Random) -> _Prompts:
+        """The prompts of a batch, before its extra questions."""
         indices = self._drawn(step)
         examples = [self.examples[index] for index in indices]
-        right = [sample(one.positives, self.settings.positives, generator) for one in examples]
+        positives = [sample(one.positives, self.settings.positives, generator) for one in examples]
         retrieving = [n for n, one in enumerate(examples) if one.positives]
-        answered = set(retrieving)
+        generated = set(retrieving)
         if self.settings.generate is not None:
             # Neighbours in the grid: what they read of each other is hard to tell apart.
             count = min(self.settings.generate, len(retrieving))
             first = generator.randint(0, len(retrieving) - count)
-            answered = set(retrieving[first : first + count])
-        return _Asked(indices, right, answered)
+            generated = set(retrieving[first : first + count])
+        return _Prompts(indices, positives, generated)
 
     def _extra_questions(
         self, indices: Sequence[int], read: Sequence[list[int]], generator: random.Random
@@ -227,20 +233,20 @@ class BatchSampler(Sampler):
     def _candidates(
         self,
         example: TrainingExample,
-        right: Sequence[int],
-        wrong: Sequence[int],
+        positives: Sequence[int],
+        negatives: Sequence[int],
         others: Sequence[Sequence[int]],
         generator: random.Random,
     ) -> list[int]:
         """The corpus rows that a prompt reads, shuffled.
 
-        Up to half are right, as one passage is not enough for two-hop questions. The rest are
+        Up to half are positives, as one passage is not enough for two-hop questions. The rest are
         its hard negatives, then drawn from each of ``others`` in turn, then from the corpus.
         """
         count = self.settings.candidates
-        chosen = [*right[: -(-count // 2)]]
+        chosen = [*positives[: -(-count // 2)]]
         taken = {*chosen, *example.positives}
-        chosen += wrong[: count - len(chosen)]
+        chosen += negatives[: count - len(chosen)]
         taken.update(chosen)
         for rows in others:
             rest = [row for row in rows if row not in taken]
