@@ -14,6 +14,7 @@ from imprag.errors import ImpRAGError
 from imprag.model.generate import fixed
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
 from imprag.model.kv import PassageKV
+from imprag.model.text import prompt_batch, text_read
 from imprag.retrieval.retriever import IMPLICIT, RetrievedPassage
 
 if TYPE_CHECKING:
@@ -25,18 +26,20 @@ class Answer:
     """The answer to one prompt.
 
     Attributes:
-        prompt: the prompt.
+        prompt: the prompt as it was typed.
         text: the new text, without the prompt and the stop string.
         passages: the retrieved passages that were read, best first.
         timings: seconds of the prompt's batch: ``query`` (prompt through layers 0..b-1),
             ``search``, ``encode`` (passages through layers 0..t, or from the KV cache),
             ``generate`` (the rest of the prompt's pass and all new tokens), ``total``.
+        model_prompt: the prompt as the model read it, in its question or chat template.
     """
 
     prompt: str
     text: str
     passages: list[RetrievedPassage]
     timings: dict[str, float]
+    model_prompt: str
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,9 @@ class GenerationBatch:
         self.retrieves = self.k > 0
         counts = [self.k if self.retrieves else len(row) for row in self.found]
         shifts = [rag.config.position_shift(count) for count in counts]
-        self.input_ids, self.mask = rag.prompt_tokens(
-            prompts, max(shifts) + settings.max_new_tokens
+        room = rag.model.positions_limit - max(shifts) - settings.max_new_tokens
+        self.input_ids, self.mask = prompt_batch(
+            rag.tokenizer, prompts, max(room, 0), rag.model.device
         )
         self.shift = torch.tensor(shifts, device=rag.model.device)
 
@@ -145,7 +149,7 @@ class GenerationBatch:
         decoded = self.rag.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         texts = ["".join(until_stop([text], self.settings.stop)).strip() for text in decoded]
         return [
-            Answer(prompt, text, found, self.timings)
+            Answer(str(prompt), text, found, self.timings, text_read(self.rag.tokenizer, prompt))
             for prompt, text, found in zip(self.prompts, texts, self.found, strict=True)
         ]
 

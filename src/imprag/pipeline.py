@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
@@ -14,11 +13,9 @@ from imprag.generation import Answer, GenerationBatch, GenerationSettings
 from imprag.index.folder import Encoder, IndexFolder
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.io.files import cache_dir, expand_home
-from imprag.io.text_checks import check_prompts
 from imprag.kv_cache.cache import PassageKVCache
 from imprag.kv_cache.manifest import states_fingerprint
 from imprag.kv_cache.stores import DiskStore, Store
-from imprag.model.chat import ChatPrompt
 from imprag.model.config import ImpRAGConfig
 from imprag.model.fitted import fitted_index, fitted_to_default
 from imprag.model.inputs import by_length
@@ -32,7 +29,7 @@ from imprag.model.load import (
 )
 from imprag.model.model import ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
-from imprag.model.text import prompt_batch
+from imprag.model.question import asked_prompts
 from imprag.retrieval.implicit import ImplicitRetriever
 from imprag.retrieval.retriever import RetrievedPassage
 
@@ -199,7 +196,7 @@ class ImpRAG:
         self.kv_cache = PassageKVCache(self.model, self.tokenizer, kv_cache)
 
     def retrieve(
-        self, prompts: Sequence[str], k: int | None = None, *, chat: bool = False
+        self, prompts: Sequence[str], k: int | None = None, *, chat: bool = False, raw: bool = False
     ) -> list[list[RetrievedPassage]]:
         """The k best passages for each prompt, from a pass through layers 0..b.
 
@@ -207,13 +204,13 @@ class ImpRAG:
             prompts: texts, as for :meth:`generate`; none may be empty.
             k: number of passages per prompt; by default the configured number, or the size of the
                 index if it is smaller.
-            chat: put each prompt into the model's chat template, as in :meth:`generate`.
+            chat, raw: the template of each prompt, as in :meth:`generate`.
 
         Raises:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
                 no index.
         """
-        prompts = _asked(prompts, chat)
+        prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
         return self.retriever.retrieve(prompts, self.passages_to_read(k))
 
     def ask(
@@ -239,6 +236,7 @@ class ImpRAG:
         max_new_tokens: int = 32,
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
+        raw: bool = False,
         batch_size: int = 8,
         **generate_arguments: Any,
     ) -> list[Answer]:
@@ -256,6 +254,8 @@ class ImpRAG:
                 does not end it. With None, only the end token and ``max_new_tokens`` do.
             chat: put each prompt into the chat template of the model's tokenizer; for a model that
                 follows instructions.
+            raw: read each prompt as it is. By default, plain questions are put into the model's
+                ``question_template``.
             batch_size: number of prompts in a batch; prompts of similar length share one.
             **generate_arguments: arguments of Hugging Face ``generate`` (``do_sample``,
                 ``num_beams`` ...); greedy by default. :mod:`imprag.model.generate_arguments` lists
@@ -268,7 +268,7 @@ class ImpRAG:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, there is no
                 index, or an argument does not work with retrieval.
         """
-        prompts = _asked(prompts, chat)
+        prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
         settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
@@ -290,6 +290,7 @@ class ImpRAG:
         max_new_tokens: int = 32,
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
+        raw: bool = False,
         **generate_arguments: Any,
     ) -> Iterator[str]:
         """Stream the answer to one prompt; arguments as for :meth:`generate`.
@@ -303,7 +304,8 @@ class ImpRAG:
         if settings.arguments.setdefault("num_beams", 1) != 1:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
-        return GenerationBatch(self, _asked([prompt], chat), k, given, settings).stream()
+        prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
+        return GenerationBatch(self, prompts, k, given, settings).stream()
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Save the settings and the weights, or the adapter, in a new folder."""
@@ -317,27 +319,13 @@ class ImpRAG:
         """
         return push_to_hub(self.model, self.tokenizer, repository, private=private)
 
+    def asked_prompts(
+        self, prompts: Iterable[str], *, chat: bool = False, raw: bool = False
+    ) -> list[str]:
+        """The checked prompts, marked for the template that the model reads each of them in."""
+        template = self.config.question_template
+        return asked_prompts(prompts, template, self.tokenizer, chat=chat, raw=raw)
+
     def passages_to_read(self, k: int | None = None) -> int:
         """Number of passages that a prompt retrieves; see :meth:`ImpRAGConfig.passages_to_read`."""
         return 0 if k == 0 else self.config.passages_to_read(k, len(self.index.index))
-
-    def prompt_tokens(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
-        """``input_ids`` and ``attention_mask`` of prompts, padded on the left.
-
-        Args:
-            prompts: texts.
-            room: number of positions to reserve for passages and new tokens.
-
-        Raises:
-            ImpRAGError: a prompt is too long.
-        """
-        limit = self.model.positions_limit - room
-        return prompt_batch(self.tokenizer, prompts, max(limit, 0), self.model.device)
-
-
-def _asked(prompts: Any, chat: bool) -> Sequence[str]:
-    """The prompts as a checked list; with ``chat``, as messages for the chat template."""
-    if isinstance(prompts, Iterable) and not isinstance(prompts, str):
-        prompts = list(prompts)  # an iterator can be read only once
-    check_prompts(prompts)
-    return [ChatPrompt(prompt) for prompt in prompts] if chat else list(prompts)

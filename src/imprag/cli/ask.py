@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -91,15 +91,25 @@ def _uncollected() -> Iterator[None]:
 
 
 Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]
+Raw = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Read the prompt as it is. By default, a plain question is put into the question "
+        'template that the model was trained with, such as "Q: ... A:".',
+    ),
+]
 
 
 def _start(
-    source: Source | None, prompt: str, chat: bool, kv_cache: Path | None = None
+    source: Source | None, prompt: str, *, chat: bool, raw: bool, kv_cache: Path | None = None
 ) -> "tuple[Source, Iterable[list[str]], ImpRAG, Retriever | None]":
     """The source, the batches of prompts and what answers them; prompts are checked first."""
     source = source or Source()
-    prompts = _prompts(prompt, chat=chat)
-    return source, prompts, *source.load(kv_cache)
+    batches = _prompts(prompt)
+    rag, retriever = source.load(kv_cache)
+    prompts = (rag.asked_prompts(batch, chat=chat, raw=raw) for batch in batches)
+    return source, prompts, rag, retriever
 
 
 def ask(
@@ -110,18 +120,19 @@ def ask(
     kv_cache: Path | None = None,
     max_new_tokens: int = 32,
     chat: Flag = False,
+    raw: Raw = False,
     json: Json = False,
 ) -> None:
     """Answer a prompt and show the passages that the model read.
 
     For example:
 
-    - `imprag ask "Q: what is the capital of Chad? A:"`
+    - `imprag ask "what's the capital of Chad?"`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
     - `imprag ask -`, to type one prompt after another: only the first waits for the model.
 
     Args:
-        prompt: The text that the model continues, as in "Q: what is the capital of Chad? A:"; `-`
+        prompt: A question, or the text that the model continues, as in "Chad [SEP] capital A:"; `-`
             reads one prompt per line from standard input, at a terminal until Ctrl-D.
         kv_cache: A KV cache made by `imprag kv build` with the same model and index: passages are
             read from it. If not given, they are encoded for each prompt, which takes longer.
@@ -129,16 +140,22 @@ def ask(
         chat: Put the prompt into the model's own chat template. For instruct models.
         json: Print one JSON object per prompt instead of text.
     """
-    source, prompts, rag, retriever = _start(source, prompt, chat, kv_cache)
+    source, prompts, rag, retriever = _start(source, prompt, chat=chat, raw=raw, kv_cache=kv_cache)
     for batch in prompts:
         passages = None
         if retriever is not None and source.k != 0:
             passages = retriever.retrieve(batch, _k(source, rag, retriever))
         for answer in rag.generate(
-            batch, source.k, passages=passages, max_new_tokens=max_new_tokens
+            batch, source.k, passages=passages, max_new_tokens=max_new_tokens, raw=True
         ):
             if json:
-                _print_json(answer.prompt, answer.passages, answer.timings, answer=answer.text)
+                _print_json(
+                    answer.prompt,
+                    answer.passages,
+                    answer.timings,
+                    model_prompt=answer.model_prompt,
+                    answer=answer.text,
+                )
             else:
                 _print_passages(answer.prompt, answer.passages)
                 print(f"\nanswer: {answer.text}\n", flush=True)
@@ -157,6 +174,7 @@ def search(
     *,
     source: Source | None = None,
     chat: Flag = False,
+    raw: Raw = False,
     json: Json = False,
 ) -> None:
     """Show the passages that a prompt retrieves.
@@ -167,22 +185,27 @@ def search(
     - `imprag search - --json < prompts.txt > passages.jsonl`
 
     Args:
-        prompt: The text whose last hidden state gives the query embedding; `-` reads one prompt per
-            line from standard input.
+        prompt: A question, or the text whose last hidden state gives the query embedding; `-` reads
+            one prompt per line from standard input.
         chat: Put the prompt into the model's own chat template, as `imprag ask --chat` does.
         json: Print one JSON object per prompt instead of text.
     """
     import time
 
-    source, prompts, rag, retriever = _start(source, prompt, chat)
+    from imprag.model.text import text_read
+
+    source, prompts, rag, retriever = _start(source, prompt, chat=chat, raw=raw)
     for batch in prompts:
         start = time.perf_counter()
         k = _k(source, rag, retriever)
-        found = (rag if retriever is None else retriever).retrieve(batch, k)
+        found = (
+            rag.retrieve(batch, k, raw=True) if retriever is None else retriever.retrieve(batch, k)
+        )
         timings = {"total": time.perf_counter() - start}
         for text, passages in zip(batch, found, strict=True):
             if json:
-                _print_json(text, passages, timings)
+                read = text_read(rag.tokenizer, text)
+                _print_json(text, passages, timings, model_prompt=read)
             else:
                 _print_passages(text, passages)
                 print(flush=True)
@@ -193,19 +216,13 @@ def _k(source: Source, rag: "ImpRAG", retriever: "Retriever | None") -> int:
     return rag.config.passages_to_read(source.k, len(corpus))
 
 
-def _prompts(prompt: str, *, chat: bool = False) -> Iterator[list[str]]:
+def _prompts(prompt: str) -> Iterable[list[str]]:
     """Batches of prompts: the one given, or the lines of standard input."""
     if prompt != "-":
         check_prompts([prompt])
-        batches: Iterable[list[str]] = [[prompt]]
-    else:
-        # At a terminal, each prompt is answered before the next is typed.
-        batches = _batches(prompts_of_standard_input(), 1 if sys.stdin.isatty() else BATCH)
-    if not chat:
-        return iter(batches)
-    from imprag.model.chat import ChatPrompt
-
-    return ([ChatPrompt(one) for one in batch] for batch in batches)
+        return [[prompt]]
+    # At a terminal, each prompt is answered before the next is typed.
+    return _batches(prompts_of_standard_input(), 1 if sys.stdin.isatty() else BATCH)
 
 
 def _batches(prompts: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -230,13 +247,13 @@ def _print_json(
     prompt: str,
     passages: "list[RetrievedPassage]",
     timings: dict[str, float],
-    **answer: Any,
+    **texts: str,
 ) -> None:
     found = [
         {"id": p.passage.id, "title": p.passage.title, "text": p.passage.text, "score": p.score}
         for p in passages
     ]
-    value = {"prompt": prompt, **answer, "passages": found, "timings": timings}
+    value = {"prompt": prompt, **texts, "passages": found, "timings": timings}
     print_json(value)
 
 

@@ -77,7 +77,7 @@ def own_retrieval(rag: "ImpRAG") -> PassageSource:
     """The model's lower layers: the prompt is the query."""
 
     def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
-        return rag.retrieve([question.prompt for question in questions], k)
+        return rag.retrieve([question.prompt for question in questions], k, raw=True)
 
     details = rag.retriever.settings()
     return PassageSource("self", find, rag.index.corpus, True, details, visible_characters(rag))

@@ -210,8 +210,14 @@ class _System:
         from imprag.model.fingerprint import model_fingerprint
 
         lm, config = self.rag.model.lm, dataclasses.asdict(self.rag.config)
-        for place in ("base_model", "base_model_fingerprint", "format_version", "k"):
-            del config[place]
+        for other in (
+            "base_model",
+            "base_model_fingerprint",
+            "format_version",
+            "k",
+            "question_template",
+        ):
+            del config[other]
         model = {
             "source": name or self.rag.config.base_model,
             "weights": model_fingerprint(lm, self.rag.tokenizer),
@@ -284,6 +290,7 @@ class _System:
             passages=read,
             max_new_tokens=batch[0].task.max_new_tokens,
             batch_size=len(batch),
+            raw=True,
         )
         return [answer.text for answer in answers]
 
