@@ -17,6 +17,7 @@ from imprag.generation import until_stop
 from imprag.index.folder import IndexFolder
 from imprag.kv_cache import RamStore
 from imprag.kv_cache.codecs.base import untrained_codec
+from imprag.kv_cache.manifest import states_fingerprint
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.text import prompt_batch
 from imprag.pipeline import ImpRAG
@@ -94,6 +95,9 @@ def test_a_plain_question_equals_the_same_prompt_in_the_template(folder: Path) -
     given = expected[0].passages
     assert trained.ask(typed[0], passages=given, **arguments).text == expected[0].text
     assert pickle.loads(pickle.dumps(answers[0])) == answers[0]
+
+    fingerprints = {states_fingerprint(one.model, one.tokenizer) for one in (plain, trained)}
+    assert len(fingerprints) == 1  # a stored KV cache stays valid
 
     raw = [answer.text for answer in trained.generate(typed, raw=True, **arguments)]
     assert raw == [answer.text for answer in plain.generate(typed, **arguments)]
