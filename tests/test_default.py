@@ -46,3 +46,11 @@ def test_it_finds_by_a_prompt_that_training_never_showed(rag: ImpRAG) -> None:
     # Two sections score alike, and the dtype of the machine decides which is first.
     assert "Chad, Government" in [found.passage.title for found in answer.passages[:2]]
     assert answer.text == "N'Djamena"
+
+
+def test_it_answers_a_question_as_people_type_it(rag: ImpRAG) -> None:
+    typed = "  internet domain of estonia\n"
+    answer = rag.ask(typed, max_new_tokens=8)
+    assert answer.passages[0].passage.title == "Estonia, Communications"
+    assert (answer.prompt, answer.text) == (typed, ".ee")
+    assert answer.model_prompt == "Q: internet domain of estonia A:"

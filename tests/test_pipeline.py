@@ -1,6 +1,7 @@
 """A tiny model over a tiny index, end to end."""
 
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from imprag.generation import until_stop
 from imprag.index.folder import IndexFolder
 from imprag.kv_cache import RamStore
 from imprag.kv_cache.codecs.base import untrained_codec
+from imprag.kv_cache.manifest import states_fingerprint
 from imprag.model import ImpRAGConfig, ImpRAGModel
+from imprag.model.text import prompt_batch
 from imprag.pipeline import ImpRAG
 
 PASSAGES = [
@@ -50,7 +53,7 @@ def test_retrieval_is_the_inner_product_of_the_embeddings(folder: Path) -> None:
     found = rag.retrieve(PROMPTS, k=5)
     passages = rag.encoder(PASSAGES)
     for prompt, row in zip(PROMPTS, found, strict=True):
-        ids, mask = rag.prompt_tokens([prompt], 0)
+        ids, mask = prompt_batch(rag.tokenizer, [prompt], 100, rag.model.device)
         with torch.no_grad():
             scores = passages @ rag.model.query_embeddings(ids, mask)[0].numpy()
         best = np.argsort(-scores)[:5]
@@ -59,21 +62,48 @@ def test_retrieval_is_the_inner_product_of_the_embeddings(folder: Path) -> None:
         assert row[0].passage == PASSAGES[best[0]]
 
 
-def test_prompts_of_like_length_share_a_batch(folder: Path) -> None:
+def test_prompts_of_like_length_share_a_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rag = tiny_rag(folder)
     prompts = ["w1", "w2 w3 w4 w5 w6", "w7", "w8 w9 w10 w11 w12"]
     shapes = []
-    batch = rag.prompt_tokens
 
-    def noting(texts, room):
-        ids, mask = batch(texts, room)
+    def noting(*arguments):
+        ids, mask = prompt_batch(*arguments)
         shapes.append(bool(mask.all()))
         return ids, mask
 
-    rag.prompt_tokens = noting
+    monkeypatch.setattr("imprag.generation.prompt_batch", noting)
     answers = rag.generate(prompts, max_new_tokens=2, stop=(), batch_size=2)
     assert shapes == [True, True]
     assert [answer.prompt for answer in answers] == prompts
+
+
+def test_a_plain_question_equals_the_same_prompt_in_the_template(folder: Path) -> None:
+    plain, trained = tiny_rag(folder), tiny_rag(folder, question_template="w90 {question} w91")
+    arguments: dict[str, Any] = {"max_new_tokens": 5, "stop": ()}
+    typed = ["w1 w2", "w3 w4:"]
+    by_hand = ["w90 w1 w2 w91", "w3 w4:"]
+    answers = trained.generate(iter(typed), **arguments)
+    expected = plain.generate(by_hand, **arguments)
+    assert [a.prompt for a in answers] == typed
+    assert [a.model_prompt for a in answers] == [a.model_prompt for a in expected] == by_hand
+    assert [a.text for a in answers] == [a.text for a in expected]
+    assert trained.retrieve(typed) == plain.retrieve(by_hand)
+    assert "".join(trained.stream(typed[0], **arguments)).strip() == expected[0].text
+    given = expected[0].passages
+    assert trained.ask(typed[0], passages=given, **arguments).text == expected[0].text
+    assert pickle.loads(pickle.dumps(answers[0])) == answers[0]
+
+    fingerprints = {states_fingerprint(one.model, one.tokenizer) for one in (plain, trained)}
+    assert len(fingerprints) == 1  # a stored KV cache stays valid
+
+    raw = [answer.text for answer in trained.generate(typed, raw=True, **arguments)]
+    assert raw == [answer.text for answer in plain.generate(typed, **arguments)]
+    assert raw[0] != answers[0].text
+    assert trained.retrieve(typed, raw=True) == plain.retrieve(typed)
+    assert "".join(trained.stream(typed[0], raw=True, **arguments)).strip() == raw[0]
 
 
 def test_answers_read_what_was_retrieved(folder: Path) -> None:

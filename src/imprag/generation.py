@@ -14,7 +14,9 @@ from imprag.errors import ImpRAGError
 from imprag.model.generate import fixed
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
 from imprag.model.kv import PassageKV
-from imprag.retrieval.retriever import IMPLICIT, RetrievedPassage
+from imprag.model.query import Queries
+from imprag.model.text import prompt_batch, text_read
+from imprag.retrieval.retriever import LOGITS, InPassRetriever, PromptBatch, RetrievedPassage
 
 if TYPE_CHECKING:
     from imprag.pipeline import ImpRAG
@@ -25,18 +27,20 @@ class Answer:
     """The answer to one prompt.
 
     Attributes:
-        prompt: the prompt.
+        prompt: the prompt as it was typed.
         text: the new text, without the prompt and the stop string.
         passages: the retrieved passages that were read, best first.
         timings: seconds of the prompt's batch: ``query`` (prompt through layers 0..b-1),
             ``search``, ``encode`` (passages through layers 0..t, or from the KV cache),
             ``generate`` (the rest of the prompt's pass and all new tokens), ``total``.
+        model_prompt: the prompt as the model read it, in its question or chat template.
     """
 
     prompt: str
     text: str
     passages: list[RetrievedPassage]
     timings: dict[str, float]
+    model_prompt: str
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,16 @@ class GenerationBatch:
             )
         # The shift of positions must be known before the prompt's room is computed.
         self.k = rag.passages_to_read(k) if passages is None else 0
+        if self.k and not isinstance(rag.retriever, InPassRetriever):
+            passages, self.k = rag.retriever.retrieve(prompts, self.k), 0
         self.found = [[] for _ in prompts] if passages is None else [list(p) for p in passages]
         self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
         self.retrieves = self.k > 0
         counts = [self.k if self.retrieves else len(row) for row in self.found]
         shifts = [rag.config.position_shift(count) for count in counts]
-        self.input_ids, self.mask = rag.prompt_tokens(
-            prompts, max(shifts) + settings.max_new_tokens
+        room = rag.model.positions_limit - max(shifts) - settings.max_new_tokens
+        self.input_ids, self.mask = prompt_batch(
+            rag.tokenizer, prompts, max(room, 0), rag.model.device
         )
         self.shift = torch.tensor(shifts, device=rag.model.device)
 
@@ -145,7 +152,7 @@ class GenerationBatch:
         decoded = self.rag.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         texts = ["".join(until_stop([text], self.settings.stop)).strip() for text in decoded]
         return [
-            Answer(prompt, text, found, self.timings)
+            Answer(str(prompt), text, found, self.timings, text_read(self.rag.tokenizer, prompt))
             for prompt, text, found in zip(self.prompts, texts, self.found, strict=True)
         ]
 
@@ -177,17 +184,18 @@ class GenerationBatch:
         if failure:
             raise failure[0]
 
-    def _retrieve(self, query_embeddings: Tensor) -> PassageKV:
-        queries = query_embeddings.cpu()
+    def _retrieve(self, queries: Queries) -> PassageKV:
+        retriever = self.rag.retriever
+        assert isinstance(retriever, InPassRetriever)
         self._lap("query")
-        self.found = self.rag.retriever.search(queries, self.k)
+        self.found = retriever.search(PromptBatch(self.prompts, self.input_ids), queries, self.k)
         self._lap("search")
         return self._encode()
 
     def _encode(self) -> PassageKV:
         passages = [[found.passage for found in row] for row in self.found]
         kv = self.rag.kv_cache.kv(passages)
-        own = [bool(row) and all(one.kind == IMPLICIT for one in row) for row in self.found]
+        own = [bool(row) and all(one.kind in LOGITS for one in row) for row in self.found]
         if (weight := self.rag.config.attention_score_bias) and any(own):
             # Other scores mean something else: all passages of such a prompt weigh the same.
             scores = [

@@ -1,12 +1,13 @@
 """The pipeline: a model with an index and its corpus; ask, retrieve, generate, stream."""
 
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
@@ -14,11 +15,9 @@ from imprag.generation import Answer, GenerationBatch, GenerationSettings
 from imprag.index.folder import Encoder, IndexFolder
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.io.files import cache_dir, expand_home
-from imprag.io.text_checks import check_prompts
 from imprag.kv_cache.cache import PassageKVCache
 from imprag.kv_cache.manifest import states_fingerprint
 from imprag.kv_cache.stores import DiskStore, Store
-from imprag.model.chat import ChatPrompt
 from imprag.model.config import ImpRAGConfig
 from imprag.model.fitted import fitted_index, fitted_to_default
 from imprag.model.inputs import by_length
@@ -32,9 +31,11 @@ from imprag.model.load import (
 )
 from imprag.model.model import ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
-from imprag.model.text import prompt_batch
+from imprag.model.question import asked_prompts
+from imprag.retrieval.gate import Gate
 from imprag.retrieval.implicit import ImplicitRetriever
-from imprag.retrieval.retriever import RetrievedPassage
+from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
+from imprag.retrieval.retriever import RetrievedPassage, Retriever
 
 __all__ = ["Answer", "ImpRAG"]
 
@@ -47,6 +48,11 @@ class ImpRAG:
         tokenizer: the model's tokenizer.
         index: the index folder; without one, prompts read only passages that the caller passes.
         name: name of the model in messages; by default its base model's.
+        retrieval: what retrieves: ``"hybrid"``, ``"implicit"``, ``"lexical"``, ``"dense"`` or a
+            registered name. By default hybrid retrieval if the model has weights for it and the
+            index a lexical part, else the model's own scores alone.
+        lexical_weight: for hybrid retrieval, replaces the model's weights by 1 for its own score
+            and this number for that of the prompt's words.
 
     Attributes:
         kv_cache: the cache of passage KV; without :meth:`use_kv_cache`, it encodes passages when
@@ -66,6 +72,8 @@ class ImpRAG:
         index: IndexFolder | None = None,
         *,
         name: str | None = None,
+        retrieval: str | None = None,
+        lexical_weight: float | None = None,
     ) -> None:
         self.model = model
         self._name = name or model.config.base_model
@@ -74,6 +82,8 @@ class ImpRAG:
         self._index = index
         self._default_corpus: str | None = None
         self.fitted_index: Path | None = None
+        self._retrieval = _checked_retrieval(retrieval, lexical_weight)
+        self._lexical_weight = lexical_weight
         if index is not None:
             index.check_model(self.encoder.fingerprint(), self._name)
         self.kv_cache = PassageKVCache(model, tokenizer)
@@ -85,6 +95,8 @@ class ImpRAG:
         index: Path | str | None = None,
         kv_cache: Path | str | None = None,
         *,
+        retrieval: str | None = None,
+        lexical_weight: float | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "auto",
         **settings: Any,
@@ -97,6 +109,7 @@ class ImpRAG:
                 it to, and the default model uses the built-in corpus ``default`` with its shipped
                 embeddings.
             kv_cache: a folder made by ``imprag kv build`` with the same model and index.
+            retrieval, lexical_weight: as for the class.
             dtype, device: as for :func:`imprag.model.load_base_model`.
             **settings: replace settings of the model's ``ImpRAGConfig``.
 
@@ -111,7 +124,14 @@ class ImpRAG:
         if index is None and fitted is not None and fitted.is_dir():
             index = fitted
         opened = None if index is None else IndexFolder.open(Path(index))
-        rag = cls(model, tokenizer, opened, name=str(name_or_path))
+        rag = cls(
+            model,
+            tokenizer,
+            opened,
+            name=str(name_or_path),
+            retrieval=retrieval,
+            lexical_weight=lexical_weight,
+        )
         rag.fitted_index = fitted
         if is_default:
             rag._default_corpus = DEFAULT
@@ -160,14 +180,30 @@ class ImpRAG:
             self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True)
         return self._index
 
-    @property
-    def retriever(self) -> ImplicitRetriever:
-        """The model's own retriever over :attr:`index`.
+    @cached_property
+    def retriever(self) -> Retriever:
+        """What retrieves from :attr:`index`.
 
         Raises:
-            ImpRAGError: there is no index.
+            ImpRAGError: there is no index, or it lacks the lexical part that was asked for.
         """
-        return ImplicitRetriever(self.model, self.tokenizer, self.index)
+        name = self._retrieval
+        if name is None:
+            name = "hybrid" if self.config.gate and _has_lexical(self.index) else "implicit"
+        weight = self._lexical_weight
+
+        def gate() -> Gate:
+            if weight is None and self.config.gate:
+                return Gate.from_json(self.config.gate)
+            return Gate.fixed(1.0 if weight is None else weight)
+
+        context = RetrieverContext(
+            lambda: self.corpus,
+            lambda: implicit_retriever(self),
+            lambda: self.index.lexical,
+            gate,
+        )
+        return RETRIEVERS.find(name)(context)
 
     def _shipped(self, corpus: Corpus, fingerprint: str) -> Encoder:
         """The shipped embeddings of the default model, or its encoder if settings were changed."""
@@ -199,7 +235,7 @@ class ImpRAG:
         self.kv_cache = PassageKVCache(self.model, self.tokenizer, kv_cache)
 
     def retrieve(
-        self, prompts: Sequence[str], k: int | None = None, *, chat: bool = False
+        self, prompts: Sequence[str], k: int | None = None, *, chat: bool = False, raw: bool = False
     ) -> list[list[RetrievedPassage]]:
         """The k best passages for each prompt, from a pass through layers 0..b.
 
@@ -207,13 +243,13 @@ class ImpRAG:
             prompts: texts, as for :meth:`generate`; none may be empty.
             k: number of passages per prompt; by default the configured number, or the size of the
                 index if it is smaller.
-            chat: put each prompt into the model's chat template, as in :meth:`generate`.
+            chat, raw: the template of each prompt, as in :meth:`generate`.
 
         Raises:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
                 no index.
         """
-        prompts = _asked(prompts, chat)
+        prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
         return self.retriever.retrieve(prompts, self.passages_to_read(k))
 
     def ask(
@@ -239,6 +275,7 @@ class ImpRAG:
         max_new_tokens: int = 32,
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
+        raw: bool = False,
         batch_size: int = 8,
         **generate_arguments: Any,
     ) -> list[Answer]:
@@ -256,6 +293,8 @@ class ImpRAG:
                 does not end it. With None, only the end token and ``max_new_tokens`` do.
             chat: put each prompt into the chat template of the model's tokenizer; for a model that
                 follows instructions.
+            raw: read each prompt as it is. By default, plain questions are put into the model's
+                ``question_template``.
             batch_size: number of prompts in a batch; prompts of similar length share one.
             **generate_arguments: arguments of Hugging Face ``generate`` (``do_sample``,
                 ``num_beams`` ...); greedy by default. :mod:`imprag.model.generate_arguments` lists
@@ -268,7 +307,7 @@ class ImpRAG:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, there is no
                 index, or an argument does not work with retrieval.
         """
-        prompts = _asked(prompts, chat)
+        prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
         settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
@@ -290,6 +329,7 @@ class ImpRAG:
         max_new_tokens: int = 32,
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
+        raw: bool = False,
         **generate_arguments: Any,
     ) -> Iterator[str]:
         """Stream the answer to one prompt; arguments as for :meth:`generate`.
@@ -303,7 +343,8 @@ class ImpRAG:
         if settings.arguments.setdefault("num_beams", 1) != 1:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
-        return GenerationBatch(self, _asked([prompt], chat), k, given, settings).stream()
+        prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
+        return GenerationBatch(self, prompts, k, given, settings).stream()
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Save the settings and the weights, or the adapter, in a new folder."""
@@ -317,27 +358,45 @@ class ImpRAG:
         """
         return push_to_hub(self.model, self.tokenizer, repository, private=private)
 
+    def asked_prompts(
+        self, prompts: Iterable[str], *, chat: bool = False, raw: bool = False
+    ) -> list[str]:
+        """The checked prompts, marked for the template that the model reads each of them in."""
+        template = self.config.question_template
+        return asked_prompts(prompts, template, self.tokenizer, chat=chat, raw=raw)
+
     def passages_to_read(self, k: int | None = None) -> int:
         """Number of passages that a prompt retrieves; see :meth:`ImpRAGConfig.passages_to_read`."""
         return 0 if k == 0 else self.config.passages_to_read(k, len(self.index.index))
 
-    def prompt_tokens(self, prompts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
-        """``input_ids`` and ``attention_mask`` of prompts, padded on the left.
 
-        Args:
-            prompts: texts.
-            room: number of positions to reserve for passages and new tokens.
+def implicit_retriever(rag: ImpRAG) -> ImplicitRetriever:
+    """The model's own retriever, whatever the pipeline retrieves by.
 
-        Raises:
-            ImpRAGError: a prompt is too long.
-        """
-        limit = self.model.positions_limit - room
-        return prompt_batch(self.tokenizer, prompts, max(limit, 0), self.model.device)
+    Raises:
+        ImpRAGError: there is no index.
+    """
+    return ImplicitRetriever(rag.model, rag.tokenizer, rag.index)
 
 
-def _asked(prompts: Any, chat: bool) -> Sequence[str]:
-    """The prompts as a checked list; with ``chat``, as messages for the chat template."""
-    if isinstance(prompts, Iterable) and not isinstance(prompts, str):
-        prompts = list(prompts)  # an iterator can be read only once
-    check_prompts(prompts)
-    return [ChatPrompt(prompt) for prompt in prompts] if chat else list(prompts)
+def _checked_retrieval(name: str | None, lexical_weight: float | None) -> str | None:
+    """The name of a known retriever; hybrid if only a lexical weight is given."""
+    if lexical_weight is not None:
+        Gate.fixed(lexical_weight)
+        if name not in (None, "hybrid"):
+            raise ImpRAGError(f"lexical_weight is for hybrid retrieval, not for {name}")
+        return "hybrid"
+    if name is not None:
+        RETRIEVERS.find(name)
+    return name
+
+
+def _has_lexical(index: IndexFolder) -> bool:
+    """Whether an index has a lexical part; if not, a note tells how to add it."""
+    if not index.has_lexical:
+        print(
+            f"note: {index.path} has no lexical index, so passages are found by the model's own "
+            "scores alone; the imprag index command that made it adds one",
+            file=sys.stderr,
+        )
+    return index.has_lexical

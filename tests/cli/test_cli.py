@@ -2,9 +2,11 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +36,8 @@ def run(*arguments: object) -> int:
 
 
 def ask(home: Path, *arguments: object) -> int:
-    return run(
-        *arguments, "--model", home / "model", "--index", home / "index", "--dtype", "float32"
-    )
+    model = () if "--model" in arguments else ("--model", home / "model")
+    return run(*arguments, *model, "--index", home / "index", "--dtype", "float32")
 
 
 def test_ask_prints_passages_and_answer(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +53,7 @@ def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4) == 0
     (line,) = capsys.readouterr().out.splitlines()
     answer = json.loads(line)
-    assert set(answer) == {"prompt", "answer", "passages", "timings"}
+    assert set(answer) == {"prompt", "model_prompt", "answer", "passages", "timings"}
     assert answer["prompt"] == "w1 w2"
     assert len(answer["passages"]) == 2
     assert set(answer["passages"][0]) == {"id", "title", "text", "row", "score", "kind"}
@@ -141,6 +142,45 @@ def test_signs_that_a_console_lacks_are_replaced(
     text, line = printed
     assert text.startswith("w1 ? €\n")
     assert json.loads(line)["prompt"] == "w1 → €"
+
+
+def with_question_template(home: Path, folder: Path, template: str) -> Path:
+    """A copy of the model that puts plain questions into a template."""
+    shutil.copytree(home / "model", folder)
+    settings = json.loads((folder / "imprag.json").read_text())
+    (folder / "imprag.json").write_text(json.dumps({**settings, "question_template": template}))
+    return folder
+
+
+def test_plain_questions_are_put_into_the_models_template(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index stays valid, the prompt is shown as typed, and ``--raw`` reads it as it is."""
+    trained = with_question_template(home, tmp_path / "trained", "w90 {question} w91")
+
+    def shown(command: str, prompt: str, *options: object) -> dict[str, Any]:
+        options = ("--json", *(["--max-new-tokens", 4] if command == "ask" else []), *options)
+        assert ask(home, command, prompt, *options) == 0
+        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+        del answer["timings"]
+        return answer
+
+    for command in ("ask", "search"):
+        templated = shown(command, "w1 w2", "--model", trained)
+        as_it_is = shown(command, "w1 w2", "--model", trained, "--raw")
+        by_hand = shown(command, "w90 w1 w2 w91")
+        assert templated == {**by_hand, "prompt": "w1 w2"}
+        assert as_it_is == shown(command, "w1 w2") != templated
+        assert as_it_is["model_prompt"] == as_it_is["prompt"] == "w1 w2"
+        monkeypatch.setattr("sys.stdin", io.StringIO("w1 w2\n"))
+        assert shown(command, "-", "--model", trained) == templated
+        # Text retrievers search by the prompt as it was typed.
+        typed = shown(command, "w1 w2", "--model", trained, "--retriever", "bm25")
+        assert typed["passages"] == shown(command, "w1 w2", "--retriever", "bm25")["passages"]
+    assert ask(home, "ask", "w1 w2", "--model", trained) == 0
+    assert capsys.readouterr().out.startswith("w1 w2\n")
+    assert ask(home, "ask", "w1", "--chat", "--raw") == 2
+    assert "chat puts prompts into a chat template, and raw" in capsys.readouterr().err
 
 
 def test_chat_without_a_chat_template_is_refused(

@@ -81,6 +81,21 @@ def finished(rag: ImpRAG, tasks: list[TaskExamples], corpus: Corpus) -> Path:
 # --- The numbers --------------------------------------------------------------------------------
 
 
+def test_a_question_template_changes_neither_predictions_nor_recipe(
+    rag: ImpRAG, tmp_path: Path
+) -> None:
+    """Evaluations ask the prompts of their tasks as they are."""
+    model = rag.model.with_settings(question_template="w90 {question} w91")
+    trained = ImpRAG(model, rag.tokenizer, rag.index)
+    assert trained.ask("w3").model_prompt == "w90 w3 w91"
+    asked = [TaskExamples(Task("plain", "{input}"), [example("q1", "w3", ["w4"], "p 3")], "tiny")]
+    for name, one in (("without", rag), ("with", trained)):
+        evaluate(one, asked, tmp_path / name)
+    assert read(tmp_path / "with") == read(tmp_path / "without")
+    recipes = [(tmp_path / name / "recipe.yaml").read_text() for name in ("without", "with")]
+    assert recipes[0] == recipes[1]
+
+
 def test_results_equal_the_means_of_the_predictions(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())["tasks"]
     by_hand: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -18,7 +18,7 @@ from imprag.model.chat import ChatPrompt, PlainPrompt
 from imprag.model.control_tokens import control_ids, encode_text, prefix_ids
 from imprag.model.fingerprint import tokenizer_fingerprint
 from imprag.model.passage_encoder import PassageEncoder
-from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
+from imprag.model.text import passage_tokens, prompt_batch, prompt_tokens, response_tokens
 from imprag.pipeline import ImpRAG
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -197,8 +197,9 @@ def test_control_tokens_without_an_embedding_are_refused_where_they_are_used() -
     tokenizer.chat_template = "<|im_start|>{{ messages[0].content }}"
     with pytest.raises(ImpRAGError, match=refused):
         rag.ask("w1", k=0, chat=True)
+    batch = prompt_batch(tokenizer, [ChatPrompt("w1")], 10, rag.model.device)
     with pytest.raises(ImpRAGError, match=refused):
-        rag.model.query_embeddings(*rag.prompt_tokens([ChatPrompt("w1")], room=0))
+        rag.model.query_embeddings(*batch)
     marked = replace(config, passage_template="<|im_start|> {text}")
     encoder = PassageEncoder(ImpRAGModel(lm, marked), tokenizer)
     assert encoder.fingerprint() != rag.encoder.fingerprint()

@@ -15,7 +15,7 @@ from imprag.model.generate import compile_config, fixed
 from imprag.model.inputs import pad
 from imprag.model.kv import EncodedPassages, PassageKV
 from imprag.model.model import ImpRAGModel
-from imprag.model.query import query_embeddings_of, query_inputs
+from imprag.model.query import Queries, query_embeddings_of, query_inputs
 
 CPU = torch.device("cpu")
 
@@ -235,8 +235,8 @@ def test_one_pass_of_the_prompt_and_one_retrieval() -> None:
         )
     asked: list[Tensor] = []
 
-    def retrieve(query_embeddings: Tensor):
-        asked.append(query_embeddings)
+    def retrieve(queries: Queries):
+        asked.append(queries.embeddings)
         assert [layer for layer, length in runs if length == 9] == [0, 1]
         prefix = model.encode_passages(passages)
         runs.clear()

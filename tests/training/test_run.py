@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +362,8 @@ def test_adapters_train_their_layers_only(world: Path, tmp_path: Path) -> None:
     merged = PeftModel.from_pretrained(base, done["model"]).merge_and_unload().state_dict()
     changed = {name for name, value in merged.items() if not torch.equal(value, before[name])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (3, 4)}
-    ImpRAG.from_pretrained(done["model"])  # the base model's fingerprint fits
+    rag = ImpRAG.from_pretrained(done["model"])  # the base model's fingerprint fits
+    assert rag.config.question_template == "Q: {question} A:"  # as the questions of its data
 
 
 def test_an_adapter_that_is_not_trained_stays(world: Path, tmp_path: Path) -> None:
@@ -369,7 +371,10 @@ def test_an_adapter_that_is_not_trained_stays(world: Path, tmp_path: Path) -> No
     model = {"bottom": {"rank": 2}, "top": {"rank": 2}, "norms": True}
     first = train(recipe(world, lora={**model, "reading": {"rank": 2}}), tmp_path / "first")
     held = {**model, "bottom": {"rank": 2, "trained": False}, "reading": {"rank": 2}}
+    config = ImpRAGConfig.load(Path(first["model"]))
+    replace(config, question_template="{question} =").save(Path(first["model"]))
     done = train(recipe(world, model={"start": first["model"]}, lora=held), tmp_path / "second")
+    assert ImpRAGConfig.load(Path(done["model"])).question_template == "{question} ="
     before, after = (load_pretrained(run["model"], "float32")[0].lm for run in (first, done))
     for layer, (old, new) in enumerate(zip(before.model.layers, after.model.layers, strict=True)):
         changes = [(x - y).norm() for x, y in zip(old.parameters(), new.parameters(), strict=True)]

@@ -5,14 +5,23 @@ import dataclasses
 import functools
 import gc
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
-from imprag.cli.options import Device, Dtype, Flag, Json, Model, refuse_without_effect
+from imprag.cli.options import (
+    Device,
+    Dtype,
+    Flag,
+    Json,
+    LexicalWeight,
+    Model,
+    Retrieval,
+    refuse_without_effect,
+)
 from imprag.corpus.prompt_files import prompts_of_standard_input
 from imprag.errors import ImpRAGError
 from imprag.io.text_checks import check_prompts
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
     from imprag.model.config import ImpRAGConfig
     from imprag.pipeline import ImpRAG
     from imprag.retrieval import RetrievedPassage, Retriever
+    from imprag.retrieval.hybrid import HybridRanking
 
 BATCH = 8
 
@@ -37,42 +47,53 @@ class Source:
     the one that `imprag adapt` fitted the model to, or the built-in corpus of the default model."""
     k: int | None = None
     """Number of passages to retrieve; the model's own number if not given. Fewer are faster."""
-    retriever: str = "self"
-    """What retrieves: `self`, the model's lower layers; by the prompt's text `teacher`
-    (all-MiniLM-L6-v2) or `bm25`; or one that an installed package adds."""
+    retrieval: Retrieval = None
+    lexical_weight: LexicalWeight = None
     dtype: Dtype = "auto"
     device: Device = "auto"
 
-    def load(self, kv_cache: Path | None = None) -> "tuple[ImpRAG, Retriever | None]":
-        """The model, and what retrieves in the place of its lower layers."""
-        model = functools.cache(lambda: self._load_model(kv_cache))
-        retriever = None if self.retriever == "self" else self._make_retriever(model)
-        return model(), retriever
+    def load(self, kv_cache: Path | None = None) -> "ImpRAG":
+        """The model with what it retrieves by."""
+        return self._load_model(kv_cache)
 
-    def load_retriever(self) -> "tuple[Retriever, ImpRAGConfig]":
-        """What retrieves, and the model's settings; the model is loaded only if it is needed."""
-        model = functools.cache(lambda: self._load_model(None))
-        retriever = self._make_retriever(model)
+    @property
+    def by_model(self) -> bool:
+        """Whether the model itself retrieves, with or without the words."""
+        return self.retrieval in (None, "hybrid", "implicit")
+
+    def load_text_retriever(self) -> "tuple[Retriever, ImpRAGConfig]":
+        """What retrieves by the prompts' text, and the model's settings.
+
+        The model is loaded only if the retriever asks for it or nothing else has its settings.
+        """
         from imprag.model.load import read_config
-
-        return retriever, read_config(self.model) or model().config
-
-    def _make_retriever(self, model: "Callable[[], ImpRAG]") -> "Retriever":
+        from imprag.pipeline import implicit_retriever
         from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
 
-        context = RetrieverContext(self._corpus, lambda: model().retriever)
-        return RETRIEVERS.find(self.retriever)(context)
+        refuse_without_effect(
+            f"with --retrieval {self.retrieval}", lexical_weight=self.lexical_weight
+        )
+        model = functools.cache(lambda: self._load_model(None))
+        context = RetrieverContext(self._corpus, lambda: implicit_retriever(model()))
+        retriever = RETRIEVERS.find(str(self.retrieval))(context)
+        return retriever, read_config(self.model) or model().config
 
     def _load_model(self, kv_cache: Path | None) -> "ImpRAG":
         from imprag.pipeline import ImpRAG
 
         rag = ImpRAG.from_pretrained(
-            self.model, self.index, kv_cache, dtype=self.dtype, device=self.device
+            self.model,
+            self.index,
+            kv_cache,
+            retrieval=self.retrieval,
+            lexical_weight=self.lexical_weight,
+            dtype=self.dtype,
+            device=self.device,
         )
         if not rag.config.trained:
             print(
                 f"note: {rag.config.base_model} has not been trained to retrieve or read: its own "
-                "retrieval is near random. --retriever teacher finds passages by their text.",
+                "retrieval is near random. --retrieval lexical finds passages by their words.",
                 file=sys.stderr,
             )
         return rag
@@ -115,10 +136,20 @@ def _uncollected() -> Iterator[None]:
 Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
-def _start(source: Source | None, prompt: str, chat: bool) -> tuple[Source, Iterator[list[str]]]:
+Raw = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Read the prompt as it is. By default, a plain question is put into the question "
+        'template that the model was trained with, such as "Q: ... A:".',
+    ),
+]
+
+
+def _start(source: Source | None, prompt: str) -> tuple[Source, Iterable[list[str]]]:
     """The source and the batches of prompts, which are checked before anything is loaded."""
     source = source or Source()
-    prompts = _prompts(prompt, chat=chat)
+    prompts = _prompts(prompt)
     with _uncollected():
         import imprag.pipeline  # noqa: F401
     source.note_fitted_index()
@@ -133,18 +164,19 @@ def ask(
     kv_cache: Path | None = None,
     max_new_tokens: int = 32,
     chat: Flag = False,
+    raw: Raw = False,
     json: Json = False,
 ) -> None:
     """Answer a prompt and show the passages that the model read.
 
     For example:
 
-    - `imprag ask "Q: what is the capital of Chad? A:"`
+    - `imprag ask "what's the capital of Chad?"`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
     - `imprag ask -`, to type one prompt after another: only the first waits for the model.
 
     Args:
-        prompt: The text that the model continues, as in "Q: what is the capital of Chad? A:"; `-`
+        prompt: A question, or the text that the model continues, as in "Chad [SEP] capital A:"; `-`
             reads one prompt per line from standard input, at a terminal until Ctrl-D.
         kv_cache: A KV cache made by `imprag kv build` with the same model and index: passages are
             read from it. If not given, they are encoded for each prompt, which takes longer.
@@ -152,20 +184,22 @@ def ask(
         chat: Put the prompt into the model's own chat template. For instruct models.
         json: Print one JSON object per prompt instead of text.
     """
-    source, prompts = _start(source, prompt, chat)
+    source, prompts = _start(source, prompt)
     if source.k == 0:
         refuse_without_effect("with --k 0", kv_cache=kv_cache)
-    rag, retriever = source.load(kv_cache)
+    rag = source.load(kv_cache)
     for batch in prompts:
-        passages = None
-        if retriever is not None and source.k != 0:
-            k = rag.config.passages_to_read(source.k, len(retriever.corpus))
-            passages = retriever.retrieve(batch, k)
         for answer in rag.generate(
-            batch, source.k, passages=passages, max_new_tokens=max_new_tokens
+            batch, source.k, max_new_tokens=max_new_tokens, chat=chat, raw=raw
         ):
             if json:
-                _print_json(answer.prompt, answer.passages, answer.timings, answer=answer.text)
+                _print_json(
+                    answer.prompt,
+                    answer.passages,
+                    answer.timings,
+                    model_prompt=answer.model_prompt,
+                    answer=answer.text,
+                )
             else:
                 _print_passages(answer.prompt, answer.passages)
                 print(f"\nanswer: {answer.text}\n", flush=True)
@@ -183,52 +217,69 @@ def search(
     /,
     *,
     source: Source | None = None,
+    explain: Flag = False,
     chat: Flag = False,
+    raw: Raw = False,
     json: Json = False,
 ) -> None:
     """Show the passages that a prompt retrieves.
 
     For example:
 
+    - `imprag search "what's the capital of Chad?" --explain`
     - `imprag search "Chad [SEP] capital" --index wiki-index --k 5`
     - `imprag search - --json < prompts.txt > passages.jsonl`
 
     Args:
-        prompt: The text whose last hidden state gives the query embedding; `-` reads one prompt per
-            line from standard input.
+        prompt: A question, or the text whose last hidden state gives the query embedding; `-` reads
+            one prompt per line from standard input.
+        explain: For hybrid retrieval: also show the scores that each passage's score adds up, their
+            weights for the prompt, and the weights of the prompt's words.
         chat: Put the prompt into the model's own chat template, as `imprag ask --chat` does.
         json: Print one JSON object per prompt instead of text.
     """
     import time
 
-    source, prompts = _start(source, prompt, chat)
-    retriever, config = source.load_retriever()
+    from imprag.model.text import text_read
+    from imprag.retrieval.hybrid import HybridRetriever
+
+    source, prompts = _start(source, prompt)
+    rag = source.load() if source.by_model else None
+    if rag is None:
+        retriever, config = source.load_text_retriever()
+        refuse_without_effect(f"with --retrieval {source.retrieval}", chat=chat, raw=raw)
+    else:
+        retriever, config = rag.retriever, rag.config
+    if explain and not isinstance(retriever, HybridRetriever):
+        raise ImpRAGError("--explain is for hybrid retrieval, which adds up scores")
     k = config.passages_to_read(source.k, len(retriever.corpus))
     for batch in prompts:
+        asked = batch if rag is None else rag.asked_prompts(batch, chat=chat, raw=raw)
         start = time.perf_counter()
-        found = retriever.retrieve(batch, k)
+        rankings: list[HybridRanking] | None = None
+        if explain and isinstance(retriever, HybridRetriever):
+            rankings = retriever.rank(asked, k)
+            found = [ranking.passages for ranking in rankings]
+        else:
+            found = retriever.retrieve(asked, k)
         timings = {"total": time.perf_counter() - start}
-        for text, passages in zip(batch, found, strict=True):
+        for n, (text, passages) in enumerate(zip(asked, found, strict=True)):
+            ranking = rankings[n] if rankings else None
             if json:
-                _print_json(text, passages, timings)
+                read = text if rag is None else text_read(rag.tokenizer, text)
+                _print_json(text, passages, timings, ranking, model_prompt=read)
             else:
-                _print_passages(text, passages)
+                _print_passages(text, passages, ranking)
                 print(flush=True)
 
 
-def _prompts(prompt: str, *, chat: bool = False) -> Iterator[list[str]]:
+def _prompts(prompt: str) -> Iterable[list[str]]:
     """Batches of prompts: the one given, or the lines of standard input."""
     if prompt != "-":
         check_prompts([prompt])
-        batches: Iterable[list[str]] = [[prompt]]
-    else:
-        # At a terminal, each prompt is answered before the next is typed.
-        batches = _batches(prompts_of_standard_input(), 1 if sys.stdin.isatty() else BATCH)
-    if not chat:
-        return iter(batches)
-    from imprag.model.chat import ChatPrompt
-
-    return ([ChatPrompt(one) for one in batch] for batch in batches)
+        return [[prompt]]
+    # At a terminal, each prompt is answered before the next is typed.
+    return _batches(prompts_of_standard_input(), 1 if sys.stdin.isatty() else BATCH)
 
 
 def _batches(prompts: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -253,9 +304,12 @@ def _print_json(
     prompt: str,
     passages: "list[RetrievedPassage]",
     timings: dict[str, float],
-    **answer: Any,
+    ranking: "HybridRanking | None" = None,
+    **texts: str,
 ) -> None:
-    found = [
+    from imprag.retrieval.gate import SCORES
+
+    found: list[dict[str, Any]] = [
         {
             "id": p.passage.id,
             "title": p.passage.title,
@@ -266,13 +320,31 @@ def _print_json(
         }
         for p in passages
     ]
-    value = {"prompt": prompt, **answer, "passages": found, "timings": timings}
+    value = {"prompt": prompt, **texts, "passages": found, "timings": timings}
+    if ranking is not None:
+        value["weights"] = dict(zip(SCORES, ranking.weights, strict=True))
+        value["terms"] = dict(ranking.terms)
+        for passage, scores in zip(found, ranking.scores.T.tolist(), strict=True):
+            passage["scores"] = dict(zip(SCORES, scores, strict=True))
     print_json(value)
 
 
-def _print_passages(prompt: str, passages: "list[RetrievedPassage]") -> None:
+def _print_passages(
+    prompt: str, passages: "list[RetrievedPassage]", ranking: "HybridRanking | None" = None
+) -> None:
+    from imprag.retrieval.gate import SCORES
+
     print(prompt)
+    if ranking is not None:
+        weights = zip(SCORES, ranking.weights, strict=True)
+        print("weights: " + ", ".join(f"{name} {weight:.3f}" for name, weight in weights))
+        terms = sorted(ranking.terms.items(), key=lambda item: -item[1])
+        print("words: " + ", ".join(f"{term} {weight:.2f}" for term, weight in terms[:20]))
     for rank, found in enumerate(passages, start=1):
         text = found.passage.text.replace("\n", " ")
         short = text if len(text) <= 160 else text[:159] + "…"
-        print(f"{rank:4d}. {found.score:7.3f}  [{found.passage.title}] {short}")
+        scores = f"{found.score:7.3f}"
+        if ranking is not None:
+            parts = zip(SCORES, ranking.scores[:, rank - 1], strict=True)
+            scores += " (" + ", ".join(f"{name} {score:.2f}" for name, score in parts) + ")"
+        print(f"{rank:4d}. {scores}  [{found.passage.title}] {short}")

@@ -4,15 +4,17 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from imprag.cli.console import print_json
 from imprag.cli.options import (
     DEFAULT_MODEL,
     Flag,
     Json,
+    LexicalWeight,
     ModelOptions,
     Names,
+    Retrieval,
     refuse_without_effect,
 )
 from imprag.errors import ImpRAGError
@@ -33,7 +35,8 @@ def evaluate(
     kv_cache: Path | None = None,
     corpus: str | None = None,
     passages: Literal["retrieved", "gold", "gold-among-others", "none"] = "retrieved",
-    retriever: str = "self",
+    retrieval: Retrieval = None,
+    lexical_weight: LexicalWeight = None,
     query_template: Literal["none", "oracle"] = "none",
     retrieval_only: Flag = False,
     k: int | None = None,
@@ -52,7 +55,7 @@ def evaluate(
 
     - `imprag eval --data factbook-bench --model my-model --index my-index --out run`
     - `imprag eval --data factbook-bench --tasks factbook/qa --passages none --limit 200 --out run`
-    - `imprag eval --data factbook-bench --retriever bm25 --retrieval-only --out run`
+    - `imprag eval --data factbook-bench --retrieval lexical --retrieval-only --out run`
     - `imprag eval --tasks nq=NQ-open.dev.jsonl trex=trex-dev.jsonl --index wiki-index --out run`
 
     Args:
@@ -71,8 +74,6 @@ def evaluate(
         passages: What the model reads: passages that are `retrieved`; the `gold` passages; of
             `--k` passages the first gold one and others, in random order (`gold-among-others`); or
             `none`. The last three measure reading without retrieval.
-        retriever: What retrieves: `self`, the model's lower layers; by the prompt's text `teacher`
-            (all-MiniLM-L6-v2) or `bm25`; or one that an installed package adds.
         query_template: `oracle` gives a text retriever the query that a person would write: the
             bare question, entity and relation, statement or mention. `none` gives it the prompt.
         retrieval_only: Measure retrieval alone; nothing is generated.
@@ -99,16 +100,17 @@ def evaluate(
     from imprag.evaluation.run_folder import resumed_dtype
     from imprag.evaluation.runner import evaluate as run_evaluation
     from imprag.evaluation.tables import results_table
+    from imprag.pipeline import implicit_retriever
     from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
     from imprag.tasks import read_tasks
 
-    make_retriever = RETRIEVERS.find(retriever)
+    make_retriever = RETRIEVERS.find(retrieval or "implicit")
     given = passages != "retrieved"
     if given and retrieval_only:
         raise ImpRAGError(f"--retrieval-only has nothing to measure with --passages {passages}")
     if passages == "gold-among-others" and k is None:
         raise ImpRAGError("--passages gold-among-others needs --k: the number of passages")
-    own = retriever == "self" and not given
+    own = retrieval in (None, "hybrid", "implicit") and not given
     if own and (corpus is not None or query_template != "none"):
         raise ImpRAGError(
             "--corpus and --query-template are not for the model's own retrieval: it searches "
@@ -116,12 +118,12 @@ def evaluate(
         )
     weight = attention_score_bias
     if not own:
-        refuse_without_effect("without the model's own retrieval", attention_score_bias=weight)
+        where = "without the model's own retrieval"
+        refuse_without_effect(where, attention_score_bias=weight, lexical_weight=lexical_weight)
     if given:
-        chosen = None if retriever == "self" else retriever
         oracle = query_template == "oracle"
         where = f"with --passages {passages}"
-        refuse_without_effect(where, retriever=chosen, query_template=oracle)
+        refuse_without_effect(where, retrieval=retrieval, query_template=oracle)
     if passages == "none":
         where = "with --passages none"
         refuse_without_effect(where, k=k, in_context=in_context, kv_cache=kv_cache, corpus=corpus)
@@ -138,7 +140,9 @@ def evaluate(
 
     @cache
     def load_model() -> "ImpRAG":
-        settings = {} if weight is None else {"attention_score_bias": weight}
+        settings: dict[str, Any] = {} if weight is None else {"attention_score_bias": weight}
+        if own:
+            settings |= {"retrieval": retrieval, "lexical_weight": lexical_weight}
         precision = resumed_dtype(out, model.dtype)
         return replace(model, dtype=precision).load(index, kv_cache, **settings)
 
@@ -155,9 +159,9 @@ def evaluate(
         source = gold_passages(load_passages())
     elif passages == "gold-among-others" and k is not None:
         source = gold_among(load_passages(), k)
-    else:
-        context = RetrieverContext(load_passages, lambda: load_model().retriever)
-        source = text_retrieval(retriever, make_retriever(context), query_template)
+    elif retrieval is not None:
+        context = RetrieverContext(load_passages, lambda: implicit_retriever(load_model()))
+        source = text_retrieval(retrieval, make_retriever(context), query_template)
     results = run_evaluation(
         None if retrieval_only else load_model(),
         examples,

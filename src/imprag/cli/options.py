@@ -36,6 +36,23 @@ Dtype = Annotated[
     ),
 ]
 
+Retrieval = Annotated[
+    str | None,
+    Parameter(
+        help="What retrieves: `hybrid`, the model's lower layers and the prompt's words, weighed "
+        "for each prompt; `implicit`, the lower layers alone; by text `lexical` (BM25) or `dense` "
+        "(all-MiniLM-L6-v2); or one that an installed package adds. If not given, hybrid where "
+        "model and index allow it, else implicit."
+    ),
+]
+LexicalWeight = Annotated[
+    float | None,
+    Parameter(
+        help="Weight of the words in hybrid retrieval, where the model's own score weighs 1. If "
+        "not given, the model's gate weighs them for each prompt."
+    ),
+]
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)

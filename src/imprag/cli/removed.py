@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+_RETRIEVER = "use --retrieval; self is called implicit, bm25 lexical, and teacher dense"
+
 INSTEAD = {
     "adapt": {
         "--leave-out": "it is an argument of imprag.training.adapt_run.adapt_model",
@@ -12,7 +14,8 @@ INSTEAD = {
     },
     "ask": {
         "--memory": "use --kv-cache",
-        "--teacher-retrieval": "use --retriever teacher",
+        "--retriever": _RETRIEVER,
+        "--teacher-retrieval": "use --retrieval dense",
     },
     "bench": {
         "--json": "read speed.json in --out",
@@ -26,6 +29,7 @@ INSTEAD = {
         "--no-retrieval": "use --passages none",
         "--oracle-passages": "use --passages gold",
         "--reading-score-weight": "use --attention-score-bias",
+        "--retriever": _RETRIEVER,
         "--seed": "leave it out; every run draws the same examples",
     },
     "export": {
@@ -39,7 +43,8 @@ INSTEAD = {
     "search": {
         "--kv-cache": "leave it out; searching reads no keys and values",
         "--memory": "leave it out; searching reads no keys and values",
-        "--teacher-retrieval": "use --retriever teacher",
+        "--retriever": _RETRIEVER,
+        "--teacher-retrieval": "use --retrieval dense",
     },
     "tasks build": {
         "--json": "read benchmark.json in --out",

@@ -199,6 +199,15 @@ class Corpus:
         with self._reading():
             return [_passage(fields) for fields in self._records(rows)]
 
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        """The ids of the passages in the given rows, in the given order.
+
+        Raises:
+            IndexError: a row lies outside the corpus.
+        """
+        with self._reading():
+            return [record["id"] for record in self._records(rows, ["id"])]
+
     def rows(self, ids: Sequence[str]) -> list[int]:
         """The rows of the passages with the given ids, in the given order.
 

@@ -11,7 +11,8 @@ from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.evaluation.visible import VisibleCharacters, visible_characters
 from imprag.index.folder import IndexFolder
-from imprag.retrieval.retriever import RetrievedPassage, Retriever
+from imprag.retrieval.hybrid import HybridRetriever
+from imprag.retrieval.retriever import HYBRID, IMPLICIT, RetrievedPassage, Retriever
 from imprag.tasks import Example, Task, load_benchmark
 
 if TYPE_CHECKING:
@@ -74,13 +75,14 @@ def choose_corpus(corpus: str | None, index: Path | None, data: Path | None) -> 
 
 
 def own_retrieval(rag: "ImpRAG") -> PassageSource:
-    """The model's lower layers: the prompt is the query."""
+    """The model's own retrieval, implicit or hybrid: the prompt is the query."""
 
     def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
-        return rag.retrieve([question.prompt for question in questions], k)
+        return rag.retrieve([question.prompt for question in questions], k, raw=True)
 
     details = rag.retriever.settings()
-    return PassageSource("self", find, rag.index.corpus, True, details, visible_characters(rag))
+    name = HYBRID if isinstance(rag.retriever, HybridRetriever) else IMPLICIT
+    return PassageSource(name, find, rag.index.corpus, True, details, visible_characters(rag))
 
 
 def text_retrieval(

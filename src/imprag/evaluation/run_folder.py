@@ -25,7 +25,7 @@ RESULTS = "results.json"
 FORMAT_VERSION = 1
 #: Key of locations in a recipe; they may differ when a run is resumed, fingerprints may not.
 _PLACE = "source"
-_PACKAGES = ("imprag", "torch", "transformers", "faiss-cpu", "sentence-transformers", "bm25s")
+_PACKAGES = ("imprag", "torch", "transformers", "faiss-cpu", "sentence-transformers", "tantivy")
 
 Prediction = dict[str, Any]
 

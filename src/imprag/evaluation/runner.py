@@ -27,6 +27,7 @@ from imprag.evaluation.visible import visible_characters
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
 from imprag.model.chat import ChatPrompt, PlainPrompt
+from imprag.retrieval.retriever import LOGITS
 from imprag.tasks import TaskExamples
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def evaluate(
             "without a model, only retrieval is measured: leave out k and in_context; recall is "
             f"always measured at {', '.join(map(str, RECALL_DEPTHS))}"
         )
-    if chat and rag is None and source.name != "self":
+    if chat and rag is None and source.name not in LOGITS:
         raise ImpRAGError("chat is for a model's prompts, but no model retrieves or answers")
     if rag is None or source.corpus is None:
         k = 0  # there is no reader, or nothing to read
@@ -210,8 +211,14 @@ class _System:
         from imprag.model.fingerprint import model_fingerprint
 
         lm, config = self.rag.model.lm, dataclasses.asdict(self.rag.config)
-        for place in ("base_model", "base_model_fingerprint", "format_version", "k"):
-            del config[place]
+        for other in (
+            "base_model",
+            "base_model_fingerprint",
+            "format_version",
+            "k",
+            "question_template",
+        ):
+            del config[other]
         model = {
             "source": name or self.rag.config.base_model,
             "weights": model_fingerprint(lm, self.rag.tokenizer),
@@ -284,6 +291,7 @@ class _System:
             passages=read,
             max_new_tokens=batch[0].task.max_new_tokens,
             batch_size=len(batch),
+            raw=True,
         )
         return [answer.text for answer in answers]
 

@@ -71,6 +71,7 @@ class ReadingArm:
             eos_token_id=None,
             stop=(),
             logits_processor=LogitsProcessorList([stamps]),
+            raw=True,
         )
 
     def kv_bytes(self, prompt: str) -> int:
@@ -79,7 +80,9 @@ class ReadingArm:
         own = (ids.shape[1] + NEW_TOKENS) * _token_bytes(self.rag.model)
         if not self.k:
             return own
-        found = [[one.passage for one in row] for row in self.rag.retrieve([prompt], self.k)]
+        found = [
+            [one.passage for one in row] for row in self.rag.retrieve([prompt], self.k, raw=True)
+        ]
         return own + self.rag.kv_cache.kv(found).nbytes
 
 

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from imprag.corpus.store import MANIFEST
 from imprag.errors import ImpRAGError
 from imprag.index.build import build_index
 from imprag.index.fitting import Cutter, CutText, count_cut, read_cut
+from imprag.index.lexical import FloatArray, IntArray, LexicalIndex
 from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
 from imprag.index.passage_index import PassageIndex
 from imprag.io.building import OVERWRITE, building_folder, discard, remove_work, sweep
@@ -24,6 +26,7 @@ from imprag.io.locking import only_builder
 
 CORPUS = "corpus"
 INDEX = "index"
+LEXICAL = "lexical"
 
 
 class Encoder(Protocol):
@@ -78,6 +81,7 @@ class IndexFolder:
         path: Path,
         *,
         overwrite: bool = False,
+        lexical: bool = True,
         cut: CutText | None = None,
         **build_settings: Any,
     ) -> "IndexFolder":
@@ -89,6 +93,7 @@ class IndexFolder:
             path: the folder.
             overwrite: delete an index of another corpus or model, or with other settings, finished
                 or not, and rebuild.
+            lexical: also make the lexical index, where it is missing.
             cut: what the encoder cuts of the corpus. By default it is counted after the build.
             **build_settings: for :func:`imprag.index.build_index`: kind, dtype, shard size ...
 
@@ -114,6 +119,8 @@ class IndexFolder:
             # Encoders sort by length, and among a thousand passages little padding is left.
             **{"batch_size": 1024, **build_settings},
         )
+        if lexical:
+            LexicalIndex.build(own, path / LEXICAL, progress=build_settings.get("progress", True))
         if isinstance(encoder, Cutter):
             if cut is None and (before != _manifest(path) or read_cut(path) is None):
                 cut = count_cut(own, encoder)
@@ -132,7 +139,7 @@ class IndexFolder:
         """
         shutil.rmtree(path, ignore_errors=True)
         try:
-            yield cls.build(corpus, encoder, path)
+            yield cls.build(corpus, encoder, path, lexical=False)
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -172,6 +179,37 @@ class IndexFolder:
         row_of = dict(zip(distinct, self.corpus.rows(distinct), strict=True))
         rows = np.array([[row_of[passage_id] for passage_id in found] for found in ids], np.int64)
         return rows.reshape(scores.shape), scores
+
+    def embeddings(self, rows: IntArray) -> FloatArray:
+        """The embeddings of the passages in the given rows of the corpus, (rows, dimension)."""
+        return self.index.embeddings(self.corpus.ids(rows.tolist()), rows)
+
+    @cached_property
+    def lexical(self) -> LexicalIndex:
+        """The lexical index of the passages, in the folder's ``lexical/``.
+
+        Raises:
+            ImpRAGError: the folder has none, or it is damaged.
+        """
+        if not self.has_lexical:
+            kind = self.index.manifest.kind
+            command = ["imprag", "index", str(self.corpus.path), "--kind", kind]
+            raise ImpRAGError(
+                f"{self.path} has no lexical index, which hybrid and lexical retrieval need; add "
+                f"it with: {shlex.join([*command, '--model', 'MODEL', '--out', str(self.path)])} "
+                "(the embeddings are kept)"
+            )
+        return LexicalIndex(self.path / LEXICAL, self.corpus)
+
+    @property
+    def has_lexical(self) -> bool:
+        """Whether the folder has a lexical index."""
+        return (self.path / LEXICAL).is_dir()
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.corpus.path.parent
 
 
 def _own_corpus(path: Path, corpus: Corpus) -> Corpus | None:

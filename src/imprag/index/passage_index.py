@@ -154,8 +154,15 @@ class PassageIndex(abc.ABC):
         """
 
     @abc.abstractmethod
-    def embeddings(self, ids: Sequence[str]) -> FloatArray:
+    def embeddings(
+        self, ids: Sequence[str], rows: npt.NDArray[np.int64] | None = None
+    ) -> FloatArray:
         """The stored embeddings of passages.
+
+        Args:
+            ids: of the passages.
+            rows: their rows in the corpus that the index was built from, if the caller knows them:
+                a hint that can save looking the ids up.
 
         Returns:
             (len(ids), dimension).

@@ -41,9 +41,9 @@ def chat_ids(tokenizer: Any, message: str) -> list[int]:
             "this model's tokenizer has no chat template; ask without chat, with a prompt that the "
             "model can continue, such as 'Q: who ...? A:'"
         )
-    literals = _render(tokenizer, _CONTENT).split(_CONTENT)
+    literals = render_chat(tokenizer, _CONTENT).split(_CONTENT)
     contents = [message] * (len(literals) - 1)
-    return encode_template(tokenizer, literals, contents, whole=_render(tokenizer, message))
+    return encode_template(tokenizer, literals, contents, whole=render_chat(tokenizer, message))
 
 
 def rendered_ids(tokenizer: Any, prompt: str) -> list[int] | None:
@@ -61,7 +61,7 @@ def rendered_ids(tokenizer: Any, prompt: str) -> list[int] | None:
     prefix = prefix_ids(tokenizer)
     missing = prefix if ids[: len(prefix)] != prefix else []
     if getattr(tokenizer, "chat_template", None):
-        wanted = _render(tokenizer, _CONTENT)
+        wanted = render_chat(tokenizer, _CONTENT)
         wanted_ids = encode_with_control(tokenizer, wanted)
         if ids[0] not in wanted_ids or wanted.split(_CONTENT)[-1].strip() not in prompt:
             return None
@@ -72,7 +72,12 @@ def rendered_ids(tokenizer: Any, prompt: str) -> list[int] | None:
     return missing + ids if begins and several and ends else None
 
 
-def _render(tokenizer: Any, message: str) -> str:
+def render_chat(tokenizer: Any, message: str) -> str:
+    """The text of a message in the tokenizer's chat template, up to where the answer begins.
+
+    Raises:
+        ImpRAGError: the template refuses the message, or needs a package that is missing.
+    """
     try:
         rendered: str = tokenizer.apply_chat_template(
             [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True

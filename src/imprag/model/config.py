@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from imprag.errors import ImpRAGError
 from imprag.io.files import read_json, write_json
+from imprag.model.question import check_question_template
 
 PassageEncoding = Literal["independent", "segmented", "full"]
 FrozenPassages = Literal["none", "hidden_states", "kv"]
@@ -42,6 +43,8 @@ class ImpRAGConfig:
             every passage alone, from position 0. ``segmented``: running positions, attention
             between passages blocked. ``full``: one sequence, later passages see earlier ones.
         passage_template: how a passage becomes text; ``{title}`` is optional, ``{text}`` is not.
+        question_template: how a plain question becomes a prompt, as in ``Q: {question} A:``. By
+            default there is none, and prompts are read as they are.
         frozen_passages: read passages as the base model encodes them, however the model was
             trained (paper, Table 7). ``kv``: its keys and values, so that one stored KV cache
             serves all models trained on the same base. ``hidden_states``: its hidden states, from
@@ -51,6 +54,8 @@ class ImpRAGConfig:
         attention_score_bias: w; answering adds w · (s(q, p) - max s) to the attention logits of
             p's tokens. 0 reads all passages alike (paper). Beyond the paper, and not for passages
             that are encoded as one sequence (``full``).
+        gate: weights of hybrid retrieval, for `imprag.retrieval.gate.Gate`; a model without them
+            retrieves by its own scores alone.
         base_model_fingerprint: fingerprint of the weights that an adapter belongs to.
         trained: whether the weights were trained to retrieve and read; plain models were not.
     """
@@ -62,9 +67,11 @@ class ImpRAGConfig:
     max_passage_tokens: int = 256
     passage_encoding: PassageEncoding = "independent"
     passage_template: str = "{title}\n{text}"
+    question_template: str | None = None
     frozen_passages: FrozenPassages = "none"
     score_scale: float | None = None
     attention_score_bias: float = 0.0
+    gate: dict[str, dict[str, float]] | None = None
     base_model_fingerprint: str | None = None
     trained: bool = False
     format_version: int = FORMAT_VERSION
@@ -82,6 +89,8 @@ class ImpRAGConfig:
             raise ImpRAGError(
                 f"passage_template must hold {{text}} once, but is {self.passage_template!r}"
             )
+        if self.question_template is not None:
+            check_question_template(self.question_template)
         if self.score_scale is not None and not self.score_scale > 0:
             raise ImpRAGError(f"score_scale must be positive, not {self.score_scale}")
         if not 0 <= self.attention_score_bias < math.inf:

@@ -43,6 +43,20 @@ def encode_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     ]
 
 
+def text_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a text without control tokens, and which characters each of them stands for.
+
+    Returns:
+        ids, and (start, end) of each; both are empty if the tokenizer does not know.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return [], []
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
 def encode_with_control(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text in which spelled control tokens are control tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False)[

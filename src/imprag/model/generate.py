@@ -13,18 +13,18 @@ from transformers import CompileConfig, StaticCache
 from imprag.errors import ImpRAGError
 from imprag.model.attention import reading_attention, sdpa_attention
 from imprag.model.decoder import Decoder
-from imprag.model.hooks import LayerInput, LayerWrapper, cache_argument
+from imprag.model.hooks import LayerInput, LayerWrapper, RecordingLayer, cache_argument
 from imprag.model.inputs import last_tokens, positions
 from imprag.model.kv import PassageKV
-from imprag.model.query import query_embeddings
+from imprag.model.query import Queries, attention_layer, query_embeddings, token_attention
 
-Retrieve = Callable[[Tensor], PassageKV]
-"""Maps query embeddings, (batch, h_k * d_h) float32, to the KV of the passages of each prompt."""
+Retrieve = Callable[[Queries], PassageKV]
+"""Maps the implicit queries of prompts to the KV of the passages of each prompt."""
 
 
 def fixed(kv: PassageKV) -> Retrieve:
     """A `Retrieve` for given passages: it returns ``kv`` for any query."""
-    return lambda query_embeddings: kv
+    return lambda queries: kv
 
 
 _CACHE_STEP = 64  # tokens
@@ -81,16 +81,18 @@ class ReadingPass:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
 
-    def begin(self, retrieve: Retrieve, prompts: int, query_tokens: Tensor | None = None) -> None:
+    def begin(
+        self, retrieve: Retrieve, attention_mask: Tensor, query_tokens: Tensor | None = None
+    ) -> None:
         """Reset the state for a new call.
 
         Args:
             retrieve: called once, at layer b.
-            prompts: number of prompts.
+            attention_mask: (prompts, length), 1 where a token of a prompt stands.
             query_tokens: (prompts,) index of each prompt's last token; the last column if None.
         """
         self.retrieve = retrieve
-        self.prompts = prompts
+        self.attention_mask = attention_mask
         self.query_tokens = query_tokens
         self.query_embeddings: Tensor | None = None
         self.kv: PassageKV | None = None
@@ -106,7 +108,9 @@ class ReadingPass:
             for i in range(b, t + 1)
         }
         wrappers[b].before = self._retrieve
-        return wrappers
+        at = attention_layer(self.decoder)
+        self.recording = RecordingLayer(wrappers.get(at, self.decoder.layer(at)))
+        return {**wrappers, at: self.recording}
 
     def _retrieve(self, given: LayerInput) -> None:
         if self.kv is not None:  # a decoding step
@@ -115,11 +119,15 @@ class ReadingPass:
         index = self.query_tokens
         if index is None:
             index = torch.full((rows,), length - 1, device=given.hidden_states.device)
-        embeddings = query_embeddings(self.decoder, given.at(index))
         # generate() repeats every prompt for its beams or samples: retrieve once for each prompt.
-        times = rows // self.prompts
-        self.query_embeddings = embeddings[::times]
-        self.kv = self.retrieve(self.query_embeddings).repeat(times)
+        times = rows // len(self.attention_mask)
+        words, mask = self.recording.input, self.attention_mask.repeat_interleave(times, 0)
+        queries = Queries(
+            query_embeddings(self.decoder, given.at(index))[::times],
+            lambda: token_attention(self.decoder, words, index, mask)[::times],
+        )
+        self.query_embeddings = queries.embeddings
+        self.kv = self.retrieve(queries).repeat(times)
 
     def _prepend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
@@ -176,7 +184,7 @@ def read(
     if query_tokens is None:
         query_tokens = last_tokens(prompts.attention_mask)
     reading = ReadingPass(decoder)
-    reading.begin(retrieve, len(prompts.input_ids), query_tokens)
+    reading.begin(retrieve, prompts.attention_mask, query_tokens)
     view = decoder.lm_view(reading.wrappers())
     logits: Tensor = view(**prompts.model_inputs(decoder), use_cache=False, **lm_arguments).logits
     assert reading.query_embeddings is not None
@@ -195,7 +203,7 @@ def generate(
         arguments: for ``generate``.
     """
     reading = ReadingPass(decoder)
-    reading.begin(retrieve, len(prompts.input_ids))
+    reading.begin(retrieve, prompts.attention_mask)
     view = decoder.lm_view(reading.wrappers())
     return view.generate(**{**prompts.model_inputs(decoder), **arguments})
 
@@ -226,13 +234,13 @@ class CompiledDecoding:
         """As the function :func:`generate`."""
         from torch._dynamo import config as dynamo
 
-        rows, length = prompts.input_ids.shape
+        length = prompts.input_ids.shape[1]
         longest = arguments.get("max_length") or length + arguments.get("max_new_tokens", 20)
         # Few distinct lengths, so that little is compiled.
         room = math.ceil(longest / _CACHE_STEP) * _CACHE_STEP
         cache = StaticCache(config=self.view.config, max_cache_len=room)
         with self.lock, dynamo.patch(recompile_limit=64):
-            self.reading.begin(retrieve, rows)
+            self.reading.begin(retrieve, prompts.attention_mask)
             inputs = prompts.model_inputs(self.reading.decoder)
             own = {self.cache_name: cache, "compile_config": self.compiling}
             return self.view.generate(**{**inputs, **own, **arguments})

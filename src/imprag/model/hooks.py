@@ -58,11 +58,14 @@ class LayerInput(NamedTuple):
             "position_embeddings": (tokens_at(cos, index), tokens_at(sin, index)),
             "position_ids": torch.zeros_like(index)[:, None],
             "attention_mask": None,
-            "use_cache": False,
         }
+        return LayerInput(token, {**self.without_cache().arguments, **own})
+
+    def without_cache(self) -> "LayerInput":
+        """The same without a key and value cache, so that running a layer again adds nothing."""
         # The cache is known by its type: its argument is called past_key_values or cache.
-        own |= {name: None for name, value in self.arguments.items() if isinstance(value, Cache)}
-        return LayerInput(token, {**self.arguments, **own})
+        caches = {name: None for name, value in self.arguments.items() if isinstance(value, Cache)}
+        return self._replace(arguments={**self.arguments, "use_cache": False, **caches})
 
     def without_rotation(self) -> "LayerInput":
         """The same at position 0, where the rotary embedding turns nothing."""

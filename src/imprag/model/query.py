@@ -3,7 +3,13 @@
 E_q is the query state of a prompt's last token at layer b, averaged over the heads that share a key
 head; E_p is the key state of a passage's last token. Both are taken before the rotary embedding
 (paper, section 2).
+
+Beyond the paper, the prompt's last token also tells which words of the prompt matter, by the
+attention that it pays to them at layer b-2; hybrid retrieval weighs the words by it.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +22,27 @@ from imprag.model.hooks import (
     ExitLayer,
     LastTokenLayer,
     LayerInput,
+    RecordingLayer,
+    attention_of,
     capture,
     runs_again,
+    tokens_at,
 )
 from imprag.model.inputs import last_tokens
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The implicit queries of a batch of prompts.
+
+    Attributes:
+        embeddings: E_q of every prompt, (prompts, h_k * d_h) float32, the score scale included.
+        token_attention: computes the attention that each prompt's last token pays to its tokens,
+            (prompts, length) float32; see `token_attention`.
+    """
+
+    embeddings: Tensor
+    token_attention: Callable[[], Tensor]
 
 
 def query_embeddings(decoder: Decoder, token: LayerInput) -> Tensor:
@@ -66,14 +89,22 @@ def input_of_layer_b(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor
         input_ids: (batch, length) int64, padded on either side.
         attention_mask: (batch, length), 1 where a token stands.
     """
-    b = decoder.config.b
+    return _run_to_layer_b(decoder, input_ids, attention_mask)[0]
+
+
+def _run_to_layer_b(
+    decoder: Decoder, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[LayerInput, LayerInput]:
+    """What enters layer b at each row's last token, and `attention_layer` at all tokens."""
+    b, at = decoder.config.b, attention_layer(decoder)
     index = last_tokens(attention_mask)
     wrappers: dict[int, nn.Module] = {**decoder.compiled}
     if b > 0 and not runs_again(decoder.layer(b - 1)):
         wrappers[b - 1] = LastTokenLayer(decoder.layer(b - 1), index, attention_mask)
     wrappers[b] = reached = ExitLayer(decoder.layer(b))
+    wrappers[at] = recording = RecordingLayer(wrappers.get(at, decoder.layer(at)))
     decoder.run(wrappers, b + 1, input_ids, attention_mask)
-    return reached.input.at(index)
+    return reached.input.at(index), recording.input
 
 
 def query_inputs(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -102,6 +133,57 @@ def query_embeddings_of(decoder: Decoder, inputs: Tensor) -> Tensor:
     token = torch.ones(1, 1, dtype=torch.int64, device=decoder.device)
     arguments = input_of_layer_b(decoder, token, token).arguments
     return query_embeddings(decoder, LayerInput(inputs[:, None], arguments))
+
+
+def queries(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor) -> Queries:
+    """The implicit queries of prompts; runs layers 0..b.
+
+    Args:
+        decoder, input_ids, attention_mask: as for `input_of_layer_b`.
+    """
+    token, words = _run_to_layer_b(decoder, input_ids, attention_mask)
+    index = last_tokens(attention_mask)
+    return Queries(
+        query_embeddings(decoder, token),
+        lambda: token_attention(decoder, words, index, attention_mask),
+    )
+
+
+def attention_layer(decoder: Decoder) -> int:
+    """The layer whose attention tells which words of a prompt matter: b-2, or the first one."""
+    return max(decoder.config.b - 2, 0)
+
+
+def token_attention(
+    decoder: Decoder, given: LayerInput, index: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """The attention that one token of each row pays to the row's tokens up to itself.
+
+    It is the softmax of layer b-2 averaged over its heads, with full attention in any family. The
+    first token of a row collects attention that belongs to no word, so it gets the mean of the
+    others.
+
+    Args:
+        decoder: the model.
+        given: what enters layer b-2, for all tokens.
+        index: (batch,) the token that attends.
+        attention_mask: (batch, length), 1 where a token stands.
+
+    Returns:
+        (batch, length) float32; 0 for padding and for tokens after ``index``.
+    """
+    layer = decoder.layer(attention_layer(decoder))
+    states = capture(layer, given.without_cache(), stop=not torch.is_grad_enabled())
+    query = tokens_at(states.query.transpose(1, 2).flatten(2), index)[:, 0]
+    query = query.view(len(query), decoder.num_key_heads, -1, decoder.head_dim).float()
+    scaling = getattr(attention_of(layer), "scaling", decoder.head_dim**-0.5)
+    products = torch.einsum("bkgd,bkld->bkgl", query, states.key.float()) * scaling
+    places = torch.arange(attention_mask.shape[1], device=index.device)
+    seen = attention_mask.bool() & (places <= index[:, None])
+    attention = products.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).mean((1, 2))
+    others = seen & (attention_mask.cumsum(1) > 1)
+    mean = (attention * others).sum(1, keepdim=True) / others.sum(1, keepdim=True).clamp_min(1)
+    return torch.where(others, attention, torch.where(seen, mean, 0.0))
 
 
 def compile_bottom(decoder: Decoder) -> None:

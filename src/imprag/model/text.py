@@ -11,7 +11,7 @@ from torch import Tensor
 from imprag.corpus.passage import Passage
 from imprag.errors import ImpRAGError
 from imprag.io.text_checks import check_prompts, check_unicode
-from imprag.model.chat import ChatPrompt, PlainPrompt, chat_ids, rendered_ids
+from imprag.model.chat import ChatPrompt, PlainPrompt, chat_ids, render_chat, rendered_ids
 from imprag.model.config import ImpRAGConfig
 from imprag.model.control_tokens import (
     control_ids,
@@ -21,6 +21,7 @@ from imprag.model.control_tokens import (
     prefix_ids,
 )
 from imprag.model.inputs import pad
+from imprag.model.question import QuestionPrompt
 
 _PROBE = Passage(
     "probe",
@@ -105,7 +106,8 @@ def _short_title(tokenizer: Any, title: str, room: int) -> tuple[str, int]:
 def prompt_tokens(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[list[int]]:
     """Token ids of prompts, each ending with its own last token.
 
-    A :class:`ChatPrompt` is put into the tokenizer's chat template. A prompt that is a filled chat
+    A :class:`ChatPrompt` is put into the tokenizer's chat template, and a :class:`QuestionPrompt`
+    into its own. A prompt that is a filled chat
     template is encoded as it is, with one start token and its last line end. Any other prompt is
     text, even if it spells control tokens.
 
@@ -123,7 +125,7 @@ def prompt_tokens(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[li
     for prompt in prompts:
         row = _chat_ids(tokenizer, prompt)
         if row is None:
-            row = start + encode_text(tokenizer, [prompt.strip()])[0]
+            row = start + encode_text(tokenizer, [text_read(tokenizer, prompt).strip()])[0]
         if len(row) > limit:
             name = "the prompt" if len(prompts) == 1 else f"the prompt {_shortened(prompt)!r}"
             raise ImpRAGError(
@@ -142,6 +144,13 @@ def prompt_batch(
     return pad(rows, device, left=True, token=tokenizer.pad_token_id or 0)
 
 
+def text_read(tokenizer: Any, prompt: str) -> str:
+    """The text that the model reads for a prompt: its filled template, or the prompt itself."""
+    if isinstance(prompt, ChatPrompt):
+        return render_chat(tokenizer, prompt.strip())
+    return prompt.filled if isinstance(prompt, QuestionPrompt) else prompt
+
+
 def response_tokens(tokenizer: Any, response: str) -> list[int]:
     """Token ids of a response, with the token that ends it."""
     end = tokenizer.eos_token_id
@@ -152,7 +161,8 @@ def _chat_ids(tokenizer: Any, prompt: str) -> list[int] | None:
     """Token ids of a prompt in a chat template; None for any other prompt."""
     if isinstance(prompt, ChatPrompt):
         return chat_ids(tokenizer, prompt.strip())
-    return None if isinstance(prompt, PlainPrompt) else rendered_ids(tokenizer, prompt)
+    as_text = isinstance(prompt, PlainPrompt | QuestionPrompt)
+    return None if as_text else rendered_ids(tokenizer, prompt)
 
 
 def _fill(tokenizer: Any, template: str, passages: Sequence[Passage]) -> list[list[int]]:

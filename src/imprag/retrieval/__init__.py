@@ -1,4 +1,4 @@
-"""Retrievers: the model's own (implicit), lexical (BM25) and dense (a text encoder)."""
+"""Retrievers: implicit (the model's own), lexical (BM25), hybrid, dense (a text encoder)."""
 
 from imprag.retrieval.registry import RetrieverContext, register_retriever
 from imprag.retrieval.retriever import RetrievedPassage, Retriever

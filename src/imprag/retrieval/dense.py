@@ -109,7 +109,7 @@ class DenseRetriever:
         name = short_name(Path(encoder.name).name)
         key = f"{name}-{encoder.fingerprint()[:8]}-{corpus.fingerprint[:12]}"
         folder = cache_dir() / "indexes" / key
-        self._folder = IndexFolder.build(corpus, encoder, folder, overwrite=True)
+        self._folder = IndexFolder.build(corpus, encoder, folder, overwrite=True, lexical=False)
 
     def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
         """The k passages nearest to every prompt's text, best first."""

@@ -1,11 +1,10 @@
-"""The gate: how much a prompt's own score and its words weigh, decided by both rankings.
+"""The gate: how much each of a passage's scores weighs for a prompt, decided by the rankings.
 
-    alpha(q) = exp(u . f(q)),   beta(q) = exp(w . f(q))
+    weight of a score(q) = exp(w . f(q))
 
-f(q) are ten numbers that are known before the candidates are ranked (:data:`FEATURES`), so u and w
-are twenty numbers, which `imprag.training.gate` fits. The fewer passages stand out by their
-implicit score, the more the words have to say: a corpus that the model has never seen has flatter
-scores than one that it knows.
+f(q) are ten numbers that are known before the candidates are ranked (:data:`FEATURES`), so three
+scores have thirty weights w, which `imprag.training.gate` fits. A corpus that the model has never
+seen has flatter implicit scores than one that it knows; there the words have more to say.
 """
 
 import math
@@ -29,11 +28,14 @@ FEATURES = (
     "implicit_first_second",
     "implicit_first_tenth",
     "implicit_log_spread",
-    "lexical_first_second",
-    "lexical_first_tenth",
-    "lexical_log_spread",
+    "attended_first_second",
+    "attended_first_tenth",
+    "attended_log_spread",
 )
-_LIMIT = 4.0  # of the exponents: weights between 1/55 and 55
+#: The scores that a gate weighs.
+SCORES = ("implicit", "lexical", "attended")
+LIMIT = 4.0
+"""Of fitted exponents: weights lie between 1/55 and 55."""
 
 
 class Rankings(NamedTuple):
@@ -41,15 +43,15 @@ class Rankings(NamedTuple):
 
     Attributes:
         implicit: the model's scores of its first passages, best first, (found,).
-        lexical: the BM25 scores of the first passages, best first, (found,); empty if no passage
-            shares a word with the prompt.
+        attended: the BM25 scores, with the words weighted by attention, of the first passages, best
+            first, (found,); empty if no passage shares a word with the prompt.
         sample: the model's scores of passages drawn from all over the corpus, (sample,).
         terms: number of terms of the prompt.
         passages: number of passages in the corpus.
     """
 
     implicit: FloatArray
-    lexical: FloatArray
+    attended: FloatArray
     sample: FloatArray
     terms: float
     passages: int
@@ -61,7 +63,7 @@ def features(rankings: Rankings) -> FloatArray:
     Differences and spreads are in units of the scores; z is the distance of the best passage from
     the mean of the sample in standard deviations.
     """
-    implicit, lexical, sample = rankings.implicit, rankings.lexical, rankings.sample
+    implicit, attended, sample = rankings.implicit, rankings.attended, rankings.sample
     spread = max(float(sample.std()), 1e-3)
     return np.array(
         [
@@ -72,29 +74,34 @@ def features(rankings: Rankings) -> FloatArray:
             _lead(implicit, 1),
             _lead(implicit, 9),
             math.log(spread),
-            _lead(lexical, 1),
-            _lead(lexical, 9),
-            math.log(max(float(lexical.std()), 1e-3)) if len(lexical) else 0.0,
+            _lead(attended, 1),
+            _lead(attended, 9),
+            math.log(max(float(attended.std()), 1e-3)) if len(attended) else 0.0,
         ],
         np.float32,
     )
 
 
+Weights = Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Gate:
-    """Weights of the features, by their names; those that are not named weigh nothing.
+    """For each score the weights of the features by name; features without one weigh nothing.
 
     Attributes:
-        implicit: u, for the weight alpha of the model's own score.
-        lexical: w, for the weight beta of the BM25 score.
+        implicit: for the model's own score.
+        lexical: for the BM25 score of the prompt's words, counted; None leaves it out.
+        attended: for the BM25 score of the words weighted by attention; None leaves it out.
     """
 
-    implicit: Mapping[str, float] = field(default_factory=dict)
-    lexical: Mapping[str, float] = field(default_factory=dict)
+    implicit: Weights = field(default_factory=dict)
+    lexical: Weights | None = None
+    attended: Weights | None = None
 
     @classmethod
     def fixed(cls, lexical_weight: float) -> "Gate":
-        """The same weights for every prompt: alpha = 1, beta = ``lexical_weight``.
+        """The implicit score plus ``lexical_weight`` times the attended one, for every prompt.
 
         Raises:
             ImpRAGError: the weight is not positive.
@@ -104,41 +111,51 @@ class Gate:
                 f"the lexical weight must be positive, not {lexical_weight}; for the model's own "
                 "scores alone, choose the retrieval implicit"
             )
-        return cls(lexical={"bias": math.log(lexical_weight)})
+        return cls(attended={"bias": math.log(lexical_weight)})
 
     @classmethod
     def from_json(cls, values: Any) -> "Gate":
         """The gate that a model's settings hold.
 
         Raises:
-            ImpRAGError: a feature is unknown, or its weight no finite number.
+            ImpRAGError: a score or a feature is unknown, or a weight is not a finite number.
         """
-        parts = values if isinstance(values, Mapping) else {"": values}
-        for part, weights in parts.items():
-            if part not in ("implicit", "lexical") or not isinstance(weights, Mapping):
-                raise ImpRAGError("the gate must map implicit and lexical to weights of features")
+        if not isinstance(values, Mapping) or not set(values) <= set(SCORES):
+            raise ImpRAGError(f"a gate maps {', '.join(SCORES)} to weights of features")
+        for score, weights in values.items():
+            if not isinstance(weights, Mapping) or not set(weights) <= set(FEATURES):
+                raise ImpRAGError(
+                    f"the gate maps {score} to something else than weights of the features "
+                    f"{', '.join(FEATURES)}"
+                )
             for name, weight in weights.items():
-                if name not in FEATURES:
-                    raise ImpRAGError(
-                        f"the gate has no feature {name!r}; known are {', '.join(FEATURES)}"
-                    )
-                if isinstance(weight, bool) or not isinstance(weight, int | float):
-                    raise ImpRAGError(f"the gate's weight of {name} must be a number")
-                if not math.isfinite(weight):
-                    raise ImpRAGError(f"the gate's weight of {name} is not finite")
-        return cls(**parts)
+                number = isinstance(weight, int | float) and not isinstance(weight, bool)
+                if not number or not math.isfinite(weight):
+                    raise ImpRAGError(f"the gate's weight of {name} is not a finite number")
+        return cls(**values)
 
-    def weights(self, rankings: Rankings) -> tuple[float, float]:
-        """alpha and beta of a prompt."""
-        found = features(rankings)
-        return _weight(self.implicit, found), _weight(self.lexical, found)
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """The weights by score and feature, for :meth:`from_json`."""
+        weights = ((score, getattr(self, score)) for score in SCORES)
+        return {score: dict(own) for score, own in weights if own is not None}
+
+    def weights(self, rankings: Rankings) -> tuple[float, float, float]:
+        """The weights of the three scores for a prompt, in the order of :data:`SCORES`."""
+        found = dict(zip(FEATURES, features(rankings).tolist(), strict=True))
+        return (
+            _weight(self.implicit, found),
+            _weight(self.lexical, found),
+            _weight(self.attended, found),
+        )
 
 
-def _weight(weights: Mapping[str, float], found: FloatArray) -> float:
-    exponent = sum(weights.get(name, 0.0) * x for name, x in zip(FEATURES, found, strict=True))
-    if set(weights) <= {"bias"}:  # a fixed weight has no limit
-        return math.exp(exponent)
-    return math.exp(min(max(exponent, -_LIMIT), _LIMIT))
+def _weight(weights: Weights | None, found: Mapping[str, float]) -> float:
+    if weights is None:
+        return 0.0
+    exponent = sum(weight * found[name] for name, weight in weights.items())
+    # A fitted weight has limits, for prompts unlike those that it was fitted on.
+    limited = exponent if set(weights) <= {"bias"} else min(max(exponent, -LIMIT), LIMIT)
+    return math.exp(limited)
 
 
 def _lead(scores: FloatArray, place: int) -> float:

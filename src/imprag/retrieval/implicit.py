@@ -1,18 +1,25 @@
 """The model's own retriever: layers 0..b embed the prompt, an index finds the passages."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from imprag.corpus import Corpus
 from imprag.index.folder import IndexFolder
 from imprag.io.text_checks import check_prompts
 from imprag.model.inputs import by_length
 from imprag.model.model import ImpRAGModel
+from imprag.model.query import Queries, queries
 from imprag.model.text import prompt_batch
-from imprag.retrieval.retriever import IMPLICIT, RetrievedPassage, retrieved_passages
+from imprag.retrieval.retriever import (
+    IMPLICIT,
+    PromptBatch,
+    RetrievedPassage,
+    retrieved_passages,
+)
+
+T = TypeVar("T")
 
 _BATCH = 8
 
@@ -47,26 +54,44 @@ class ImplicitRetriever:
         Raises:
             ImpRAGError: a prompt is empty or too long, or k is larger than the index.
         """
-        check_prompts(prompts)
-        found: dict[int, list[RetrievedPassage]] = {}
-        for batch in by_length(prompts, _BATCH):
-            ids, mask = prompt_batch(
-                self.tokenizer,
-                [prompts[n] for n in batch],
-                self.model.positions_limit,
-                self.model.device,
-            )
-            with torch.inference_mode():
-                queries = self.model.query_embeddings(ids, mask)
-            found.update(zip(batch, self.search(queries, k), strict=True))
-        return [found[n] for n in range(len(prompts))]
+        return self.by_batch(prompts, lambda batch, queries: self.search(batch, queries, k))
 
-    def search(self, queries: Tensor, k: int) -> list[list[RetrievedPassage]]:
-        """The k best passages for every query embedding of layer b, best first.
+    def by_batch(
+        self, prompts: Sequence[str], search: Callable[[PromptBatch, Queries], list[T]]
+    ) -> list[T]:
+        """Run prompts through layers 0..b in batches of similar length, and search for each batch.
 
         Args:
-            queries: (queries, dimension).
+            prompts: texts.
+            search: gives one result for each prompt of a batch.
+
+        Returns:
+            the results in the order of the prompts.
+
+        Raises:
+            ImpRAGError: a prompt is empty or too long.
+        """
+        check_prompts(prompts)
+        found: dict[int, T] = {}
+        for numbers in by_length(prompts, _BATCH):
+            texts = [prompts[n] for n in numbers]
+            ids, mask = prompt_batch(
+                self.tokenizer, texts, self.model.positions_limit, self.model.device
+            )
+            with torch.inference_mode():
+                results = search(PromptBatch(texts, ids), queries(self.model.decoder, ids, mask))
+            found.update(zip(numbers, results, strict=True))
+        return [found[n] for n in range(len(prompts))]
+
+    def search(
+        self, prompts: PromptBatch, queries: Queries, k: int
+    ) -> list[list[RetrievedPassage]]:
+        """The k best passages for every prompt whose pass has reached layer b, best first.
+
+        Args:
+            prompts: the prompts.
+            queries: their implicit queries.
             k: at most the number of passages.
         """
-        rows, scores = self.index.search(queries.cpu().numpy(), k)
+        rows, scores = self.index.search(queries.embeddings.float().cpu().numpy(), k)
         return retrieved_passages(self.corpus, rows, scores, IMPLICIT)

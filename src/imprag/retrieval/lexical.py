@@ -1,98 +1,74 @@
-"""BM25: search by the words that query and passage share."""
+"""BM25: search by the words that prompt and passage share."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imprag.corpus import Corpus
-from imprag.corpus.words import search_terms
-from imprag.io.files import atomic_path, cache_dir
-from imprag.io.locking import make_once
-from imprag.io.optional import require
-from imprag.retrieval.retriever import RetrievedPassage, check_retrieval, retrieved_passages
-
-SETTINGS = {"method": "lucene", "k1": 1.5, "b": 0.75}
-_TERMS = "words, characters and pairs"  # what `search_terms` makes; part of the cache key
-
-
-def require_bm25() -> None:
-    """Ask for the package before the work begins.
-
-    Raises:
-        ImpRAGError: bm25s is missing.
-    """
-    require("BM25", "eval", "bm25s")
+from imprag.index.lexical import TERMS, LexicalIndex, query_terms
+from imprag.io.files import cache_dir
+from imprag.retrieval.retriever import (
+    LEXICAL,
+    RetrievedPassage,
+    check_retrieval,
+    retrieved_passages,
+)
 
 
-class BM25:
-    """Lexical search with ``bm25s``, over title and text of the passages.
-
-    Terms are words in lower case, and characters and pairs of them in scripts without spaces (see
-    `imprag.corpus.words.search_terms`). There is no stop list (it would leave nothing of "The Who",
-    and changes recall by about a point on most tasks) and no stemmer.
+class LexicalRetriever:
+    """Retrieves by the words of the prompt alone; no model runs.
 
     Args:
-        corpus: indexed at the first use, into the cache folder; the index is memory-mapped.
-
-    Raises:
-        ImpRAGError: bm25s is missing.
+        corpus: the passages.
+        index: their lexical index; by default one in the cache folder, made at the first use.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
-        require_bm25()
-        import bm25s
-
+    def __init__(self, corpus: Corpus, index: LexicalIndex | None = None) -> None:
         self.corpus = corpus
-        folder = cache_dir() / "bm25" / self.fingerprint()[:16]
-        make_once(folder, lambda: _build(corpus, folder))
-        self._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+        self.index = cached_lexical_index(corpus) if index is None else index
 
-    def retrieve(self, queries: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
-        """The k passages with the highest scores for every query, best first.
+    def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]:
+        """The k passages with the highest scores for every prompt, best first.
 
         Raises:
             ImpRAGError: k is larger than the corpus.
         """
-        return retrieved_passages(self.corpus, *self.rank(queries, k), "lexical")
+        return retrieved_passages(self.corpus, *self.rank(prompts, k), LEXICAL)
 
     def rank(
-        self, queries: Sequence[str], k: int
+        self, prompts: Sequence[str], k: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Corpus rows and scores of what :meth:`retrieve` finds, (queries, k) each.
+        """Corpus rows and scores of what :meth:`retrieve` finds, (prompts, k) each.
+
+        Passages that share no word with the prompt come last, with a score of 0.
 
         Raises:
             ImpRAGError: k is larger than the corpus, or one text is given in place of a list.
         """
-        check_retrieval(self.corpus, queries, k)
-        if not queries:
-            return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
-        terms = [search_terms(query) for query in queries]
-        rows, scores = self._index.retrieve(terms, k=k, show_progress=False)
-        return rows.astype(np.int64), scores
+        check_retrieval(self.corpus, prompts, k)
+        rows = np.zeros((len(prompts), k), np.int64)
+        scores = np.zeros((len(prompts), k), np.float32)
+        for n, prompt in enumerate(prompts):
+            found, found_scores = self.index.search(query_terms(prompt), k)
+            # Among the first k rows at least so many are left as are missing.
+            rest = np.setdiff1d(np.arange(k), found)[: k - len(found)]
+            rows[n] = np.concatenate([found, rest])
+            scores[n, : len(found)] = found_scores
+        return rows, scores
 
     def settings(self) -> Mapping[str, Any]:
-        """BM25's variant and its constants."""
-        return SETTINGS
+        """The terms and the formula."""
+        return {"terms": TERMS}
 
     def fingerprint(self) -> str:
-        """Names what the ranks depend on besides the queries."""
-        content = f"{self.corpus.fingerprint} {SETTINGS} {_TERMS}"
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
+        """Names what the ranks depend on besides the prompts."""
+        return hashlib.sha256(f"{self.corpus.fingerprint} {TERMS}".encode()).hexdigest()[:32]
 
 
-def _build(corpus: Corpus, folder: Path) -> None:
-    import bm25s
-
-    numbers = {"": 0}  # what bm25s takes a query without any known term for
-    documents = [
-        [numbers.setdefault(term, len(numbers)) for term in search_terms(text)]
-        for text in (f"{passage.title} {passage.text}" for passage in corpus)
-    ]
-    index = bm25s.BM25(**SETTINGS)
-    index.index((documents, numbers), show_progress=False)
-    with atomic_path(folder) as temporary:
-        index.save(temporary, show_progress=False)
+def cached_lexical_index(corpus: Corpus) -> LexicalIndex:
+    """The lexical index of a corpus in the cache folder, made at the first use."""
+    key = hashlib.sha256(f"{corpus.fingerprint} {TERMS}".encode()).hexdigest()[:16]
+    return LexicalIndex.build(corpus, cache_dir() / "lexical" / key)

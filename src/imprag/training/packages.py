@@ -4,7 +4,6 @@ from pathlib import Path
 
 from imprag.io.optional import missing, note_without, require
 from imprag.retrieval.dense import require_teacher
-from imprag.retrieval.lexical import require_bm25
 from imprag.tasks.benchmark import is_benchmark
 from imprag.training.recipe import Recipe
 from imprag.training.sources import TaskSource
@@ -22,9 +21,7 @@ def require_packages(recipe: Recipe) -> None:
     retrieving = [source for source in tasks if source.retrieves]
     labelled = any(source.positives == "teacher" for source in retrieving)
     ranked = labelled or (retrieving and recipe.batch.hard_negatives)
-    if ranked and recipe.teacher.retriever == "bm25":
-        require_bm25()
-    elif ranked:
+    if ranked and recipe.teacher.retriever != "bm25":
         require_teacher(recipe.teacher.retriever)
     for source in tasks:
         if not Path(source.tasks).is_file() and not is_benchmark(source.tasks):

@@ -21,6 +21,8 @@ from imprag.io.locking import only_builder
 from imprag.model import ImpRAGModel, load_base_model
 from imprag.model.fingerprint import model_fingerprint
 from imprag.model.load import load_pretrained, save_pretrained
+from imprag.tasks.knowledge import QUESTION
+from imprag.tasks.task import load_task
 from imprag.training.batches import Batches
 from imprag.training.data import TrainingSource, load_sources
 from imprag.training.hard_negatives import HardNegativeMiner
@@ -31,6 +33,7 @@ from imprag.training.recipe import Recipe
 from imprag.training.recipe_file import load_recipe
 from imprag.training.samplers import make_sampler
 from imprag.training.schedule import Schedule
+from imprag.training.sources import TaskSource
 from imprag.training.step import TrainingModel
 from imprag.training.trainer import (
     METRICS,
@@ -105,6 +108,7 @@ def _train(
     config = recipe.model.to_config()
     fingerprint = model_fingerprint(lm, tokenizer)
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)
+    template = question_template(recipe)
     frozen = None
     if config.frozen_passages != "none":
         frozen = copy.deepcopy(lm).requires_grad_(False)
@@ -113,6 +117,7 @@ def _train(
     if recipe.model.start:
         start, _ = load_pretrained(recipe.model.start, torch.float32, lm.device)
         begin_with(lm, start.lm)
+        template = start.config.question_template or template
         del start
     if recipe.lora and recipe.precision == "bf16":
         halve_frozen(lm)
@@ -122,6 +127,7 @@ def _train(
         lm.get_input_embeddings().requires_grad_(False)
     if recipe.trainer["gradient_checkpointing"]:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
+    config = replace(config, question_template=template)
     model = TrainingModel(ImpRAGModel(lm, config, frozen), recipe.stages)
 
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
@@ -149,6 +155,14 @@ def _train(
         "seconds": round(result.metrics["train_runtime"], 1),
         "loss": result.training_loss,
     }
+
+
+def question_template(recipe: Recipe) -> str | None:
+    """The ``question_template`` of a recipe's model: the tasks' own, if it trains on questions."""
+    tasks = [load_task(one.task) for one in recipe.data if isinstance(one, TaskSource)]
+    if not any(QUESTION in (task.template, task.plain_template) for task in tasks):
+        return None
+    return QUESTION.replace("{input}", "{question}")
 
 
 def training_time(out: Path) -> dict[str, float]:

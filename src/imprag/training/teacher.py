@@ -16,13 +16,13 @@ from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.io.files import atomic_path, cache_dir
 from imprag.retrieval.dense import DenseRetriever, TextEncoder
-from imprag.retrieval.lexical import BM25
+from imprag.retrieval.lexical import LexicalRetriever
 
 _BLOCK = 1024  # prompts in a file of the cache
 
 
 class TextRetriever(Protocol):
-    """Whatever ranks the passages of a corpus by a text: a `DenseRetriever` or `BM25`."""
+    """Whatever ranks the passages of a corpus by a text, such as a `DenseRetriever`."""
 
     corpus: Corpus
 
@@ -37,9 +37,9 @@ def load_retriever(name: str, corpus: Corpus) -> TextRetriever:
     """``bm25``, or a bi-encoder by its name or path, over a corpus.
 
     Raises:
-        ImpRAGError: the bi-encoder or a package is missing.
+        ImpRAGError: the bi-encoder is missing.
     """
-    return BM25(corpus) if name == "bm25" else DenseRetriever(corpus, TextEncoder(name))
+    return LexicalRetriever(corpus) if name == "bm25" else DenseRetriever(corpus, TextEncoder(name))
 
 
 def label_prompts(

@@ -116,9 +116,12 @@ class FaissIndex(PassageIndex):
         self._select()
         return len(rows)
 
-    def embeddings(self, ids: Sequence[str]) -> FloatArray:
-        row_of = self._known_rows(ids)
-        rows = np.array([row_of[passage_id] for passage_id in ids], np.int64)
+    def embeddings(
+        self, ids: Sequence[str], rows: npt.NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        if rows is None or not self._has(ids, rows):
+            row_of = self._known_rows(ids)
+            rows = np.array([row_of[passage_id] for passage_id in ids], np.int64)
         stored = self._vectors.ntotal
         found = np.empty((len(rows), self._manifest.dimension), np.float32)
         for vectors, first, here in (
@@ -191,6 +194,12 @@ class FaissIndex(PassageIndex):
         found = np.flatnonzero(pc.is_in(self._ids, value_set=wanted).to_numpy())
         found = np.setdiff1d(found, self._removed)
         return {self._ids[row].as_py(): row for row in found.tolist()}
+
+    def _has(self, ids: Sequence[str], rows: npt.NDArray[np.int64]) -> bool:
+        """Whether the passages with these ids, none of them removed, stand in these rows."""
+        if len(self._removed) or (len(rows) and rows.max() >= len(self._ids)):
+            return False
+        return [self._ids[row].as_py() for row in rows.tolist()] == list(ids)
 
     def _known_rows(self, ids: Sequence[str]) -> dict[str, int]:
         """Rows of ids, all of which have to be in the index."""

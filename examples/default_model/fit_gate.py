@@ -1,0 +1,119 @@
+"""Fits the gate of hybrid retrieval on several corpora, and says what it finds on prompts left out.
+
+    python examples/default_model/fit_gate.py gate.yaml --model default --out gate.json
+
+The file names the corpora. Some should be texts that the model was trained on, some should not:
+
+    factbook:
+      data: factbook-bench
+      split: dev
+      tasks: [factbook/qa, factbook/aida]
+    wiki:
+      index: wiki-index
+      tasks: [squad=squad-dev.jsonl, nq=nq-dev.jsonl]
+
+Questions are asked in their task's template and as they are. ``--out`` gets the gate, to be copied
+into ``imprag.json`` as "gate".
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from imprag import ImpRAG
+from imprag.retrieval.gate import Gate
+from imprag.retrieval.hybrid import Candidates, HybridRetriever
+from imprag.tasks import read_tasks
+from imprag.training.gate import GateExample, fit_gate
+
+PLAIN = ("squad", "nq", "popqa", "hotpotqa", "factbook/qa", "factbook/qa_unseen", "wiki10k/qa")
+Examples = dict[str, list[GateExample]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--limit", type=int, default=100, help="prompts of each task")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    corpora = {
+        name: collect(options.model, corpus, options.limit)
+        for name, corpus in yaml.safe_load(options.corpora.read_text()).items()
+    }
+    print(f"{'':28}{'implicit':>14}{'lexical':>14}{'fixed 0.5':>14}{'gate':>14}   recall@1/@10")
+    halves = [half(corpora, 0), half(corpora, 1)]
+    gates = [fit_gate(halves[1]), fit_gate(halves[0])]  # each half is measured by the other's gate
+    for name, tasks in corpora.items():
+        for task in tasks:
+            report(f"{name} {task}", [h[name][task] for h in halves], gates)
+    for name in corpora:
+        others = {other: tasks for other, tasks in corpora.items() if other != name}
+        if others:
+            left_out = [one for task in corpora[name].values() for one in task]
+            report(f"{name}, fitted on the others", [left_out], [fit_gate(others)])
+    options.out.write_text(json.dumps(fit_gate(corpora).to_json(), indent=2) + "\n")
+
+
+def collect(model: str, corpus: dict[str, Any], limit: int) -> Examples:
+    """The examples of a corpus by task."""
+    index = corpus.get("index")
+    rag = ImpRAG.from_pretrained(
+        model, index, retrieval="hybrid", lexical_weight=1, dtype="float32"
+    )
+    retriever = rag.retriever
+    assert isinstance(retriever, HybridRetriever)
+    data = None if "data" not in corpus else Path(corpus["data"])
+    found: Examples = {}
+    for tasks in read_tasks(corpus["tasks"], data=data, split=corpus.get("split")):
+        drawn = [one for one in tasks.draw(limit, seed=0).examples if one.gold_ids]
+        gold = [frozenset(rag.corpus.rows(one.gold_ids)) for one in drawn]
+        forms = {tasks.task.name: [tasks.task.prompt(one) for one in drawn]}
+        if tasks.task.name in PLAIN:
+            forms[f"{tasks.task.name} plain"] = [one.input for one in drawn]
+        for name, prompts in forms.items():
+            candidates = retriever.candidates(prompts)
+            found[name] = [GateExample(*pair) for pair in zip(candidates, gold, strict=True)]
+            print(f"{name}: {len(prompts)} prompts", flush=True)
+    return found
+
+
+def half(corpora: dict[str, Examples], which: int) -> dict[str, Examples]:
+    def chosen(examples: list[GateExample]) -> list[GateExample]:
+        order = random.Random(0).sample(range(len(examples)), len(examples))
+        return [examples[n] for n in order[which::2]]
+
+    return {name: {t: chosen(e) for t, e in tasks.items()} for name, tasks in corpora.items()}
+
+
+def report(name: str, parts: list[list[GateExample]], gates: list[Gate]) -> None:
+    own, words, fixed = Gate(), None, Gate.fixed(0.5)
+    cells = []
+    for choice in ([own] * 2, words, [fixed] * 2, gates):
+        hits = [
+            recall(one, None if choice is None else choice[n])
+            for n, part in enumerate(parts)
+            for one in part
+        ]
+        cells.append("{:>8.3f}/{:.3f}".format(*np.mean(hits, axis=0)))
+    print(f"{name:28}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
+
+
+def recall(example: GateExample, gate: Gate | None) -> tuple[bool, bool]:
+    """Whether a gold passage is first, and among ten; without a gate, by counted words alone."""
+    candidates: Candidates = example.candidates
+    weights = (0.0, 1.0, 0.0) if gate is None else gate.weights(candidates.rankings)
+    scores = np.asarray(weights) @ candidates.scores
+    best = candidates.rows[np.lexsort((candidates.rows, -scores))][:10].tolist()
+    return best[0] in example.gold, bool(example.gold & set(best))
+
+
+if __name__ == "__main__":
+    main()

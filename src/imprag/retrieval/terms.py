@@ -1,0 +1,87 @@
+"""The words of a prompt, weighted by the attention that the prompt's last token pays to them.
+
+A long prompt has many words that are not what is asked about. The model knows which ones matter:
+a term weighs (a / mean a) ** 0.5, where a is the attention of its tokens, summed.
+"""
+
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from imprag.corpus.words import search_terms
+from imprag.index.lexical import Terms, query_terms
+from imprag.model.chat import ChatPrompt
+from imprag.model.control_tokens import text_offsets
+from imprag.model.text import text_read
+
+_EXPONENT = 0.5
+_LEAST = 0.01  # of the greatest weight; terms below are dropped
+_WORD = re.compile(r"\w+")
+
+
+def prompt_terms(
+    tokenizer: Any, prompts: Sequence[str], input_ids: Tensor, attention: Tensor
+) -> list[Terms]:
+    """The weighted terms of prompts.
+
+    If the tokenizer cannot tell which characters a token stands for, terms weigh as often as they
+    occur.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompts: the texts.
+        input_ids: their tokens, (prompts, length).
+        attention: of each prompt's last token to all of them, (prompts, length).
+    """
+    rows = zip(prompts, input_ids.tolist(), attention.tolist(), strict=True)
+    return [_terms(tokenizer, prompt, ids, weights) for prompt, ids, weights in rows]
+
+
+def _terms(tokenizer: Any, prompt: str, ids: list[int], attention: list[float]) -> Terms:
+    text = (prompt if isinstance(prompt, ChatPrompt) else text_read(tokenizer, prompt)).strip()
+    own_ids, offsets = text_offsets(tokenizer, text)
+    start = _place(own_ids, ids)
+    if start is None or not own_ids:
+        return query_terms(text)
+    return weighted_terms(text, offsets, attention[start : start + len(own_ids)])
+
+
+def weighted_terms(
+    text: str, offsets: Sequence[tuple[int, int]], attention: Sequence[float]
+) -> Terms:
+    """The terms of a text with their weights, whose mean is near 1.
+
+    Args:
+        text: the text.
+        offsets: start and end of every token in it.
+        attention: paid to every token.
+    """
+    words = list(_WORD.finditer(text))
+    ends = [word.end() for word in words]
+    shares = [0.0] * len(words)
+    for (start, end), share in zip(offsets, attention, strict=True):
+        for n in range(bisect_right(ends, start), len(words)):
+            if words[n].start() >= end:
+                break
+            shares[n] += share
+    paid: dict[str, float] = defaultdict(float)
+    for word, share in zip(words, shares, strict=True):
+        terms = search_terms(word[0])
+        for term in terms:
+            paid[term] += share / len(terms)
+    if not sum(paid.values()):
+        return query_terms(text)
+    mean = sum(paid.values()) / len(paid)
+    weights = {term: (share / mean) ** _EXPONENT for term, share in paid.items()}
+    least = _LEAST * max(weights.values())
+    return {term: weight for term, weight in weights.items() if weight > least}
+
+
+def _place(part: list[int], whole: list[int]) -> int | None:
+    """Where the last occurrence of one list in another begins."""
+    places = range(len(whole) - len(part), -1, -1)
+    return next((at for at in places if whole[at : at + len(part)] == part), None)
