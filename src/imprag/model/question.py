@@ -15,7 +15,7 @@ _ANSWERED = re.compile(
     r"(?:^(?:q|question):.*\s|[.?!…]\s+)(?:a|answer):", re.IGNORECASE | re.DOTALL
 )
 _MARK = re.compile(r"\[/?[A-Z][A-Z0-9_]+\]|</\w+>|<\|")
-_ROLE = re.compile(r"^\s*[^\W\d_][\w ]{0,30}[:：](?:\s|$)", re.MULTILINE)
+_ROLE = re.compile(r"^[ \t]*[^\W\d_][\w ]{0,30}[:：](?:\s|$)", re.MULTILINE)
 _QUESTION_LABEL = re.compile(r"^(?:q|question):\s*(?=\S)", re.IGNORECASE)
 
 
