@@ -68,5 +68,7 @@ def name_vectors(names: Sequence[str]) -> Mapping[str, npt.NDArray[np.floating]]
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(f"usage: python {sys.argv[0]} RECIPE OUT [OPTIONS OF imprag train]")
     recipe, out, *options = sys.argv[1:]
     sys.exit(main(["train", "--config", recipe, "--out", out, *options]))
