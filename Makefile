@@ -44,8 +44,9 @@ bench: $(VENV)/dev
 	@$(BIN)/imprag bench --out bench
 
 # glibc keeps freed memory and asks for large pages: a training step takes a tenth less time.
-TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:$\
-glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864 $(BIN)/imprag train
+TUNED := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:$\
+glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
+TRAIN := $(TUNED) $(BIN)/imprag train
 SQUAD ?= train-v1.1.json
 MADE_BY := examples/default_model
 
@@ -53,10 +54,10 @@ VERIFICATIONS := $(foreach name,factbook squad renamed counterfactual-renamed co
 	verification-$(name).jsonl)
 
 reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad $(VERIFICATIONS)
-	$(TRAIN) --config $(MADE_BY)/smollm2-broad.yaml --out runs/broad
-	$(TRAIN) --config $(MADE_BY)/smollm2-default.yaml --out runs/default
-	$(TRAIN) --config $(MADE_BY)/smollm2-marks.yaml --out runs/marks
-	$(TRAIN) --config $(MADE_BY)/smollm2-reader.yaml --out runs/reader
+	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-broad.yaml runs/broad
+	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-default.yaml runs/default
+	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-marks.yaml runs/marks
+	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-reader.yaml runs/reader
 	$(BIN)/imprag export runs/reader --out runs/shipped
 	$(BIN)/imprag index default squad/passages.jsonl --model runs/shipped --out runs/shipped-index
 	$(BIN)/imprag adapt --model runs/shipped --index runs/shipped-index --data factbook-bench \

@@ -21,6 +21,7 @@ from typing import Any
 import cyclopts
 import numpy as np
 import pytest
+import train  # noqa: F401  registers the batch sampler of the built-in model's recipes
 
 import documented
 from documented import ROOT, Block, blocks, calls, help_examples, inline_commands, is_shell
@@ -245,6 +246,9 @@ def test_a_documented_shell_block_runs(
     home = homes(block.document)
     monkeypatch.chdir(home)
     for program, *arguments in calls(block.content, tmp_path):
+        if program == "python" and arguments[0].endswith("/train.py"):
+            _, recipe, out, *options = arguments
+            program, arguments = "imprag", ["train", "--config", recipe, "--out", out, *options]
         if program == "imprag":
             parse(arguments)
             if (fast := fast_form(arguments)) is None:

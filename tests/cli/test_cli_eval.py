@@ -179,6 +179,10 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
             ("--passages", "gold-among-others", "--k", "0", "--index", "{home}/index"),
             "cannot be among 0 passages of a corpus of 12",
         ),
+        (
+            ("--tasks", "nq={home}/examples.jsonl", "{home}/examples.jsonl", "--split", "dev"),
+            "--split has no effect on files: leave it out",
+        ),
         (("--tasks", "nope"), "no task or file 'nope'"),
         (("--tasks", "nq=nope.jsonl"), "nope.jsonl does not exist"),
         ((), "no index to retrieve from"),
@@ -270,6 +274,9 @@ def test_tasks_import(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     arguments = ("--corpus", home / "corpus.jsonl", "--out", tmp_path / "nq.jsonl")
     assert run("tasks", "import", kilt, *arguments) == 2
     assert f"imprag tasks import TASK={kilt}" in capsys.readouterr().err
+    for command in (("import", f"nq={kilt}", *arguments), ("import-squad", kilt, *arguments[2:])):
+        assert run("tasks", *command, "--split", "train") == 2
+        assert "--split has no effect on a file: leave it out" in capsys.readouterr().err
     assert run("tasks", "import", f"nq={kilt}", *arguments) == 0
     assert "title+answer: 1\n" in capsys.readouterr().out
     first, second = read_examples(tmp_path / "nq.jsonl")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from train import SimilarNames
 
 from imprag.errors import ImpRAGError
 from imprag.training.recipe import Recipe
@@ -31,6 +32,7 @@ def write(path: Path, **content: Any) -> Path:
 
 @pytest.mark.parametrize("path", [*CONFIGS, *OF_DEFAULT_MODEL], ids=lambda path: path.stem)
 def test_shipped_recipes_load(path: Path) -> None:
+    assert SimilarNames.uses  # its module registers it, for the recipes of the built-in model
     recipe = load_recipe(path)
     again = Recipe.model_validate(yaml.safe_load(recipe.to_yaml()))
     assert again == recipe
@@ -137,7 +139,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("teacher.hard_negatives=[5, 50]", "two ascending ranks after the 5 positives"),
         ("teacher.hard_negatives=[50, 10]", "two ascending ranks after the 5 positives"),
         ("data.1.corpus=wiki10k", "from wiki10k, which is none of the recipe's corpora: default"),
-        ("batch.alike_rows=true", "alike_rows is for grids, but there is no batch.grid"),
+        ("batch.alike_rows=true", "was removed: use batch.sampler: similar_names, which examples/"),
         ("batch.grids=2", "grids is 2, but there is no batch.grid"),
         ("batch.generate=9", "generate is 9, but a batch has 8 prompts"),
         ("batch.passage_tokens=[{after: 0.5, tokens: 64}]", "must begin with after: 0"),

@@ -30,10 +30,8 @@ from imprag.io.locking import only_builder
 from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.base import load_base_model
 from imprag.model.load import EMBEDDINGS
-from imprag.training.data import load_sources
 from imprag.training.export import export
 from imprag.training.lora import add_adapters, begin_with, halve_frozen
-from imprag.training.names import name_vectors
 from imprag.training.recipe import LoraGroup, LoraSettings, Recipe
 from imprag.training.run import check_fsdp, train, training_time
 
@@ -126,34 +124,6 @@ def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path
     assert first == [f"p{number}" for number in range(FACTS)]
     answers = [answer.text for answer in rag.generate(prompts, max_new_tokens=3)]
     assert answers == [question["output"][0]["answer"] for question in questions]
-
-
-def test_grids_hold_entities_with_similar_names(world: Path, tmp_path: Path) -> None:
-    lines = (world / "nq.jsonl").read_text().splitlines()
-    questions = [json.loads(line) for line in lines]
-    for question in questions:
-        question["meta"] = {"group": question["input"].split()}
-    facts = tmp_path / "facts.jsonl"
-    facts.write_text("".join(json.dumps(question) + "\n" for question in questions))
-    settings = recipe(
-        world,
-        batch={"grid": [3, 3], "alike_rows": True},
-        train={"steps": 6},
-        trainer={"save_steps": 6},
-    )
-    # The second source has questions about titles without relations, which get their own grids.
-    named = settings.data[0].model_copy(update={"tasks": str(facts)})
-    settings = settings.model_copy(update={"data": (named, settings.data[0])})
-    assert train(settings, tmp_path / "run")["steps"] == 6
-
-    lm, tokenizer = load_base_model(world / "lm", torch.float32)
-    vectors = name_vectors(load_sources(settings, load_corpus(settings.corpus)), lm, tokenizer)
-    assert sorted(vectors) == [f"w{10 + n}" for n in range(8)]
-    ids = tokenizer(sorted(vectors), add_special_tokens=False)["input_ids"]
-    weight = lm.get_input_embeddings().weight.detach()[[token for (token,) in ids]]
-    expected = torch.nn.functional.normalize(weight - weight.mean(0), dim=1)
-    found = torch.stack([torch.from_numpy(vectors[name]) for name in sorted(vectors)])
-    torch.testing.assert_close(found, expected.double(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from imprag.cli.options import (
     refuse_without_effect,
 )
 from imprag.errors import ImpRAGError
+from imprag.io.files import expand_home
 
 if TYPE_CHECKING:
     from imprag.corpus import Corpus
@@ -135,6 +136,8 @@ def evaluate(
     if in_context:
         where = "with --in-context"
         refuse_without_effect(where, kv_cache=kv_cache, attention_score_bias=weight)
+    if tasks and data is None and all(map(_is_file, tasks)):
+        refuse_without_effect("on files", split=split)
     require_packages()
     examples = read_tasks(tasks or (), data=data, split=split)
 
@@ -179,3 +182,8 @@ def evaluate(
     else:
         print(results_table(results["tasks"]), end="")
     print(f"report: {out / REPORT}", file=sys.stderr)
+
+
+def _is_file(task: str) -> bool:
+    """Whether ``FILE`` or ``TASK=FILE`` names a file, rather than a dataset."""
+    return expand_home(task.rpartition("=")[2]).is_file()

@@ -8,7 +8,9 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
+from imprag.cli.options import refuse_without_effect
 from imprag.errors import ImpRAGError
+from imprag.io.files import expand_home
 
 tasks = cyclopts.App(
     name="tasks", help="List tasks, build a benchmark, import KILT files and SQuAD."
@@ -69,7 +71,7 @@ def build(benchmark: str, /, *, out: Path) -> None:
 
 
 @tasks.command(name="import")
-def import_file(file: str, /, *, corpus: str, out: Path, split: str = "validation") -> None:
+def import_file(file: str, /, *, corpus: str, out: Path, split: str | None = None) -> None:
     """Link a KILT file's provenance to the passages of a corpus.
 
     Prints how many examples were linked in which way.
@@ -84,7 +86,8 @@ def import_file(file: str, /, *, corpus: str, out: Path, split: str = "validatio
             data set on the Hugging Face hub.
         corpus: The passages to link to, as for `imprag index`.
         out: The file to write, `.jsonl` or `.jsonl.gz`.
-        split: The split of a data set on the hub. Use `train` for training questions.
+        split: The split of a data set on the hub; `validation` if not given. Use `train`
+            for training questions.
     """
     from imprag.corpus import load_corpus
     from imprag.tasks import load_task
@@ -93,12 +96,14 @@ def import_file(file: str, /, *, corpus: str, out: Path, split: str = "validatio
     task, equals, source = file.partition("=")
     if not equals:
         raise ImpRAGError(f"say which task {file} is of: imprag tasks import TASK={file} ...")
-    _print_counts(import_kilt(source, load_corpus(corpus), out, load_task(task), split))
+    _check_split(source, split)
+    passages = load_corpus(corpus)
+    _print_counts(import_kilt(source, passages, out, load_task(task), split or "validation"))
     print(f"wrote {out}", file=sys.stderr)
 
 
 @tasks.command
-def import_squad(file: str, /, *, out: Path, split: str = "train") -> None:
+def import_squad(file: str, /, *, out: Path, split: str | None = None) -> None:
     """Make a corpus from SQuAD's paragraphs, and questions that need it.
 
     For example:
@@ -109,12 +114,19 @@ def import_squad(file: str, /, *, out: Path, split: str = "train") -> None:
     Args:
         file: SQuAD's JSON, or its data set on the Hugging Face hub.
         out: The folder to make, with `passages.jsonl` and `questions.jsonl`.
-        split: The split of a data set on the hub. Use `validation` for questions to evaluate with.
+        split: The split of a data set on the hub; `train` if not given. Use `validation`
+            for questions to evaluate with.
     """
     from imprag.tasks.squad import import_squad
 
-    _print_counts(import_squad(file, out, split))
+    _check_split(file, split)
+    _print_counts(import_squad(file, out, split or "train"))
     print(f"wrote {out}", file=sys.stderr)
+
+
+def _check_split(source: str, split: str | None) -> None:
+    if expand_home(source).is_file():
+        refuse_without_effect("on a file", split=split)
 
 
 def _moved(name: str) -> Callable[..., None]:

@@ -148,10 +148,6 @@ class BatchSettings(Section):
     """Grids in a batch, each from one source, sampled by the weights. Raise it to fill a GPU or to
     mix prompt formats."""
 
-    alike_rows: bool = False
-    """Puts entities with similar names into one grid, by the base model's token embeddings, so that
-    each is a hard negative for the others. By default entities are sampled at random."""
-
     others: NonNegativeInt = 0
     """Prompts in a batch from the sources that fill no grids. It must be positive if there are such
     sources, and 0 otherwise."""
@@ -193,8 +189,6 @@ class BatchSettings(Section):
         points = [step.after for step in self.passage_tokens]
         if points and (points[0] != 0 or sorted(set(points)) != points):
             raise ImpRAGError("passage_tokens must begin with after: 0 and ascend")
-        if self.alike_rows and self.grid is None:
-            raise ImpRAGError("alike_rows is for grids, but there is no batch.grid")
         if self.grids > 1 and self.grid is None:
             raise ImpRAGError(f"grids is {self.grids}, but there is no batch.grid")
         if self.generate is not None and self.generate > self.prompts:

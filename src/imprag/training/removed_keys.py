@@ -45,6 +45,11 @@ REMOVED = (
     Removed("teacher.positives", 5, "use batch.positives"),
     Removed("batch.kind", "examples", "give batch.grid, such as [6, 6], for batches of grids"),
     Removed("batch.answer_check", True, "a passage that contains an answer is never a negative"),
+    Removed(
+        "batch.alike_rows",
+        False,
+        "use batch.sampler: similar_names, which examples/default_model/train.py adds",
+    ),
     Removed("batch.same_passage", 0, "use batch.questions_per_passage"),
     Removed("batch.about_candidates", 0, "use batch.questions_per_passage"),
     Removed("stages.warmup.refresh_steps", None, "use stages.mine_every"),

@@ -27,7 +27,6 @@ from imprag.training.batches import Batches
 from imprag.training.data import TrainingSource, load_sources
 from imprag.training.hard_negatives import HardNegativeMiner
 from imprag.training.lora import add_adapters, begin_with, halve_frozen, hold_untrained
-from imprag.training.names import name_vectors
 from imprag.training.packages import require_packages
 from imprag.training.recipe import Recipe
 from imprag.training.recipe_file import load_recipe
@@ -102,8 +101,7 @@ def _train(
     set_seed(recipe.seed)
     # Weights stay in float32; autocast computes in bfloat16.
     lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
-    names = {"names": name_vectors(sources, lm, tokenizer)} if recipe.batch.alike_rows else {}
-    sampler = make_sampler(sources, recipe.batch, corpus, recipe.seed, **names)
+    sampler = make_sampler(sources, recipe.batch, corpus, recipe.seed)
     schedule = Schedule(recipe, recipe.steps(len(sampler.examples)))
     config = recipe.model.to_config()
     fingerprint = model_fingerprint(lm, tokenizer)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -260,15 +260,13 @@ def make_sampler(
     settings: "BatchSettings",
     corpus: Corpus,
     seed: int = 0,
-    **further: Any,
 ) -> Sampler:
     """The sampler that the settings name.
 
     Args:
         sources, settings, corpus, seed: as for `Sampler`.
-        further: what this sampler alone takes.
 
     Raises:
         ImpRAGError: the sampler is unknown or can make no batches of this.
     """
-    return SAMPLERS.find(settings.sampler)(sources, settings, corpus, seed, **further)
+    return SAMPLERS.find(settings.sampler)(sources, settings, corpus, seed)

@@ -23,9 +23,9 @@ from imprag.training.samplers.base import BatchIndices, Sampler
 from imprag.training.samplers.sampling import (
     Epochs,
     Mixture,
-    NameVectors,
     QuestionsAbout,
     grid_epochs,
+    random_groups,
     sample,
     single_epochs,
 )
@@ -62,7 +62,6 @@ class BatchSampler(Sampler):
         settings: of batches.
         corpus: that the rows belong to.
         seed: seed of the random choices.
-        names: of the entities of grids, for ``alike_rows``.
 
     Attributes:
         examples: of all sources, in order; batches name them by their number.
@@ -80,7 +79,6 @@ class BatchSampler(Sampler):
         settings: BatchSettings,
         corpus: Corpus,
         seed: int = 0,
-        names: NameVectors | None = None,
     ) -> None:
         super().__init__(sources, settings, corpus, seed)
         _check(sources, settings, corpus)
@@ -99,7 +97,8 @@ class BatchSampler(Sampler):
             if settings.grid and _has_grid(source):
                 grids[number] = source.weight
                 generator = random.Random(key)
-                maker = grid_epochs(self.examples, indices, settings.grid, generator, names)
+                grid, group = settings.grid, self.group_entities
+                maker = grid_epochs(self.examples, indices, grid, generator, group)
             else:
                 singles[number] = source.weight
                 maker = single_epochs(indices)
@@ -108,6 +107,12 @@ class BatchSampler(Sampler):
         self._mixture = Mixture(singles, f"{seed} examples")
         asks_more = settings.questions_per_passage > 0
         self._questions = QuestionsAbout(numbers if asks_more else [], self.examples)
+
+    def group_entities(
+        self, entities: Sequence[str], size: int, generator: random.Random
+    ) -> list[Sequence[str]]:
+        """The entities of each grid, at most ``size``, for an epoch; a subclass may choose them."""
+        return random_groups(entities, size, generator)
 
     def __call__(self, step: int) -> BatchIndices:
         """The batch of a step, counted from 0."""

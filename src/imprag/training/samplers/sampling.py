@@ -8,9 +8,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from imprag.training.data import TrainingExample
 
 Item = TypeVar("Item")
@@ -18,8 +15,8 @@ Item = TypeVar("Item")
 Bundle = tuple[int, ...]
 #: Makes the bundles of an epoch, in order, from the number of the epoch and its randomness.
 EpochMaker = Callable[[int, random.Random], list[Bundle]]
-#: Unit vectors by name; names that are alike have like vectors.
-NameVectors = Mapping[str, npt.NDArray[np.floating]]
+#: Groups entities into grids: from the entities, the size of a group and an epoch's randomness.
+Grouping = Callable[[Sequence[str], int, random.Random], list[Sequence[str]]]
 
 _DECK = 1000  # draws after which every source has had its share
 
@@ -81,15 +78,15 @@ def grid_epochs(
     indices: Sequence[int],
     shape: tuple[int, int],
     generator: random.Random,
-    names: NameVectors | None = None,
+    group: Grouping,
 ) -> EpochMaker:
     """Grids of ``shape`` with every cell once an epoch, its prompt templates taking turns.
 
-    With ``names``, entities that are alike stand in one grid.
+    ``group`` says which entities share a grid.
     """
     rows, columns = shape
     facts = all(len(examples[index].group) == 2 for index in indices)
-    height, alike = (rows, names) if facts else (1, None)
+    height, grouped = (rows, group) if facts else (1, random_groups)
     cells: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index in shuffled(indices, generator):
         entity, *relation = examples[index].group
@@ -98,7 +95,7 @@ def grid_epochs(
 
     def epoch(number: int, generator: random.Random) -> list[Bundle]:
         tiles = []
-        for entities in _grouped(sorted(cells), height, alike, generator):
+        for entities in grouped(sorted(cells), height, generator):
             relations = sorted({relation for entity in entities for relation in cells[entity]})
             for chunk in _chunks(shuffled(relations, generator), columns):
                 filled = [
@@ -169,25 +166,11 @@ def _packed(tiles: Iterable[Bundle], size: int) -> list[Bundle]:
     return bundles
 
 
-def _grouped(
-    entities: Sequence[str], size: int, names: NameVectors | None, generator: random.Random
+def random_groups(
+    entities: Sequence[str], size: int, generator: random.Random
 ) -> list[Sequence[str]]:
-    """Groups like those of `_chunks`, at random or, with ``names``, of entities that are alike.
-
-    Those are halved, and the halves again, between two of them that are drawn each time.
-    """
-    if names is None or len(entities) <= size:
-        return _chunks(shuffled(entities, generator), size)
-    one, other = generator.sample(entities, 2)
-    direction = names[one] - names[other]
-    ranked = sorted(entities, key=lambda name: float(names[name] @ direction))
-    groups = -(-len(ranked) // size)
-    middle = len(ranked) * (groups // 2) // groups
-    return [
-        group
-        for half in (ranked[:middle], ranked[middle:])
-        for group in _grouped(half, size, names, generator)
-    ]
+    """Random groups of at most ``size`` entities."""
+    return _chunks(shuffled(entities, generator), size)
 
 
 def _chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
