@@ -18,9 +18,9 @@ bench="$RUNS/factbook-bench"
 factbook=(--data "$bench")
 wiki=(--tasks "${WIKI_QUESTIONS:-}" --corpus "${WIKI_PASSAGES:-}")
 
-for retriever in bm25 teacher; do
+for retriever in lexical dense; do
   for template in none oracle; do
-    how=(--retriever "$retriever" --query-template "$template" --retrieval-only --batch-size 64)
+    how=(--retrieval "$retriever" --query-template "$template" --retrieval-only --batch-size 64)
     imprag eval "${factbook[@]}" "${how[@]}" --out "$RUNS/factbook-$retriever-$template"
     if [ -n "${WIKI_QUESTIONS:-}" ]; then
       imprag eval "${wiki[@]}" "${how[@]}" --out "$RUNS/wiki-$retriever-$template"
@@ -31,11 +31,11 @@ done
 lm=("${factbook[@]}" --model smollm2-135m --limit "$LIMIT")
 imprag eval "${lm[@]}" --passages none --out "$RUNS/factbook-lm-alone"
 imprag eval "${lm[@]}" --passages gold --in-context --out "$RUNS/factbook-lm-oracle"
-imprag eval "${lm[@]}" --retriever teacher --in-context --out "$RUNS/factbook-lm-teacher"
+imprag eval "${lm[@]}" --retrieval dense --in-context --out "$RUNS/factbook-lm-dense"
 
 for benchmark in factbook wiki; do
-  if [ -e "$RUNS/$benchmark-bm25-none" ]; then
-    imprag compare "$RUNS/$benchmark"-{bm25,teacher}-{none,oracle} \
+  if [ -e "$RUNS/$benchmark-lexical-none" ]; then
+    imprag compare "$RUNS/$benchmark"-{lexical,dense}-{none,oracle} \
       --html "$RUNS/$benchmark-retrievers.html" > "$RUNS/$benchmark-retrievers.md"
   fi
 done

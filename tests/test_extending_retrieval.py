@@ -62,7 +62,7 @@ def test_the_command_line_uses_the_example(
             "under the entry-point group imprag.index_backends)",
         ),
         (
-            "search who? --retriever nope",
+            "search who? --retrieval nope",
             "unknown retriever 'nope'; known are self, teacher, bm25, trigrams (packages add "
             "others under the entry-point group imprag.retrievers)",
         ),

@@ -12,7 +12,7 @@ import documented
 from imprag.errors import ImpRAGError
 from imprag.io.optional import missing, note_without, require
 
-BLOCKED = ("matplotlib", "tensorboard", "bm25s", "datasets")
+BLOCKED = ("matplotlib", "tensorboard", "datasets")
 _RUN = """
 import json, sys
 from importlib.machinery import PathFinder
@@ -58,22 +58,18 @@ def run(home: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
 def test_commands_without_optional_packages(home: Path) -> None:
     own = ["--model", "my-model", "--index", "my-index", "--dtype", "float32"]
     questions = ["--data", "factbook-bench", "--tasks", "factbook/qa", "--limit", "1"]
-    bm25 = ["--retriever", "bm25", "--retrieval-only"]
     results = run(
         home,
         [
             ["eval", *questions, *own, "--out", "runs/one"],
             ["eval", *questions, *own, "--k", "1", "--out", "runs/other"],
             ["compare", "runs/one", "runs/other", "--html", "both.html"],
-            ["eval", *questions, *bm25, "--out", "runs/bm25"],
             ["eval", "--tasks", "nq=some/set", *own, "--out", "runs/hub"],
             ["train", "--config", "recipe.yaml", "--out", "trained"],
             ["train", "--config", "recipe.yaml", "--set", "data.0.tasks=a/set", "--out", "not"],
-            ["train", "--config", "recipe.yaml", "--set", "data.0.positives=teacher",
-             "teacher.retriever=bm25", "--out", "not"],
         ],
     )  # fmt: skip
-    assert [status for status, _ in results] == [0, 0, 0, 2, 2, 0, 2, 2]
+    assert [status for status, _ in results] == [0, 0, 0, 2, 0, 2]
     errors = [error for _, error in results]
     assert errors[0].startswith(
         "note: there will be no plots in the report, because matplotlib is not installed; "
@@ -81,14 +77,11 @@ def test_commands_without_optional_packages(home: Path) -> None:
     )
     assert "<svg" not in (home / "runs" / "one" / "report.html").read_text()
     assert "<svg" not in (home / "both.html").read_text()
-    assert errors[3].endswith('BM25 needs bm25s; run: pip install "imprag[eval]"\n')
-    assert errors[4].endswith('some/set needs datasets; run: pip install "imprag[eval]"\n')
-    assert "no curves for TensorBoard, because tensorboard is not installed" in errors[5]
+    assert errors[3].endswith('some/set needs datasets; run: pip install "imprag[eval]"\n')
+    assert "no curves for TensorBoard, because tensorboard is not installed" in errors[4]
     assert (home / "trained" / "model" / "imprag.json").is_file()
-    assert errors[6].endswith('a/set needs datasets; run: pip install "imprag[train]"\n')
-    assert errors[7].endswith('BM25 needs bm25s; run: pip install "imprag[eval]"\n')
+    assert errors[5].endswith('a/set needs datasets; run: pip install "imprag[train]"\n')
     assert not (home / "not").exists()
-    assert not (home / "runs" / "bm25").exists()
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(

@@ -67,7 +67,6 @@ def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_another_retriever_finds_by_the_prompts_words(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("bm25s", reason="BM25")
     monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path))
 
     def found(*arguments: object) -> list[str]:
@@ -75,20 +74,19 @@ def test_another_retriever_finds_by_the_prompts_words(
         return [one["id"] for one in json.loads(capsys.readouterr().out)["passages"]]
 
     for command in (("search", "w17"), ("ask", "w17", "--max-new-tokens", 2)):
-        assert found(*command, "--retriever", "bm25", "--k", 1) == ["p3"]
-        assert len(found(*command, "--retriever", "bm25")) == 2  # the model's own k
-    assert found("ask", "w17", "--max-new-tokens", 2, "--retriever", "bm25", "--k", 0) == []
-    assert ask(home, "search", "w17", "--retriever", "bm25", "--k", 10) == 2
+        assert found(*command, "--retrieval", "lexical", "--k", 1) == ["p3"]
+        assert len(found(*command, "--retrieval", "lexical")) == 2  # the model's own k
+    assert found("ask", "w17", "--max-new-tokens", 2, "--retrieval", "lexical", "--k", 0) == []
+    assert ask(home, "search", "w17", "--retrieval", "lexical", "--k", 10) == 2
     assert "k is 10, but the index has 9 passages" in capsys.readouterr().err
 
 
 def test_a_search_by_text_does_not_load_the_model(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("bm25s", reason="BM25")
     monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path))
     monkeypatch.delattr("imprag.pipeline.load_pretrained")
-    assert ask(home, "search", "w17", "--retriever", "bm25", "--json") == 0
+    assert ask(home, "search", "w17", "--retrieval", "lexical", "--json") == 0
     found = json.loads(capsys.readouterr().out)["passages"]
     assert [(one["id"], one["row"], one["kind"]) for one in found[:1]] == [("p3", 3, "lexical")]
     assert len(found) == 2  # the model's own k
@@ -175,8 +173,8 @@ def test_plain_questions_are_put_into_the_models_template(
         monkeypatch.setattr("sys.stdin", io.StringIO("w1 w2\n"))
         assert shown(command, "-", "--model", trained) == templated
         # Text retrievers search by the prompt as it was typed.
-        typed = shown(command, "w1 w2", "--model", trained, "--retriever", "bm25")
-        assert typed["passages"] == shown(command, "w1 w2", "--retriever", "bm25")["passages"]
+        typed = shown(command, "w1 w2", "--model", trained, "--retrieval", "lexical")
+        assert typed["passages"] == shown(command, "w1 w2", "--retrieval", "lexical")["passages"]
     assert ask(home, "ask", "w1 w2", "--model", trained) == 0
     assert capsys.readouterr().out.startswith("w1 w2\n")
     assert ask(home, "ask", "w1", "--chat", "--raw") == 2

@@ -75,7 +75,7 @@ def runs(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMPRAG_CACHE", str(home / "cache"))
         assert evaluate(home, path / "own", "--index", home / "index") == 0
-        bm25 = ("--retriever", "bm25", "--retrieval-only", "--corpus", home / "corpus.jsonl")
+        bm25 = ("--retrieval", "lexical", "--retrieval-only", "--corpus", home / "corpus.jsonl")
         assert evaluate(home, path / "bm25", *bm25) == 0
     return [path / "own", path / "bm25"]
 
@@ -141,7 +141,7 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
     assert "reading:\n    k: 3\n" in recipe
     assert "the first gold passage among 3" in (tmp_path / "hidden" / "report.html").read_text()
     index = ("--index", home / "index", "--limit", 2)
-    text = ("--retriever", "bm25", "--query-template", "oracle", "--k", 1)
+    text = ("--retrieval", "lexical", "--query-template", "oracle", "--k", 1)
     assert evaluate(home, tmp_path / "text", *text, *index) == 0
     recipe = (tmp_path / "text" / "recipe.yaml").read_text()
     assert "from: bm25\n    query_template: oracle\n" in recipe
@@ -159,8 +159,8 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
             "--attention-score-bias has no effect without the model's own retrieval: leave it out",
         ),
         (
-            ("--retriever", "bm25", "--passages", "none", "--query-template", "oracle"),
-            "--retriever, --query-template have no effect with --passages none: leave them out",
+            ("--retrieval", "lexical", "--passages", "none", "--query-template", "oracle"),
+            "--retrieval, --query-template have no effect with --passages none: leave them out",
         ),
         (
             ("--passages", "none", "--k", "3", "--in-context", "--kv-cache", "x", "--corpus", "y"),
@@ -187,7 +187,7 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
         (("--tasks", "nq=nope.jsonl"), "nope.jsonl does not exist"),
         ((), "no index to retrieve from"),
         (("--passages", "none", "--limit", "0"), "limit must be at least 1"),
-        (("--passages", "none", "--retriever", "nope"), "nope"),
+        (("--passages", "none", "--retrieval", "nope"), "nope"),
     ],
 )
 def test_eval_mistakes(
@@ -283,7 +283,7 @@ def test_tasks_import(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert first.output[0].provenance == [{**provenance[0], "passage_id": "p3"}]
     assert second.meta["link"] == "none"
     # What was imported can be evaluated, here on one gold passage and two answers.
-    what = ("--tasks", tmp_path / "nq.jsonl", "--retriever", "bm25", "--retrieval-only")
+    what = ("--tasks", tmp_path / "nq.jsonl", "--retrieval", "lexical", "--retrieval-only")
     corpus = ("--corpus", home / "corpus.jsonl", "--out", tmp_path / "run")
     assert run("eval", *what, *corpus) == 0
     result = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]["nq"]

@@ -33,7 +33,7 @@ from imprag.index.folder import IndexFolder
 from imprag.io.optional import note_without
 from imprag.pipeline import ImpRAG
 from imprag.retrieval import RetrievedPassage
-from imprag.retrieval.lexical import BM25
+from imprag.retrieval.lexical import LexicalRetriever
 from imprag.tasks import Answer, Example, Task, TaskExamples, load_task
 
 TEXTS = {passage.id: passage.text for passage in PASSAGES}
@@ -41,7 +41,7 @@ PAGES = {passage.id: passage.title for passage in PASSAGES}
 
 
 def bm25(corpus: Corpus, query_template: QueryTemplate = "none") -> PassageSource:
-    return text_retrieval("bm25", BM25(corpus), query_template)
+    return text_retrieval("bm25", LexicalRetriever(corpus), query_template)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from conftest import TEXTS
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.retrieval.dense import TextEncoder
-from imprag.retrieval.lexical import BM25
+from imprag.retrieval.lexical import LexicalRetriever
 
 
 def lucene_bm25(query: list[str], documents: list[list[str]]) -> list[float]:
@@ -23,7 +23,7 @@ def lucene_bm25(query: list[str], documents: list[list[str]]) -> list[float]:
             containing = sum(word in other for other in documents)
             idf = math.log(1 + (len(documents) - containing + 0.5) / (containing + 0.5))
             length = 1 - 0.75 + 0.75 * len(document) / mean
-            score += idf * counts[word] / (counts[word] + 1.5 * length)
+            score += idf * counts[word] * 2.2 / (counts[word] + 1.2 * length)
         scores.append(score)
     return scores
 
@@ -35,7 +35,7 @@ def test_bm25_scores_follow_the_formula(corpus: Corpus) -> None:
     ]
     for query in ("What is the CAPITAL of Chad?", "who", "vitamin c", "river Chari Mali"):
         expected = lucene_bm25(query.lower().strip("?").split(), documents)
-        (found,) = BM25(corpus).retrieve([query], 4)
+        (found,) = LexicalRetriever(corpus).retrieve([query], 4)
         scores = {item.passage.id: item.score for item in found}
         assert [scores[f"p{n}"] for n in range(4)] == pytest.approx(expected, abs=1e-5)
         assert [item.score for item in found] == sorted(scores.values(), reverse=True)
@@ -43,7 +43,7 @@ def test_bm25_scores_follow_the_formula(corpus: Corpus) -> None:
 
 
 def test_bm25_takes_any_query(corpus: Corpus) -> None:
-    bm25 = BM25(corpus)
+    bm25 = LexicalRetriever(corpus)
     assert bm25.retrieve([], 2) == []
     rows = bm25.retrieve(["", "xyzzy", "?!", "Bamako"], 2)
     assert [len(row) for row in rows] == [2, 2, 2, 2]
@@ -93,7 +93,7 @@ def test_bm25_finds_text_without_spaces(
         "Beyoncé is a singer.",
     ]
     passages = [Passage(f"p{n}", "", text) for n, text in enumerate(texts)]
-    bm25 = BM25(Corpus.build(passages, tmp_path / "corpus"))
+    bm25 = LexicalRetriever(Corpus.build(passages, tmp_path / "corpus"))
     ((best, second),) = bm25.retrieve([query], 2)
     assert best.passage.id == f"p{right}"
     assert best.score > second.score
@@ -102,19 +102,13 @@ def test_bm25_finds_text_without_spaces(
 def test_bm25_takes_a_corpus_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
     corpus = Corpus.build([Passage("1", "", "?!"), Passage("2", "", "...")], tmp_path / "corpus")
-    ((one, other),) = BM25(corpus).retrieve(["who?"], 2)
+    ((one, other),) = LexicalRetriever(corpus).retrieve(["who?"], 2)
     assert {one.passage.id, other.passage.id} == {"1", "2"}
 
 
-def test_bm25_is_built_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bm25s
-
-    first = BM25(corpus).retrieve(["capital city"], 3)
-    monkeypatch.setattr(bm25s.BM25, "index", lambda *a, **k: pytest.fail("built again"))
-    assert BM25(corpus).retrieve(["capital city"], 3) == first
-
-
-def test_bm25_needs_its_package(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "bm25s", None)
-    with pytest.raises(ImpRAGError, match="BM25 needs bm25s; run: pip install"):
-        BM25(corpus)
+def test_the_lexical_index_of_a_corpus_is_made_once(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = LexicalRetriever(corpus).retrieve(["capital city"], 3)
+    monkeypatch.setattr("imprag.index.lexical._write", lambda *a: pytest.fail("built again"))
+    assert LexicalRetriever(corpus).retrieve(["capital city"], 3) == first

@@ -15,6 +15,8 @@ from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.retrieval import Retriever, register_retriever
 from imprag.retrieval.dense import DenseRetriever
+from imprag.retrieval.gate import Gate
+from imprag.retrieval.hybrid import HybridRetriever
 from imprag.retrieval.implicit import ImplicitRetriever
 from imprag.retrieval.registry import RETRIEVERS
 from imprag.testing.retriever import RetrieverSuite
@@ -22,8 +24,8 @@ from imprag.testing.retriever import RetrieverSuite
 WORDS = tuple((f"w{n}", f"w{n + 10} w{n + 20} w{2 * n}") for n in range(6))
 
 
-class TestBM25(RetrieverSuite):
-    name, kind = "bm25", "lexical"
+class TestLexical(RetrieverSuite):
+    name, kind = "lexical", "lexical"
 
 
 class Letters:
@@ -44,14 +46,14 @@ class Letters:
 
 
 class TestDense(RetrieverSuite):
-    name, kind = "teacher", "dense"
+    name, kind = "dense", "dense"
 
     def make(self, corpus: Corpus) -> Retriever:
         return DenseRetriever(corpus, Letters())  # type: ignore[arg-type]
 
 
 class TestImplicit(RetrieverSuite):
-    name, kind = "self", "implicit"
+    name, kind = "implicit", "implicit"
     texts = WORDS
     prompts = ("w3 w13 w4", "w1", "w2 w22 w7 w9 w11")
 
@@ -63,6 +65,15 @@ class TestImplicit(RetrieverSuite):
         return ImplicitRetriever(model, tokenizer, index)
 
 
+class TestHybrid(TestImplicit):
+    name, kind = "hybrid", "hybrid"
+
+    def make(self, corpus: Corpus) -> Retriever:
+        implicit = super().make(corpus)
+        assert isinstance(implicit, ImplicitRetriever)
+        return HybridRetriever(implicit, implicit.index.lexical, Gate.fixed(0.5))
+
+
 def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RETRIEVERS, "_registered", {})
 
@@ -71,7 +82,7 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert RETRIEVERS.find("mine") is mine
     register_retriever("mine")(mine)  # its module runs again
-    for name in ("mine", "bm25"):
+    for name in ("mine", "lexical"):
         with pytest.raises(ImpRAGError, match=f"there are two retrievers named '{name}'"):
             register_retriever(name)(lambda context: None)
 
@@ -82,7 +93,7 @@ def test_a_package_cannot_take_the_name_of_a_built_in_retriever(
     info = tmp_path / "mine-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[imprag.retrievers]\nbm25 = json:loads\n")
+    (info / "entry_points.txt").write_text("[imprag.retrievers]\nlexical = json:loads\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ImpRAGError, match="there are two retrievers named 'bm25'"):
-        RETRIEVERS.find("bm25")
+    with pytest.raises(ImpRAGError, match="there are two retrievers named 'lexical'"):
+        RETRIEVERS.find("lexical")

@@ -9,7 +9,7 @@ import pytest
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.retrieval.dense import DenseRetriever
-from imprag.retrieval.lexical import BM25
+from imprag.retrieval.lexical import LexicalRetriever
 from imprag.training import teacher
 from imprag.training.teacher import label_prompts, load_retriever
 
@@ -100,7 +100,7 @@ def test_bm25_ranks_rows(corpus: Corpus) -> None:
     retriever = load_retriever("bm25", corpus)
     assert isinstance(retriever, BM25)
     check_rows(corpus, retriever, queries)
-    assert retriever.fingerprint() == BM25(corpus).fingerprint()
+    assert retriever.fingerprint() == LexicalRetriever(corpus).fingerprint()
 
 
 def test_the_bi_encoder_ranks_rows(corpus: Corpus) -> None:

@@ -18,7 +18,7 @@ class RetrieverSuite:
     """Tests of a retriever; inherit them and say its name and the kind of its scores.
 
     Attributes:
-        name: registered, as ``--retriever`` takes it.
+        name: registered, as ``--retrieval`` takes it.
         kind: of the scores.
         texts: title and text of the corpus's passages, six at least.
         prompts: that are asked; none empty.

@@ -133,9 +133,7 @@ def test_a_finished_index_is_not_built_again(
     LexicalIndex.build(corpus, tmp_path / "lexical", progress=False)
 
 
-def test_an_index_of_another_corpus_is_refused_and_replaced(
-    corpus: Corpus, tmp_path: Path
-) -> None:
+def test_an_index_of_another_corpus_is_refused_and_replaced(corpus: Corpus, tmp_path: Path) -> None:
     path = tmp_path / "lexical"
     LexicalIndex.build(corpus, path, progress=False)
     other = Corpus.build([Passage("1", "", "Reykjavik in Iceland")], tmp_path / "other")
