@@ -102,7 +102,7 @@ def start(
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, here / "killed_build.py", corpus.path, out, codec, str(pause)],
+        [sys.executable, here / "killed_kv_build.py", corpus.path, out, codec, str(pause)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
@@ -197,7 +197,7 @@ class TestRefusing:
         )
         here = Path(__file__).parent
         path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-        command = [here / "killed_build.py", corpus.path, tmp_path / "cache", "bf16", "0"]
+        command = [here / "killed_kv_build.py", corpus.path, tmp_path / "cache", "bf16", "0"]
         done = subprocess.run(
             [sys.executable, "-c", script, *map(str, command)],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

@@ -111,7 +111,7 @@ def _peak_growth(arm: Arm, prompt: str) -> int:
     """Bytes by which the resident set grows at most in one answer; 0 where the system does not say.
 
     What was freed before is given back to the system first, or it would be used again unseen. That
-    makes an answer slower, so it is one of its own.
+    makes an answer slower, so it is measured on its own.
     """
     try:
         ctypes.CDLL(None).malloc_trim(0)

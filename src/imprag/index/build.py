@@ -149,7 +149,7 @@ def build_index(
 
 
 def _finished(out: Path, goal: IndexManifest) -> IndexManifest:
-    """The manifest of the index in ``out``, if it is the one that is wanted."""
+    """The manifest of the index in ``out``, if it is the one to build."""
     found = IndexManifest.read(out)
     wanted, there = dataclasses.asdict(goal), dataclasses.asdict(found)
     for made in ("files", "versions"):

@@ -1,7 +1,7 @@
 """Builds a KV cache in a process of its own, to be killed or measured.
 
-Usage: killed_build.py CORPUS OUT CODEC PAUSE: seconds to wait after every batch of passages. Prints
-the largest resident set in KB.
+Usage: killed_kv_build.py CORPUS OUT CODEC PAUSE: seconds to wait after every batch of passages.
+Prints the largest resident set in KB.
 """
 
 import resource
