@@ -14,7 +14,20 @@ from imprag.errors import ImpRAGError
 from imprag.index import lexical
 from imprag.index.lexical import MANIFEST, LexicalIndex, query_terms
 
-_WORDS = "chad lake river capital city of the in is a 法国 mali nile".split()
+_WORDS = [
+    "chad",
+    "lake",
+    "river",
+    "capital",
+    "city",
+    "of",
+    "the",
+    "in",
+    "is",
+    "法国",
+    "mali",
+    "nile",
+]
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
     weight of a score(q) = exp(w . f(q))
 
-f(q) are ten numbers that are known before the candidates are ranked (:data:`FEATURES`), so three
-scores have thirty weights w, which `imprag.training.gate` fits. A corpus that the model has never
+f(q) are nine numbers that are known before the candidates are ranked (:data:`FEATURES`), so the
+three scores have 27 weights w, which `imprag.training.gate` fits. A corpus that the model has never
 seen has flatter implicit scores than one that it knows; there the words have more to say.
 """
 
@@ -23,7 +23,6 @@ FloatArray = npt.NDArray[np.float32]
 FEATURES = (
     "bias",
     "log_terms",
-    "log_passages",
     "implicit_z",
     "implicit_first_second",
     "implicit_first_tenth",
@@ -47,18 +46,16 @@ class Rankings(NamedTuple):
             first, (found,); empty if no passage shares a word with the prompt.
         sample: the model's scores of passages drawn from all over the corpus, (sample,).
         terms: number of terms of the prompt.
-        passages: number of passages in the corpus.
     """
 
     implicit: FloatArray
     attended: FloatArray
     sample: FloatArray
     terms: float
-    passages: int
 
 
 def features(rankings: Rankings) -> FloatArray:
-    """The ten features of a prompt, named by :data:`FEATURES`, (10,).
+    """The nine features of a prompt, named by :data:`FEATURES`, (9,).
 
     Differences and spreads are in units of the scores; z is the distance of the best passage from
     the mean of the sample in standard deviations.
@@ -69,7 +66,6 @@ def features(rankings: Rankings) -> FloatArray:
         [
             1.0,
             math.log(max(rankings.terms, 1)),
-            math.log(rankings.passages),
             (implicit[0] - sample.mean()) / spread,
             _lead(implicit, 1),
             _lead(implicit, 9),

@@ -153,7 +153,6 @@ class HybridRetriever:
             attended=word_scores,
             sample=self._sample_embeddings() @ query,
             terms=sum(counted.values()),
-            passages=len(self.corpus),
         )
         scores = np.stack(
             [
