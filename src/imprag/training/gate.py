@@ -54,7 +54,7 @@ def fit_gate(
         for task in tasks.values():
             usable = [one for one in task if one.gold & set(one.candidates.rows.tolist())]
             examples += usable
-            weights += [1 / (len(usable) * len(tasks))] * len(usable)
+            weights += [1 / (max(len(usable), 1) * len(tasks))] * len(usable)
     if not examples:
         raise ImpRAGError("no prompt has a gold passage among its candidates; none can be learnt")
     raw = np.stack([features(one.candidates.rankings) for one in examples])
