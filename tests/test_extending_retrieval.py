@@ -63,7 +63,7 @@ def test_the_command_line_uses_the_example(
         ),
         (
             "search who? --retrieval nope",
-            "unknown retriever 'nope'; known are self, teacher, bm25, trigrams (packages add "
+            "unknown retriever 'nope'; known are implicit, lexical, hybrid, dense, trigrams (packages add "
             "others under the entry-point group imprag.retrievers)",
         ),
     ],

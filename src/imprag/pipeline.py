@@ -176,7 +176,7 @@ class ImpRAG:
             corpus = self.corpus
             fingerprint = self.encoder.fingerprint()  # reads all weights of layers 0..b
             folder = cache_dir() / "indexes" / f"{fingerprint[:12]}-{corpus.fingerprint[:12]}"
-            encoder = self._shipped(corpus, fingerprint)
+            encoder = _shipped_embeddings(corpus, fingerprint) or self.encoder
             self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True)
         return self._index
 
@@ -187,30 +187,7 @@ class ImpRAG:
         Raises:
             ImpRAGError: there is no index, or it lacks the lexical part that was asked for.
         """
-        name = self._retrieval
-        if name is None:
-            name = "hybrid" if self.config.gate and _has_lexical(self.index) else "implicit"
-        weight = self._lexical_weight
-
-        def gate() -> Gate:
-            if weight is None and self.config.gate:
-                return Gate.from_json(self.config.gate)
-            return Gate.fixed(1.0 if weight is None else weight)
-
-        context = RetrieverContext(
-            lambda: self.corpus,
-            lambda: implicit_retriever(self),
-            lambda: self.index.lexical,
-            gate,
-        )
-        return RETRIEVERS.find(name)(context)
-
-    def _shipped(self, corpus: Corpus, fingerprint: str) -> Encoder:
-        """The shipped embeddings of the default model, or its encoder if settings were changed."""
-        try:
-            return StoredEmbeddings(DEFAULT_FOLDER / EMBEDDINGS, corpus, fingerprint)
-        except OtherEmbeddingsError:
-            return self.encoder
+        return _make_retriever(self, self._retrieval, self._lexical_weight)
 
     def use_kv_cache(self, kv_cache: Store | Path | str) -> None:
         """Read passages from a KV cache.
@@ -377,6 +354,31 @@ def implicit_retriever(rag: ImpRAG) -> ImplicitRetriever:
         ImpRAGError: there is no index.
     """
     return ImplicitRetriever(rag.model, rag.tokenizer, rag.index)
+
+
+def _shipped_embeddings(corpus: Corpus, fingerprint: str) -> Encoder | None:
+    """The shipped embeddings of the default model, unless its settings were changed."""
+    try:
+        return StoredEmbeddings(DEFAULT_FOLDER / EMBEDDINGS, corpus, fingerprint)
+    except OtherEmbeddingsError:
+        return None
+
+
+def _make_retriever(rag: ImpRAG, name: str | None, lexical_weight: float | None) -> Retriever:
+    """The retriever of that name over the pipeline's index; without one, the model's default."""
+    fitted = rag.config.gate
+    if name is None:
+        name = "hybrid" if fitted and _has_lexical(rag.index) else "implicit"
+
+    def gate() -> Gate:
+        if lexical_weight is None and fitted:
+            return Gate.from_json(fitted)
+        return Gate.fixed(1.0 if lexical_weight is None else lexical_weight)
+
+    context = RetrieverContext(
+        lambda: rag.corpus, lambda: implicit_retriever(rag), lambda: rag.index.lexical, gate
+    )
+    return RETRIEVERS.find(name)(context)
 
 
 def _checked_retrieval(name: str | None, lexical_weight: float | None) -> str | None:

@@ -144,7 +144,7 @@ def test_eval_of_given_passages(home: Path, tmp_path: Path) -> None:
     text = ("--retrieval", "lexical", "--query-template", "oracle", "--k", 1)
     assert evaluate(home, tmp_path / "text", *text, *index) == 0
     recipe = (tmp_path / "text" / "recipe.yaml").read_text()
-    assert "from: bm25\n    query_template: oracle\n" in recipe
+    assert "from: lexical\n    query_template: oracle\n" in recipe
     assert "reading:\n    k: 1\n" in recipe
 
 

@@ -407,7 +407,7 @@ def test_a_finished_run_is_not_repeated(
         (lambda rag, corpus, tasks: {"seed": 1}, r"seed is 0 there and 1 here"),
         (
             lambda rag, corpus, tasks: {"source": bm25(corpus)},
-            r"passages\.from is self there and bm25 here",
+            r"passages\.from is implicit there and bm25 here",
         ),
         (
             lambda rag, corpus, tasks: {"rag": make_rag(corpus, corpus.path.parent / "index1", 1)},

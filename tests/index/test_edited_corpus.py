@@ -12,7 +12,7 @@ from edited_build import NEW, OLD, Encoder, build
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.index.folder import CORPUS, INDEX, IndexFolder
+from imprag.index.folder import CORPUS, INDEX, LEXICAL, IndexFolder
 from imprag.io.building import building_folder
 
 PASSAGES = [Passage(f"p{n}", f"Title {n}", f"Text {n}.", {"page": n}) for n in range(6)]
@@ -45,7 +45,7 @@ def test_edited_corpus_is_refused_and_rebuilt_with_overwrite(
     assert list(folder.corpus) == EDITS[edit]
     assert list(IndexFolder.open(tmp_path / "index").corpus) == EDITS[edit]
     assert len(folder.index) == len(EDITS[edit])
-    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [CORPUS, INDEX]
+    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [CORPUS, INDEX, LEXICAL]
 
 
 def test_an_unfinished_build_of_the_corpus_before_its_edit_is_refused(

@@ -115,13 +115,7 @@ class HybridRetriever:
     def search(
         self, prompts: PromptBatch, queries: Queries, k: int
     ) -> list[list[RetrievedPassage]]:
-        """The k best passages for every prompt whose pass has reached layer b, best first.
-
-        Args:
-            prompts: the prompts.
-            queries: their implicit queries.
-            k: at most the number of passages.
-        """
+        """The k best passages for every prompt whose pass has reached layer b, best first."""
         return [self._best(found, k).passages for found in self._candidates(prompts, queries, k)]
 
     def _candidates(self, prompts: PromptBatch, queries: Queries, k: int) -> list[Candidates]:

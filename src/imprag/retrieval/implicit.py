@@ -86,12 +86,6 @@ class ImplicitRetriever:
     def search(
         self, prompts: PromptBatch, queries: Queries, k: int
     ) -> list[list[RetrievedPassage]]:
-        """The k best passages for every prompt whose pass has reached layer b, best first.
-
-        Args:
-            prompts: the prompts.
-            queries: their implicit queries.
-            k: at most the number of passages.
-        """
+        """The k best passages for every prompt whose pass has reached layer b, best first."""
         rows, scores = self.index.search(queries.embeddings.float().cpu().numpy(), k)
         return retrieved_passages(self.corpus, rows, scores, IMPLICIT)

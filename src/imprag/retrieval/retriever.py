@@ -89,7 +89,13 @@ class InPassRetriever(Retriever, Protocol):
     def search(
         self, prompts: PromptBatch, queries: "Queries", k: int
     ) -> list[list[RetrievedPassage]]:
-        """The k best passages for every prompt whose pass has reached layer b, best first."""
+        """The k best passages for every prompt whose pass has reached layer b, best first.
+
+        Args:
+            prompts: the prompts.
+            queries: their implicit queries.
+            k: at most the number of passages.
+        """
 
 
 def check_retrieval(corpus: Corpus, prompts: Sequence[str], k: int) -> None:
