@@ -48,11 +48,9 @@ class ImpRAG:
         tokenizer: the model's tokenizer.
         index: the index folder; without one, prompts read only passages that the caller passes.
         name: name of the model in messages; by default its base model's.
-        retrieval: what retrieves: ``"hybrid"``, ``"implicit"``, ``"lexical"``, ``"dense"`` or a
-            registered name. By default hybrid retrieval if the model has weights for it and the
-            index a lexical part, else the model's own scores alone.
-        lexical_weight: for hybrid retrieval, replaces the model's weights by 1 for its own score
-            and this number for that of the prompt's words.
+        retrieval: ``"hybrid"``, ``"implicit"``, ``"lexical"``, ``"dense"`` or a registered name.
+            By default hybrid if the model has a gate and the index a lexical part, else implicit.
+        lexical_weight: for hybrid retrieval, the weight of the prompt's words in place of the gate.
 
     Attributes:
         kv_cache: the cache of passage KV; without :meth:`use_kv_cache`, it encodes passages when
@@ -124,14 +122,8 @@ class ImpRAG:
         if index is None and fitted is not None and fitted.is_dir():
             index = fitted
         opened = None if index is None else IndexFolder.open(Path(index))
-        rag = cls(
-            model,
-            tokenizer,
-            opened,
-            name=str(name_or_path),
-            retrieval=retrieval,
-            lexical_weight=lexical_weight,
-        )
+        choice: dict[str, Any] = {"retrieval": retrieval, "lexical_weight": lexical_weight}
+        rag = cls(model, tokenizer, opened, name=str(name_or_path), **choice)
         rag.fitted_index = fitted
         if is_default:
             rag._default_corpus = DEFAULT
