@@ -63,8 +63,8 @@ def test_the_command_line_uses_the_example(
         ),
         (
             "search who? --retrieval nope",
-            "unknown retriever 'nope'; known are implicit, lexical, hybrid, dense, trigrams (packages add "
-            "others under the entry-point group imprag.retrievers)",
+            "unknown retriever 'nope'; known are implicit, lexical, hybrid, dense, trigrams "
+            "(packages add others under the entry-point group imprag.retrievers)",
         ),
     ],
 )

@@ -45,6 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(home: Path, name: str = "model", **settings: Any) -> ImpRAG:
+    settings = {"retrieval": "hybrid", **settings}
     return ImpRAG.from_pretrained(home / name, home / "index", dtype="float32", **settings)
 
 
@@ -99,13 +100,17 @@ def test_hybrid_scores_bias_attention_and_lexical_ones_do_not(home: Path) -> Non
     assert {p.kind for a in plain.generate(PROMPTS, **MORE) for p in a.passages} == {"lexical"}
 
 
-def test_a_model_without_a_gate_retrieves_by_its_own_scores(home: Path) -> None:
-    plain = load(home, "plain")
-    assert isinstance(plain.retriever, ImplicitRetriever)
-    assert plain.retrieve(PROMPTS) == load(home, retrieval="implicit").retrieve(PROMPTS)
-    both = load(home, "plain", lexical_weight=2.0).retriever
-    assert isinstance(both, HybridRetriever)
-    assert both.rank(PROMPTS[:1], 1)[0].weights == pytest.approx((1, 0, 2))
+def test_a_model_without_a_gate_weighs_both_scores_alike(home: Path) -> None:
+    choices: dict[int, dict[str, Any]] = {1: {}, 2: {"lexical_weight": 2.0}}
+    for weight, settings in choices.items():
+        retriever = load(home, "plain", **settings).retriever
+        assert isinstance(retriever, HybridRetriever)
+        assert retriever.rank(PROMPTS[:1], 1)[0].weights == pytest.approx((1, 0, weight))
+
+
+def test_retrieval_is_implicit_by_default(home: Path) -> None:
+    rag = ImpRAG.from_pretrained(home / "model", home / "index", dtype="float32")
+    assert isinstance(rag.retriever, ImplicitRetriever)
 
 
 def test_unknown_words_leave_the_implicit_ranking(home: Path) -> None:
@@ -115,16 +120,10 @@ def test_unknown_words_leave_the_implicit_ranking(home: Path) -> None:
         assert rows[0] == rows[1]
 
 
-def test_an_index_without_a_lexical_part(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_index_without_a_lexical_part(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "index", tmp_path / "index")
     shutil.rmtree(tmp_path / "index" / "lexical")
-    rag = ImpRAG.from_pretrained(home / "model", tmp_path / "index")
-    assert isinstance(rag.retriever, ImplicitRetriever)
-    assert (
-        "has no lexical index, so passages are found by the model's own" in capsys.readouterr().err
-    )
+    assert ImpRAG.from_pretrained(home / "model", tmp_path / "index").retrieve(PROMPTS)
     for retrieval in ("hybrid", "lexical"):
         asked = ImpRAG.from_pretrained(home / "model", tmp_path / "index", retrieval=retrieval)
         with pytest.raises(ImpRAGError, match="add it with: imprag index .* --out") as caught:
@@ -133,7 +132,7 @@ def test_an_index_without_a_lexical_part(
     before = sorted((tmp_path / "index" / "index").iterdir())
     assert main(command.replace("MODEL", str(home / "model")).split()) == 0
     assert sorted((tmp_path / "index" / "index").iterdir()) == before
-    again = ImpRAG.from_pretrained(home / "model", tmp_path / "index")
+    again = ImpRAG.from_pretrained(home / "model", tmp_path / "index", retrieval="hybrid")
     assert again.retrieve(PROMPTS) == load(home).retrieve(PROMPTS)
 
 
@@ -141,7 +140,7 @@ def test_an_index_without_a_lexical_part(
     ("settings", "message"),
     [
         ({"retrieval": "bm25"}, "unknown retriever 'bm25'; known are implicit, lexical, hybrid"),
-        ({"lexical_weight": 0}, "must be positive"),
+        ({"retrieval": "hybrid", "lexical_weight": 0}, "must be positive"),
         ({"retrieval": "implicit", "lexical_weight": 1}, "for hybrid retrieval, not for implicit"),
     ],
 )
@@ -152,14 +151,15 @@ def test_bad_settings_are_refused(home: Path, settings: dict[str, Any], message:
 
 def test_search_explains_its_scores(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = ["--model", str(home / "model"), "--index", str(home / "index"), "--k", "2"]
-    assert main(["search", "w1 w2 w3", *source, "--explain", "--json"]) == 0
+    hybrid = [*source, "--retrieval", "hybrid"]
+    assert main(["search", "w1 w2 w3", *hybrid, "--explain", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert list(printed["weights"]) == list(SCORES)
     assert set(printed["terms"]) == {"w1", "w2", "w3"}
     for passage in printed["passages"]:
         total = sum(printed["weights"][name] * passage["scores"][name] for name in SCORES)
         assert passage["score"] == pytest.approx(total, abs=1e-4)
-    assert main(["search", "w1 w2 w3", *source, "--explain"]) == 0
+    assert main(["search", "w1 w2 w3", *hybrid, "--explain"]) == 0
     text = capsys.readouterr().out
     assert "weights: implicit 0.607, lexical 0.368, attended 1.390" in text
     assert "words: w" in text
@@ -173,7 +173,8 @@ def test_search_explains_its_scores(home: Path, capsys: pytest.CaptureFixture[st
     ("words", "message"),
     [
         (["--retrieval", "lexical", "--lexical-weight", "2"], "lexical"),
-        (["--lexical-weight", "-1"], "must be positive"),
+        (["--retrieval", "hybrid", "--lexical-weight", "-1"], "must be positive"),
+        (["--lexical-weight", "1"], "for hybrid retrieval, not for implicit"),
         (["--retriever", "bm25"], "--retriever was removed: use --retrieval"),
     ],
 )

@@ -1,7 +1,6 @@
 """The pipeline: a model with an index and its corpus; ask, retrieve, generate, stream."""
 
 import shlex
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -48,8 +47,7 @@ class ImpRAG:
         tokenizer: the model's tokenizer.
         index: the index folder; without one, prompts read only passages that the caller passes.
         name: name of the model in messages; by default its base model's.
-        retrieval: ``"hybrid"``, ``"implicit"``, ``"lexical"``, ``"dense"`` or a registered name.
-            By default hybrid if the model has a gate and the index a lexical part, else implicit.
+        retrieval: ``"implicit"``, ``"hybrid"``, ``"lexical"``, ``"dense"`` or a registered name.
         lexical_weight: for hybrid retrieval, the weight of the prompt's words in place of the gate.
 
     Attributes:
@@ -70,7 +68,7 @@ class ImpRAG:
         index: IndexFolder | None = None,
         *,
         name: str | None = None,
-        retrieval: str | None = None,
+        retrieval: str = "implicit",
         lexical_weight: float | None = None,
     ) -> None:
         self.model = model
@@ -80,7 +78,8 @@ class ImpRAG:
         self._index = index
         self._default_corpus: str | None = None
         self.fitted_index: Path | None = None
-        self._retrieval = _checked_retrieval(retrieval, lexical_weight)
+        _check_retrieval(retrieval, lexical_weight)
+        self._retrieval = retrieval
         self._lexical_weight = lexical_weight
         if index is not None:
             index.check_model(self.encoder.fingerprint(), self._name)
@@ -93,7 +92,7 @@ class ImpRAG:
         index: Path | str | None = None,
         kv_cache: Path | str | None = None,
         *,
-        retrieval: str | None = None,
+        retrieval: str = "implicit",
         lexical_weight: float | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "auto",
@@ -356,11 +355,9 @@ def _shipped_embeddings(corpus: Corpus, fingerprint: str) -> Encoder | None:
         return None
 
 
-def _make_retriever(rag: ImpRAG, name: str | None, lexical_weight: float | None) -> Retriever:
-    """The retriever of that name over the pipeline's index; without one, the model's default."""
+def _make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retriever:
+    """The retriever of that name over the pipeline's index."""
     fitted = rag.config.gate
-    if name is None:
-        name = "hybrid" if fitted and _has_lexical(rag.index) else "implicit"
 
     def gate() -> Gate:
         if lexical_weight is None and fitted:
@@ -373,24 +370,10 @@ def _make_retriever(rag: ImpRAG, name: str | None, lexical_weight: float | None)
     return RETRIEVERS.find(name)(context)
 
 
-def _checked_retrieval(name: str | None, lexical_weight: float | None) -> str | None:
-    """The name of a known retriever; hybrid if only a lexical weight is given."""
+def _check_retrieval(name: str, lexical_weight: float | None) -> None:
+    """Refuse an unknown retriever, and a lexical weight that is bad or has no effect."""
+    RETRIEVERS.find(name)
     if lexical_weight is not None:
         Gate.fixed(lexical_weight)
-        if name not in (None, "hybrid"):
+        if name != "hybrid":
             raise ImpRAGError(f"lexical_weight is for hybrid retrieval, not for {name}")
-        return "hybrid"
-    if name is not None:
-        RETRIEVERS.find(name)
-    return name
-
-
-def _has_lexical(index: IndexFolder) -> bool:
-    """Whether an index has a lexical part; if not, a note tells how to add it."""
-    if not index.has_lexical:
-        print(
-            f"note: {index.path} has no lexical index, so passages are found by the model's own "
-            "scores alone; the imprag index command that made it adds one",
-            file=sys.stderr,
-        )
-    return index.has_lexical

@@ -47,7 +47,7 @@ class Source:
     the one that `imprag adapt` fitted the model to, or the built-in corpus of the default model."""
     k: int | None = None
     """Number of passages to retrieve; the model's own number if not given. Fewer are faster."""
-    retrieval: Retrieval = None
+    retrieval: Retrieval = "implicit"
     lexical_weight: LexicalWeight = None
     dtype: Dtype = "auto"
     device: Device = "auto"
@@ -59,7 +59,7 @@ class Source:
     @property
     def by_model(self) -> bool:
         """Whether the model itself retrieves, with or without the words."""
-        return self.retrieval in (None, "hybrid", "implicit")
+        return self.retrieval in ("implicit", "hybrid")
 
     def load_text_retriever(self) -> "tuple[Retriever, ImpRAGConfig]":
         """What retrieves by the prompts' text, and the model's settings.
@@ -75,7 +75,7 @@ class Source:
         )
         model = functools.cache(lambda: self._load_model(None))
         context = RetrieverContext(self._corpus, lambda: implicit_retriever(model()))
-        retriever = RETRIEVERS.find(str(self.retrieval))(context)
+        retriever = RETRIEVERS.find(self.retrieval)(context)
         return retriever, read_config(self.model) or model().config
 
     def _load_model(self, kv_cache: Path | None) -> "ImpRAG":

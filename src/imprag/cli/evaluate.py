@@ -36,7 +36,7 @@ def evaluate(
     kv_cache: Path | None = None,
     corpus: str | None = None,
     passages: Literal["retrieved", "gold", "gold-among-others", "none"] = "retrieved",
-    retrieval: Retrieval = None,
+    retrieval: Retrieval = "implicit",
     lexical_weight: LexicalWeight = None,
     query_template: Literal["none", "oracle"] = "none",
     retrieval_only: Flag = False,
@@ -105,13 +105,13 @@ def evaluate(
     from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
     from imprag.tasks import read_tasks
 
-    make_retriever = RETRIEVERS.find(retrieval or "implicit")
+    make_retriever = RETRIEVERS.find(retrieval)
     given = passages != "retrieved"
     if given and retrieval_only:
         raise ImpRAGError(f"--retrieval-only has nothing to measure with --passages {passages}")
     if passages == "gold-among-others" and k is None:
         raise ImpRAGError("--passages gold-among-others needs --k: the number of passages")
-    own = retrieval in (None, "hybrid", "implicit") and not given
+    own = retrieval in ("implicit", "hybrid") and not given
     if own and (corpus is not None or query_template != "none"):
         raise ImpRAGError(
             "--corpus and --query-template are not for the model's own retrieval: it searches "
@@ -124,7 +124,8 @@ def evaluate(
     if given:
         oracle = query_template == "oracle"
         where = f"with --passages {passages}"
-        refuse_without_effect(where, retrieval=retrieval, query_template=oracle)
+        chosen = None if retrieval == "implicit" else retrieval
+        refuse_without_effect(where, retrieval=chosen, query_template=oracle)
     if passages == "none":
         where = "with --passages none"
         refuse_without_effect(where, k=k, in_context=in_context, kv_cache=kv_cache, corpus=corpus)
@@ -162,7 +163,7 @@ def evaluate(
         source = gold_passages(load_passages())
     elif passages == "gold-among-others" and k is not None:
         source = gold_among(load_passages(), k)
-    elif retrieval is not None:
+    else:
         context = RetrieverContext(load_passages, lambda: implicit_retriever(load_model()))
         source = text_retrieval(retrieval, make_retriever(context), query_template)
     results = run_evaluation(

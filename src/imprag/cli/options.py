@@ -37,12 +37,11 @@ Dtype = Annotated[
 ]
 
 Retrieval = Annotated[
-    str | None,
+    str,
     Parameter(
-        help="What retrieves: `hybrid`, the model's lower layers and the prompt's words, weighed "
-        "for each prompt; `implicit`, the lower layers alone; by text `lexical` (BM25) or `dense` "
-        "(all-MiniLM-L6-v2); or one that an installed package adds. If not given, hybrid where "
-        "model and index allow it, else implicit."
+        help="What retrieves: `implicit`, the model's lower layers; `hybrid`, the lower layers and "
+        "the prompt's words, weighed for each prompt; by text `lexical` (BM25) or `dense` "
+        "(all-MiniLM-L6-v2); or one that an installed package adds."
     ),
 ]
 LexicalWeight = Annotated[
