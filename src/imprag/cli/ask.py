@@ -28,6 +28,8 @@ from imprag.io.text_checks import check_prompts
 
 if TYPE_CHECKING:
     from imprag.corpus import Corpus
+    from imprag.index.folder import IndexFolder
+    from imprag.index.lexical import LexicalIndex
     from imprag.model.config import ImpRAGConfig
     from imprag.pipeline import ImpRAG
     from imprag.retrieval import RetrievedPassage, Retriever
@@ -74,7 +76,9 @@ class Source:
             f"with --retrieval {self.retrieval}", lexical_weight=self.lexical_weight
         )
         model = functools.cache(lambda: self._load_model(None))
-        context = RetrieverContext(self._corpus, lambda: implicit_retriever(model()))
+        context = RetrieverContext(
+            self._corpus, lambda: implicit_retriever(model()), self._lexical_index
+        )
         retriever = RETRIEVERS.find(str(self.retrieval))(context)
         return retriever, read_config(self.model) or model().config
 
@@ -100,10 +104,24 @@ class Source:
 
     def _corpus(self) -> "Corpus":
         from imprag.corpus import load_corpus
+
+        folder = self._index_folder()
+        return load_corpus("default") if folder is None else folder.corpus
+
+    def _lexical_index(self) -> "LexicalIndex":
+        """The lexical index of the index folder, or else one in the cache folder."""
+        from imprag.retrieval.lexical import cached_lexical_index
+
+        folder = self._index_folder()
+        if folder is not None and folder.has_lexical:
+            return folder.lexical
+        return cached_lexical_index(self._corpus())
+
+    def _index_folder(self) -> "IndexFolder | None":
         from imprag.index.folder import IndexFolder
 
         index = self.index or self._fitted_index()
-        return load_corpus("default") if index is None else IndexFolder.open(index).corpus
+        return None if index is None else IndexFolder.open(index)
 
     def _fitted_index(self) -> Path | None:
         """The index that the model was fitted to."""
