@@ -206,3 +206,13 @@ def test_a_moved_folder_works_and_others_can_read_it(corpus: Corpus, tmp_path: P
     plain.touch()
     modes = {file.stat().st_mode for file in (tmp_path / "moved").iterdir()}
     assert modes == {plain.stat().st_mode}
+
+
+def test_a_folder_of_other_files_is_kept(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "lexical"
+    path.mkdir()
+    LexicalIndex.build(corpus, path, progress=False)  # an empty folder is free
+    (path / MANIFEST).rename(path / "notes.json")
+    with pytest.raises(ImpRAGError, match="exists already; delete it or choose another folder"):
+        LexicalIndex.build(corpus, path, progress=False)
+    assert (path / "notes.json").is_file()

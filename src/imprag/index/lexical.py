@@ -28,6 +28,7 @@ from imprag.io.building import (
     StoredFile,
     building_folder,
     check_fingerprints,
+    check_free,
     claim,
     discard,
     move_into_place,
@@ -110,13 +111,15 @@ class LexicalIndex:
             progress: show a bar on standard error.
 
         Raises:
-            ImpRAGError: the disk is full or the folder cannot be written.
+            ImpRAGError: the disk is full, the folder cannot be written, or it holds something else.
         """
         path = expand_home(path)
         if not _is_finished(path, corpus):
             with only_builder(path) as alone:
                 if not _is_finished(path, corpus):
                     work = building_folder(path)
+                    if not (path / MANIFEST).is_file():
+                        check_free(path)
                     if path.exists():
                         discard(path, work)
                     plan = {"corpus_fingerprint": corpus.fingerprint, "terms": TERMS}
