@@ -166,7 +166,7 @@ def test_search_explains_its_scores(home: Path, capsys: pytest.CaptureFixture[st
     assert "(implicit " in text
     for retrieval in ("implicit", "lexical"):
         assert main(["search", "w1", *source, "--explain", "--retrieval", retrieval]) == 2
-        assert "--explain is for hybrid retrieval" in capsys.readouterr().err
+        assert "add --retrieval hybrid" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -201,3 +201,27 @@ def test_prompts_of_any_kind_are_answered(home: Path) -> None:
     for answer in rag.generate(prompts, **MORE):
         assert len(answer.passages) == 3
         assert torch.isfinite(torch.tensor([one.score for one in answer.passages])).all()
+
+
+def test_info_shows_and_verifies_the_lexical_index(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = tmp_path / "index"
+    shutil.copytree(home / "index", index)
+    assert main(["info", str(index), "--verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lexical"]["count"] == 30
+    file = next((index / "lexical").glob("*.idx"))
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    assert main(["info", str(index), "--verify"]) == 2
+    assert f"{file} is damaged (its checksum differs)" in capsys.readouterr().err
+
+
+def test_lexical_search_uses_the_index_of_the_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path))
+    command = ["search", "w9", "--model", str(home / "model"), "--index", str(home / "index")]
+    assert main([*command, "--retrieval", "lexical"]) == 0
+    assert not list(tmp_path.iterdir())

@@ -102,10 +102,13 @@ class GenerationBatch:
             )
         # The shift of positions must be known before the prompt's room is computed.
         self.k = rag.passages_to_read(k) if passages is None else 0
+        start = time.perf_counter()
         if self.k and not isinstance(rag.retriever, InPassRetriever):
             passages, self.k = rag.retriever.retrieve(prompts, self.k), 0
+        searched = time.perf_counter() - start
         self.found = [[] for _ in prompts] if passages is None else [list(p) for p in passages]
         self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
+        self.timings["search"] = searched
         self.retrieves = self.k > 0
         counts = [self.k if self.retrieves else len(row) for row in self.found]
         shifts = [rag.config.position_shift(count) for count in counts]
@@ -125,7 +128,7 @@ class GenerationBatch:
             streamer: receives the tokens one by one.
             left: stops generation at the next token when it is set.
         """
-        self._start = self._last = time.perf_counter()
+        self._last = time.perf_counter()
         retrieve = self._retrieve if self.retrieves else fixed(self._encode())
         arguments = {**self.settings.arguments}
         if streamer is not None:
@@ -144,7 +147,7 @@ class GenerationBatch:
             **{"do_sample": False, "max_new_tokens": self.settings.max_new_tokens, **arguments},
         )
         self._lap("generate")
-        self.timings["total"] = self._last - self._start
+        self.timings["total"] = sum(self.timings.values())
         return output[:, self.input_ids.shape[1] :]
 
     def answers(self, tokens: Tensor) -> list[Answer]:

@@ -78,7 +78,7 @@ class ImpRAG:
         self._index = index
         self._default_corpus: str | None = None
         self.fitted_index: Path | None = None
-        _check_retrieval(retrieval, lexical_weight)
+        _check_retrieval(model.config, retrieval, lexical_weight)
         self._retrieval = retrieval
         self._lexical_weight = lexical_weight
         if index is not None:
@@ -168,7 +168,8 @@ class ImpRAG:
             fingerprint = self.encoder.fingerprint()  # reads all weights of layers 0..b
             folder = cache_dir() / "indexes" / f"{fingerprint[:12]}-{corpus.fingerprint[:12]}"
             encoder = _shipped_embeddings(corpus, fingerprint) or self.encoder
-            self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True)
+            words = self._retrieval in ("hybrid", "lexical")
+            self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True, lexical=words)
         return self._index
 
     @cached_property
@@ -360,7 +361,7 @@ def _make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Ret
     fitted = rag.config.gate
 
     def gate() -> Gate:
-        if lexical_weight is None and fitted:
+        if lexical_weight is None and fitted is not None:
             return Gate.from_json(fitted)
         return Gate.fixed(1.0 if lexical_weight is None else lexical_weight)
 
@@ -370,9 +371,11 @@ def _make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Ret
     return RETRIEVERS.find(name)(context)
 
 
-def _check_retrieval(name: str, lexical_weight: float | None) -> None:
-    """Refuse an unknown retriever, and a lexical weight that is bad or has no effect."""
+def _check_retrieval(config: ImpRAGConfig, name: str, lexical_weight: float | None) -> None:
+    """Refuse an unknown retriever, a bad gate, and a lexical weight without effect."""
     RETRIEVERS.find(name)
+    if config.gate is not None:
+        Gate.from_json(config.gate)
     if lexical_weight is not None:
         Gate.fixed(lexical_weight)
         if name != "hybrid":

@@ -161,7 +161,9 @@ def test_terms_of_another_version_are_refused(corpus: Corpus, tmp_path: Path) ->
     LexicalIndex.build(corpus, path, progress=False)
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps({**manifest, "terms": "stems"}))
-    with pytest.raises(ImpRAGError, match="split text into other terms; run the imprag index"):
+    with pytest.raises(
+        ImpRAGError, match="the terms of another version of ImpRAG; run the imprag index"
+    ):
         LexicalIndex(path, corpus)
     LexicalIndex.build(corpus, path, progress=False)
     LexicalIndex(path, corpus)
@@ -206,3 +208,13 @@ def test_a_moved_folder_works_and_others_can_read_it(corpus: Corpus, tmp_path: P
     plain.touch()
     modes = {file.stat().st_mode for file in (tmp_path / "moved").iterdir()}
     assert modes == {plain.stat().st_mode}
+
+
+def test_a_folder_of_other_files_is_kept(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "lexical"
+    path.mkdir()
+    LexicalIndex.build(corpus, path, progress=False)  # an empty folder is free
+    (path / MANIFEST).rename(path / "notes.json")
+    with pytest.raises(ImpRAGError, match="exists already; delete it or choose another folder"):
+        LexicalIndex.build(corpus, path, progress=False)
+    assert (path / "notes.json").is_file()

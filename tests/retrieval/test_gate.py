@@ -59,9 +59,14 @@ def test_a_fixed_weight_is_the_same_for_every_prompt() -> None:
     for weight in (0.5, 1000.0):
         for prompt in (rankings([4, 1], [2], [0, 2]), rankings([0, 0], [], [0])):
             assert Gate.fixed(weight).weights(prompt) == pytest.approx((1, 0, weight))
-    for weight in (0, -1, math.nan, math.inf):
+    for weight in (0, -1, math.nan, math.inf, 1e308):
         with pytest.raises(ImpRAGError, match="must be positive"):
             Gate.fixed(weight)
+
+
+def test_weights_are_finite_whatever_a_file_says() -> None:
+    gate = Gate.from_json({"implicit": {"bias": 1000}, "lexical": {"bias": -1e9, "log_terms": 1}})
+    assert gate.weights(rankings([1, 0], [1], [0, 1])) == pytest.approx((1e6, math.exp(-4), 0))
 
 
 def test_a_gate_survives_json() -> None:

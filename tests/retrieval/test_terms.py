@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from conftest import tiny_tokenizer
 from imprag.corpus.words import search_terms
+from imprag.model.question import QuestionPrompt
 from imprag.retrieval.terms import prompt_terms, weighted_terms
 
 
@@ -35,6 +36,14 @@ def test_characters_of_a_script_without_spaces_share_the_attention() -> None:
     assert terms["x"] == pytest.approx((0.4 / 0.25) ** 0.5)
 
 
+@pytest.mark.parametrize(
+    "text", ["पृथ्वी को रोशनी", "เมืองหลวง", "cafe\u0301 co\u00adoperates", "20 ℃ Foo™ x_1"]
+)
+def test_words_with_marks_joiners_and_signs_are_the_terms_of_the_index(text: str) -> None:
+    tokens = [(n, n + 1) for n in range(len(text))]
+    assert set(weighted_terms(text, tokens, [1.0] * len(text))) == set(search_terms(text))
+
+
 @given(st.text(max_size=60), st.data())
 def test_any_text_gives_terms_of_its_own(text: str, data: st.DataObject) -> None:
     cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=8))})
@@ -55,6 +64,15 @@ def test_prompts_are_aligned_with_their_padded_tokens() -> None:
     assert one["w7"] == pytest.approx(3**0.5 * one["w5"])
     assert set(one) == {"w5", "w7", "w9"}
     assert other == {"w3": 1.0}
+
+
+def test_words_of_the_question_template_are_no_terms() -> None:
+    tokenizer = tiny_tokenizer()
+    prompts = [QuestionPrompt(text, "w1 {question} w2") for text in ("w5 w7", "?!")]
+    ids = [tokenizer(one.filled, add_special_tokens=False)["input_ids"] for one in prompts]
+    for prompt, row, terms in zip(prompts, ids, [{"w5", "w7"}, set()], strict=True):
+        attention = torch.ones(1, len(row))
+        assert set(prompt_terms(tokenizer, [prompt], torch.tensor([row]), attention)[0]) == terms
 
 
 def test_tokens_that_are_not_the_prompts_own_leave_counted_words() -> None:

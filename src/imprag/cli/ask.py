@@ -28,6 +28,8 @@ from imprag.io.text_checks import check_prompts
 
 if TYPE_CHECKING:
     from imprag.corpus import Corpus
+    from imprag.index.folder import IndexFolder
+    from imprag.index.lexical import LexicalIndex
     from imprag.model.config import ImpRAGConfig
     from imprag.pipeline import ImpRAG
     from imprag.retrieval import RetrievedPassage, Retriever
@@ -74,7 +76,9 @@ class Source:
             f"with --retrieval {self.retrieval}", lexical_weight=self.lexical_weight
         )
         model = functools.cache(lambda: self._load_model(None))
-        context = RetrieverContext(self._corpus, lambda: implicit_retriever(model()))
+        context = RetrieverContext(
+            self._corpus, lambda: implicit_retriever(model()), self._lexical_index
+        )
         retriever = RETRIEVERS.find(self.retrieval)(context)
         return retriever, read_config(self.model) or model().config
 
@@ -90,7 +94,7 @@ class Source:
             dtype=self.dtype,
             device=self.device,
         )
-        if not rag.config.trained:
+        if not rag.config.trained and self.by_model:
             print(
                 f"note: {rag.config.base_model} has not been trained to retrieve or read: its own "
                 "retrieval is near random. --retrieval lexical finds passages by their words.",
@@ -100,10 +104,22 @@ class Source:
 
     def _corpus(self) -> "Corpus":
         from imprag.corpus import load_corpus
+
+        folder = self._index_folder()
+        return load_corpus("default") if folder is None else folder.corpus
+
+    def _lexical_index(self) -> "LexicalIndex":
+        """The lexical index of the index folder; without a folder, one in the cache folder."""
+        from imprag.retrieval.lexical import cached_lexical_index
+
+        folder = self._index_folder()
+        return cached_lexical_index(self._corpus()) if folder is None else folder.lexical
+
+    def _index_folder(self) -> "IndexFolder | None":
         from imprag.index.folder import IndexFolder
 
         index = self.index or self._fitted_index()
-        return load_corpus("default") if index is None else IndexFolder.open(index).corpus
+        return None if index is None else IndexFolder.open(index)
 
     def _fitted_index(self) -> Path | None:
         """The index that the model was fitted to."""
@@ -244,14 +260,14 @@ def search(
     from imprag.retrieval.hybrid import HybridRetriever
 
     source, prompts = _start(source, prompt)
+    if explain and source.retrieval != "hybrid":
+        raise ImpRAGError("--explain is for hybrid retrieval: add --retrieval hybrid")
     rag = source.load() if source.by_model else None
     if rag is None:
-        retriever, config = source.load_text_retriever()
         refuse_without_effect(f"with --retrieval {source.retrieval}", chat=chat, raw=raw)
+        retriever, config = source.load_text_retriever()
     else:
         retriever, config = rag.retriever, rag.config
-    if explain and not isinstance(retriever, HybridRetriever):
-        raise ImpRAGError("--explain is for hybrid retrieval, which adds up scores")
     k = config.passages_to_read(source.k, len(retriever.corpus))
     for batch in prompts:
         asked = batch if rag is None else rag.asked_prompts(batch, chat=chat, raw=raw)

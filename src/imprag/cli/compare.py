@@ -17,7 +17,7 @@ def compare(
 
     For example:
 
-    - `imprag compare runs/bm25 runs/teacher runs/my-model > table.md`
+    - `imprag compare runs/bm25 runs/minilm runs/my-model > table.md`
     - `imprag compare runs/bm25 runs/my-model --metrics all --html table.html`
 
     Args:

@@ -101,6 +101,7 @@ def evaluate(
     from imprag.evaluation.run_folder import resumed_dtype
     from imprag.evaluation.runner import evaluate as run_evaluation
     from imprag.evaluation.tables import results_table
+    from imprag.index.folder import IndexFolder
     from imprag.pipeline import implicit_retriever
     from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
     from imprag.tasks import read_tasks
@@ -164,7 +165,14 @@ def evaluate(
     elif passages == "gold-among-others" and k is not None:
         source = gold_among(load_passages(), k)
     else:
-        context = RetrieverContext(load_passages, lambda: implicit_retriever(load_model()))
+        words = None
+        if index is not None and corpus is None:
+            words = IndexFolder.open(index)
+        context = RetrieverContext(
+            load_passages,
+            lambda: implicit_retriever(load_model()),
+            None if words is None else lambda: words.lexical,
+        )
         source = text_retrieval(retrieval, make_retriever(context), query_template)
     results = run_evaluation(
         None if retrieval_only else load_model(),

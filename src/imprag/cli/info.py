@@ -84,6 +84,10 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
             folder.corpus.verify()
             folder.index.verify()
         facts = {"kind": "index", "index": dataclasses.asdict(folder.index.manifest)}
+        if folder.has_lexical:
+            if verify:
+                folder.lexical.verify()
+            facts["lexical"] = folder.lexical.manifest
         if cut := read_cut(path):
             facts["cut"] = cut
         return common | facts | {"corpus": folder.corpus.manifest}

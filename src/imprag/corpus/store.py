@@ -71,6 +71,7 @@ class Corpus:
             self._batches = pa.ipc.open_file(pa.memory_map(str(path / PASSAGES)))
         except (OSError, pa.ArrowInvalid) as error:
             raise _damaged(path / PASSAGES, str(error)) from error
+        self._id_columns: dict[int, pa.Array] = {}  # memory-mapped
         self._hashes: UInt64Array = np.memmap(path / ID_HASHES, _UINT64, mode="r")
         self._rows: UInt64Array = np.memmap(path / ID_ROWS, _UINT64, mode="r")
 
@@ -205,8 +206,11 @@ class Corpus:
         Raises:
             IndexError: a row lies outside the corpus.
         """
+        numbers = [range(len(self))[operator.index(row)] for row in rows]
         with self._reading():
-            return [record["id"] for record in self._records(rows, ["id"])]
+            return [
+                self._ids_of_batch(row // BATCH_ROWS)[row % BATCH_ROWS].as_py() for row in numbers
+            ]
 
     def rows(self, ids: Sequence[str]) -> list[int]:
         """The rows of the passages with the given ids, in the given order.
@@ -239,6 +243,11 @@ class Corpus:
             if record["id"] == ids[number] and found[number] is None:
                 found[number] = row
         return found
+
+    def _ids_of_batch(self, number: int) -> pa.Array:
+        if number not in self._id_columns:
+            self._id_columns[number] = self._batches.get_batch(number).column("id")
+        return self._id_columns[number]
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ Who", and no stemmer.
 import importlib.metadata
 import math
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,15 +28,14 @@ from imprag.errors import ImpRAGError
 from imprag.io.building import (
     StoredFile,
     building_folder,
-    check_fingerprints,
+    check_free,
     claim,
     discard,
     move_into_place,
-    read_manifest,
     remove_work,
     versions,
 )
-from imprag.io.files import expand_home, sha256, write_json
+from imprag.io.files import expand_home, read_json, sha256, write_json
 from imprag.io.locking import only_builder
 from imprag.io.progress import progress_bar
 
@@ -74,16 +74,10 @@ class LexicalIndex:
     def __init__(self, path: Path, corpus: Corpus) -> None:
         self.path = path
         self.manifest = _read_manifest(path)
-        check_fingerprints(
-            "lexical index",
-            "imprag index CORPUS --out INDEX",
-            ("from another corpus", corpus.fingerprint, self.manifest["corpus_fingerprint"]),
-        )
+        if self.manifest["corpus_fingerprint"] != corpus.fingerprint:
+            raise _unusable(path, "was made from another corpus")
         if self.manifest["terms"] != TERMS:
-            raise ImpRAGError(
-                f"{path} was made by another version of ImpRAG, which split text into other terms; "
-                "run the imprag index command that made it again, which replaces this part"
-            )
+            raise _unusable(path, "holds the terms of another version of ImpRAG")
         for file in _stored_files(self.manifest):
             file.check(path)
         self._schema = _schema()
@@ -91,18 +85,15 @@ class LexicalIndex:
             self._view = _writable_view(path)
             self._searcher = _open(Path(self._view.name) if self._view else path).searcher()
         except (ValueError, OSError) as error:
-            raise ImpRAGError(
-                f"{path} is damaged ({error}); delete it and run the imprag index command that "
-                "made it again, which replaces this part"
-            ) from error
+            raise _unusable(path, "cannot be read") from error
 
     @classmethod
     def build(cls, corpus: Corpus, path: Path, *, progress: bool = True) -> "LexicalIndex":
         """Make a lexical index, or resume where an interrupted call stopped.
 
         Passages stream from the corpus; a commit every 65,536 of them is what a killed build
-        resumes from. An index of another corpus or version in ``path`` is replaced: it can be made
-        again at any time.
+        resumes from. An index of another corpus or version, or a damaged one, is replaced: it can
+        be made again at any time.
 
         Args:
             corpus: the passages.
@@ -110,13 +101,15 @@ class LexicalIndex:
             progress: show a bar on standard error.
 
         Raises:
-            ImpRAGError: the disk is full or the folder cannot be written.
+            ImpRAGError: the disk is full, the folder cannot be written, or it holds something else.
         """
         path = expand_home(path)
         if not _is_finished(path, corpus):
             with only_builder(path) as alone:
                 if not _is_finished(path, corpus):
                     work = building_folder(path)
+                    if not (path / MANIFEST).is_file():
+                        check_free(path)
                     if path.exists():
                         discard(path, work)
                     plan = {"corpus_fingerprint": corpus.fingerprint, "terms": TERMS}
@@ -127,7 +120,10 @@ class LexicalIndex:
         return cls(path, corpus)
 
     def search(self, terms: Terms, n: int) -> tuple[IntArray, FloatArray]:
-        """The n passages with the highest scores, best first, and lower rows first if equal.
+        """The n passages with the highest scores, best first.
+
+        Of equal scores among those found the lower row comes first; which of them are found at
+        the end of the ranking depends on how tantivy has laid out its segments.
 
         Returns:
             rows of the corpus and BM25 scores, (found,) each; passages that share no term with the
@@ -236,7 +232,12 @@ def _write(corpus: Corpus, folder: Path, progress: bool) -> None:
         return  # it is whole, and only remains to be moved
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        index = _open(folder)
+        try:
+            index = _open(folder)
+        except ValueError:  # a part that was killed in the wrong moment; nothing else can be lost
+            shutil.rmtree(folder)
+            folder.mkdir()
+            index = _open(folder)
         done = index.searcher().num_docs
         writer = index.writer(heap_size=_WRITER_BYTES, num_threads=1)  # keeps the order
         with progress_bar("Lexical index", len(corpus), progress, done) as bar:
@@ -273,8 +274,30 @@ def _write(corpus: Corpus, folder: Path, progress: bool) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    return read_manifest(
-        path, MANIFEST, "lexical index", "imprag index", FORMAT_VERSION, lambda content: content
+    file = path / MANIFEST
+    if not file.is_file():
+        if building_folder(path).is_dir():
+            raise ImpRAGError(
+                f"the lexical index {path} is not finished; run the imprag index command that "
+                "builds it again, and it resumes where it stopped"
+            )
+        raise ImpRAGError(f"{path} holds no lexical index (there is no {MANIFEST})")
+    try:
+        content: dict[str, Any] = read_json(file)
+        version = content["format_version"]
+        _stored_files(content)
+        known = {"corpus_fingerprint", "terms"} <= content.keys()
+    except (ImpRAGError, AttributeError, KeyError, TypeError) as error:
+        raise _unusable(path, f"is damaged ({MANIFEST} cannot be read)") from error
+    if version != FORMAT_VERSION or not known:
+        raise _unusable(path, f"has format version {version}, not {FORMAT_VERSION}")
+    return content
+
+
+def _unusable(path: Path, reason: str) -> ImpRAGError:
+    return ImpRAGError(
+        f"the lexical index {path} {reason}; run the imprag index command that made it again, "
+        "which makes this part anew and keeps the embeddings"
     )
 
 
@@ -284,10 +307,7 @@ def _stored_files(manifest: dict[str, Any]) -> list[StoredFile]:
 
 def _is_finished(path: Path, corpus: Corpus) -> bool:
     try:
-        manifest = _read_manifest(path)
+        LexicalIndex(path, corpus)
     except ImpRAGError:
         return False
-    return (manifest.get("corpus_fingerprint"), manifest.get("terms")) == (
-        corpus.fingerprint,
-        TERMS,
-    )
+    return True

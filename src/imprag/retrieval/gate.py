@@ -35,6 +35,8 @@ FEATURES = (
 SCORES = ("implicit", "lexical", "attended")
 LIMIT = 4.0
 """Of fitted exponents: weights lie between 1/55 and 55."""
+GREATEST = 1_000_000
+"""Greatest weight that a user can give."""
 
 
 class Rankings(NamedTuple):
@@ -102,10 +104,10 @@ class Gate:
         Raises:
             ImpRAGError: the weight is not positive.
         """
-        if not 0 < lexical_weight < math.inf:
+        if not 0 < lexical_weight <= GREATEST:
             raise ImpRAGError(
-                f"the lexical weight must be positive, not {lexical_weight}; for the model's own "
-                "scores alone, choose the retrieval implicit"
+                f"the lexical weight must be positive and at most {GREATEST:,}, but is "
+                f"{lexical_weight}; for the model's own scores alone, choose implicit retrieval"
             )
         return cls(attended={"bias": math.log(lexical_weight)})
 
@@ -149,9 +151,9 @@ def _weight(weights: Weights | None, found: Mapping[str, float]) -> float:
     if weights is None:
         return 0.0
     exponent = sum(weight * found[name] for name, weight in weights.items())
-    # A fitted weight has limits, for prompts unlike those that it was fitted on.
-    limited = exponent if set(weights) <= {"bias"} else min(max(exponent, -LIMIT), LIMIT)
-    return math.exp(limited)
+    # A fitted weight has narrower limits, for prompts unlike those that it was fitted on.
+    limit = math.log(GREATEST) if set(weights) <= {"bias"} else LIMIT
+    return math.exp(min(max(exponent, -limit), limit))
 
 
 def _lead(scores: FloatArray, place: int) -> float:

@@ -4,12 +4,12 @@ A long prompt has many words that are not what is asked about. The model knows w
 a term weighs (a / mean a) ** 0.5, where a is the attention of its tokens, summed.
 """
 
-import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import regex  # type: ignore[import-untyped]
 from torch import Tensor
 
 from imprag.corpus.words import search_terms
@@ -20,13 +20,14 @@ from imprag.model.text import text_read
 
 _EXPONENT = 0.5
 _LEAST = 0.01  # of the greatest weight; terms below are dropped
-_WORD = re.compile(r"\w+")
+# A superset of the terms' characters: marks, joiners and signs such as "℃" belong to their word.
+_WORD = regex.compile(r"[\w\p{N}\p{M}\p{Cf}\p{So}]+")
 
 
 def prompt_terms(
     tokenizer: Any, prompts: Sequence[str], input_ids: Tensor, attention: Tensor
 ) -> list[Terms]:
-    """The weighted terms of prompts.
+    """The weighted terms of prompts, without those of the template that a prompt is put into.
 
     If the tokenizer cannot tell which characters a token stands for, terms weigh as often as they
     occur.
@@ -45,9 +46,11 @@ def _terms(tokenizer: Any, prompt: str, ids: list[int], attention: list[float]) 
     text = (prompt if isinstance(prompt, ChatPrompt) else text_read(tokenizer, prompt)).strip()
     own_ids, offsets = text_offsets(tokenizer, text)
     start = _place(own_ids, ids)
+    own = query_terms(prompt)
     if start is None or not own_ids:
-        return query_terms(text)
-    return weighted_terms(text, offsets, attention[start : start + len(own_ids)])
+        return own
+    weights = weighted_terms(text, offsets, attention[start : start + len(own_ids)])
+    return {term: weight for term, weight in weights.items() if term in own}
 
 
 def weighted_terms(
