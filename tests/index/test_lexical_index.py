@@ -161,9 +161,7 @@ def test_terms_of_another_version_are_refused(corpus: Corpus, tmp_path: Path) ->
     LexicalIndex.build(corpus, path, progress=False)
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps({**manifest, "terms": "stems"}))
-    with pytest.raises(
-        ImpRAGError, match="the terms of another version of ImpRAG; run the imprag index"
-    ):
+    with pytest.raises(ImpRAGError, match="of another version of ImpRAG; run the imprag"):
         LexicalIndex(path, corpus)
     LexicalIndex.build(corpus, path, progress=False)
     LexicalIndex(path, corpus)
@@ -218,3 +216,32 @@ def test_a_folder_of_other_files_is_kept(corpus: Corpus, tmp_path: Path) -> None
     with pytest.raises(ImpRAGError, match="exists already; delete it or choose another folder"):
         LexicalIndex.build(corpus, path, progress=False)
     assert (path / "notes.json").is_file()
+
+
+def test_a_damaged_index_is_built_again(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "lexical"
+    LexicalIndex.build(corpus, path, progress=False)
+    for pattern in ("*.idx", MANIFEST):
+        (file,) = path.glob(pattern)
+        file.write_text("{")
+        with pytest.raises(ImpRAGError, match="lexical"):
+            LexicalIndex(path, corpus)
+        made = LexicalIndex.build(corpus, path, progress=False)
+        made.verify()
+    (path / MANIFEST).write_text('{"format_version": 1}')
+    with pytest.raises(ImpRAGError, match="run the imprag index command that made it again"):
+        LexicalIndex(path, corpus)
+
+
+def test_an_unreadable_unfinished_build_starts_over(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "lexical"
+    LexicalIndex.build(corpus, path, progress=False)
+    work = tmp_path / "lexical.building"
+    work.mkdir()
+    path.rename(work / "index")
+    plan = {"corpus_fingerprint": corpus.fingerprint, "terms": lexical.TERMS}
+    (work / "plan.json").write_text(json.dumps(plan))
+    (work / "index" / MANIFEST).unlink()
+    (work / "index" / "meta.json").write_text("")
+    assert len(LexicalIndex.build(corpus, path, progress=False).search({"nile": 1}, 5)[0]) == 5
+    assert not work.exists()
