@@ -20,7 +20,7 @@ wiki=(--tasks "${WIKI_QUESTIONS:-}" --corpus "${WIKI_PASSAGES:-}")
 
 for retriever in lexical dense; do
   for template in none oracle; do
-    how=(--retrieval "$retriever" --query-template "$template" --retrieval-only --batch-size 64)
+    how=(--retrieval "$retriever" --query-template "$template" --retrieval-only)
     imprag eval "${factbook[@]}" "${how[@]}" --out "$RUNS/factbook-$retriever-$template"
     if [ -n "${WIKI_QUESTIONS:-}" ]; then
       imprag eval "${wiki[@]}" "${how[@]}" --out "$RUNS/wiki-$retriever-$template"

@@ -187,13 +187,6 @@ def test_chat_without_a_chat_template_is_refused(
     for command in ("ask", "search"):
         assert ask(home, command, "w1", "--chat") == 2
         assert "no chat template" in capsys.readouterr().err
-    prompts = home / "chat-prompts.txt"
-    prompts.write_text("w1")
-    build = ("kv", "build", "--out", home / "chat-kv", "--chat")
-    assert ask(home, *build, "--prompts", prompts, "--top-passages", 1) == 2
-    assert "no chat template" in capsys.readouterr().err
-    assert ask(home, *build) == 2
-    assert "--chat is for --prompts" in capsys.readouterr().err
 
 
 def test_typed_prompts_are_answered_one_by_one(

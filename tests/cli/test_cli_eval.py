@@ -242,11 +242,10 @@ def test_compare(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
     assert "<svg" in (tmp_path / "table.html").read_text()
     assert "| nq   | passage recall@1  |" in out
     assert "exact match" not in out
-    assert run("compare", *runs, "--metrics", "mrr", "--json") == 0
+    assert run("compare", *runs, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["task"], row["metric"]) for row in rows] == [("nq", "mrr"), ("trex", "mrr")]
-    assert run("compare", *runs, "--metrics", "all", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2 * 13
+    assert {("nq", "mrr"), ("trex", "mrr")} <= {(row["task"], row["metric"]) for row in rows}
+    assert len(rows) == 2 * 13
     assert run("compare", runs[0]) == 2
     assert "at least two run folders" in capsys.readouterr().err
 
@@ -274,9 +273,8 @@ def test_tasks_import(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     arguments = ("--corpus", home / "corpus.jsonl", "--out", tmp_path / "nq.jsonl")
     assert run("tasks", "import", kilt, *arguments) == 2
     assert f"imprag tasks import TASK={kilt}" in capsys.readouterr().err
-    for command in (("import", f"nq={kilt}", *arguments), ("import-squad", kilt, *arguments[2:])):
-        assert run("tasks", *command, "--split", "train") == 2
-        assert "--split has no effect on a file: leave it out" in capsys.readouterr().err
+    assert run("tasks", "import", f"nq={kilt}", *arguments, "--split", "train") == 2
+    assert "--split has no effect on a file: leave it out" in capsys.readouterr().err
     assert run("tasks", "import", f"nq={kilt}", *arguments) == 0
     assert "title+answer: 1\n" in capsys.readouterr().out
     first, second = read_examples(tmp_path / "nq.jsonl")

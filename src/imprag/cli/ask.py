@@ -50,13 +50,12 @@ class Source:
     k: int | None = None
     """Number of passages to retrieve; the model's own number if not given. Fewer are faster."""
     retrieval: Retrieval = "implicit"
-    lexical_weight: LexicalWeight = None
     dtype: Dtype = "auto"
     device: Device = "auto"
 
-    def load(self, kv_cache: Path | None = None) -> "ImpRAG":
+    def load(self, kv_cache: Path | None = None, lexical_weight: float | None = None) -> "ImpRAG":
         """The model with what it retrieves by."""
-        return self._load_model(kv_cache)
+        return self._load_model(kv_cache, lexical_weight)
 
     @property
     def by_model(self) -> bool:
@@ -72,17 +71,14 @@ class Source:
         from imprag.pipeline import implicit_retriever
         from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
 
-        refuse_without_effect(
-            f"with --retrieval {self.retrieval}", lexical_weight=self.lexical_weight
-        )
-        model = functools.cache(lambda: self._load_model(None))
+        model = functools.cache(lambda: self._load_model(None, None))
         context = RetrieverContext(
             self._corpus, lambda: implicit_retriever(model()), self._lexical_index
         )
         retriever = RETRIEVERS.find(self.retrieval)(context)
         return retriever, read_config(self.model) or model().config
 
-    def _load_model(self, kv_cache: Path | None) -> "ImpRAG":
+    def _load_model(self, kv_cache: Path | None, lexical_weight: float | None) -> "ImpRAG":
         from imprag.pipeline import ImpRAG
 
         rag = ImpRAG.from_pretrained(
@@ -90,7 +86,7 @@ class Source:
             self.index,
             kv_cache,
             retrieval=self.retrieval,
-            lexical_weight=self.lexical_weight,
+            lexical_weight=lexical_weight,
             dtype=self.dtype,
             device=self.device,
         )
@@ -233,6 +229,7 @@ def search(
     /,
     *,
     source: Source | None = None,
+    lexical_weight: LexicalWeight = None,
     explain: Flag = False,
     chat: Flag = False,
     raw: Raw = False,
@@ -262,9 +259,12 @@ def search(
     source, prompts = _start(source, prompt)
     if explain and source.retrieval != "hybrid":
         raise ImpRAGError("--explain is for hybrid retrieval: add --retrieval hybrid")
-    rag = source.load() if source.by_model else None
+    where = f"with --retrieval {source.retrieval}"
+    if source.retrieval != "hybrid":
+        refuse_without_effect(where, lexical_weight=lexical_weight)
+    rag = source.load(None, lexical_weight) if source.by_model else None
     if rag is None:
-        refuse_without_effect(f"with --retrieval {source.retrieval}", chat=chat, raw=raw)
+        refuse_without_effect(where, chat=chat, raw=raw)
         retriever, config = source.load_text_retriever()
     else:
         retriever, config = rag.retriever, rag.config

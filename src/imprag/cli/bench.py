@@ -25,7 +25,6 @@ def bench(
     passage_tokens: Numbers = LENGTHS,
     codecs: Codecs = CODECS,
     quick: Flag = False,
-    compiled: Flag = False,
 ) -> None:
     """Measure time and memory of answers, compared with in-context RAG by the same model.
 
@@ -38,7 +37,6 @@ def bench(
 
     - `imprag bench --out bench --quick`
     - `imprag bench --out bench --model my-model --k 5 10 --passage-tokens 128`
-    - `imprag bench --out bench --k 10 --passage-tokens 128 --codecs bf16 --compiled`
 
     Args:
         out: The folder for the results (`speed.json`, `speed.md`), the plots, and the indexes and
@@ -47,8 +45,6 @@ def bench(
         passage_tokens: Lengths of passages to measure with, in tokens.
         codecs: Codecs of the KV caches that are read.
         quick: Measure only 10 passages of 128 tokens with `bf16` and `pq`, 6 runs: three minutes.
-        compiled: Also measure decoding by a compiled pass: in-context RAG's, and ImpRAG's with the
-            first codec. Compiling takes minutes more.
     """
     from imprag.corpus import load_corpus
     from imprag.evaluation import speed
@@ -79,7 +75,6 @@ def bench(
         codecs=codecs,
         runs=speed.QUICK_RUNS if quick else speed.RUNS,
         passages=64 if quick else 256,
-        compiled=compiled,
     )
     files = write_results(rows, failures, speed.environment(rag.model), out)
     print(table(rows), end="")

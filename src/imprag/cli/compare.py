@@ -4,12 +4,10 @@ import sys
 from pathlib import Path
 
 from imprag.cli.console import print_json
-from imprag.cli.options import Json, Names
+from imprag.cli.options import Json
 
 
-def compare(
-    *runs: Path, metrics: Names = None, html: Path | None = None, json: Json = False
-) -> None:
+def compare(*runs: Path, html: Path | None = None, json: Json = False) -> None:
     """Compare runs of `imprag eval` with the first of them, example by example.
 
     Values are percentages with 95 % bootstrap intervals; p is the p-value of a two-sided paired
@@ -18,14 +16,13 @@ def compare(
     For example:
 
     - `imprag compare runs/bm25 runs/minilm runs/my-model > table.md`
-    - `imprag compare runs/bm25 runs/my-model --metrics all --html table.html`
+    - `imprag compare runs/bm25 runs/my-model --html table.html`
 
     Args:
         runs: Run folders, two at least.
-        metrics: Metrics to compare, by their names in `results.json`, or `all`. If not given: exact
-            match or accuracy, and recall@1 and @10.
         html: A file for a page with the table and plots; none is written if not given.
-        json: Print one JSON object instead of the table.
+        json: Print one JSON object, with all metrics, instead of the table, which has exact match
+            or accuracy, and recall@1 and @10.
     """
     from imprag.evaluation.compare import compare as compare_runs
     from imprag.evaluation.report import require_packages
@@ -33,8 +30,7 @@ def compare(
 
     if html is not None:
         require_packages()
-    names = LABELS if metrics == ["all"] else metrics or HEADLINE
-    comparison = compare_runs(runs, list(names))
+    comparison = compare_runs(runs, list(LABELS if json else HEADLINE))
     if json:
         print_json(comparison.to_json())
     else:

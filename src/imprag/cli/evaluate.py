@@ -45,7 +45,6 @@ def evaluate(
     chat: Flag = False,
     attention_score_bias: float | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
     json: Json = False,
 ) -> None:
     """Evaluate a model or a retriever on tasks, and write a run folder with a report.
@@ -86,7 +85,6 @@ def evaluate(
             model's own retrieval; its own setting if not given. 0 reads all passages alike.
         limit: Greatest number of examples of each task; every run draws the same ones. All if not
             given.
-        batch_size: Prompts in one batch. Raise it on a GPU, lower it if memory is short.
         json: Print the results as one JSON object instead of a table.
     """
     from imprag.evaluation.passage_sources import (
@@ -174,8 +172,9 @@ def evaluate(
             None if words is None else lambda: words.lexical,
         )
         source = text_retrieval(retrieval, make_retriever(context), query_template)
+    system = None if retrieval_only else load_model()
     results = run_evaluation(
-        None if retrieval_only else load_model(),
+        system,
         examples,
         out,
         source=source,
@@ -183,7 +182,7 @@ def evaluate(
         in_context=in_context,
         chat=chat,
         limit=limit,
-        batch_size=batch_size,
+        batch_size=_batch_size(system),
         name=model.model,
     )
     if json:
@@ -196,3 +195,10 @@ def evaluate(
 def _is_file(task: str) -> bool:
     """Whether ``FILE`` or ``TASK=FILE`` names a file, rather than a dataset."""
     return expand_home(task.rpartition("=")[2]).is_file()
+
+
+def _batch_size(rag: "ImpRAG | None") -> int:
+    """Prompts in one batch: few where a CPU answers them, many where nothing is answered."""
+    if rag is None:
+        return 64
+    return 8 if rag.model.device.type == "cpu" else 32

@@ -1,7 +1,6 @@
 """``imprag kv``: build."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import cyclopts
@@ -25,7 +24,6 @@ def build(
     kv_keep_ratio: float = 1.0,
     top_passages: int | None = None,
     prompts: Path | None = None,
-    chat: Flag = False,
     overwrite: Flag = False,
     dry_run: Flag = False,
 ) -> None:
@@ -53,8 +51,6 @@ def build(
         top_passages: Store only this many passages: those that `--prompts` retrieve most often. All
             if not given.
         prompts: A file with a prompt on each line, as users ask them, for `--top-passages`.
-        chat: Put each of `--prompts` into the model's own chat template, for users who ask with
-            `imprag ask --chat`.
         overwrite: Replace a KV cache in `--out` that is of another model or of other passages, or
             has other settings. Without it, the command refuses.
         dry_run: Print how large the KV cache would be, and build nothing.
@@ -64,13 +60,10 @@ def build(
 
     if (top_passages is None) != (prompts is None):
         raise ImpRAGError("--top-passages and --prompts belong together: the prompts choose")
-    if chat and prompts is None:
-        raise ImpRAGError("--chat is for --prompts: leave it out where there are none")
     rag = model.load(index)
     rows = None
     if prompts is not None and top_passages is not None:
-        retrieve = partial(rag.retrieve, chat=chat)
-        found = most_retrieved(retrieve, prompts_of_file(prompts), top_passages)
+        found = most_retrieved(rag.retrieve, prompts_of_file(prompts), top_passages)
         rows = rag.corpus.rows(found)
     what = (rag.corpus, rag.model, rag.tokenizer)
     if dry_run:

@@ -18,12 +18,17 @@ INSTEAD = {
         "--teacher-retrieval": "use --retrieval dense",
     },
     "bench": {
+        "--compiled": "it is an argument of imprag.evaluation.speed.benchmark",
         "--json": "read speed.json in --out",
         "--runs": "leave it out; --quick makes fewer runs",
         "--threads": "set the environment variable OMP_NUM_THREADS",
     },
-    "compare": {"--markdown": "redirect the output: imprag compare ... > FILE"},
+    "compare": {
+        "--markdown": "redirect the output: imprag compare ... > FILE",
+        "--metrics": "use --json, which has all metrics",
+    },
     "eval": {
+        "--batch-size": "leave it out; it suits the device",
         "--among": "use --passages gold-among-others --k N",
         "--memory": "use --kv-cache",
         "--no-retrieval": "use --passages none",
@@ -37,6 +42,7 @@ INSTEAD = {
         "--dtype": "it is an argument of imprag.training.export.export",
     },
     "kv build": {
+        "--chat": "it is an argument of rag.retrieve; see imprag.kv_cache.hot",
         "--keep-tokens": "use --kv-keep-ratio",
         "--seed": "leave it out; every call draws the same sample",
     },
@@ -50,6 +56,7 @@ INSTEAD = {
         "--json": "read benchmark.json in --out",
         "--seed": "it is an argument of the benchmark's Python function",
     },
+    "tasks import-squad": {"--split": "leave it out, or give the file of that split"},
     "tasks import": {"--task": "write TASK=FILE in place of FILE"},
 }
 

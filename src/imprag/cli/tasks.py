@@ -96,14 +96,15 @@ def import_file(file: str, /, *, corpus: str, out: Path, split: str | None = Non
     task, equals, source = file.partition("=")
     if not equals:
         raise ImpRAGError(f"say which task {file} is of: imprag tasks import TASK={file} ...")
-    _check_split(source, split)
+    if expand_home(source).is_file():
+        refuse_without_effect("on a file", split=split)
     passages = load_corpus(corpus)
     _print_counts(import_kilt(source, passages, out, load_task(task), split or "validation"))
     print(f"wrote {out}", file=sys.stderr)
 
 
 @tasks.command
-def import_squad(file: str, /, *, out: Path, split: str | None = None) -> None:
+def import_squad(file: str, /, *, out: Path) -> None:
     """Make a corpus from SQuAD's paragraphs, and questions that need it.
 
     For example:
@@ -112,21 +113,13 @@ def import_squad(file: str, /, *, out: Path, split: str | None = None) -> None:
     - `imprag tasks import-squad rajpurkar/squad --out squad`
 
     Args:
-        file: SQuAD's JSON, or its data set on the Hugging Face hub.
+        file: SQuAD's JSON, or its data set on the Hugging Face hub, whose training split is taken.
         out: The folder to make, with `passages.jsonl` and `questions.jsonl`.
-        split: The split of a data set on the hub; `train` if not given. Use `validation`
-            for questions to evaluate with.
     """
     from imprag.tasks.squad import import_squad
 
-    _check_split(file, split)
-    _print_counts(import_squad(file, out, split or "train"))
+    _print_counts(import_squad(file, out))
     print(f"wrote {out}", file=sys.stderr)
-
-
-def _check_split(source: str, split: str | None) -> None:
-    if expand_home(source).is_file():
-        refuse_without_effect("on a file", split=split)
 
 
 def _moved(name: str) -> Callable[..., None]:
