@@ -9,7 +9,6 @@ Who", and no stemmer.
 
 import importlib.metadata
 import math
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -82,8 +81,8 @@ class LexicalIndex:
             file.check(path)
         self._schema = _schema()
         try:
-            self._view = _writable_view(path)
-            self._searcher = _open(Path(self._view.name) if self._view else path).searcher()
+            self._folder = _view(path)
+            self._searcher = _open(Path(self._folder.name)).searcher()
         except (ValueError, OSError) as error:
             raise _unusable(path, "cannot be read") from error
 
@@ -212,17 +211,19 @@ def _open(path: Path) -> tantivy.Index:
     return index
 
 
-def _writable_view(path: Path) -> "tempfile.TemporaryDirectory[str] | None":
-    """A temporary folder with links to the files of a folder that cannot be written.
+def _view(path: Path) -> "tempfile.TemporaryDirectory[str]":
+    """A temporary folder with links to the files of a lexical index.
 
-    tantivy locks the folder that it reads, and has no mode for read-only ones.
+    tantivy has no mode for reading only: it makes lock files in the folder that it opens, from a
+    thread of its own, even while the folder is being deleted.
     """
-    if os.access(path, os.W_OK):
-        return None
-    view = tempfile.TemporaryDirectory(prefix="imprag-lexical-")
+    view = tempfile.TemporaryDirectory(prefix="imprag-lexical-", ignore_cleanup_errors=True)
     for file in path.iterdir():
-        if not file.name.endswith(".lock"):
-            (Path(view.name) / file.name).symlink_to(file.absolute())
+        if file.suffix != ".lock":
+            try:
+                (Path(view.name) / file.name).symlink_to(file.absolute())
+            except OSError:  # Windows allows links to some users only
+                shutil.copyfile(file, Path(view.name) / file.name)
     return view
 
 
@@ -262,6 +263,8 @@ def _write(corpus: Corpus, folder: Path, progress: bool) -> None:
     files = sorted(path for path in folder.iterdir() if path.suffix != ".lock")
     for file in files:  # tantivy lets nobody else read some of them
         file.chmod((folder / ".tantivy-writer.lock").stat().st_mode)
+    for lock in folder.glob(".*.lock"):
+        lock.unlink()
     manifest = {
         "format_version": FORMAT_VERSION,
         "corpus_fingerprint": corpus.fingerprint,
