@@ -53,10 +53,6 @@ class Source:
     dtype: Dtype = "auto"
     device: Device = "auto"
 
-    def load(self, kv_cache: Path | None = None, lexical_weight: float | None = None) -> "ImpRAG":
-        """The model with what it retrieves by."""
-        return self._load_model(kv_cache, lexical_weight)
-
     @property
     def by_model(self) -> bool:
         """Whether the model itself retrieves, with or without the words."""
@@ -71,14 +67,15 @@ class Source:
         from imprag.pipeline import implicit_retriever
         from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
 
-        model = functools.cache(lambda: self._load_model(None, None))
+        model = functools.cache(self.load)
         context = RetrieverContext(
             self._corpus, lambda: implicit_retriever(model()), self._lexical_index
         )
         retriever = RETRIEVERS.find(self.retrieval)(context)
         return retriever, read_config(self.model) or model().config
 
-    def _load_model(self, kv_cache: Path | None, lexical_weight: float | None) -> "ImpRAG":
+    def load(self, kv_cache: Path | None = None, lexical_weight: float | None = None) -> "ImpRAG":
+        """The model with what it retrieves by."""
         from imprag.pipeline import ImpRAG
 
         rag = ImpRAG.from_pretrained(
@@ -101,16 +98,17 @@ class Source:
     def _corpus(self) -> "Corpus":
         from imprag.corpus import load_corpus
 
-        folder = self._index_folder()
+        folder = self._index_folder
         return load_corpus("default") if folder is None else folder.corpus
 
     def _lexical_index(self) -> "LexicalIndex":
         """The lexical index of the index folder; without a folder, one in the cache folder."""
         from imprag.retrieval.lexical import cached_lexical_index
 
-        folder = self._index_folder()
+        folder = self._index_folder
         return cached_lexical_index(self._corpus()) if folder is None else folder.lexical
 
+    @functools.cached_property
     def _index_folder(self) -> "IndexFolder | None":
         from imprag.index.folder import IndexFolder
 
@@ -239,7 +237,7 @@ def search(
 
     For example:
 
-    - `imprag search "what's the capital of Chad?" --explain`
+    - `imprag search "what's the capital of Chad?" --retrieval hybrid --explain`
     - `imprag search "Chad [SEP] capital" --index wiki-index --k 5`
     - `imprag search - --json < prompts.txt > passages.jsonl`
 
@@ -257,10 +255,10 @@ def search(
     from imprag.retrieval.hybrid import HybridRetriever
 
     source, prompts = _start(source, prompt)
-    if explain and source.retrieval != "hybrid":
-        raise ImpRAGError("--explain is for hybrid retrieval: add --retrieval hybrid")
     where = f"with --retrieval {source.retrieval}"
     if source.retrieval != "hybrid":
+        if explain:
+            raise ImpRAGError("--explain is for hybrid retrieval: add --retrieval hybrid")
         refuse_without_effect(where, lexical_weight=lexical_weight)
     rag = source.load(None, lexical_weight) if source.by_model else None
     if rag is None:

@@ -237,10 +237,8 @@ class Corpus:
         rows = [int(row) for start, end in ranges for row in self._rows[start:end]]
         if max(rows, default=0) >= len(self):
             raise _damaged(self.path / ID_ROWS, "it names rows that the corpus does not have")
-        with self._reading():
-            records = self._records(rows, ["id"])
-        for number, row, record in zip(asked, rows, records, strict=True):
-            if record["id"] == ids[number] and found[number] is None:
+        for number, row, known in zip(asked, rows, self.ids(rows), strict=True):
+            if known == ids[number] and found[number] is None:
                 found[number] = row
         return found
 
@@ -257,10 +255,8 @@ class Corpus:
         except (OSError, ValueError) as error:  # bases of Arrow's, JSON's and Unicode's errors
             raise _damaged(self.path / PASSAGES, str(error)) from error
 
-    def _records(
-        self, rows: Sequence[int], columns: Sequence[str] | None = None
-    ) -> list[dict[str, Any]]:
-        """The given rows, in the given order, with the given columns (default: all)."""
+    def _records(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """The given rows, in the given order."""
         numbers = [range(len(self))[operator.index(row)] for row in rows]
         places: dict[int, list[int]] = defaultdict(list)
         for place, row in enumerate(numbers):
@@ -268,7 +264,6 @@ class Corpus:
         found: list[dict[str, Any]] = [{}] * len(numbers)
         for number, group in places.items():
             batch = self._batches.get_batch(number)
-            batch = batch if columns is None else batch.select(columns)
             taken = batch.take(pa.array([numbers[place] % BATCH_ROWS for place in group]))
             for place, record in zip(group, taken.to_pylist(), strict=True):
                 found[place] = record

@@ -103,20 +103,29 @@ class LexicalIndex:
             ImpRAGError: the disk is full, the folder cannot be written, or it holds something else.
         """
         path = expand_home(path)
-        if not _is_finished(path, corpus):
-            with only_builder(path) as alone:
-                if not _is_finished(path, corpus):
-                    work = building_folder(path)
-                    if not (path / MANIFEST).is_file():
-                        check_free(path)
-                    if path.exists():
-                        discard(path, work)
-                    plan = {"corpus_fingerprint": corpus.fingerprint, "terms": TERMS}
-                    claim(work, plan, alone=alone, overwrite=True)
-                    _write(corpus, work / "index", progress)
-                    move_into_place(work / "index", path)
-                    remove_work(work)
+        if (made := cls._finished(path, corpus)) is not None:
+            return made
+        with only_builder(path) as alone:
+            if (made := cls._finished(path, corpus)) is not None:
+                return made
+            work = building_folder(path)
+            if not (path / MANIFEST).is_file():
+                check_free(path)
+            if path.exists():
+                discard(path, work)
+            plan = {"corpus_fingerprint": corpus.fingerprint, "terms": TERMS}
+            claim(work, plan, alone=alone, overwrite=True)
+            _write(corpus, work / "index", progress)
+            move_into_place(work / "index", path)
+            remove_work(work)
         return cls(path, corpus)
+
+    @classmethod
+    def _finished(cls, path: Path, corpus: Corpus) -> "LexicalIndex | None":
+        try:
+            return cls(path, corpus)
+        except ImpRAGError:
+            return None
 
     def search(self, terms: Terms, n: int) -> tuple[IntArray, FloatArray]:
         """The n passages with the highest scores, best first.
@@ -306,11 +315,3 @@ def _unusable(path: Path, reason: str) -> ImpRAGError:
 
 def _stored_files(manifest: dict[str, Any]) -> list[StoredFile]:
     return [StoredFile(**file) for file in manifest["files"]]
-
-
-def _is_finished(path: Path, corpus: Corpus) -> bool:
-    try:
-        LexicalIndex(path, corpus)
-    except ImpRAGError:
-        return False
-    return True
