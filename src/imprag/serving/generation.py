@@ -44,7 +44,8 @@ def engine_requests(
     """
     settings = service.settings
     service.check_number("n", body.n or 1, settings.max_n)
-    service.check_number("max_tokens", max_tokens or DEFAULT_TOKENS, settings.max_tokens)
+    tokens = max_tokens or min(DEFAULT_TOKENS, settings.max_tokens)
+    service.check_number("max_tokens", tokens, settings.max_tokens)
     if body.stream_options is not None and not body.stream:
         raise ImpRAGError("stream_options has no effect without stream; leave it out")
     options = body.imprag or ImpRAGOptions()
@@ -65,7 +66,7 @@ def engine_requests(
                 passages=passages,
                 retrieval=options.retrieval,
                 lexical_weight=options.lexical_weight,
-                max_new_tokens=max_tokens or DEFAULT_TOKENS,
+                max_new_tokens=tokens,
                 stop=DEFAULT_STOP if stop is None else tuple(stop),
                 sampling=sampling,
                 n=body.n or 1,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 
 class Body(BaseModel):
@@ -31,7 +31,7 @@ def _texts_only(content: Any) -> Any:
 Neutral = Annotated[
     bool | int | float | list[Any] | None,
     AfterValidator(_without_effect),
-    Field(description="Accepted for compatibility with clients; only false, 0, [] or null."),
+    WithJsonSchema({"enum": [None, False, 0, []], "description": "Only for compatibility."}),
 ]
 Text = Annotated[str, Field(min_length=1)]
 Ignored = Annotated[Any, Field(description="Accepted for compatibility with clients; ignored.")]
