@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from tiny_server import MESSAGES, tiny_app, tiny_rag
+from tiny_api import MESSAGES, asking_rag, tiny_app
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 EMBEDDINGS, RERANK = "/v1/embeddings", "/v1/rerank"
-SEARCH = "/v1/vector_stores/tiny-index/search"
+SEARCH = "/v1/vector_stores/index/search"
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    rag = tiny_rag(tmp_path_factory.mktemp("bad-input"))
+    rag = asking_rag(tmp_path_factory.mktemp("bad-input"))
     limits: dict[str, Any] = {
         "max_body_bytes": 20_000,
         "max_prompt_characters": 10_000,
@@ -109,7 +109,7 @@ CASES: list[tuple[str, bytes, int, str]] = [
     (CHAT, chat(n=5), 400, "n is 5, but this server allows 4; ask for less"),
     (CHAT, chat(stream_options={"include_usage": True}), 400, "no effect without stream"),
     (CHAT, chat(documents=[{"text": " "}]), 400, "documents[0].text is empty"),
-    (CHAT, chat(documents=[{"text": LONG_PASSAGE}]), 400, "documents[0] has 10 tokens more than"),
+    (CHAT, chat(documents=[{"text": LONG_PASSAGE}]), 400, "documents[0] has 14 tokens more than"),
     (CHAT, chat(documents=[{"text": "w1"}] * 9), 400, "number of documents is 9, but this server"),
     (CHAT, chat(documents=[], imprag={"k": 2}), 400, "leave imprag.k out"),
     (COMPLETION, body(prompt=["w1"] * 3), 400, "the number of prompts is 3, but this server"),
@@ -117,10 +117,10 @@ CASES: list[tuple[str, bytes, int, str]] = [
     (EMBEDDINGS, body(input=["w1"] * 9), 400, "the number of texts is 9, but this server allows 8"),
     (EMBEDDINGS, body(input=[97]), 400, "the input has the token 97, but this model's are 0 to 96"),
     (EMBEDDINGS, body(input=["w1", ""]), 422, "input must"),
-    (EMBEDDINGS, body(input=LONG_PASSAGE), 400, "input[0] has 10 tokens more than the 20"),
+    (EMBEDDINGS, body(input=LONG_PASSAGE), 400, "input[0] has 14 tokens more than the 16"),
     (EMBEDDINGS, body(input="w1", dimensions=8), 400, "dimensions is 8, but this model's are 32"),
     (RERANK, body(query=" ", documents=["w1"]), 400, "the query is empty"),
-    (RERANK, body(query="w1", documents=["w1", LONG_PASSAGE]), 400, "documents[1] has 10 tokens"),
+    (RERANK, body(query="w1", documents=["w1", LONG_PASSAGE]), 400, "documents[1] has 14 tokens"),
     ("/v1/vector_stores/other/search", body(query="w1"), 404, "there is no vector store 'other'"),
     (SEARCH, body(query="w1", imprag={"lexical_weight": -1}), 422, "imprag.lexical_weight must be"),
 ]

@@ -10,19 +10,17 @@ import pytest
 pytest.importorskip("openai", reason="the client's package")
 
 import openai
-from openai.types.chat import ChatCompletionMessageParam
 
 from imprag.pipeline import ImpRAG
-from tiny_server import PASSAGES, running, tiny_app, tiny_rag
+from tiny_api import MESSAGES, PROMPT, asking_rag, running, tiny_app
+from tiny_server import PASSAGES
 
 KEY = "sk-tiny"
-PROMPT = "w1 w2 w3"
-MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": PROMPT}]
 
 
 @pytest.fixture(scope="module")
 def rag(tmp_path_factory: pytest.TempPathFactory) -> ImpRAG:
-    return tiny_rag(tmp_path_factory.mktemp("clients"))
+    return asking_rag(tmp_path_factory.mktemp("clients"))
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ from fastapi.testclient import TestClient
 from imprag.errors import ImpRAGError
 from imprag.pipeline import ImpRAG
 from imprag.serving.gates import LOOPBACK_NAMES, check_exposure
-from tiny_server import tiny_app, tiny_rag
+from tiny_api import asking_rag, tiny_app
 
 KEY = "sk-secret"
 
 
 @pytest.fixture(scope="module")
 def rag(tmp_path_factory: pytest.TempPathFactory) -> ImpRAG:
-    return tiny_rag(tmp_path_factory.mktemp("gates"))
+    return asking_rag(tmp_path_factory.mktemp("gates"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_every_route_but_health_needs_the_key(app: FastAPI) -> None:
     paths = all_paths(app)
     assert len(paths) >= 12
     for method, path in paths:
-        reply = client.request(method, path.replace("{store}", "tiny-index"))
+        reply = client.request(method, path.replace("{store}", "index"))
         if path == "/health":
             assert reply.status_code == 200
             continue

@@ -1,14 +1,11 @@
 """``imprag serve``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from imprag.cli.options import DEFAULT_MODEL, ModelOptions, Retrieval
-
-if TYPE_CHECKING:
-    from imprag.pipeline import ImpRAG
 
 
 def serve(
@@ -16,7 +13,7 @@ def serve(
     model: ModelOptions = DEFAULT_MODEL,
     index: Path | None = None,
     kv_cache: Path | None = None,
-    kv_ram: Annotated[float, Parameter(name="--kv-ram")] = 2.0,
+    kv_ram: Annotated[float, Parameter(name="--kv-ram")] = 1.0,
     retrieval: Retrieval = "implicit",
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -40,9 +37,9 @@ def serve(
             given, the one that `imprag adapt` fitted the model to, or the built-in corpus of the
             default model.
         kv_cache: A KV cache made by `imprag kv build` with the same model and index. If not given,
-            passages are encoded when they are first read and kept in `--kv-ram`.
-        kv_ram: Gigabytes of RAM for the keys and values of the passages that were read last,
-            without `--kv-cache`. Raise it if the same passages are read often; 0 keeps none.
+            passages are encoded when they are first read.
+        kv_ram: Gigabytes of RAM for the keys and values of the passages that were read last. Raise
+            it if the metrics show that many passages are encoded again.
         host: The address to listen at. Another one than this machine's own needs a key.
         port: The port; 0 takes a free one.
         api_key: The key that every request must present. Prefer the environment variable: other
@@ -67,14 +64,12 @@ def serve(
 
         rag = model.load(index, kv_cache, retrieval=retrieval)
         rag.retriever  # noqa: B018  builds or opens the index before the first request
-        if kv_cache is None and kv_ram > 0:
-            _keep_passages(rag, int(kv_ram * 10**9))
         settings = ServerSettings(
             model=_name(model.model),
             api_key=api_key,
             hosts=None if api_key is not None else LOOPBACK_NAMES | {host.lower()},
         )
-        engine = Engine(rag, slots=slots, time_limit=time_limit)
+        engine = Engine(rag, slots=slots, time_limit=time_limit, kv_bytes=int(kv_ram * 10**9))
         run_server(create_app(engine, settings), listener, time_limit + 10)
 
 
@@ -82,16 +77,3 @@ def _name(model: str) -> str:
     """The model's name in the API: that of its folder or file, or its id."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model
-
-
-def _keep_passages(rag: "ImpRAG", max_bytes: int) -> None:
-    """Let a pipeline keep the KV of passages in RAM, exactly as the model computes it."""
-    import torch
-
-    from imprag.kv_cache import RamStore
-    from imprag.kv_cache.codecs.base import untrained_codec
-
-    if rag.config.passage_encoding != "independent":
-        return
-    codec = "fp32" if rag.model.lm.dtype == torch.float32 else "bf16"
-    rag.use_kv_cache(RamStore(untrained_codec(codec, rag.model.decoder.head_dim), max_bytes))

@@ -151,12 +151,13 @@ def _run(decoder: Decoder, reading: ReadingPass, inputs: dict[str, Tensor], cach
     return logits[:, -1]
 
 
-class _GrowingLayer(DynamicLayer):
+class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # untyped in transformers
     """The states of one layer, with room behind them, so that a step copies nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.length = 0
+        self.key_room = self.value_room = torch.empty(0, 0, 0, 0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -187,10 +188,9 @@ class _GrowingLayer(DynamicLayer):
 
     def rows(self, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of each row without its padding, (key heads, length, d_h)."""
-        return [
-            tuple(self.held(room)[n, :, self.length - length :] for room in (self.key_room, self.value_room))
-            for n, length in enumerate(lengths)
-        ]  # fmt: skip
+        starts = [self.length - length for length in lengths]
+        keys, values = self.held(self.key_room), self.held(self.value_room)
+        return [(keys[n, :, start:], values[n, :, start:]) for n, start in enumerate(starts)]
 
     def arrange(self, rows: Sequence[tuple[Tensor, Tensor]], longest: int) -> None:
         """Hold these rows instead, with padding on the left."""

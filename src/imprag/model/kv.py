@@ -174,28 +174,14 @@ class RowKV:
     rows: Sequence[PassageKV]
 
     def attend(
-        self,
-        layer: int,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
+        self, layer: int, module: nn.Module, *states: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`PassageKV.attend`, row by row."""
-        outputs = [
-            kv.attend(
-                layer,
-                module,
-                query[n : n + 1],
-                key[n : n + 1],
-                value[n : n + 1],
-                None if mask is None else mask[n % len(mask), None],
-                **kwargs,
-            )[0]
-            for n, kv in enumerate(self.rows)
-        ]
+        outputs = []
+        for n, kv in enumerate(self.rows):
+            # A mask may be one for all rows.
+            own: list[Any] = [x if x is None or len(x) == 1 else x[n : n + 1] for x in states]
+            outputs.append(kv.attend(layer, module, *own, **kwargs)[0])
         return torch.cat(outputs), None
 
     def prepend(
