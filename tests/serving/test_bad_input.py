@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-
 from tiny_api import MESSAGES, asking_rag, tiny_app
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
