@@ -28,6 +28,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "The server is busy; try again after the seconds in Retry-After.",
     }.items()
 }
+#: The other form of a response that may be streamed, for the OpenAPI schema.
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 _NO_ROUTE = "there is no {method} {path} here; /docs lists what there is"
 
 
