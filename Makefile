@@ -115,7 +115,7 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml
 
 $(VENV)/dev: $(VENV)/demo
 	@echo "installing the test tools" >&2
-	@$(PIP) -e ".[demo,eval,train,dev]"
+	@$(PIP) -e ".[demo,eval,train,serve,dev]"
 	@touch $@
 
 $(VENV)/docs: $(VENV)/dev

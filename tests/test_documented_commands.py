@@ -36,6 +36,7 @@ REGISTERED = dict(TASKS._registered)
 ELSEWHERE = {
     "docs/guides/extending.md": "tests/test_extending.py",
     "docs/guides/extending-retrieval.md": "tests/test_extending_retrieval.py",
+    "docs/guides/serving.md": "tests/serving/test_serving_guide.py",
 }
 BLOCKS = [block for block in blocks() if block.document not in ELSEWHERE]
 SHELL = [block for block in BLOCKS if is_shell(block)]
@@ -94,6 +95,7 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
 #: What is not run here, and why.
 ONLY_PARSED = {
     "export": "needs a trained run: tests/test_default.py",
+    "serve": "runs until it is stopped: tests/serving/test_serve_command.py",
 }
 #: Names that Python blocks expect.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {

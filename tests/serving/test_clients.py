@@ -132,7 +132,7 @@ def test_langchain(url: str, expected: str, rag: ImpRAG) -> None:
     from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
     settings: dict[str, Any] = {"model": "tiny", "base_url": url, "api_key": KEY}
-    chat = ChatOpenAI(max_tokens=6, **settings)
+    chat = ChatOpenAI(**settings, max_tokens=6)
     assert chat.invoke(PROMPT).content == expected
     streamed = list(chat.stream(PROMPT))
     assert "".join(str(chunk.content) for chunk in streamed).strip() == expected
@@ -146,7 +146,7 @@ def test_langchain(url: str, expected: str, rag: ImpRAG) -> None:
 def test_llama_index(url: str, rag: ImpRAG, expected: str, is_chat_model: bool) -> None:
     pytest.importorskip("llama_index.llms.openai_like", reason="the client's package")
     from llama_index.core.base.llms.types import ChatMessage
-    from llama_index.llms.openai_like import OpenAILike
+    from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-untyped]
 
     llm = OpenAILike(
         model="tiny",
@@ -165,7 +165,8 @@ def test_llama_index(url: str, rag: ImpRAG, expected: str, is_chat_model: bool) 
     assert list(llm.stream_complete(PROMPT))[-1].text.strip() == expected
 
 
-def test_haystack(url: str, expected: str) -> None:
+def test_haystack(url: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when it is imported
     pytest.importorskip("haystack", reason="the client's package")
     from haystack.components.generators.chat import OpenAIChatGenerator
     from haystack.dataclasses import ChatMessage

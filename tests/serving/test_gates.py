@@ -58,11 +58,12 @@ def test_every_route_but_health_needs_the_key(app: FastAPI) -> None:
         (f"Bearer {KEY[:-1]}", False),
         ("Bearer", False),
         (KEY, False),
-        ("Bearer sk-secr\u00e9t".encode("latin-1").decode("latin-1"), False),
+        ("Bearer sk-secrét", False),
     ],
 )
 def test_only_the_key_passes(app: FastAPI, header: str, passes: bool) -> None:
-    reply = TestClient(app).get("/v1/models", headers={"Authorization": header.encode("latin-1")})
+    headers = [(b"Authorization", header.encode("latin-1"))]
+    reply = TestClient(app).get("/v1/models", headers=headers)
     assert reply.status_code == (200 if passes else 401)
 
 

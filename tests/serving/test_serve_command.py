@@ -19,7 +19,7 @@ from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
 from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 
-CONFIG = {"b": 1, "t": 3, "k": 3, "max_passage_tokens": 16}
+CONFIG: dict[str, Any] = {"b": 1, "t": 3, "k": 3, "max_passage_tokens": 16}
 
 
 @pytest.fixture(scope="module")
@@ -107,4 +107,5 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert "--port must be between 0 and 65535" in refused("--port", "70000")
     assert "no index to retrieve from" in refused("--port", "0")
     assert "slots" in refused("--index", "index", "--port", "0", "--slots", "0")
+    assert "--time-limit must be positive" in refused("--time-limit", "0")
     assert "the API key must consist of" in refused("--api-key", "")

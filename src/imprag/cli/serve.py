@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from imprag.cli.options import DEFAULT_MODEL, ModelOptions, Retrieval
+from imprag.errors import ImpRAGError
 
 
 def serve(
@@ -55,6 +56,11 @@ def serve(
     from imprag.serving.gates import LOOPBACK_NAMES, check_exposure
     from imprag.serving.server import bind, run_server
 
+    if kv_ram < 0 or time_limit <= 0:
+        raise ImpRAGError(
+            "--kv-ram must not be negative and --time-limit must be positive, but they are "
+            f"{kv_ram:g} and {time_limit:g}"
+        )
     check_exposure(host, api_key)
     listener = bind(host, port)
     with listener:
