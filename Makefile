@@ -115,7 +115,7 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml
 
 $(VENV)/dev: $(VENV)/demo
 	@echo "installing the test tools" >&2
-	@$(PIP) -e ".[demo,eval,train,serve,dev]"
+	@$(PIP) -e ".[demo,eval,train,serve,dev,clients]"
 	@touch $@
 
 $(VENV)/docs: $(VENV)/dev
