@@ -179,7 +179,7 @@ class ImpRAG:
         Raises:
             ImpRAGError: there is no index, or it lacks the lexical part that was asked for.
         """
-        return _make_retriever(self, self._retrieval, self._lexical_weight)
+        return make_retriever(self, self._retrieval, self._lexical_weight)
 
     def use_kv_cache(self, kv_cache: Store | Path | str) -> None:
         """Read passages from a KV cache.
@@ -356,8 +356,19 @@ def _shipped_embeddings(corpus: Corpus, fingerprint: str) -> Encoder | None:
         return None
 
 
-def _make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retriever:
-    """The retriever of that name over the pipeline's index."""
+def make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None = None) -> Retriever:
+    """The retriever of that name over the pipeline's index.
+
+    Args:
+        rag: the pipeline.
+        name: as ``retrieval`` of :class:`ImpRAG`.
+        lexical_weight: as for :class:`ImpRAG`.
+
+    Raises:
+        ImpRAGError: there is no such retriever, no index, or no lexical index where the retriever
+            needs one; or ``lexical_weight`` is given without hybrid retrieval.
+    """
+    _check_retrieval(rag.config, name, lexical_weight)
     fitted = rag.config.gate
 
     def gate() -> Gate:
