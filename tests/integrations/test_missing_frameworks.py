@@ -10,7 +10,7 @@ from imprag.errors import ImpRAGError
 ADAPTERS = {
     "mteb_model": ("mteb", "the MTEB model needs"),
     "langchain": ("langchain_core", "the LangChain retriever needs langchain-core"),
-    "llama_index": ("llama_index", "the LlamaIndex retriever needs llama-index.core"),
+    "llama_index": ("llama_index.core", "the LlamaIndex retriever needs llama-index.core"),
     "haystack": ("haystack", "the Haystack component needs haystack"),
 }
 
