@@ -95,7 +95,7 @@ def score(model: Any, task: Any, folder: Path | None = None) -> float:
 
 
 def expected_recall(rag: ImpRAG, retrieval: str) -> float:
-    found = make_retriever(rag, retrieval).retrieve(list(QUERIES.values()), 3)
+    found = make_retriever(rag, retrieval, None).retrieve(list(QUERIES.values()), 3)
     golds = zip(GOLD.values(), found, strict=True)
     return float(np.mean([gold in [one.passage.id for one in row] for gold, row in golds]))
 
@@ -120,7 +120,7 @@ def test_search_scores_as_hybrid_retrieval(
 
 def test_search_reranks_given_candidates(hybrid_rag: ImpRAG, task_folder: Path) -> None:
     (task_folder / "candidates.json").replace(task_folder / "relevant.json")
-    ranked = make_retriever(hybrid_rag, "hybrid").retrieve(list(QUERIES.values()), 12)
+    ranked = make_retriever(hybrid_rag, "hybrid", None).retrieve(list(QUERIES.values()), 12)
     best = [
         next(one.passage.id for one in row if one.passage.id in CANDIDATES[name])
         for name, row in zip(QUERIES, ranked, strict=True)
