@@ -168,8 +168,7 @@ class ImpRAG:
             fingerprint = self.encoder.fingerprint()  # reads all weights of layers 0..b
             folder = cache_dir() / "indexes" / f"{fingerprint[:12]}-{corpus.fingerprint[:12]}"
             encoder = _shipped_embeddings(corpus, fingerprint) or self.encoder
-            words = self._retrieval in ("hybrid", "lexical")
-            self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True, lexical=words)
+            self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True, lexical=True)
         return self._index
 
     @cached_property
@@ -356,17 +355,17 @@ def _shipped_embeddings(corpus: Corpus, fingerprint: str) -> Encoder | None:
         return None
 
 
-def make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None = None) -> Retriever:
+def make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retriever:
     """The retriever of that name over the pipeline's index.
 
     Args:
         rag: the pipeline.
         name: as ``retrieval`` of :class:`ImpRAG`.
-        lexical_weight: as for :class:`ImpRAG`.
+        lexical_weight: for hybrid retrieval, the weight of the prompt's words in place of the gate.
 
     Raises:
-        ImpRAGError: there is no such retriever, no index, or no lexical index where the retriever
-            needs one; or ``lexical_weight`` is given without hybrid retrieval.
+        ImpRAGError: there is no such retriever, the index lacks the lexical part that it needs, or
+            the lexical weight has no effect.
     """
     _check_retrieval(rag.config, name, lexical_weight)
     fitted = rag.config.gate
