@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ pytest.importorskip("mcp", reason="needs mcp")
 import uvicorn
 from mcp import Client, StdioServerParameters
 from mcp.types import CallToolResult, TextContent
+from starlette.applications import Starlette
 
 from imprag.cli import main
 from imprag.pipeline import ImpRAG
@@ -58,6 +59,18 @@ def served(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def within(engine: Engine) -> Starlette:
+    """A server of its own that has taken over the routes of MCP."""
+    mcp = mcp_app(engine)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with mcp.router.lifespan_context(mcp):
+            yield
+
+    return Starlette(routes=mcp.routes, lifespan=lifespan)
 
 
 def call(server: Any, calls: Calls, **settings: Any) -> Any:
@@ -110,7 +123,7 @@ def expected(rag: ImpRAG, k: int | None = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_the_tools_over_http(hybrid_rag: ImpRAG, engine: Engine, mode: str) -> None:
-    with served(mcp_app(engine)) as url:
+    with served(within(engine)) as url:
         assert call(url, use_all_tools, mode=mode) == expected(hybrid_rag)
 
 
