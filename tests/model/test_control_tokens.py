@@ -1,6 +1,7 @@
 """Control tokens, prefixes and chat templates of tokenizers of several kinds."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,12 @@ from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.chat import ChatPrompt, PlainPrompt
-from imprag.model.control_tokens import control_ids, encode_text, prefix_ids
+from imprag.model.control_tokens import (
+    control_ids,
+    encode_text,
+    encode_with_control,
+    prefix_ids,
+)
 from imprag.model.fingerprint import tokenizer_fingerprint
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.text import passage_tokens, prompt_batch, prompt_tokens, response_tokens
@@ -257,3 +263,17 @@ def test_a_tokenizer_written_in_python_keeps_control_tokens_out_of_text(pieces: 
     others = (Letters(unk_token="<unk>"), tokenizer)
     assert len({tokenizer_fingerprint(one) for one in others}) == 2
     assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(tokenizer)
+
+
+def test_threads_do_not_take_each_others_choice_of_control_tokens() -> None:
+    tokenizer = wrapped(byte_level())
+    text = "<s>hello" * 200
+    with_control, without = encode_with_control(tokenizer, text), encode_text(tokenizer, [text])
+    assert with_control != without[0]
+
+    def differ(_: int) -> bool:
+        same = encode_with_control(tokenizer, text) == with_control
+        return not (same and encode_text(tokenizer, [text]) == without)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert not any(threads.map(differ, range(200)))

@@ -1,5 +1,6 @@
 """The official clients, unmodified, against a server on this machine."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,3 +185,20 @@ def test_haystack(url: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> N
         (reply,) = generator.run([ChatMessage.from_user(PROMPT)])["replies"]
         assert (reply.text or "").strip() == expected
     assert "".join(pieces).strip() == expected
+
+
+def test_mcp(url: str, rag: ImpRAG, expected: str) -> None:
+    pytest.importorskip("mcp", reason="the client's package")
+    import httpx2
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def ask() -> Any:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with httpx2.AsyncClient(headers=headers) as http:
+            address = url.removesuffix("/v1") + "/mcp"
+            async with Client(streamable_http_client(address, http_client=http)) as client:
+                return await client.call_tool("search", {"query": PROMPT})
+
+    found = asyncio.run(ask()).structured_content["results"]
+    assert [one["id"] for one in found] == [one.passage.id for one in rag.retrieve([PROMPT])[0]]

@@ -29,7 +29,13 @@ def all_paths(app: FastAPI) -> list[tuple[str, str]]:
     """Method and path of every operation, and of the pages that describe them."""
     operations = app.openapi()["paths"]
     described = [(method, path) for path, one in operations.items() for method in one]
-    return [*described, ("get", "/docs"), ("get", "/openapi.json"), ("post", "/rerank")]
+    return [
+        *described,
+        ("get", "/docs"),
+        ("get", "/openapi.json"),
+        ("post", "/rerank"),
+        ("post", "/mcp"),
+    ]
 
 
 def test_every_route_but_health_needs_the_key(app: FastAPI) -> None:

@@ -21,6 +21,7 @@ from imprag.cli.home import expand_home
 from imprag.cli.index import index
 from imprag.cli.info import info
 from imprag.cli.kv import kv
+from imprag.cli.mcp import mcp
 from imprag.cli.removed import removed_option
 from imprag.cli.serve import serve
 from imprag.cli.tasks import tasks
@@ -35,7 +36,7 @@ app = cyclopts.App(
     help_format="markdown",
     config=expand_home,
 )
-for command in (ask, search, serve, index, train, adapt, export, info, compare, bench):
+for command in (ask, search, serve, index, train, adapt, export, info, compare, bench, mcp):
     app.command(command)
 app.command(evaluate, name="eval")
 app.command(tasks)

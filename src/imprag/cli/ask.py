@@ -134,7 +134,7 @@ class Source:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Import without garbage collection, which would take 1.6 s and find nothing."""
     gc.disable()
     try:
@@ -161,7 +161,7 @@ def _start(source: Source | None, prompt: str) -> tuple[Source, Iterable[list[st
     """The source and the batches of prompts, which are checked before anything is loaded."""
     source = source or Source()
     prompts = _prompts(prompt)
-    with _uncollected():
+    with uncollected():
         import imprag.pipeline  # noqa: F401
     source.note_fitted_index()
     return source, prompts

@@ -6,10 +6,14 @@ token that its chat template uses. A passage about language models may spell one
 
 import itertools
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 _PROBE = "a"
+# A fast tokenizer keeps `split_special_tokens` as its own state between setting and encoding, so two
+# threads with different choices would take each other's.
+_ENCODING = threading.Lock()
 
 
 def control_ids(tokenizer: Any) -> frozenset[int]:
@@ -33,9 +37,7 @@ def control_ids(tokenizer: Any) -> frozenset[int]:
 
 def encode_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts, without any control token."""
-    rows: list[list[int]] = tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=True
-    )["input_ids"]
+    rows: list[list[int]] = _encoded(tokenizer, list(texts), split_special_tokens=True)["input_ids"]
     control = control_ids(tokenizer)
     return [
         row if control.isdisjoint(row) else _without_control(tokenizer, text, control)
@@ -51,17 +53,13 @@ def text_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, 
     """
     if not getattr(tokenizer, "is_fast", False):
         return [], []
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
+    encoded = _encoded(tokenizer, text, split_special_tokens=True, return_offsets_mapping=True)
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
 def encode_with_control(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text in which spelled control tokens are control tokens."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False)[
-        "input_ids"
-    ]
+    ids: list[int] = _encoded(tokenizer, text, split_special_tokens=False)["input_ids"]
     return ids
 
 
@@ -90,12 +88,20 @@ def encode_template(
 
 def prefix_ids(tokenizer: Any) -> list[int]:
     """Ids of the tokens that the tokenizer puts before every text, such as a start token."""
-    full: list[int] = tokenizer(_PROBE)["input_ids"]
-    plain: list[int] = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    full: list[int] = _encoded(tokenizer, _PROBE, add_special_tokens=True)["input_ids"]
+    plain: list[int] = _encoded(tokenizer, _PROBE)["input_ids"]
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return full[:start]
     return []
+
+
+def _encoded(
+    tokenizer: Any, text: str | list[str], *, add_special_tokens: bool = False, **options: Any
+) -> Any:
+    """What the tokenizer makes of a text or texts; one thread at a time."""
+    with _ENCODING:
+        return tokenizer(text, add_special_tokens=add_special_tokens, **options)
 
 
 def _template_text(tokenizer: Any) -> str:
@@ -125,11 +131,8 @@ def _without_control(tokenizer: Any, text: str, control: frozenset[int]) -> list
 
 def _cuts(tokenizer: Any, text: str, control: frozenset[int]) -> tuple[list[int], list[int]]:
     """Token ids of a text, and the middles of the control tokens that it spells."""
-    encoded = tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=tokenizer.is_fast,
+    encoded = _encoded(
+        tokenizer, text, split_special_tokens=True, return_offsets_mapping=tokenizer.is_fast
     )
     row: list[int] = encoded["input_ids"]
     if control.isdisjoint(row):

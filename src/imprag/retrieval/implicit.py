@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from imprag.corpus import Corpus
@@ -71,17 +73,7 @@ class ImplicitRetriever:
         Raises:
             ImpRAGError: a prompt is empty or too long.
         """
-        check_prompts(prompts)
-        found: dict[int, T] = {}
-        for numbers in by_length(prompts, _BATCH):
-            texts = [prompts[n] for n in numbers]
-            ids, mask = prompt_batch(
-                self.tokenizer, texts, self.model.positions_limit, self.model.device
-            )
-            with torch.inference_mode():
-                results = search(PromptBatch(texts, ids), queries(self.model.decoder, ids, mask))
-            found.update(zip(numbers, results, strict=True))
-        return [found[n] for n in range(len(prompts))]
+        return _by_batch(self.model, self.tokenizer, prompts, search)
 
     def search(
         self, prompts: PromptBatch, queries: Queries, k: int
@@ -89,3 +81,36 @@ class ImplicitRetriever:
         """The k best passages for every prompt whose pass has reached layer b, best first."""
         rows, scores = self.index.search(queries.embeddings.float().cpu().numpy(), k)
         return retrieved_passages(self.corpus, rows, scores, IMPLICIT)
+
+
+def prompt_embeddings(
+    model: ImpRAGModel, tokenizer: Any, prompts: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """Embeddings of prompts, (prompts, dimension); runs layers 0..b only.
+
+    Their inner products with passage embeddings are the implicit scores.
+
+    Raises:
+        ImpRAGError: a prompt is empty or too long.
+    """
+    rows = _by_batch(
+        model, tokenizer, prompts, lambda batch, queries: list(queries.embeddings.cpu().numpy())
+    )
+    return np.array(rows, np.float32).reshape(len(prompts), model.embedding_dim)
+
+
+def _by_batch(
+    model: ImpRAGModel,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    search: Callable[[PromptBatch, Queries], list[T]],
+) -> list[T]:
+    check_prompts(prompts)
+    found: dict[int, T] = {}
+    for numbers in by_length(prompts, _BATCH):
+        texts = [prompts[n] for n in numbers]
+        ids, mask = prompt_batch(tokenizer, texts, model.positions_limit, model.device)
+        with torch.inference_mode():
+            results = search(PromptBatch(texts, ids), queries(model.decoder, ids, mask))
+        found.update(zip(numbers, results, strict=True))
+    return [found[n] for n in range(len(prompts))]

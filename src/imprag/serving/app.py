@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from imprag.serving.errors import add_error_handlers
 from imprag.serving.gates import BodyGate, HostGate, KeyGate
+from imprag.serving.mcp import mcp_app
 from imprag.serving.routes import (
     chat,
     completions,
@@ -46,12 +47,14 @@ def create_app(engine: "Engine", settings: ServerSettings | None = None) -> Fast
             ``hosts``.
     """
     settings = settings or ServerSettings()
+    mcp = mcp_app(engine)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.start()
         try:
-            yield
+            async with mcp.router.lifespan_context(mcp):
+                yield
         finally:
             await run_in_threadpool(engine.close)
 
@@ -66,7 +69,7 @@ def create_app(engine: "Engine", settings: ServerSettings | None = None) -> Fast
     app.state.service = Service(engine, settings)
     for module in (chat, completions, embeddings, rerank, vector_stores, operations):
         app.include_router(module.router)
-    # Here imprag.serving.mcp is mounted at /mcp; its session manager runs within the lifespan.
+    app.router.routes.extend(mcp.routes)
     page = _add_page(app)
     add_error_handlers(app)
     # The last one added is the first that a request passes.

@@ -65,8 +65,7 @@ class Exchange:
     ) -> int:
         requests = make_requests()
         for number, request in enumerate(requests):
-            with self._engine.lock:  # it runs the tokenizer
-                ticket = self._engine.submit(request, partial(self._receive, loop, number))
+            ticket = self._engine.submit(request, partial(self._receive, loop, number))
             with self._tickets_lock:
                 self._tickets[number] = ticket
                 if self._ended:

@@ -57,8 +57,6 @@ def engine_requests(
         passages = None
         if body.documents is not None:
             passages = given_passages(service, body.documents)
-        with service.lock:
-            prompts = marked()
         return [
             EngineRequest(
                 prompt,
@@ -71,7 +69,7 @@ def engine_requests(
                 sampling=sampling,
                 n=body.n or 1,
             )
-            for prompt in prompts
+            for prompt in marked()
         ]
 
     return make

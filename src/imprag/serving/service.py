@@ -127,7 +127,7 @@ class Service:
 
     @property
     def lock(self) -> Any:
-        """Held while the model or its tokenizer runs outside the engine."""
+        """Held while the model runs outside the engine."""
         return self.engine.lock
 
 

@@ -29,9 +29,9 @@ def embed_queries(service: Service, texts: Sequence[str]) -> tuple[FloatArray, i
     limit = rag.model.positions_limit
     embedded = [np.empty((0, rag.encoder.dimension), np.float32)]
     for batch in _batches(texts):
+        prompts = rag.asked_prompts(batch)
+        ids, mask = prompt_batch(rag.tokenizer, prompts, limit, rag.model.device)
         with service.lock, torch.inference_mode():
-            prompts = rag.asked_prompts(batch)
-            ids, mask = prompt_batch(rag.tokenizer, prompts, limit, rag.model.device)
             embedded.append(rag.model.query_embeddings(ids, mask).float().cpu().numpy())
         tokens += int(mask.sum())
     return np.concatenate(embedded), tokens
@@ -49,8 +49,8 @@ def embed_passages(
     check_passages_fit(service, passages, name)
     embedded = [np.empty((0, rag.encoder.dimension), np.float32)]
     for batch in _batches(passages):
+        tokens += sum(map(len, passage_tokens(rag.tokenizer, rag.config, batch)))
         with service.lock:
-            tokens += sum(map(len, passage_tokens(rag.tokenizer, rag.config, batch)))
             embedded.append(rag.encoder(batch))
     return np.concatenate(embedded), tokens
 
@@ -61,10 +61,8 @@ def check_passages_fit(service: Service, passages: Sequence[Passage], name: str)
     Raises:
         ImpRAGError: a passage is longer than the model reads.
     """
-    rag, cut = service.rag, list[int]()
-    for batch in _batches(passages):
-        with service.lock:
-            cut += cut_tokens(rag.tokenizer, rag.config, batch)
+    rag = service.rag
+    cut = cut_tokens(rag.tokenizer, rag.config, passages)
     limit = rag.config.max_passage_tokens
     for number, tokens in enumerate(cut):
         if tokens:
@@ -86,8 +84,7 @@ def text_of_tokens(service: Service, tokens: Sequence[int]) -> str:
             f"the input has the token {max(tokens)}, but this model's are 0 to {size - 1}; send "
             "texts, or tokens of this model's tokenizer"
         )
-    with service.lock:
-        text: str = service.rag.tokenizer.decode(tokens, skip_special_tokens=True)
+    text: str = service.rag.tokenizer.decode(tokens, skip_special_tokens=True)
     return text
 
 
