@@ -102,7 +102,7 @@ def test_every_route_of_the_guide_is_there(url: str) -> None:
     paths = {
         path.replace("{store}", "{id}") for path in httpx.get(f"{url}/openapi.json").json()["paths"]
     }
-    assert named - {"/rerank"} == paths
+    assert named - {"/rerank", "/mcp"} == paths
 
 
 def test_the_limits_of_the_guide_are_the_servers() -> None:
