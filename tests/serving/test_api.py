@@ -249,6 +249,15 @@ def test_the_loaded_model_and_corpus_are_told(client: TestClient, rag: ImpRAG) -
     assert post(client, CHAT, messages=MESSAGES, model="tiny", max_tokens=1)["model"] == "tiny"
 
 
+def test_the_built_in_index_is_the_default_store(
+    rag: ImpRAG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMPRAG_CACHE", str(rag.index.path.parent))
+    client = TestClient(tiny_app(rag))
+    assert [one["id"] for one in client.get("/v1/vector_stores").json()["data"]] == ["default"]
+    assert client.post("/v1/vector_stores/default/search", json={"query": "w1"}).status_code == 200
+
+
 def test_metrics_are_in_prometheus_form(client: TestClient) -> None:
     def counted(name: str) -> float:
         lines = client.get("/metrics").text.splitlines()

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _PROBE = "a"
-# A fast tokenizer keeps `split_special_tokens` as a state of its own: threads with different choices
-# would take each other's.
+# A fast tokenizer keeps `split_special_tokens` as a state of its own: threads with different
+# choices would take each other's.
 _ENCODING = threading.Lock()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from imprag.errors import ImpRAGError
+from imprag.io.files import cache_dir
 from imprag.io.text_checks import check_unicode
 from imprag.pipeline import ImpRAG, make_retriever
 from imprag.retrieval import Retriever
@@ -43,13 +44,13 @@ class Service:
 
     @cached_property
     def store(self) -> str:
-        """The vector store's id: the name of the index folder, or of the built-in corpus.
+        """The vector store's id: the name of the index folder, or ``default`` for the built-in one.
 
         Raises:
             ImpRAGError: there is no index.
         """
-        corpus = self.rag.corpus.path
-        return corpus.parent.name if corpus.name == "corpus" else "default"
+        folder = self.rag.corpus.path.parent
+        return "default" if folder.is_relative_to(cache_dir()) else folder.name
 
     def check_model(self, name: str | None) -> None:
         """Refuse the name of another model.
