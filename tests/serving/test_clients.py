@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,19 @@ def test_openai_vector_store_search(client: openai.OpenAI, rag: ImpRAG) -> None:
     assert [one.file_id for one in results] == [one.passage.id for one in found]
     assert [one.score for one in results] == [one.score for one in found]
     assert results.data[0].content[0].text == found[0].passage.text
+
+
+def test_sixteen_clients_at_once_get_the_answers_of_ask(client: openai.OpenAI, rag: ImpRAG) -> None:
+    prompts = [" ".join(f"w{(n * m) % 94}" for m in range(1, n + 2)) for n in range(1, 33)]
+
+    def answer(prompt: str) -> str | None:
+        messages: Any = [{"role": "user", "content": prompt}]
+        reply = client.chat.completions.create(model="tiny", messages=messages, max_tokens=12)
+        return reply.choices[0].message.content
+
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(answer, prompts))
+    assert answers == [rag.ask(prompt, max_new_tokens=12).text for prompt in prompts]
 
 
 def test_openai_errors_have_their_classes(client: openai.OpenAI, url: str) -> None:

@@ -132,7 +132,7 @@ class Service:
         return self.engine.lock
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
