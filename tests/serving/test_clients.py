@@ -147,7 +147,7 @@ def test_langchain(url: str, expected: str, rag: ImpRAG) -> None:
     from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
     settings: dict[str, Any] = {"model": "tiny", "base_url": url, "api_key": KEY}
-    chat = ChatOpenAI(**settings, max_tokens=6)
+    chat = ChatOpenAI(**{**settings, "max_tokens": 6})
     assert chat.invoke(PROMPT).content == expected
     streamed = list(chat.stream(PROMPT))
     assert "".join(str(chunk.content) for chunk in streamed).strip() == expected

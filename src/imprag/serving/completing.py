@@ -1,8 +1,9 @@
 """What the routes of chat and plain completions do alike."""
 
+import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import Request
@@ -61,7 +62,11 @@ async def complete(
     return StreamingResponse(lines, media_type="text/event-stream", headers=HEADERS)
 
 
-async def _with(first: Numbered, rest: AsyncIterator[Numbered]) -> AsyncIterator[Numbered]:
-    yield first
-    async for numbered in rest:
-        yield numbered
+async def _with(
+    first: Numbered, rest: AsyncGenerator[Numbered, None]
+) -> AsyncGenerator[Numbered, None]:
+    """An event, and the rest; closing it closes the rest."""
+    async with contextlib.aclosing(rest):
+        yield first
+        async for numbered in rest:
+            yield numbered

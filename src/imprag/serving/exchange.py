@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ class Exchange:
         self._events.put_nowait(None)
         self._cancel()
 
-    async def events(self, requests: int) -> AsyncIterator[Numbered]:
+    async def events(self, requests: int) -> AsyncGenerator[Numbered, None]:
         """The events of all requests, each with its request's number, until all are completed.
 
         Args:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
@@ -127,7 +127,7 @@ class Service:
             self._places.release()
 
     @property
-    def lock(self) -> Any:
+    def lock(self) -> threading.Lock:
         """Held while the model runs outside the engine."""
         return self.engine.lock
 

@@ -1,8 +1,9 @@
 """Streamed answers: server-sent events in OpenAI's form."""
 
+import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect
@@ -31,7 +32,7 @@ class Form(Protocol):
 
 
 async def server_sent_events(
-    events: AsyncIterator[Numbered],
+    events: AsyncGenerator[Numbered, None],
     form: Form,
     head: dict[str, Any],
     outcome: Outcome,
@@ -53,10 +54,11 @@ async def server_sent_events(
     """
     more = {"usage": None} if include_usage else {}
     try:
-        async for numbered in events:
-            outcome.note(numbered)
-            for choice, details in _choices(numbered, form, outcome, n):
-                yield _line({**head, "choices": [choice], **more, **details})
+        async with contextlib.aclosing(events):
+            async for numbered in events:
+                outcome.note(numbered)
+                for choice, details in _choices(numbered, form, outcome, n):
+                    yield _line({**head, "choices": [choice], **more, **details})
         if include_usage:
             yield _line({**head, "choices": [], "usage": outcome.usage.model_dump()})
         yield "data: [DONE]\n\n"
