@@ -100,6 +100,20 @@ def test_a_client_that_reads_nothing_holds_nobody_up(rag: ImpRAG) -> None:
         assert becomes(lambda: engine.running == 0, 60)
 
 
+def test_a_body_that_does_not_arrive_is_not_waited_for(rag: ImpRAG) -> None:
+    app = tiny_app(rag, body_seconds=0.2)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with running(app) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(head + b"Content-Length: 100\r\n\r\n{")
+            reply = ""
+            while "}}" not in reply:
+                reply += client.recv(4096).decode()
+    assert reply.startswith("HTTP/1.1 408 ")
+    assert "the body did not arrive within 0.2 seconds; send it at once" in reply
+
+
 def test_a_full_queue_is_busy_and_says_when_to_come_back(rag: ImpRAG, slow_steps: None) -> None:
     with served(rag, slots=1, queue=1) as (url, engine), httpx.Client(base_url=url) as client:
         with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}):
