@@ -91,7 +91,8 @@ def mcp_server(engine: Engine, k: int | None = None) -> ToolServer:
 
     Args:
         engine: answers prompts; its pipeline searches.
-        k: passages per search and per answer; by default the model's number.
+        k: passages per search and per answer; by default, and for searches with 0, the model's
+            number.
     """
     rag = engine.rag
     server = ToolServer(
@@ -114,7 +115,9 @@ def mcp_server(engine: Engine, k: int | None = None) -> ToolServer:
         """Give the whole text of a passage by the id that search or ask gave."""
         (row,) = rag.corpus.find([id])
         if row is None:
-            raise ImpRAGError(f"no passage has the id {id!r}; search gives the ids of passages")
+            raise ImpRAGError(
+                f"no passage has the id {id[:100]!r}; search gives the ids of passages"
+            )
         passage = rag.corpus[row]
         return Document(text=passage.text, **_facts(passage))
 
@@ -140,10 +143,10 @@ def mcp_app(engine: Engine) -> Starlette:
         stateless_http=True, transport_security=open_to_all
     )
     for route in app.routes:
-        if isinstance(route, Route):
-            route.methods = {
-                "POST"
-            }  # a stream by GET would stay open and keep a server from ending
+        if isinstance(
+            route, Route
+        ):  # a stream by GET would stay open and keep a server from ending
+            route.methods = {"POST"}
     return app
 
 
