@@ -7,6 +7,7 @@ const RETRIEVAL_HELP = {
   lexical: "The question’s words find the passages.",
 };
 const KEY = "imprag-api-key";
+const EXAMPLES_OF = "default"; // the corpus that answers the examples
 const LONG_ANSWER = 160; // characters, from which an answer is set in smaller type
 const LONG_PASSAGE = 900; // characters, from which a passage is cut with a button to show all
 
@@ -19,7 +20,6 @@ let model = null; // the id of the loaded model, once it is known
 let running = null; // the AbortController of the answer that is being written
 let unanswered = null; // the question to ask again once there is a key
 let latest = null; // the turn that is shown in full
-let turns = 0;
 
 // --- The server ---------------------------------------------------------------------------------
 
@@ -53,8 +53,6 @@ async function errorOf(response) {
   if (wait > 0) message += ` Try again in ${wait} ${wait === 1 ? "second" : "seconds"}.`;
   return new ServerError(message, status);
 }
-
-const getJson = async (path) => (await request(path)).json();
 
 /** The chunks of a streamed chat completion. */
 async function* completion(body, signal) {
@@ -171,7 +169,7 @@ function duration(seconds) {
   return seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(2)} s`;
 }
 
-const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 // --- One question with its answer ---------------------------------------------------------------
 
@@ -181,9 +179,7 @@ class Turn {
     this.settings = settings;
     this.text = "";
     this.passages = [];
-    this.annotations = [];
     this.timings = {};
-    this.prefix = `turn-${++turns}-passage-`;
     this.element = copyOf("turn");
     this.element.setAttribute("aria-busy", "true");
     this.part("question").textContent = question;
@@ -198,11 +194,10 @@ class Turn {
   take(chunk) {
     const { passages, timings } = chunk.imprag ?? {};
     if (passages) this.showPassages(passages);
-    if (timings) [this.timings] = timings; // one for each prompt
+    if (timings?.length) [this.timings] = timings; // one for each prompt
     if (chunk.usage) this.usage = chunk.usage;
     const [choice] = chunk.choices ?? [];
     if (choice?.delta?.content) this.write(choice.delta.content);
-    if (choice?.delta?.annotations) this.annotations = choice.delta.annotations;
     if (choice?.finish_reason) this.reason = choice.finish_reason;
   }
 
@@ -218,7 +213,7 @@ class Turn {
     const scores = passages.map(({ score }) => score);
     const [low, high] = [Math.min(...scores), Math.max(...scores)];
     const share = (score) => (high > low ? 0.04 + (0.96 * (score - low)) / (high - low) : 1);
-    const items = passages.map((one, n) => passageItem(one, n + 1, this.prefix, share(one.score)));
+    const items = passages.map((one, n) => passageItem(one, n + 1, share(one.score)));
     this.part("passages").querySelector("h3").textContent =
       `${counted(passages.length, "passage")} read, best first`;
     this.part("passages").querySelector("ol").replaceChildren(...items);
@@ -229,7 +224,6 @@ class Turn {
   end(note) {
     this.element.setAttribute("aria-busy", "false");
     show(this.part("note"), note);
-    this.cite();
     this.part("passages")
       .querySelectorAll(".text")
       .forEach((element, n) => {
@@ -262,26 +256,6 @@ class Turn {
     show(this.element.querySelector(".error"), error.message);
   }
 
-  /** Puts the numbers of the cited passages behind the parts of the answer that cite them. */
-  cite() {
-    const characters = [...this.text]; // the indices of annotations count code points
-    const numberOf = ({ url, title }) =>
-      1 + this.passages.findIndex((one) => (url ? one.url === url : one.title === title));
-    const cited = this.annotations
-      .map(({ url_citation: one }) => ({ end: one.end_index, number: numberOf(one) }))
-      .filter(({ number }) => number > 0)
-      .sort((a, b) => a.end - b.end);
-    const nodes = [];
-    let done = 0;
-    for (const { end, number } of cited) {
-      const link = { className: "cite", href: `#${this.prefix}${number}` };
-      link.ariaLabel = `Passage ${number}`;
-      nodes.push(characters.slice(done, end).join(""), made("a", number, link));
-      done = Math.max(done, end);
-    }
-    this.part("answer").replaceChildren(...nodes, characters.slice(done).join(""));
-  }
-
   /** The turn as an entry of the history. */
   folded() {
     const entry = document.createElement("details");
@@ -293,10 +267,9 @@ class Turn {
   }
 }
 
-function passageItem({ id, title, text, url, score }, number, prefix, share) {
+function passageItem({ id, title, text, url, score }, number, share) {
   const item = copyOf("passage");
   const find = (name) => item.querySelector(name);
-  item.id = prefix + number;
   find("h4").append(made("span", number, { className: "rank" }), title || id);
   find(".number").textContent = score.toFixed(2);
   find(".bar").style.setProperty("--share", share);
@@ -401,17 +374,11 @@ async function useKey() {
   if (unanswered) ask(unanswered);
 }
 
-/** Shows the loaded model and corpus, for a question to ask; false if the server refuses. */
+/** Shows what is loaded; false if the server refuses, and the question, if any, waits for a key. */
 async function load(question = null) {
   try {
-    const [models, stores] = await Promise.all([
-      getJson("v1/models"),
-      getJson("v1/vector_stores"),
-    ]);
-    model = models.data[0].id;
-    byId("model").textContent = model;
-    byId("corpus").textContent = stores.data[0]?.name ?? "none";
-    byId("loaded").hidden = false;
+    const models = await (await request("v1/models")).json();
+    showLoaded(models.data[0]);
     show(byId("unreachable"), "");
     return true;
   } catch (error) {
@@ -419,6 +386,21 @@ async function load(question = null) {
     else show(byId("unreachable"), error.message);
     return false;
   }
+}
+
+function showLoaded({ id, imprag: { k, retrieval, corpus } }) {
+  model = id;
+  const passages = corpus ? counted(corpus.passages, "passage") : null;
+  fill(byId("loaded"), [
+    ["Model", id],
+    ["Corpus", corpus ? `${corpus.id}, ${passages}` : "none"],
+  ]);
+  byId("k").placeholder = corpus ? Math.min(k, corpus.passages) : "auto";
+  const ownRetrieval = document.querySelector(`[name=retrieval][value="${retrieval}"]`);
+  if (ownRetrieval) ownRetrieval.checked = true;
+  explainRetrieval();
+  byId("examples").hidden = corpus?.id !== EXAMPLES_OF || latest !== null;
+  show(byId("credit"), [corpus?.source, corpus?.credit].filter(Boolean).join(". "));
 }
 
 // --- Events -------------------------------------------------------------------------------------
@@ -452,5 +434,4 @@ byId("examples").addEventListener("click", ({ target }) => {
   ask(questionBox.value);
 });
 
-explainRetrieval();
 load();
