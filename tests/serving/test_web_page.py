@@ -1,6 +1,7 @@
 """The server's web page in a browser, over a tiny model: no other network, no other origin."""
 
 import contextlib
+import json
 import re
 import shutil
 import socket
@@ -23,8 +24,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe = pytest.importorskip("axe_core_python.sync_playwright", reason="needs axe-core-python")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 
 CREDIT = "Nobody; public domain"
 KEY = "right-key"
@@ -200,7 +202,7 @@ def test_the_loaded_model_and_corpus_are_shown(page: Any) -> None:
         *("Corpus", "default, 12 passages"),
     ]
     assert page.get_by_label("Passages").get_attribute("placeholder") == "3"
-    assert page.locator("#credit").inner_text() == "Counting. Nobody; public domain"
+    assert page.locator("#credit").inner_text() == "Passages: Counting. Nobody; public domain"
 
 
 @pytest.mark.parametrize(("k", "heading"), [(1, "1 passage read"), (5, "5 passages read")])
@@ -266,6 +268,11 @@ def test_another_corpus_and_retriever_of_the_server(browser: Any, address: str) 
         page.get_by_text("other, 12 passages").wait_for()
         assert page.get_by_label("Hybrid").is_checked()
         assert not page.locator("#examples").is_visible()
+        details["corpus"] = None
+        page.reload()
+        playwright.expect(page.locator("#loaded")).to_contain_text("none")
+        assert not page.locator("#examples").is_visible()
+        assert not page.locator("#credit").is_visible()
 
 
 def test_earlier_questions_stay_for_the_visit(page: Any, rag: ImpRAG) -> None:
@@ -325,6 +332,21 @@ def test_an_error_without_a_message_shows_its_status(page: Any) -> None:
     reply(page, status=502, body="<h1>Bad gateway</h1>")
     ask(page)
     assert error_of(page) == "The server answered with status 502."
+
+
+def test_marks_ignore_case_and_accents_and_skip_function_words(page: Any) -> None:
+    text = "The CAFÉ is in Addis Ababa. It is the third-most visited, 4 km away."
+    passage = {"id": "p", "title": "", "url": "https://example.org/", "text": text, "score": 1.5}
+    answer = {"index": 0, "delta": {"content": "The café, 4 in Addis Ababa, is the third most"}}
+    chunk = {"choices": [answer], "imprag": {"passages": [passage]}}
+    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    reply(page, content_type="text/event-stream", body=body)
+    ask(page)
+    marks = page.locator("#current .text mark").all_inner_texts()
+    assert marks == ["CAFÉ", "Addis Ababa", "third-most", "4"]
+    assert page.locator("#current .text").inner_text() == text
+    assert titles(page) == ["p"]
+    assert page.locator("#current .source a").get_attribute("href") == "https://example.org/"
 
 
 @pytest.mark.parametrize(
@@ -551,11 +573,10 @@ def violations(page: Any) -> list[tuple[str, list[str]]]:
 def test_axe_finds_no_barrier(browser: Any, address: str, closed_address: str, scheme: str) -> None:
     with visit(browser, address, color_scheme=scheme) as page:
         assert violations(page) == []
-        ask(page, k=12)
-        ask(page, k=12)
-        page.locator("#earlier summary").click()
-        assert violations(page) == []
-        ask(page, k=1000)
+        for k in (12, 1000, 12):
+            ask(page, k=k)
+        for earlier in page.locator("#earlier summary").all():
+            earlier.click()
         assert violations(page) == []
     with visit(browser, closed_address, color_scheme=scheme) as page:
         page.get_by_label("API key").fill("é")

@@ -389,18 +389,19 @@ async function load(question = null) {
 }
 
 function showLoaded({ id, imprag: { k, retrieval, corpus } }) {
+  if (!model && retrieval in RETRIEVAL_HELP) {
+    askForm.elements.retrieval.value = retrieval;
+    explainRetrieval();
+  }
   model = id;
-  const passages = corpus ? counted(corpus.passages, "passage") : null;
   fill(byId("loaded"), [
     ["Model", id],
-    ["Corpus", corpus ? `${corpus.id}, ${passages}` : "none"],
+    ["Corpus", corpus ? `${corpus.id}, ${counted(corpus.passages, "passage")}` : "none"],
   ]);
-  byId("k").placeholder = corpus ? Math.min(k, corpus.passages) : "auto";
-  const ownRetrieval = document.querySelector(`[name=retrieval][value="${retrieval}"]`);
-  if (ownRetrieval) ownRetrieval.checked = true;
-  explainRetrieval();
+  byId("k").placeholder = corpus ? Math.min(k, corpus.passages) : 0;
   byId("examples").hidden = corpus?.id !== EXAMPLES_OF || latest !== null;
-  show(byId("credit"), [corpus?.source, corpus?.credit].filter(Boolean).join(". "));
+  const origin = [corpus?.source, corpus?.credit].filter(Boolean).join(". ");
+  show(byId("credit"), origin && `Passages: ${origin}`);
 }
 
 // --- Events -------------------------------------------------------------------------------------
