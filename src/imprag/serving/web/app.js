@@ -7,6 +7,7 @@ const RETRIEVAL_HELP = {
   lexical: "The question’s words find the passages.",
 };
 const KEY = "imprag-api-key";
+const BROKEN_OFF = "The connection ended before the answer was complete.";
 const EXAMPLES_OF = "default"; // the corpus that answers the examples
 const LONG_ANSWER = 160; // characters, from which an answer is set in smaller type
 const LONG_PASSAGE = 900; // characters, from which a passage is cut with a button to show all
@@ -34,24 +35,20 @@ class ServerError extends Error {
 async function request(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ServerError("The server cannot be reached. Is it still running?");
-  }
-  if (!response.ok) throw await errorOf(response);
-  return response;
+  const response = await fetch(path, { ...options, headers }).catch(
+    unlessStopped("The server cannot be reached. Is it still running?"),
+  );
+  if (response.ok) return response;
+  const body = await response.json().catch(() => null);
+  const message = body?.error?.message ?? `The server answered with status ${response.status}.`;
+  throw new ServerError(message, response.status);
 }
 
-async function errorOf(response) {
-  const { status, headers } = response;
-  const body = await response.json().catch(() => null);
-  let message = body?.error?.message ?? `The server answered with status ${status}.`;
-  const wait = Number(headers.get("Retry-After"));
-  if (wait > 0) message += ` Try again in ${wait} ${wait === 1 ? "second" : "seconds"}.`;
-  return new ServerError(message, status);
+/** What to do when the network fails: say so, unless the visitor stopped the request. */
+function unlessStopped(message) {
+  return (error) => {
+    throw error.name === "AbortError" ? error : new ServerError(message);
+  };
 }
 
 /** The chunks of a streamed chat completion. */
@@ -68,7 +65,7 @@ async function* completion(body, signal) {
     if (chunk.error) throw new ServerError(chunk.error.message);
     yield chunk;
   }
-  throw new ServerError("The connection ended before the answer was complete.");
+  throw new ServerError(BROKEN_OFF);
 }
 
 /** The data of server-sent events; each has one line of it. */
@@ -76,7 +73,7 @@ async function* eventData(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(unlessStopped(BROKEN_OFF));
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
@@ -90,9 +87,11 @@ async function* eventData(stream) {
 
 const segmenter = new Intl.Segmenter(undefined, { granularity: "word" });
 const FUNCTION_WORDS = new Set(
-  ("a about also an and are as at be been but by can did do does for from had has have he her his i if in into is " +
-    "it its of on or our she so some such than that the their them then there these they this to " +
-    "was we were what when where which who will with would you").split(" "),
+  (
+    "a about also an and are as at be been but by can did do does for from had has have he her " +
+    "his i if in into is it its of on or our she so some such than that the their them then " +
+    "there these they this to was we were what when where which who will with would you"
+  ).split(" "),
 );
 const BETWEEN_WORDS = /^[\s\p{Pd}'’]*$/u;
 
@@ -303,7 +302,7 @@ function settings() {
 
 async function ask(question) {
   if (running || !question.trim() || !askForm.reportValidity()) return;
-  if (!model && !(await load(question))) return;
+  if (!(model || (await load(question))) || running) return;
   const turn = start(question.trim());
   const body = {
     model,
@@ -389,10 +388,7 @@ async function load(question = null) {
 }
 
 function showLoaded({ id, imprag: { k, retrieval, corpus } }) {
-  if (!model && retrieval in RETRIEVAL_HELP) {
-    askForm.elements.retrieval.value = retrieval;
-    explainRetrieval();
-  }
+  if (!model && retrieval) chooseRetrieval(retrieval);
   model = id;
   fill(byId("loaded"), [
     ["Model", id],
@@ -404,11 +400,26 @@ function showLoaded({ id, imprag: { k, retrieval, corpus } }) {
   show(byId("credit"), origin && `Passages: ${origin}`);
 }
 
-// --- Events -------------------------------------------------------------------------------------
+/** Chooses the server's own retriever, which may be one that the page does not know. */
+function chooseRetrieval(name) {
+  const choices = byId("retrieval");
+  if (!choices.querySelector(`[value="${CSS.escape(name)}"]`)) {
+    const choice = choices.lastElementChild.cloneNode(true);
+    choice.lastChild.textContent = name;
+    choice.firstChild.value = name;
+    choices.append(choice);
+  }
+  askForm.elements.retrieval.value = name;
+  explainRetrieval();
+}
 
 function explainRetrieval() {
-  byId("retrieval-help").textContent = RETRIEVAL_HELP[askForm.elements.retrieval.value];
+  const name = askForm.elements.retrieval.value;
+  byId("retrieval-help").textContent =
+    RETRIEVAL_HELP[name] ?? `The server’s retriever ${name} finds the passages.`;
 }
+
+// --- Events -------------------------------------------------------------------------------------
 
 askForm.addEventListener("submit", (event) => {
   event.preventDefault();
