@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -196,16 +196,7 @@ class GenerationBatch:
         return self._encode()
 
     def _encode(self) -> PassageKV:
-        passages = [[found.passage for found in row] for row in self.found]
-        kv = self.rag.kv_cache.kv(passages)
-        own = [bool(row) and all(one.kind in LOGITS for one in row) for row in self.found]
-        if (weight := self.rag.config.attention_score_bias) and any(own):
-            # Other scores mean something else: all passages of such a prompt weigh the same.
-            scores = [
-                [found.score if is_own else 0.0 for found in row]
-                for row, is_own in zip(self.found, own, strict=True)
-            ]
-            kv = kv.with_score_bias(scores, weight)
+        kv = read_passages(self.rag, self.found)
         self._lap("encode")
         return kv
 
@@ -213,6 +204,31 @@ class GenerationBatch:
         now = time.perf_counter()
         self.timings[name] = now - self._last
         self._last = now
+
+
+def read_passages(
+    rag: "ImpRAG",
+    found: Sequence[Sequence[RetrievedPassage]],
+    between: Callable[[], None] = lambda: None,
+) -> PassageKV:
+    """The passage KV of every prompt, with the bias of its passages' scores.
+
+    Args:
+        rag: the pipeline with model and KV cache.
+        found: the passages of each prompt.
+        between: called now and then while passages are encoded.
+    """
+    kv = rag.kv_cache.kv([[one.passage for one in row] for row in found], between)
+    own = [bool(row) and all(one.kind in LOGITS for one in row) for row in found]
+    weight = rag.config.attention_score_bias
+    if not weight or not any(own):
+        return kv
+    # Other scores mean something else: all passages of such a prompt weigh the same.
+    scores = [
+        [one.score if is_own else 0.0 for one in row]
+        for row, is_own in zip(found, own, strict=True)
+    ]
+    return kv.with_score_bias(scores, weight)
 
 
 class _StopAt:
@@ -275,10 +291,12 @@ def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
         if ends:
             yield held[: min(ends)]
             return
-        # The end of the held text may be the beginning of a stop string.
-        keep = max(
-            (n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0
-        )
+        keep = begun_stop(held, stop)
         yield held[: len(held) - keep]
         held = held[len(held) - keep :]
     yield held
+
+
+def begun_stop(text: str, stop: Sequence[str]) -> int:
+    """Number of characters at the end of the text that may be the beginning of a stop string."""
+    return max((n for one in stop for n in range(1, len(one)) if text.endswith(one[:n])), default=0)

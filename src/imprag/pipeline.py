@@ -168,8 +168,7 @@ class ImpRAG:
             fingerprint = self.encoder.fingerprint()  # reads all weights of layers 0..b
             folder = cache_dir() / "indexes" / f"{fingerprint[:12]}-{corpus.fingerprint[:12]}"
             encoder = _shipped_embeddings(corpus, fingerprint) or self.encoder
-            words = self._retrieval in ("hybrid", "lexical")
-            self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True, lexical=words)
+            self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True, lexical=True)
         return self._index
 
     @cached_property
@@ -179,7 +178,7 @@ class ImpRAG:
         Raises:
             ImpRAGError: there is no index, or it lacks the lexical part that was asked for.
         """
-        return _make_retriever(self, self._retrieval, self._lexical_weight)
+        return make_retriever(self, self._retrieval, self._lexical_weight)
 
     def use_kv_cache(self, kv_cache: Store | Path | str) -> None:
         """Read passages from a KV cache.
@@ -356,8 +355,19 @@ def _shipped_embeddings(corpus: Corpus, fingerprint: str) -> Encoder | None:
         return None
 
 
-def _make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retriever:
-    """The retriever of that name over the pipeline's index."""
+def make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retriever:
+    """The retriever of that name over the pipeline's index.
+
+    Args:
+        rag: the pipeline.
+        name: as ``retrieval`` of :class:`ImpRAG`.
+        lexical_weight: for hybrid retrieval, the weight of the prompt's words in place of the gate.
+
+    Raises:
+        ImpRAGError: there is no such retriever, the index lacks the lexical part that it needs, or
+            the lexical weight has no effect.
+    """
+    _check_retrieval(rag.config, name, lexical_weight)
     fitted = rag.config.gate
 
     def gate() -> Gate:

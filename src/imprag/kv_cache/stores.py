@@ -82,6 +82,35 @@ class RamStore:
                 self.bytes -= _bytes(self._parts.popitem(last=False)[1])
 
 
+class TieredStore:
+    """A folder, and RAM for the passages that it lacks.
+
+    Args:
+        folder: the folder; its codec codes the passages in RAM, too.
+        max_bytes: greatest size of the passages in RAM.
+
+    Attributes:
+        ram: the passages in RAM.
+    """
+
+    def __init__(self, folder: Store, max_bytes: int) -> None:
+        self.folder = folder
+        self.codec = folder.codec
+        self.kv_keep_ratio = folder.kv_keep_ratio
+        self.ram = RamStore(self.codec, max_bytes, self.kv_keep_ratio)
+
+    def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
+        """The parts of each passage, from the folder if it has them."""
+        stored = self.folder.get(passages)
+        missing = [one for one, parts in zip(passages, stored, strict=True) if parts is None]
+        held = iter(self.ram.get(missing))
+        return [next(held) if parts is None else parts for parts in stored]
+
+    def put(self, passage: Passage, parts: Parts) -> None:
+        """Keep parts in RAM."""
+        self.ram.put(passage, parts)
+
+
 class DiskStore:
     """A folder made by :func:`imprag.kv_cache.build_kv_cache`, memory-mapped.
 

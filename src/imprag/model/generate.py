@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from transformers import CompileConfig, StaticCache
 
 from imprag.errors import ImpRAGError
-from imprag.model.attention import reading_attention, sdpa_attention
 from imprag.model.decoder import Decoder
 from imprag.model.hooks import LayerInput, LayerWrapper, RecordingLayer, cache_argument
 from imprag.model.inputs import last_tokens, positions
-from imprag.model.kv import PassageKV
+from imprag.model.kv import PassageKV, RowKV
 from imprag.model.query import Queries, attention_layer, query_embeddings, token_attention
 
-Retrieve = Callable[[Queries], PassageKV]
+Retrieve = Callable[[Queries], PassageKV | RowKV]
 """Maps the implicit queries of prompts to the KV of the passages of each prompt."""
 
 
@@ -95,7 +94,7 @@ class ReadingPass:
         self.attention_mask = attention_mask
         self.query_tokens = query_tokens
         self.query_embeddings: Tensor | None = None
-        self.kv: PassageKV | None = None
+        self.kv: PassageKV | RowKV | None = None
 
     def wrappers(self) -> dict[int, LayerWrapper]:
         """The wrappers that replace layers b..t."""
@@ -136,33 +135,10 @@ class ReadingPass:
         return self.kv.prepend(layer, query, key, value, mask)
 
     def _read(
-        self,
-        layer: int,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
+        self, layer: int, module: nn.Module, *states: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         assert self.kv is not None
-        kv = self.kv
-        costly = torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1)
-        if costly and kv.passage_bias is None:
-            return sdpa_attention(
-                module, query, *kv.prepend(layer, query, key, value, mask), **kwargs
-            )
-        return reading_attention(
-            module,
-            query,
-            key,
-            value,
-            mask,
-            passage_key=kv.keys[layer],
-            passage_value=kv.values[layer],
-            passage_bias=kv.bias,
-            **kwargs,
-        )
+        return self.kv.attend(layer, module, *states, **kwargs)
 
 
 def read(

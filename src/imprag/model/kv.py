@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from imprag.model.attention import causal_mask
+from imprag.model.attention import causal_mask, reading_attention, sdpa_attention
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,39 @@ class PassageKV:
             torch.cat([passages, mask.expand(batch, 1, queries, own)], dim=3),
         )
 
+    def attend(
+        self,
+        layer: int,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention over [passage keys ; own keys] at one layer.
+
+        Args:
+            layer: the layer's number.
+            module, query, key, value, mask, **kwargs: as transformers passes them.
+        """
+        costly = torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1)
+        if costly and self.passage_bias is None:
+            return sdpa_attention(
+                module, query, *self.prepend(layer, query, key, value, mask), **kwargs
+            )
+        return reading_attention(
+            module,
+            query,
+            key,
+            value,
+            mask,
+            passage_key=self.keys[layer],
+            passage_value=self.values[layer],
+            passage_bias=self.bias,
+            **kwargs,
+        )
+
     def repeat(self, times: int) -> "PassageKV":
         """Every row ``times`` times in a row, as ``generate`` lays out the beams of a prompt."""
         if times == 1:
@@ -124,6 +158,55 @@ class PassageKV:
             {layer: x.repeat_interleave(times, dim=0) for layer, x in self.values.items()},
             [row for row in self.lengths for _ in range(times)],
             self.passage_bias and [row for row in self.passage_bias for _ in range(times)],
+        )
+
+
+@dataclass(frozen=True)
+class RowKV:
+    """The passage KV of prompts that share a batch for a while, one `PassageKV` for each row.
+
+    Nothing is padded or copied when rows come and go, and rows may share the same states.
+
+    Attributes:
+        rows: the passage KV of each prompt, a batch of one.
+    """
+
+    rows: Sequence[PassageKV]
+
+    def attend(
+        self, layer: int, module: nn.Module, *states: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`PassageKV.attend`, row by row."""
+        outputs = []
+        for n, kv in enumerate(self.rows):
+            # A mask may be one for all rows.
+            own: list[Any] = [x if x is None or len(x) == 1 else x[n : n + 1] for x in states]
+            outputs.append(kv.attend(layer, module, *own, **kwargs)[0])
+        return torch.cat(outputs), None
+
+    def prepend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`PassageKV.prepend`."""
+        return self._joined.prepend(layer, query, key, value, mask)
+
+    def repeat(self, times: int) -> "RowKV":
+        """Every row ``times`` times in a row."""
+        return RowKV([row for row in self.rows for _ in range(times)])
+
+    @cached_property
+    def _joined(self) -> PassageKV:
+        """All rows in one padded batch."""
+        longest = max(sum(map(sum, row.lengths)) for row in self.rows)
+
+        def join(states: Sequence[Tensor]) -> Tensor:
+            return torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2])) for x in states])
+
+        layers = self.rows[0].keys
+        return PassageKV(
+            {layer: join([row.keys[layer] for row in self.rows]) for layer in layers},
+            {layer: join([row.values[layer] for row in self.rows]) for layer in layers},
+            [lengths for row in self.rows for lengths in row.lengths],
         )
 
 

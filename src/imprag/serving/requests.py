@@ -106,7 +106,7 @@ class Ended:
     Attributes:
         choice: number of the answer.
         text: the whole answer, stripped, as :meth:`imprag.ImpRAG.ask` returns it.
-        reason: ``stop`` for an end token or stop string, ``length`` for the limit of tokens or time.
+        reason: ``stop`` for an end token or stop string, ``length`` for a limit of tokens or time.
         tokens: number of its tokens.
     """
 

@@ -1,0 +1,77 @@
+"""The pass of new requests' prompts through the model, with retrieval and reading inside it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from imprag.generation import read_passages
+from imprag.model.decoding import DecodingRow, prefill
+from imprag.model.generate import PromptTokens
+from imprag.model.inputs import pad
+from imprag.model.kv import RowKV
+from imprag.model.query import Queries
+from imprag.pipeline import ImpRAG
+from imprag.retrieval.retriever import InPassRetriever, PromptBatch, RetrievedPassage
+from imprag.serving.running import RunningRequest
+
+
+class AllCancelledError(Exception):
+    """All requests of a prefill have been cancelled."""
+
+
+@torch.inference_mode()
+def prefill_requests(
+    rag: ImpRAG, runs: Sequence[RunningRequest], between: Callable[[], None]
+) -> list[DecodingRow]:
+    """Run the prompts of requests through the model in one batch.
+
+    Args:
+        rag: the pipeline.
+        runs: the requests, which note their passages and timings.
+        between: called now and then while passages are encoded.
+
+    Raises:
+        AllCancelledError: nobody waits for the answers any more.
+    """
+    token = rag.tokenizer.pad_token_id or 0
+    ids, mask = pad([run.ids for run in runs], rag.model.device, left=True, token=token)
+
+    def go_on() -> None:
+        if all(run.over for run in runs):
+            raise AllCancelledError
+        between()
+
+    def retrieve(queries: Queries) -> RowKV:
+        kvs = []
+        for run, row, own in zip(runs, ids[:, None], _by_row(queries), strict=True):
+            run.lap("query")
+            run.found = _search(run, PromptBatch([run.request.prompt], row), own)
+            run.lap("search")
+            kvs.append(read_passages(rag, [run.found], go_on))
+            run.lap("encode")
+        return RowKV(kvs)
+
+    shift = torch.tensor([run.shift for run in runs], device=rag.model.device)
+    return prefill(rag.model.decoder, retrieve, PromptTokens(ids, mask, shift))
+
+
+def _by_row(queries: Queries) -> Iterator[Queries]:
+    """The queries of each prompt of a batch; token attention is computed once for all."""
+    attention = cache(queries.token_attention)
+
+    def rows(n: int) -> Tensor:
+        return attention()[n : n + 1]
+
+    for n in range(len(queries.embeddings)):
+        yield Queries(queries.embeddings[n : n + 1], partial(rows, n))
+
+
+def _search(run: RunningRequest, prompt: PromptBatch, queries: Queries) -> list[RetrievedPassage]:
+    """The passages that a request reads."""
+    if run.retriever is None:
+        return list(run.request.passages or ())
+    if isinstance(run.retriever, InPassRetriever):
+        return run.retriever.search(prompt, queries, run.k)[0]
+    return run.retriever.retrieve([run.request.prompt], run.k)[0]

@@ -1,0 +1,162 @@
+"""The state of requests and answers while the engine works on them."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig
+
+from imprag.retrieval.retriever import RetrievedPassage, Retriever
+from imprag.serving.answer_text import AnswerText
+from imprag.serving.requests import Completed, EngineEvent, EngineRequest, Failed, OnEvent
+from imprag.serving.sampler import Sampler
+
+
+class Ticket:
+    """A submitted request."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """End the request at the next token; it reports no further event."""
+        self.cancelled = True
+
+
+class RunningRequest:
+    """A request in the engine, from its arrival to its last event.
+
+    Args:
+        request: the prompt with its settings.
+        on_event: receives the events.
+        ids: the prompt's tokens.
+        shift: of the prompt's positions.
+        retriever: finds its passages; None if it reads given ones or none.
+        k: number of passages to retrieve.
+        time_limit: seconds from now; None for no limit.
+
+    Attributes:
+        found: the passages that it reads.
+        answers: number of answers that have not ended.
+        timings: seconds by part, as in :class:`Completed`.
+        outcome: how it ended: ``completed``, ``cancelled`` or ``failed``; None before.
+        ticket: cancels it.
+    """
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        on_event: OnEvent,
+        ids: Sequence[int],
+        shift: int,
+        retriever: Retriever | None,
+        k: int,
+        time_limit: float | None,
+    ) -> None:
+        self.request = request
+        self.on_event = on_event
+        self.ids = list(ids)
+        self.shift = shift
+        self.retriever = retriever
+        self.k = k
+        self.ticket = Ticket()
+        self.found: list[RetrievedPassage] = []
+        self.answers = 0
+        self.timings: dict[str, float] = {}
+        self._outcome: str | None = None
+        self.arrived = self._last = time.perf_counter()
+        self._deadline = None if time_limit is None else self.arrived + time_limit
+
+    @property
+    def outcome(self) -> str | None:
+        return "cancelled" if self._outcome is None and self.ticket.cancelled else self._outcome
+
+    @property
+    def over(self) -> bool:
+        """Whether no further event will be reported."""
+        return self.outcome is not None
+
+    @property
+    def late(self) -> bool:
+        """Whether its time limit has passed."""
+        return self._deadline is not None and time.perf_counter() > self._deadline
+
+    def begin(self) -> None:
+        """Note the end of its waiting; beginning again changes nothing."""
+        if "queue" not in self.timings:
+            self.lap("queue")
+
+    def lap(self, name: str) -> None:
+        """Note the seconds since the last lap."""
+        now = time.perf_counter()
+        self.timings[name] = now - self._last
+        self._last = now
+
+    def report(self, event: EngineEvent) -> None:
+        """Hand an event over, unless the request is over; a receiver that fails cancels it."""
+        if self.over:
+            return
+        try:
+            self.on_event(event)
+        except Exception:
+            self.ticket.cancel()
+
+    def complete(self) -> None:
+        """Report that all answers have ended."""
+        self.timings["total"] = time.perf_counter() - self.arrived
+        self.report(Completed(self.timings))
+        self._outcome = self.outcome or "completed"
+
+    def fail(self, error: Exception) -> None:
+        """Report an error, unless the request is over."""
+        self.report(Failed(error))
+        self._outcome = self.outcome or "failed"
+
+
+class RunningAnswer:
+    """One answer of a request while its tokens are made.
+
+    Args:
+        run: its request.
+        choice: its number.
+        tokenizer: the model's.
+        config: the model's generation settings.
+
+    Attributes:
+        tokens: those of the answer so far, with the end token.
+        text: the text of the tokens.
+        ended: whether it is complete.
+    """
+
+    def __init__(
+        self, run: RunningRequest, choice: int, tokenizer: Any, config: GenerationConfig
+    ) -> None:
+        self.run = run
+        self.choice = choice
+        self.tokens: list[int] = []
+        self.text = AnswerText(tokenizer, run.request.stop)
+        self.ended = False
+        self._sampler = Sampler(run.request.sampling, choice, config)
+        self._last = run.arrived
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token for these logits, (vocabulary,)."""
+        return self._sampler.choose([*self.run.ids, *self.tokens], logits)
+
+    def note_token(self) -> float:
+        """Seconds since the token before, or since the request arrived."""
+        now = time.perf_counter()
+        waited, self._last = now - self._last, now
+        self.run.timings.setdefault("first_token", waited)
+        return waited
+
+    def push(self, token: int, *, is_end: bool) -> str:
+        """Append a token; the text that is certain now and was not before."""
+        self.tokens.append(token)
+        return "" if is_end else self.text.push(token)
+
+    def end(self) -> str:
+        """Complete the answer; the text that was held back."""
+        self.ended = True
+        return self.text.finish()

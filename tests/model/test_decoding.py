@@ -1,0 +1,143 @@
+"""Decoding with rows that join and leave: the same tokens as every prompt alone."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import tiny_lm
+from imprag.model import ImpRAGConfig, ImpRAGModel
+from imprag.model.decoding import DecodingBatch, prefill
+from imprag.model.generate import PromptTokens
+from imprag.model.inputs import pad
+from imprag.model.kv import RowKV
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
+PASSAGES = [[[20, 21, 22], [23, 24]], [], [[25, 26, 27, 28]], [[20, 21, 22]]]
+SHIFT = 40
+
+
+def tiny_model(family: str) -> ImpRAGModel:
+    bias = {} if family == "gemma2" else {"attention_score_bias": 2.0}
+    return ImpRAGModel(tiny_lm(family), ImpRAGConfig(base_model=family, b=1, t=3, **bias))
+
+
+def passage_kv(model: ImpRAGModel, prompt: int) -> Any:
+    kv = model.encode_passages([PASSAGES[prompt]])
+    scores = [[0.3 * n for n in range(len(PASSAGES[prompt]))]]
+    weight = model.config.attention_score_bias
+    return kv.with_score_bias(scores, weight) if weight and scores[0] else kv
+
+
+def alone(model: ImpRAGModel, prompt: int, new: int) -> list[int]:
+    """The greedy tokens by Hugging Face ``generate``."""
+    ids = torch.tensor([PROMPTS[prompt]])
+    kv = passage_kv(model, prompt)
+    output = model.generate(
+        ids,
+        torch.ones_like(ids),
+        lambda queries: kv,
+        position_shift=SHIFT,
+        max_new_tokens=new,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    return output[0, ids.shape[1] :].tolist()
+
+
+def prefilled(model: ImpRAGModel, prompts: list[int]) -> Any:
+    ids, mask = pad([PROMPTS[n] for n in prompts], model.device, left=True)
+    kv = RowKV([passage_kv(model, n) for n in prompts])
+    return prefill(model.decoder, lambda queries: kv, PromptTokens(ids, mask, SHIFT))
+
+
+@torch.inference_mode()
+def test_rows_that_join_and_leave_get_the_tokens_of_generate(family: str) -> None:
+    model = tiny_model(family)
+    batch, order = DecodingBatch(model.decoder), []
+    answers: dict[int, list[int]] = {}
+
+    def join(*prompts: int) -> None:
+        for prompt, row in zip(prompts, prefilled(model, list(prompts)), strict=True):
+            answers[prompt] = [int(row.logits.argmax())]
+            order.append(prompt)
+            batch.join([row])
+
+    def step() -> None:
+        logits = batch.step([answers[prompt][-1] for prompt in order])
+        for prompt, token in zip(order, logits.argmax(-1).tolist(), strict=True):
+            answers[prompt].append(token)
+
+    def leave(prompt: int) -> None:
+        batch.keep([n for n, one in enumerate(order) if one != prompt])
+        order.remove(prompt)
+
+    join(0, 1)
+    step()
+    step()
+    join(2)  # longer than all before
+    step()
+    leave(0)
+    step()
+    join(3)
+    for _ in range(70):  # past the room of a cache
+        step()
+    leave(2)  # the longest
+    step()
+    leave(1)
+    leave(3)
+    assert len(batch) == 0
+    join(0)
+    step()
+    assert answers[0] == alone(model, 0, 2)
+    for prompt in (1, 2, 3):
+        assert answers[prompt] == alone(model, prompt, len(answers[prompt]))
+
+
+@torch.inference_mode()
+def test_logits_are_those_of_the_whole_sequence(family: str) -> None:
+    """A step gives the logits of one pass over prompt and answer."""
+    model = tiny_model(family)
+    batch = DecodingBatch(model.decoder)
+    batch.join(prefilled(model, [2, 0]))
+    for token in (30, 31, 32):
+        logits = batch.step([token, token + 3])
+    for n, prompt in enumerate((2, 0)):
+        ids = torch.tensor([[*PROMPTS[prompt], 30 + 3 * n, 31 + 3 * n, 32 + 3 * n]])
+        kv = passage_kv(model, prompt)
+        query = torch.tensor([len(PROMPTS[prompt]) - 1])
+        whole = model(
+            ids,
+            torch.ones_like(ids),
+            lambda queries, kv=kv: kv,
+            position_shift=SHIFT,
+            query_tokens=query,
+        )
+        torch.testing.assert_close(logits[n], whole.logits[0, -1], atol=2e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_rows_may_share_passage_states() -> None:
+    model = tiny_model("llama")
+    (row,) = prefilled(model, [0])
+    batch = DecodingBatch(model.decoder)
+    batch.join([row, row])
+    logits = batch.step([30, 30])
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+def test_a_batch_without_rows_has_no_length() -> None:
+    model = tiny_model("llama")
+    batch = DecodingBatch(model.decoder)
+    batch.join(prefilled(model, [0]))
+    batch.keep([])
+    assert len(batch) == 0
+    batch.join(prefilled(model, [1]))
+    assert len(batch) == 1
+
+
+@pytest.mark.parametrize("prompts", [[0, 1, 2, 3], [1]])
+def test_prefill_counts_positions_without_the_padding(prompts: list[int]) -> None:
+    rows = prefilled(tiny_model("llama"), prompts)
+    assert [row.position for row in rows] == [SHIFT + len(PROMPTS[n]) for n in prompts]
+    assert [row.tokens for row in rows] == [len(PROMPTS[n]) for n in prompts]
