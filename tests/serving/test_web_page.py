@@ -29,6 +29,7 @@ CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 
 CREDIT = "Nobody; public domain"
+WAIT = 30_000  # milliseconds, for a busy machine
 KEY = "right-key"
 QUESTION = "w1 w2 w3"
 MARKUP = "<img src=missing onerror=document.title='run'>"
@@ -86,6 +87,7 @@ def address(engine: Engine) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    playwright.expect.set_options(timeout=WAIT)
     with playwright.sync_playwright() as program:
         browser = program.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -100,7 +102,7 @@ def visit(browser: Any, address: str, **settings: Any) -> Iterator[Any]:
     """
     with contextlib.closing(browser.new_context(**settings)) as context:
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(WAIT)
         asked: list[str] = []
         faults: list[str] = []
         context.on("request", lambda request: asked.append(request.url))
