@@ -22,6 +22,7 @@ from imprag.cli.index import index
 from imprag.cli.info import info
 from imprag.cli.kv import kv
 from imprag.cli.removed import removed_option
+from imprag.cli.serve import serve
 from imprag.cli.tasks import tasks
 from imprag.cli.train import train
 from imprag.errors import ImpRAGError
@@ -34,7 +35,7 @@ app = cyclopts.App(
     help_format="markdown",
     config=expand_home,
 )
-for command in (ask, search, index, train, adapt, export, info, compare, bench):
+for command in (ask, search, serve, index, train, adapt, export, info, compare, bench):
     app.command(command)
 app.command(evaluate, name="eval")
 app.command(tasks)

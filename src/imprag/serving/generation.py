@@ -1,0 +1,166 @@
+"""A completion request becomes engine requests, and their events become answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from imprag.corpus import Passage
+from imprag.errors import ImpRAGError
+from imprag.retrieval import RetrievedPassage
+from imprag.retrieval.registry import RETRIEVERS
+from imprag.serving.citations import read_passages
+from imprag.serving.exchange import Numbered
+from imprag.serving.replies import Details, Usage
+from imprag.serving.requests import (
+    Completed,
+    Ended,
+    EngineRequest,
+    Retrieved,
+    Sampling,
+)
+from imprag.serving.schema import Document, Generation, ImpRAGOptions
+from imprag.serving.service import Service
+from imprag.serving.texts import check_passages_fit
+
+DEFAULT_TOKENS = 32
+DEFAULT_STOP = ("\n",)
+
+
+def engine_requests(
+    service: Service,
+    body: Generation,
+    max_tokens: int | None,
+    marked: Callable[[], list[str]],
+) -> Callable[[], list[EngineRequest]]:
+    """What makes the engine's requests; it takes time and is called in a thread.
+
+    Args:
+        service: the server.
+        body: the request of the client, which is checked here.
+        max_tokens: the most new tokens that it asks for.
+        marked: makes the prompts, marked for their template.
+
+    Raises:
+        ImpRAGError: the body asks for what the server does not allow.
+    """
+    settings = service.settings
+    service.check_number("n", body.n or 1, settings.max_n)
+    tokens = max_tokens or min(DEFAULT_TOKENS, settings.max_tokens)
+    service.check_number("max_tokens", tokens, settings.max_tokens)
+    if body.stream_options is not None and not body.stream:
+        raise ImpRAGError("stream_options has no effect without stream; leave it out")
+    options = body.imprag or ImpRAGOptions()
+    _check_retrieval(service, options, body.documents)
+    stop = (body.stop,) if isinstance(body.stop, str) else body.stop
+    sampling = Sampling(body.temperature or 0.0, _given(body.top_p, 1.0), body.seed)
+
+    def make() -> list[EngineRequest]:
+        passages = None
+        if body.documents is not None:
+            passages = given_passages(service, body.documents)
+        with service.lock:
+            prompts = marked()
+        return [
+            EngineRequest(
+                prompt,
+                k=options.k,
+                passages=passages,
+                retrieval=options.retrieval,
+                lexical_weight=options.lexical_weight,
+                max_new_tokens=tokens,
+                stop=DEFAULT_STOP if stop is None else tuple(stop),
+                sampling=sampling,
+                n=body.n or 1,
+            )
+            for prompt in prompts
+        ]
+
+    return make
+
+
+def _check_retrieval(
+    service: Service, options: ImpRAGOptions, documents: list[Document] | None
+) -> None:
+    """Refuse options of retrieval that cannot be followed."""
+    asked = options.model_dump(exclude_none=True)
+    if documents is not None and asked:
+        names = " and ".join(f"imprag.{name}" for name in asked)
+        raise ImpRAGError(f"with documents, nothing is retrieved: leave {names} out")
+    if options.retrieval is not None:
+        RETRIEVERS.find(options.retrieval)
+    if options.k and options.k > (available := len(service.rag.corpus)):
+        raise ImpRAGError(
+            f"imprag.k is {options.k}, but the index has {available:,} passages; lower it"
+        )
+
+
+def given_passages(service: Service, documents: Sequence[Document]) -> list[RetrievedPassage]:
+    """The caller's documents as passages, in the given order.
+
+    Raises:
+        ImpRAGError: there are too many, or one is empty or longer than the model reads.
+    """
+    service.check_number("the number of documents", len(documents), service.settings.max_texts)
+    passages = []
+    for number, one in enumerate(documents):
+        service.check_text(f"documents[{number}].text", one.text)
+        passages.append(Passage(f"documents/{number}", one.title, one.text))
+    check_passages_fit(service, passages, "documents")
+    return [RetrievedPassage(passage, 0.0) for passage in passages]
+
+
+@dataclass
+class Outcome:
+    """What is known of an exchange so far.
+
+    Attributes:
+        notes: what of the request was not used.
+        retrieved: what each prompt reads.
+        ended: the answers, by number of the prompt and of the answer.
+        timings: of each completed prompt.
+    """
+
+    notes: tuple[str, ...] = ()
+    retrieved: dict[int, Retrieved] = field(default_factory=dict)
+    ended: dict[tuple[int, int], Ended] = field(default_factory=dict)
+    timings: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def note(self, numbered: Numbered) -> None:
+        """Take an event into account."""
+        number, event = numbered
+        match event:
+            case Retrieved():
+                self.retrieved[number] = event
+            case Ended():
+                self.ended[number, event.choice] = event
+            case Completed():
+                self.timings[number] = event.timings
+
+    @property
+    def usage(self) -> Usage:
+        """Numbers of tokens of the prompts and of the answers that have ended."""
+        prompt = sum(one.prompt_tokens for one in self.retrieved.values())
+        completion = sum(one.tokens for one in self.ended.values())
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+        )
+
+    @property
+    def details(self) -> Details:
+        """ImpRAG's part of the response."""
+        numbers = sorted(self.retrieved)
+        return Details(
+            passages=[
+                passage
+                for number in numbers
+                for passage in read_passages(self.retrieved[number].passages, number)
+            ],
+            model_prompts=[self.retrieved[number].model_prompt for number in numbers],
+            timings=[self.timings[number] for number in sorted(self.timings)],
+            notes=list(self.notes),
+        )
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,52 @@
+"""``GET /health``, ``GET /metrics`` and ``GET /v1/models``."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from imprag.errors import ImpRAGError
+from imprag.serving.errors import REFUSALS
+from imprag.serving.replies import Health, Model, Models
+from imprag.serving.service import Served, Service
+
+router = APIRouter(responses={401: REFUSALS[401], 421: REFUSALS[421]})
+
+
+@router.get("/health")
+async def health(service: Served) -> Health:
+    """Whether the server is up; needs no key."""
+    return Health(running=service.engine.running, waiting=service.engine.waiting)
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(service: Served) -> Response:
+    """Metrics for Prometheus."""
+    content = generate_latest(service.engine.metrics.registry)
+    return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models")
+def list_models(service: Served) -> Models:
+    """The loaded model, its settings, and the corpus that it retrieves from."""
+    config = service.rag.config
+    details = {
+        "base_model": config.base_model,
+        "k": config.k,
+        "max_passage_tokens": config.max_passage_tokens,
+        "corpus": _corpus(service),
+    }
+    model = Model(id=service.settings.model, created=service.started, imprag=details)
+    return Models(data=[model])
+
+
+def _corpus(service: Service) -> dict[str, str | int] | None:
+    """The corpus that prompts retrieve from, if there is one."""
+    try:
+        corpus = service.rag.corpus
+    except ImpRAGError:
+        return None
+    return {
+        "id": service.store,
+        "passages": len(corpus),
+        "source": corpus.manifest["source"],
+        "credit": corpus.manifest["credit"],
+    }

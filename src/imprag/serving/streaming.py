@@ -1,0 +1,102 @@
+"""Streamed answers: server-sent events in OpenAI's form."""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect
+
+from imprag.errors import ImpRAGError
+from imprag.serving.errors import error_detail, response_to
+from imprag.serving.exchange import Numbered
+from imprag.serving.generation import Outcome
+from imprag.serving.requests import Completed, Ended, NewText, Retrieved
+
+#: Answers are neither stored nor held back on their way.
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class Form(Protocol):
+    """How the choices of a chunk look."""
+
+    def opening(self, choice: int) -> dict[str, Any]:
+        """The beginning of an answer, before its first text."""
+
+    def piece(self, choice: int, text: str) -> dict[str, Any]:
+        """More text of an answer."""
+
+    def ending(self, choice: int, retrieved: Retrieved, ended: Ended) -> dict[str, Any]:
+        """The end of an answer."""
+
+
+async def server_sent_events(
+    events: AsyncIterator[Numbered],
+    form: Form,
+    head: dict[str, Any],
+    outcome: Outcome,
+    n: int,
+    include_usage: bool,
+) -> AsyncIterator[str]:
+    """The lines of a streamed response, up to ``[DONE]``.
+
+    The first chunk of each prompt has the passages that it reads under ``imprag``, the last one the
+    timings.
+
+    Args:
+        events: of the exchange.
+        form: of the choices.
+        head: the fields that all chunks have.
+        outcome: notes the events.
+        n: number of answers to each prompt.
+        include_usage: whether a last chunk, without choices, has the numbers of tokens.
+    """
+    more = {"usage": None} if include_usage else {}
+    try:
+        async for numbered in events:
+            outcome.note(numbered)
+            for choice, details in _choices(numbered, form, outcome, n):
+                yield _line({**head, "choices": [choice], **more, **details})
+        if include_usage:
+            yield _line({**head, "choices": [], "usage": outcome.usage.model_dump()})
+        yield "data: [DONE]\n\n"
+    except ClientDisconnect:
+        return
+    except Exception as error:
+        if not isinstance(error, ImpRAGError):
+            logging.getLogger(__name__).exception("a streamed answer failed")
+        status = response_to(error).status_code
+        message = str(error) if status < 500 or isinstance(error, ImpRAGError) else _FAILED
+        yield _line({"error": error_detail(status, message)})
+
+
+_FAILED = "the server failed; its log says why"
+
+
+def _choices(
+    numbered: Numbered, form: Form, outcome: Outcome, n: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The choices that an event adds, each with what its chunk says under ``imprag``.
+
+    The ends of a prompt's answers come when all of them have ended, so that the last chunk of a
+    prompt has its timings.
+    """
+    number, event = numbered
+    first = number * n
+    match event:
+        case Retrieved():
+            own = Outcome(outcome.notes, {number: event}).details.model_dump(exclude={"timings"})
+            for choice in range(n):
+                yield form.opening(first + choice), {} if choice else {"imprag": own}
+        case NewText():
+            yield form.piece(first + event.choice, event.text), {}
+        case Completed():
+            timings = {"imprag": {"timings": [event.timings]}}
+            for choice in range(n):
+                ended = outcome.ended[number, choice]
+                end = form.ending(first + choice, outcome.retrieved[number], ended)
+                yield end, timings if choice == n - 1 else {}
+
+
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk)}\n\n"
