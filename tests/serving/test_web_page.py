@@ -463,16 +463,21 @@ class Brake:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._tokens = threading.Semaphore(0)
+        self._held = threading.Event()
+        self._met = False
         request = EngineRequest("w5", max_new_tokens=400, stop=())
         self._ticket = engine.submit(request, self._wait)
+        assert self._held.wait(60)
 
     def _wait(self, event: EngineEvent) -> None:
         if isinstance(event, NewText):
+            self._held.set()
             assert self._tokens.acquire(timeout=60)
 
     def let_one_pass(self) -> None:
-        """Let one token pass if there is a request that waits for it."""
-        if self._engine.waiting or self._engine.running > 1:
+        """Let one token pass, once another request has come."""
+        self._met = self._met or self._engine.waiting > 0
+        if self._met:
             self._tokens.release()
 
     def release(self) -> None:
