@@ -406,6 +406,7 @@ def test_a_key_that_has_changed_is_asked_for_again(browser: Browser, closed_addr
         ask(page)
         assert "key" in error_of(page)
         expect(page.locator("#key-error")).to_contain_text("refused")
+        assert page.evaluate("sessionStorage.length") == 0
         page.get_by_label("API key").fill(KEY)
         page.keyboard.press("Enter")
         expect(page.locator("#earlier details")).to_have_count(1)
