@@ -96,12 +96,6 @@ def test_words_that_no_passage_has_find_nothing(index: LexicalIndex) -> None:
     assert index.search({"lake": 1.0}, 0)[0].tolist() == []
 
 
-def test_idf_is_that_of_the_formula(index: LexicalIndex, corpus: Corpus) -> None:
-    with_nile = sum("nile" in search_terms(passage.text) for passage in corpus)
-    expected = math.log(1 + (200 - with_nile + 0.5) / (with_nile + 0.5))
-    assert index.idf(["nile", "unknown"]).tolist() == [pytest.approx(expected, rel=1e-6), 0]
-
-
 def test_an_interrupted_build_resumes_at_its_last_commit(
     corpus: Corpus, index: LexicalIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

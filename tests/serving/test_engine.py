@@ -136,6 +136,17 @@ def test_the_limit_of_tokens_is_the_reason_length(engine: Engine) -> None:
     assert (answer.reason, answer.tokens) == ("length", 3)
 
 
+def test_an_answer_of_a_least_length_has_no_end_token_before(rag: ImpRAG, engine: Engine) -> None:
+    words = engine.ask(request("w4 w8"))[0].text.split()
+    place = words.index(words[4])
+    engine._config.eos_token_id = rag.tokenizer.convert_tokens_to_ids(words[4])
+    early = engine.ask(request("w4 w8"))[0]
+    assert (early.tokens, early.reason, early.text) == (place + 1, "stop", " ".join(words[:place]))
+    late = engine.ask(request("w4 w8", min_new_tokens=9))[0]
+    assert late.tokens >= 9
+    assert words[4] not in late.text.split()[:8]
+
+
 def test_samples_depend_on_the_seed_alone(engine: Engine) -> None:
     def sample(seed: int, n: int = 1) -> list[str]:
         sampling = Sampling(temperature=1.5, top_p=0.95, seed=seed)
@@ -270,6 +281,7 @@ def test_closing_without_waiting_fails_what_is_left(rag: ImpRAG) -> None:
         ({"n": 0}, "n must be between 1 and 6"),
         ({"n": 7}, "n must be between 1 and 6"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"min_new_tokens": 13}, "min_new_tokens must be between 0 and max_new_tokens, 12"),
         ({"stop": ("",)}, "stop must be strings that are not empty"),
         ({"sampling": Sampling(temperature=-1.0)}, "temperature must not be negative"),
         ({"sampling": Sampling(temperature=float("nan"))}, "temperature must not be negative"),

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from imprag.cli.console import print_json
 from imprag.cli.options import (
+    BY_MODEL,
     Device,
     Dtype,
     Flag,
@@ -56,7 +57,7 @@ class Source:
     @property
     def by_model(self) -> bool:
         """Whether the model itself retrieves, with or without the words."""
-        return self.retrieval in ("implicit", "hybrid")
+        return self.retrieval in BY_MODEL
 
     def load_text_retriever(self) -> "tuple[Retriever, ImpRAGConfig]":
         """What retrieves by the prompts' text, and the model's settings.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from imprag.cli.console import print_json
 from imprag.cli.options import (
+    BY_MODEL,
     DEFAULT_MODEL,
     Flag,
     Json,
@@ -110,7 +111,7 @@ def evaluate(
         raise ImpRAGError(f"--retrieval-only has nothing to measure with --passages {passages}")
     if passages == "gold-among-others" and k is None:
         raise ImpRAGError("--passages gold-among-others needs --k: the number of passages")
-    own = retrieval in ("implicit", "hybrid") and not given
+    own = retrieval in BY_MODEL and not given
     if own and (corpus is not None or query_template != "none"):
         raise ImpRAGError(
             "--corpus and --query-template are not for the model's own retrieval: it searches "

@@ -44,6 +44,9 @@ Retrieval = Annotated[
         "(all-MiniLM-L6-v2); or one that an installed package adds."
     ),
 ]
+#: The kinds of retrieval that the model does itself, in the prompt's pass.
+BY_MODEL = ("implicit", "hybrid")
+
 LexicalWeight = Annotated[
     float | None,
     Parameter(

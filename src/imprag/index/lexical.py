@@ -8,11 +8,10 @@ Who", and no stemmer.
 """
 
 import importlib.metadata
-import math
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -169,14 +168,6 @@ class LexicalIndex:
         places = [at[row] for row in self._rows([address for _, address in hits]).tolist()]
         scores[places] = [score for score, _ in hits]
         return scores
-
-    def idf(self, terms: Sequence[str]) -> FloatArray:
-        """Inverse document frequencies, as BM25 weighs terms, (number,); 0 for unknown terms."""
-        count = self._searcher.num_docs
-        found = [self._searcher.doc_freq("text", term) for term in terms]
-        return np.array(
-            [n and math.log1p((count - n + 0.5) / (n + 0.5)) for n in found], np.float32
-        )
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum.

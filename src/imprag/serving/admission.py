@@ -51,6 +51,11 @@ class Admission:
         GenerationSettings.of(request.max_new_tokens, request.stop, {})
         if not 1 <= request.n <= self.slots:
             raise ImpRAGError(f"n must be between 1 and {self.slots}, not {request.n}")
+        if not 0 <= request.min_new_tokens <= request.max_new_tokens:
+            raise ImpRAGError(
+                f"min_new_tokens must be between 0 and max_new_tokens, {request.max_new_tokens}, "
+                f"but is {request.min_new_tokens}"
+            )
         if not 0 <= sampling.temperature < math.inf:
             raise ImpRAGError(f"temperature must not be negative, but is {sampling.temperature}")
         if not 0 < sampling.top_p <= 1:

@@ -248,7 +248,8 @@ class Engine:
         run.report(Retrieved(run.found, len(run.ids), text_read(tokenizer, run.request.prompt)))
         run.answers = run.request.n
         answers = [
-            RunningAnswer(run, choice, tokenizer, self._config) for choice in range(run.request.n)
+            RunningAnswer(run, choice, tokenizer, self._config, self._ends)
+            for choice in range(run.request.n)
         ]
         for answer in answers:
             self._append(answer, answer.choose(row.logits))

@@ -52,6 +52,7 @@ class EngineRequest:
         retrieval: name of the retriever; None takes the pipeline's.
         lexical_weight: for hybrid retrieval, the weight of the prompt's words in place of the gate.
         max_new_tokens: the most new tokens of an answer.
+        min_new_tokens: the fewest; before them no end token is chosen.
         stop: strings that end an answer and are not part of it.
         sampling: how the next token is chosen.
         n: number of answers; all read the same passages.
@@ -65,6 +66,7 @@ class EngineRequest:
     retrieval: str | None = None
     lexical_weight: float | None = None
     max_new_tokens: int = 32
+    min_new_tokens: int = 0
     stop: tuple[str, ...] = ("\n",)
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1

@@ -122,6 +122,7 @@ class RunningAnswer:
         choice: its number.
         tokenizer: the model's.
         config: the model's generation settings.
+        ends: the tokens that end an answer.
 
     Attributes:
         tokens: those of the answer so far, with the end token.
@@ -130,19 +131,25 @@ class RunningAnswer:
     """
 
     def __init__(
-        self, run: RunningRequest, choice: int, tokenizer: Any, config: GenerationConfig
+        self,
+        run: RunningRequest,
+        choice: int,
+        tokenizer: Any,
+        config: GenerationConfig,
+        ends: Sequence[int],
     ) -> None:
         self.run = run
         self.choice = choice
         self.tokens: list[int] = []
         self.text = AnswerText(tokenizer, run.request.stop)
         self.ended = False
-        self._sampler = Sampler(run.request.sampling, choice, config)
+        self._sampler = Sampler(run.request.sampling, choice, config, ends)
         self._last = run.arrived
 
     def choose(self, logits: Tensor) -> int:
         """The next token for these logits, (vocabulary,)."""
-        return self._sampler.choose([*self.run.ids, *self.tokens], logits)
+        may_end = len(self.tokens) >= self.run.request.min_new_tokens
+        return self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
 
     def note_token(self) -> float:
         """Seconds since the token before, or since the request arrived."""

@@ -24,10 +24,14 @@ class Sampler:
         sampling: temperature, top_p and seed.
         choice: the answer's number among those of its request.
         config: the model's generation settings, whose penalties apply.
+        ends: the tokens that end an answer.
     """
 
-    def __init__(self, sampling: Sampling, choice: int, config: GenerationConfig) -> None:
+    def __init__(
+        self, sampling: Sampling, choice: int, config: GenerationConfig, ends: Sequence[int]
+    ) -> None:
         self.processors = _penalties(config)
+        self.ends = list(ends)
         self.greedy = sampling.temperature == 0
         if self.greedy:
             return
@@ -41,14 +45,18 @@ class Sampler:
             # A seed's answers differ from each other, and from those of the next seed.
             self.generator.manual_seed(hash((sampling.seed, choice)) % 2**63)
 
-    def choose(self, tokens: Sequence[int], logits: Tensor) -> int:
+    def choose(self, tokens: Sequence[int], logits: Tensor, *, may_end: bool) -> int:
         """The next token.
 
         Args:
             tokens: the prompt's and the answer's so far.
             logits: (vocabulary,).
+            may_end: whether an end token may be chosen.
         """
         scores = logits.float()[None]
+        if not may_end:
+            ends = torch.tensor(self.ends, dtype=torch.long, device=scores.device)
+            scores = scores.index_fill(1, ends, -torch.inf)
         if self.processors:
             scores = self.processors(torch.tensor([tokens], device=logits.device), scores)
         if self.greedy:
