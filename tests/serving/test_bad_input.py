@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-
 from tiny_api import MESSAGES, asking_rag, tiny_app
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -156,6 +155,7 @@ def test_other_paths_and_methods_are_refused_in_the_same_form(client: TestClient
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
     assert wrong.json()["error"]["message"] == f"{CHAT} does not take GET; use POST"
     assert client.post("/v1/models/", json={}).status_code == 404
+    assert client.put("/health", content=b"x").status_code == 405
 
 
 def test_only_json_is_read(client: TestClient) -> None:

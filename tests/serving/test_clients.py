@@ -1,7 +1,6 @@
 """The official clients, unmodified, against a server on this machine."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,10 @@ import pytest
 pytest.importorskip("openai", reason="the client's package")
 
 import openai
-
-from imprag.pipeline import ImpRAG
 from tiny_api import MESSAGES, PROMPT, asking_rag, running, tiny_app
 from tiny_server import PASSAGES
+
+from imprag.pipeline import ImpRAG
 
 KEY = "sk-tiny"
 

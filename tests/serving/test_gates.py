@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from tiny_api import asking_rag, tiny_app
 
 from imprag.errors import ImpRAGError
 from imprag.pipeline import ImpRAG
 from imprag.serving.gates import LOOPBACK_NAMES, check_exposure
-from tiny_api import asking_rag, tiny_app
 
 KEY = "sk-secret"
 

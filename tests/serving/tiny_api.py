@@ -9,12 +9,12 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from tiny_server import tiny_rag
 
 from imprag.pipeline import ImpRAG
 from imprag.serving.app import create_app
 from imprag.serving.engine import Engine
 from imprag.serving.settings import ServerSettings
-from tiny_server import tiny_rag
 
 PROMPT = "w1 w2 w3"
 #: Of the type that each client gives messages.

@@ -28,6 +28,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "The server is busy; try again after the seconds in Retry-After.",
     }.items()
 }
+#: The other form of a response that may be streamed, for the OpenAPI schema.
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 _NO_ROUTE = "there is no {method} {path} here; /docs lists what there is"
 
 
@@ -65,23 +69,15 @@ class ErrorResponse(Response):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        detail = error_detail(status, message, code, param)
-        super().__init__(json.dumps({"error": detail}), status, headers)
-
-
-def error_detail(
-    status: int, message: str, code: str | None = None, param: str | None = None
-) -> dict[str, Any]:
-    """The content of ``error``."""
-    types = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error"}
-    kind = types.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return ErrorDetail(
-        message=_printable(message), type=kind, code=code, param=param and _printable(param)
-    ).model_dump()
+        types = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error"}
+        kind = types.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        message, param = _printable(message), param and _printable(param)
+        self.error = ErrorDetail(message=message, type=kind, code=code, param=param)
+        super().__init__(json.dumps({"error": self.error.model_dump()}), status, headers)
 
 
 def response_to(error: Exception) -> ErrorResponse:
-    """The response to a request that failed."""
+    """The response to a request that failed; a fault of the server is not described to clients."""
     match error:
         case BusyError():
             wait = {"Retry-After": str(max(1, round(error.retry_after)))}

@@ -7,7 +7,6 @@ import hmac
 import ipaddress
 import socket
 from collections.abc import Collection
-from typing import ClassVar
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -106,7 +105,7 @@ class KeyGate(_Gate):
 
 
 class BodyGate:
-    """Reads a request's body, up to a size and for a time, before the request is passed on.
+    """Reads the body of a POST request, up to a size and for a time, before it is passed on.
 
     Only JSON passes. A browser sends JSON to another site only if that site allows it, and this
     server does not: so a web page of somebody else cannot use it through its reader's browser.
@@ -117,15 +116,13 @@ class BodyGate:
         seconds: in which a body must arrive.
     """
 
-    _WITH_BODY: ClassVar = ("POST", "PUT", "PATCH")
-
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in self._WITH_BODY:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)

@@ -149,7 +149,7 @@ class CompletionRequest(Generation):
     """``POST /v1/completions``."""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1)]
-    best_of: Annotated[Literal[1] | None, Field(description="Only 1.")] = None
+    best_of: Annotated[int | None, Field(ge=1, le=1)] = None
     echo: Neutral = None
 
     @property

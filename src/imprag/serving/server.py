@@ -21,13 +21,15 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ImpRAGError: the address cannot be bound.
     """
+    if not 0 <= port < 2**16:
+        raise ImpRAGError(f"--port must be between 0 and {2**16 - 1}, not {port}")
     listener = None
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         if listener is not None:
             listener.close()
         raise ImpRAGError(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from starlette.requests import ClientDisconnect
 
 from imprag.errors import ImpRAGError
-from imprag.serving.errors import error_detail, response_to
+from imprag.serving.errors import response_to
 from imprag.serving.exchange import Numbered
 from imprag.serving.generation import Outcome
 from imprag.serving.requests import Completed, Ended, NewText, Retrieved
@@ -65,12 +65,7 @@ async def server_sent_events(
     except Exception as error:
         if not isinstance(error, ImpRAGError):
             logging.getLogger(__name__).exception("a streamed answer failed")
-        status = response_to(error).status_code
-        message = str(error) if status < 500 or isinstance(error, ImpRAGError) else _FAILED
-        yield _line({"error": error_detail(status, message)})
-
-
-_FAILED = "the server failed; its log says why"
+        yield _line({"error": response_to(error).error.model_dump()})
 
 
 def _choices(

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from imprag.errors import ImpRAGError
 from imprag.serving.citations import annotations
 from imprag.serving.completing import complete
-from imprag.serving.errors import REFUSALS
+from imprag.serving.errors import REFUSALS, STREAM
 from imprag.serving.prompts import Conversation
 from imprag.serving.replies import Answer, ChatChoice, ChatCompletion
 from imprag.serving.requests import Ended, Retrieved
@@ -39,7 +39,7 @@ class ChatForm:
         return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM)
 async def create_chat_completion(
     body: ChatRequest, request: Request, service: Served
 ) -> Response | ChatCompletion:

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from imprag.serving.completing import complete
-from imprag.serving.errors import REFUSALS
+from imprag.serving.errors import REFUSALS, STREAM
 from imprag.serving.replies import Completion, CompletionChoice
 from imprag.serving.requests import Ended, Retrieved
 from imprag.serving.schema import CompletionRequest
@@ -30,7 +30,7 @@ class TextForm:
         return self.piece(choice, "", ended.reason)
 
 
-@router.post("/v1/completions", response_model=Completion)
+@router.post("/v1/completions", response_model=Completion, responses=STREAM)
 async def create_completion(
     body: CompletionRequest, request: Request, service: Served
 ) -> Response | Completion:

@@ -15,7 +15,7 @@ from imprag.serving.texts import embed_passages, embed_queries
 router = APIRouter(responses=REFUSALS)
 
 
-@router.post("/rerank", include_in_schema=False)
+@router.post("/rerank", response_model_exclude_none=True, include_in_schema=False)
 @router.post("/v1/rerank", response_model_exclude_none=True)
 def rerank(body: RerankRequest, service: Served) -> Ranking:
     """Rank documents by the score that the model gives them for a query."""
