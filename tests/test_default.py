@@ -1,13 +1,18 @@
 """The model that lies in the package."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import imprag
 from conftest import needs_smollm2
 from imprag import ImpRAG
 from imprag.corpus import load_corpus
 from imprag.index.stored_embeddings import StoredEmbeddings
 from imprag.model.load import DEFAULT_FOLDER, EMBEDDINGS
+
+PAGE = Path(imprag.__file__).parent / "serving" / "web"
 
 pytestmark = [needs_smollm2, pytest.mark.real_model]
 
@@ -54,3 +59,17 @@ def test_it_answers_a_question_as_people_type_it(rag: ImpRAG) -> None:
     assert answer.passages[0].passage.title == "Estonia, Communications"
     assert (answer.prompt, answer.text) == (typed, ".ee")
     assert answer.model_prompt == "Q: internet domain of estonia A:"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is the currency of Japan?", "yen"),
+        ("Who wrote Pride and Prejudice?", "Jane Austen"),
+        ("When did Ghana become independent?", "6 March 1957"),
+        ("What is photosynthesis?", "light"),
+    ],
+)
+def test_it_answers_the_examples_of_the_web_page(rag: ImpRAG, question: str, answer: str) -> None:
+    assert question in (PAGE / "index.html").read_text(encoding="utf-8")
+    assert answer in rag.ask(question).text

@@ -51,6 +51,7 @@ class ImpRAG:
         lexical_weight: for hybrid retrieval, the weight of the prompt's words in place of the gate.
 
     Attributes:
+        retrieval: the name of what retrieves.
         kv_cache: the cache of passage KV; without :meth:`use_kv_cache`, it encodes passages when
             they are read.
         fitted_index: the index folder that ``imprag adapt`` fitted the model to, if any; it is
@@ -79,7 +80,7 @@ class ImpRAG:
         self._default_corpus: str | None = None
         self.fitted_index: Path | None = None
         _check_retrieval(model.config, retrieval, lexical_weight)
-        self._retrieval = retrieval
+        self.retrieval = retrieval
         self._lexical_weight = lexical_weight
         if index is not None:
             index.check_model(self.encoder.fingerprint(), self._name)
@@ -178,7 +179,7 @@ class ImpRAG:
         Raises:
             ImpRAGError: there is no index, or it lacks the lexical part that was asked for.
         """
-        return make_retriever(self, self._retrieval, self._lexical_weight)
+        return make_retriever(self, self.retrieval, self._lexical_weight)
 
     def use_kv_cache(self, kv_cache: Store | Path | str) -> None:
         """Read passages from a KV cache.

@@ -105,7 +105,7 @@ def test_a_request_may_retrieve_by_another_retriever(
     rag: ImpRAG, engine: Engine, retrieval: str
 ) -> None:
     other = tiny_rag(rag.index.corpus.path.parent.parent)
-    other._retrieval = retrieval
+    other.retrieval = retrieval
     client = Client(engine, request("w3 w9", retrieval=retrieval))
     client.wait()
     (retrieved,) = client.of(Retrieved)

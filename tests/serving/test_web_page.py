@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_core_python.sync_playwright import Axe  # type: ignore[import-untyped]
+
+pytest.importorskip("playwright", reason="drives the browser")
+pytest.importorskip("axe_core_python", reason="checks accessibility")
+
+from axe_core_python.sync_playwright import Axe
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from tiny_api import running, tiny_app

@@ -65,6 +65,7 @@ def engine_requests(
                 retrieval=options.retrieval,
                 lexical_weight=options.lexical_weight,
                 max_new_tokens=tokens,
+                min_new_tokens=options.min_tokens or 0,
                 stop=DEFAULT_STOP if stop is None else tuple(stop),
                 sampling=sampling,
                 n=body.n or 1,
@@ -79,7 +80,7 @@ def _check_retrieval(
     service: Service, options: ImpRAGOptions, documents: list[Document] | None
 ) -> None:
     """Refuse options of retrieval that cannot be followed."""
-    asked = options.model_dump(exclude_none=True)
+    asked = options.model_dump(exclude_none=True, exclude={"min_tokens"})
     if documents is not None and asked:
         names = " and ".join(f"imprag.{name}" for name in asked)
         raise ImpRAGError(f"with documents, nothing is retrieved: leave {names} out")

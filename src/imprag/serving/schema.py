@@ -63,6 +63,9 @@ class ImpRAGOptions(RetrievalChoice):
         int | None,
         Field(ge=0, description="Passages to read; the model's number if not given, 0 for none."),
     ] = None
+    min_tokens: Annotated[
+        int | None, Field(ge=0, description="Before so many tokens, no answer ends by itself.")
+    ] = None
 
 
 class Document(Body):

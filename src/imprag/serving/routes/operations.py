@@ -31,6 +31,7 @@ def list_models(service: Served) -> Models:
     details = {
         "base_model": config.base_model,
         "k": config.k,
+        "retrieval": service.rag.retrieval,
         "max_passage_tokens": config.max_passage_tokens,
         "corpus": _corpus(service),
     }
