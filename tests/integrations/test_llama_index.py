@@ -1,5 +1,7 @@
 """A LlamaIndex query engine over the retriever."""
 
+import asyncio
+
 import pytest
 
 pytest.importorskip("llama_index.core", reason="needs llama-index-core")
@@ -12,12 +14,14 @@ from imprag.pipeline import ImpRAG
 
 
 def test_nodes_are_the_pipelines_passages(hybrid_rag: ImpRAG) -> None:
-    nodes = ImpRAGRetriever(hybrid_rag, k=3).retrieve("w1 w2 w3")
+    retriever = ImpRAGRetriever(hybrid_rag, k=3)
+    nodes = retriever.retrieve("w1 w2 w3")
     (expected,) = hybrid_rag.retrieve(["w1 w2 w3"], 3)
     assert [(node.node_id, node.text, node.score) for node in nodes] == [
         (one.passage.id, one.passage.text, one.score) for one in expected
     ]
     assert nodes[0].metadata == {**expected[0].passage.meta, "title": expected[0].passage.title}
+    assert asyncio.run(retriever.aretrieve("w1 w2 w3")) == nodes
 
 
 def test_a_query_engine_reads_what_was_retrieved(hybrid_rag: ImpRAG) -> None:

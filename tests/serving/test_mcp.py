@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("mcp", reason="needs mcp")
 
+import httpx
 import uvicorn
 from mcp import Client, StdioServerParameters
 from mcp.types import CallToolResult, TextContent
@@ -153,6 +154,7 @@ def test_the_tools_over_standard_input_and_output(
         ("search", {"query": " "}, "the prompt is empty; ask something, such as 'Q: who ...? A:'"),
         ("ask", {"prompt": ""}, "the prompt is empty; ask something, such as 'Q: who ...? A:'"),
         ("ask", {"prompt": "w1 " * 2000}, "tokens"),
+        ("search", {"query": "w" * 200_001}, "query is longer than 200,000 characters: shorten it"),
         ("summarise", {}, "Unknown tool: summarise"),
     ],
 )
@@ -170,6 +172,12 @@ def test_bad_input_gets_one_sentence(
     assert "\n" not in item.text
     assert "Error executing" not in item.text
     assert after["results"]
+
+
+def test_no_stream_stays_open(engine: Engine) -> None:
+    with served(mcp_app(engine)) as url:
+        answer = httpx.get(url, headers={"Accept": "text/event-stream"}, timeout=30)
+    assert answer.status_code == 405
 
 
 class NeverAnswering:

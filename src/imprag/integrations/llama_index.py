@@ -1,5 +1,6 @@
 """LlamaIndex: a retriever."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,6 @@ class ImpRAGRetriever(BaseRetriever):
             )
             for one in self._passages(query_bundle.query_str, self.k)
         ]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)

@@ -13,6 +13,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import BaseModel
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
@@ -27,6 +28,7 @@ _INSTRUCTIONS = (
     "a small language model answer a question from the passages that it retrieves."
 )
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+_MAX_CHARACTERS = 200_000  # more would only be split into tokens to be refused
 _ARGUMENTS = {"search": "query", "fetch": "id", "ask": "prompt"}
 
 
@@ -66,13 +68,16 @@ class ToolServer(MCPServer[Any]):
         """Call a tool; each takes one text.
 
         Raises:
-            ToolError: there is no such tool, or its argument is missing, wrong or not the only one.
+            ToolError: there is no such tool, or its argument is missing, wrong, too long or not the
+                only one.
         """
         argument = _ARGUMENTS.get(name)
         if argument and not (
             arguments.keys() == {argument} and isinstance(arguments[argument], str)
         ):
             raise ToolError(f"{name} takes one argument, {argument}, which is a text")
+        if argument and len(arguments[argument]) > _MAX_CHARACTERS:
+            raise ToolError(f"{argument} is longer than {_MAX_CHARACTERS:,} characters: shorten it")
         try:
             return await super().call_tool(name, arguments, context)
         except UnexpectedToolError as error:
@@ -86,11 +91,16 @@ def mcp_server(engine: Engine, k: int | None = None) -> ToolServer:
 
     Args:
         engine: answers prompts; its pipeline searches.
-        k: passages per search and per answer; by default the model's number.
+        k: passages per search and per answer; by default, and for searches with 0, the model's
+            number.
     """
     rag = engine.rag
     server = ToolServer(
-        "ImpRAG", instructions=_INSTRUCTIONS, version=version("imprag"), log_level="WARNING"
+        "ImpRAG",
+        instructions=_INSTRUCTIONS,
+        version=version("imprag"),
+        log_level="WARNING",
+        subscriptions=False,  # the tools never change
     )
 
     @server.tool(annotations=_READS)
@@ -105,7 +115,9 @@ def mcp_server(engine: Engine, k: int | None = None) -> ToolServer:
         """Give the whole text of a passage by the id that search or ask gave."""
         (row,) = rag.corpus.find([id])
         if row is None:
-            raise ImpRAGError(f"no passage has the id {id!r}; search gives the ids of passages")
+            raise ImpRAGError(
+                f"no passage has the id {id[:100]!r}; search gives the ids of passages"
+            )
         passage = rag.corpus[row]
         return Document(text=passage.text, **_facts(passage))
 
@@ -127,8 +139,15 @@ def mcp_app(engine: Engine) -> Starlette:
         engine: answers prompts; started before the first request.
     """
     open_to_all = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    server = mcp_server(engine)
-    return server.streamable_http_app(stateless_http=True, transport_security=open_to_all)
+    app = mcp_server(engine).streamable_http_app(
+        stateless_http=True, transport_security=open_to_all
+    )
+    for route in app.routes:
+        if isinstance(
+            route, Route
+        ):  # a stream by GET would stay open and keep a server from ending
+            route.methods = {"POST"}
+    return app
 
 
 def run_stdio(engine: Engine, k: int | None = None) -> None:
