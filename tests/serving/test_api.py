@@ -141,6 +141,14 @@ def test_samples_are_repeatable_and_differ(client: TestClient) -> None:
     assert post(client, COMPLETION, **{**body, "seed": 8})["choices"] != first
 
 
+@pytest.mark.parametrize("temperature", [0, 1e-6, 1e-300])
+def test_the_coldest_samples_are_greedy(
+    client: TestClient, rag: ImpRAG, temperature: float
+) -> None:
+    reply = post(client, CHAT, messages=MESSAGES, temperature=temperature, max_tokens=6)
+    assert reply["choices"][0]["message"]["content"] == rag.ask(PROMPT, max_new_tokens=6).text
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_stream_adds_up_to_the_answer(client: TestClient, n: int) -> None:
     prompts = ["w5 w6", "w7"]

@@ -29,9 +29,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 #: The other form of a response that may be streamed, for the OpenAPI schema.
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _NO_ROUTE = "there is no {method} {path} here; /docs lists what there is"
 
 

@@ -16,6 +16,8 @@ from transformers import (
 
 from imprag.serving.requests import Sampling
 
+_COLDEST = 1e-5  # logits divided by less may overflow, and sampling is greedy long before
+
 
 class Sampler:
     """Chooses the tokens of one answer; no other answer changes what it draws.
@@ -32,7 +34,7 @@ class Sampler:
     ) -> None:
         self.processors = _penalties(config)
         self.ends = list(ends)
-        self.greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature < _COLDEST
         if self.greedy:
             return
         self.processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
