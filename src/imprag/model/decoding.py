@@ -85,7 +85,7 @@ class DecodingBatch:
         self._layers: list[_GrowingLayer] = []
         self._lengths: list[int] = []
         self._positions: list[int] = []
-        self._kvs: list[PassageKV] = []
+        self._kv = RowKV([])
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -105,7 +105,7 @@ class DecodingBatch:
             )
         self._layers, self._lengths = layers, lengths
         self._positions += [row.position for row in rows]
-        self._kvs += [row.kv for row in rows]
+        self._kv = RowKV([*self._kv.rows, *(row.kv for row in rows)])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Remove all rows but these, which are given by number in ascending order."""
@@ -116,7 +116,7 @@ class DecodingBatch:
         self._layers = self._layers if rows else []
         self._lengths = lengths
         self._positions = [self._positions[n] for n in rows]
-        self._kvs = [self._kvs[n] for n in rows]
+        self._kv = RowKV([self._kv.rows[n] for n in rows])
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -136,7 +136,7 @@ class DecodingBatch:
             "attention_mask": (torch.arange(longest, device=device) >= longest - lengths).long(),
             "position_ids": torch.tensor(self._positions, device=device)[:, None],
         }
-        self._reading.kv = RowKV(self._kvs)
+        self._reading.kv = self._kv
         logits = _run(self.decoder, self._reading, inputs, Cache(layers=self._layers))
         self._lengths = [length + 1 for length in self._lengths]
         self._positions = [position + 1 for position in self._positions]

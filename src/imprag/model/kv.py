@@ -174,15 +174,65 @@ class RowKV:
     rows: Sequence[PassageKV]
 
     def attend(
-        self, layer: int, module: nn.Module, *states: Tensor | None, **kwargs: Any
+        self,
+        layer: int,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`PassageKV.attend`, row by row."""
+        """As :meth:`PassageKV.attend`."""
+        if query.shape[2] == 1:
+            return self._attend_one(layer, query, key, value, mask, kwargs.get("scaling")), None
         outputs = []
         for n, kv in enumerate(self.rows):
             # A mask may be one for all rows.
-            own: list[Any] = [x if x is None or len(x) == 1 else x[n : n + 1] for x in states]
+            own: list[Any] = [
+                x if x is None or len(x) == 1 else x[n : n + 1] for x in (query, key, value, mask)
+            ]
             outputs.append(kv.attend(layer, module, *own, **kwargs)[0])
         return torch.cat(outputs), None
+
+    def _attend_one(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None,
+    ) -> Tensor:
+        """Attention of one token of each row: only the products with passages are row by row."""
+        rows, heads, _, head_dim = query.shape
+        scaling = head_dim**-0.5 if scaling is None else scaling
+        grouped = (query * scaling).view(rows, key.shape[1], -1, head_dim)
+        own = (grouped @ key.transpose(2, 3)).float()
+        if mask is not None:
+            own = own.masked_fill(~mask, torch.finfo(own.dtype).min)
+        read = self._bias.shape[1]
+        scores = own.new_zeros(*own.shape[:3], read)
+        for n, kv in enumerate(self.rows):
+            keys = kv.keys[layer][0].to(query.dtype)
+            scores[n, :, :, : keys.shape[1]] = grouped[n] @ keys.transpose(1, 2)
+        scores += self._bias[:, None, None]
+        weights = torch.cat([scores, own], dim=-1).softmax(dim=-1).to(value.dtype)
+        output = weights[..., read:] @ value
+        for n, kv in enumerate(self.rows):
+            values = kv.values[layer][0].to(value.dtype)
+            output[n].baddbmm_(weights[n, :, :, : values.shape[1]], values)
+        return output.view(rows, 1, heads, head_dim)
+
+    @cached_property
+    def _bias(self) -> Tensor:
+        """The bias of the passage tokens' attention logits, (rows, longest S) float32."""
+        lengths = [sum(map(sum, kv.lengths)) for kv in self.rows]
+        device = next(iter(self.rows[0].keys.values())).device
+        bias = torch.full((len(lengths), max(lengths)), torch.finfo(torch.float32).min)
+        for n, (kv, length) in enumerate(zip(self.rows, lengths, strict=True)):
+            bias[n, :length] = 0.0 if kv.bias is None else kv.bias[0].cpu()
+        return bias.to(device)
 
     def prepend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
