@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 import psutil
 
+from imprag.corpus.prompt_files import prompts_of_file
 from imprag.io.files import write_json
 
 IMPRAG, IN_CONTEXT = "ImpRAG", "in-context RAG"
@@ -65,30 +66,42 @@ def server(arguments: Sequence[str]) -> Iterator[tuple[str, psutil.Process]]:
         process.wait()
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Measured:
-    """Stream one answer."""
+async def ask(url: str, body: dict[str, Any]) -> Measured:
+    """Stream one answer.
+
+    The reply is read as bytes and taken apart at its end: a client that parses every piece would
+    take a good part of a small machine's time.
+    """
     body = {**body, "stream": True, "stream_options": {"include_usage": True}, "stop": []}
+    content = json.dumps(body).encode()
+    host = url.removeprefix("http://")
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+    )
+    name, _, port = host.rpartition(":")
     start = time.perf_counter()
-    first, tokens, pieces = 0.0, 0, []
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        if response.status_code != 200:
-            raise RuntimeError((await response.aread()).decode())
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
-                raise RuntimeError(chunk["error"]["message"])
-            pieces += [choice["text"] for choice in chunk["choices"]]
-            if not first and any(choice["text"] for choice in chunk["choices"]):
+    reader, writer = await asyncio.open_connection(name, int(port))
+    try:
+        writer.write(head.encode() + content)
+        received, first = b"", 0.0
+        while part := await reader.read(2**16):
+            received += part
+            if not first and received.count(b"data: {") > 1:  # the first chunk has no text
                 first = time.perf_counter() - start
-            if usage := chunk.get("usage"):
-                tokens = usage["completion_tokens"]
-    return Measured(first, tokens, "".join(pieces))
+    finally:
+        writer.close()
+    if not received.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(received.decode(errors="replace"))
+    chunks = [json.loads(line) for line in re.findall(rb"^data: (\{.*\})", received, re.MULTILINE)]
+    if "error" in chunks[-1]:
+        raise RuntimeError(chunks[-1]["error"]["message"])
+    text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+    return Measured(first, chunks[-1]["usage"]["completion_tokens"], text)
 
 
 async def load(
-    client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]], clients: int, note: Any = None
+    url: str, bodies: Sequence[dict[str, Any]], clients: int, note: Any = None
 ) -> tuple[list[Measured], float, list[str]]:
     """Answers by that many clients at once, each asking one prompt after the other.
 
@@ -102,8 +115,8 @@ async def load(
     async def one_client() -> None:
         for number in numbers:
             try:
-                answers[number] = await ask(client, bodies[number])
-            except (httpx.HTTPError, RuntimeError) as error:
+                answers[number] = await ask(url, bodies[number])
+            except (OSError, RuntimeError) as error:
                 errors.append(f"{type(error).__name__}: {error}")
             if note is not None:
                 note(len(answers) + len(errors))
@@ -148,33 +161,33 @@ def summary(answers: Sequence[Measured], seconds: float) -> dict[str, float]:
 
 async def measure(url: str, process: psutil.Process, given: argparse.Namespace) -> dict[str, Any]:
     """All measurements at a running server."""
-    from imprag.corpus.prompt_files import prompts_of_file
-
     prompts = prompts_of_file(given.prompts)[: given.limit]
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=None) as client:
         arms = await both_arms(client, prompts, given)
-        rounds: dict[str, list[dict[str, float]]] = {}
-        texts: dict[str, list[str]] = {}
-        for _ in range(given.rounds):
-            for arm, clients in itertools.product(arms, given.clients):
-                name = f"{arm}, {clients} at once"
-                bodies = arms[arm] if arm == IMPRAG else arms[arm][: given.in_context_limit]
-                answers, seconds, errors = await load(client, bodies, clients)
-                if errors:
-                    raise SystemExit(f"{name}: {errors[0]}")
-                rounds.setdefault(name, []).append(summary(answers, seconds))
-                texts.setdefault(name, [answer.text for answer in answers])
-                print(name, rounds[name][-1], flush=True)
-        levels = {
-            name: {key: statistics.median(one[key] for one in measured) for key in measured[0]}
-            for name, measured in rounds.items()
-        }
-        memory: list[int] = []
-        several = list(itertools.islice(itertools.cycle(arms[IMPRAG]), given.requests))
-        answers, seconds, errors = await load(
-            client, several, given.in_flight, lambda done: memory.append(process.memory_info().rss)
-        )
+    arms[IN_CONTEXT] = arms[IN_CONTEXT][: given.in_context_limit]
+    rounds: dict[str, list[dict[str, float]]] = {}
+    texts: dict[str, list[str]] = {}
+    for _ in range(given.rounds):
+        for (arm, bodies), clients in itertools.product(arms.items(), given.clients):
+            name = f"{arm}, {clients} at once"
+            answers, seconds, errors = await load(url, bodies, clients)
+            if errors:
+                raise SystemExit(f"{name}: {errors[0]}")
+            rounds.setdefault(name, []).append(summary(answers, seconds))
+            texts.setdefault(name, [answer.text for answer in answers])
+            print(name, rounds[name][-1], flush=True)
+    levels = {
+        name: {key: statistics.median(one[key] for one in measured) for key in measured[0]}
+        for name, measured in rounds.items()
+    }
+    memory: list[int] = []
+    several = [
+        {**body, "max_tokens": given.load_tokens, "imprag": {"k": given.k}}
+        for body in itertools.islice(itertools.cycle(arms[IMPRAG]), given.requests)
+    ]
+    answers, seconds, errors = await load(
+        url, several, given.in_flight, lambda done: memory.append(process.memory_info().rss)
+    )
     least, most = min(given.clients), max(given.clients)
 
     def rate(arm: str, clients: int) -> float:
@@ -214,6 +227,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs=2, default=[1, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--load-tokens", type=int, default=16, help="of an answer in the long load")
     parser.add_argument("--in-flight", type=int, default=32)
     parser.add_argument("--serve", nargs="*", default=["--dtype", "float32", "--kv-ram", "6"])
     parser.add_argument("--out", type=Path, required=True)
