@@ -90,11 +90,14 @@ def test_a_signal_under_load_lets_running_answers_finish(home: Path) -> None:
         httpx.get(f"{url}/health")
 
 
-def test_of_two_servers_that_start_at_one_port_the_second_says_so() -> None:
+def test_of_two_servers_that_start_at_one_port_the_second_says_so(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
         first.listen()  # once its model is loaded
         with pytest.raises(ImpRAGError, match="Address already in use; choose another --port"):
             run_server(FastAPI(), second, 1)
+    assert not capfd.readouterr().err
 
 
 def test_what_cannot_be_served_is_said_in_one_line(
