@@ -299,4 +299,12 @@ def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 
 def begun_stop(text: str, stop: Sequence[str]) -> int:
     """Number of characters at the end of the text that may be the beginning of a stop string."""
-    return max((n for one in stop for n in range(1, len(one)) if text.endswith(one[:n])), default=0)
+    return max(
+        (
+            n
+            for one in stop
+            for n in range(1, min(len(one), len(text) + 1))
+            if text.endswith(one[:n])
+        ),
+        default=0,
+    )

@@ -22,6 +22,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         "max_tokens": 64,
         "max_n": 4,
         "max_texts": 8,
+        "max_passages": 7,
         "max_prompts": 2,
     }
     app = tiny_app(rag, **limits)
@@ -73,6 +74,12 @@ CASES: list[tuple[str, bytes, int, str]] = [
     (CHAT, chat(top_p=0), 422, "top_p must be greater than 0"),
     (CHAT, chat(seed=2**64), 422, "seed must be less than"),
     (CHAT, chat(stop=[""]), 422, "stop must"),
+    (
+        CHAT,
+        chat(stop=["w1", "w" * 257]),
+        422,
+        "stop must be a valid string, or must have at most 256 characters",
+    ),
     (CHAT, chat(stop=5), 422, "stop must be a valid string, or must be a valid list"),
     (CHAT, chat(stream="yes"), 422, "stream must be a valid boolean"),
     (COMPLETION, body(prompt=[1, 2]), 422, "prompt must be a valid string"),
@@ -109,7 +116,8 @@ CASES: list[tuple[str, bytes, int, str]] = [
     (CHAT, chat(stream_options={"include_usage": True}), 400, "no effect without stream"),
     (CHAT, chat(documents=[{"text": " "}]), 400, "documents[0].text is empty"),
     (CHAT, chat(documents=[{"text": LONG_PASSAGE}]), 400, "documents[0] has 14 tokens more than"),
-    (CHAT, chat(documents=[{"text": "w1"}] * 9), 400, "number of documents is 9, but this server"),
+    (CHAT, chat(documents=[{"text": "w1"}] * 8), 400, "number of documents is 8, but this server"),
+    (CHAT, chat(imprag={"k": 8}), 400, "imprag.k is 8, but this server allows 7; ask for less"),
     (CHAT, chat(documents=[], imprag={"k": 2}), 400, "leave imprag.k out"),
     (COMPLETION, body(prompt=["w1"] * 3), 400, "the number of prompts is 3, but this server"),
     (COMPLETION, body(prompt=["w1", "\t"]), 400, "prompt[1] is empty"),

@@ -9,7 +9,8 @@ import pytest
 from tiny_server import PASSAGES, Client, running_engine, tiny_rag
 
 from imprag.errors import ImpRAGError
-from imprag.kv_cache import build_kv_cache
+from imprag.kv_cache import PassageKVCache, build_kv_cache
+from imprag.model.decoding import DecodingBatch
 from imprag.pipeline import ImpRAG
 from imprag.retrieval.retriever import RetrievedPassage
 from imprag.serving.engine import Engine
@@ -24,6 +25,7 @@ from imprag.serving.requests import (
     Sampling,
     TimeLimitError,
 )
+from imprag.serving.running import RunningRequest
 
 PROMPTS = [f"w{n} w{n + 1} w{(5 * n) % 90}" + " w7" * (n % 4) for n in range(24)]
 
@@ -240,12 +242,14 @@ def test_one_bad_request_fails_alone(
     assert [len(client.of(Failed)) for client in clients] == [0, 1, 0]
 
 
-def test_the_engine_outlives_a_step_that_fails(
-    engine: Engine, held: Gate, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", ["step", "keep"])
+def test_the_engine_outlives_a_batch_that_fails(
+    engine: Engine, held: Gate, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
+    """No memory for a step, or none for the copy of the rows that remain."""
     client = Client(engine, request("w2", max_new_tokens=300))
     with monkeypatch.context() as patched:
-        patched.setattr(engine._batch, "step", lambda tokens: 1 / 0)
+        patched.setattr(DecodingBatch, part, lambda self, given: 1 / 0)
         held.opened.set()
         client.wait()
     assert isinstance(client.of(Failed)[0].error, ZeroDivisionError)
@@ -311,6 +315,31 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
         hits, misses = value("imprag_kv_cache_hits_total"), value("imprag_kv_cache_misses_total")
         assert hits + misses == 3
         assert value("imprag_kv_cache_bytes") > 0
+
+
+def test_passages_are_kept_coded_if_the_pipeline_says_so(rag: ImpRAG, tmp_path: Path) -> None:
+    other = tiny_rag(tmp_path)
+    other.kv_cache = PassageKVCache(other.model, other.tokenizer, keep_coded=True)
+    with running_engine(other) as engine:
+        (answer,) = engine.ask(request("w1 w2"))
+        assert other.kv_cache.keep_coded
+        assert other.kv_cache.misses == 3
+    assert answer.text == rag.ask("w1 w2", max_new_tokens=12, stop=()).text
+
+
+def test_the_parts_of_a_batch_take_the_same_time(
+    engine: Engine, held: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request's query time contains the search of another one."""
+    laps: list[str] = []
+    monkeypatch.setattr(RunningRequest, "lap", lambda self, name: laps.append(name))
+    clients = [Client(engine, request(f"w{n}", max_new_tokens=1, k=0)) for n in (2, 3)]
+    held.opened.set()
+    for client in clients:
+        client.wait()
+    assert [name for name in laps if name != "queue"] == [
+        *("query", "query", "search", "search", "encode", "encode")
+    ]
 
 
 def test_running_answers_go_on_while_passages_are_encoded(tmp_path: Path) -> None:

@@ -13,11 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from tiny_server import tiny_rag
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
+from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
+from imprag.serving.server import bind, run_server
 
 CONFIG: dict[str, Any] = {"b": 1, "t": 3, "k": 3, "max_passage_tokens": 16}
 
@@ -87,6 +90,16 @@ def test_a_signal_under_load_lets_running_answers_finish(home: Path) -> None:
         httpx.get(f"{url}/health")
 
 
+def test_of_two_servers_that_start_at_one_port_the_second_says_so(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        first.listen()  # once its model is loaded
+        with pytest.raises(ImpRAGError, match="Address already in use; choose another --port"):
+            run_server(FastAPI(), second, 1)
+    assert not capfd.readouterr().err
+
+
 def test_what_cannot_be_served_is_said_in_one_line(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,4 +121,6 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert "no index to retrieve from" in refused("--port", "0")
     assert "slots" in refused("--index", "index", "--port", "0", "--slots", "0")
     assert "--time-limit must be positive" in refused("--time-limit", "0")
+    assert "--time-limit must be positive" in refused("--time-limit", "inf")
+    assert "--kv-ram must not be negative" in refused("--kv-ram", "nan")
     assert "the API key must consist of" in refused("--api-key", "")

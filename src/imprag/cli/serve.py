@@ -1,5 +1,6 @@
 """``imprag serve``."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -56,10 +57,10 @@ def serve(
     from imprag.serving.gates import LOOPBACK_NAMES, check_exposure
     from imprag.serving.server import bind, run_server
 
-    if kv_ram < 0 or time_limit <= 0:
+    if not (0 <= kv_ram < math.inf and 0 < time_limit < math.inf):
         raise ImpRAGError(
-            "--kv-ram must not be negative and --time-limit must be positive, but they are "
-            f"{kv_ram:g} and {time_limit:g}"
+            "--kv-ram must not be negative and --time-limit must be positive, and both finite, but "
+            f"they are {kv_ram:g} and {time_limit:g}"
         )
     check_exposure(host, api_key)
     listener = bind(host, port)

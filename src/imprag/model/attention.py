@@ -9,11 +9,14 @@ may put more keys and values before them. Without a hook nothing changes.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+_QUERIES = 512  # whose attention scores are computed at a time
 
 StateHook = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
 """``hook(query, key, value, mask) -> (key, value, mask)``.
@@ -103,7 +106,8 @@ def reading_attention(
     """One softmax over [passage keys ; own keys], without concatenating the two.
 
     Neither keys nor values are copied or repeated for the query heads that share them, which saves
-    most of the time if few queries read many passages. Scores are float32.
+    most of the time if few queries read many passages. Scores are float32, and those of at most
+    ``_QUERIES`` queries are in memory at a time.
 
     Args:
         passage_key, passage_value: (batch, key heads, S, d_h).
@@ -113,9 +117,19 @@ def reading_attention(
     batch, _, queries, head_dim = query.shape
     key_heads = key.shape[1]
     scaling = head_dim**-0.5 if scaling is None else scaling
-    grouped = (query * scaling).reshape(batch, key_heads, -1, head_dim)
     if attention_mask is None and queries > 1:  # the last query sees everything
         attention_mask = causal_mask(queries, key.shape[2], query.device)
+    if attention_mask is not None and queries > _QUERIES:
+        attend = partial(
+            reading_attention,
+            passage_key=passage_key,
+            passage_value=passage_value,
+            passage_bias=passage_bias,
+            scaling=scaling,
+        )
+        parts = zip(query.split(_QUERIES, 2), attention_mask.split(_QUERIES, 2), strict=True)
+        return torch.cat([attend(module, q, key, value, seen)[0] for q, seen in parts], 1), None
+    grouped = (query * scaling).reshape(batch, key_heads, -1, head_dim)
     passages = (grouped @ passage_key.to(query.dtype).transpose(2, 3)).float()
     if passage_bias is not None:
         passages = passages + passage_bias[:, None, None]

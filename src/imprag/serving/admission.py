@@ -38,13 +38,21 @@ class Admission:
         rag = self.rag
         retriever, k = None, 0
         if request.passages is None and request.k != 0:
-            retriever = self._retriever(request.retrieval, request.lexical_weight)
+            retriever = self.retriever(request.retrieval, request.lexical_weight)
             k = rag.passages_to_read(request.k)
         shift = rag.config.position_shift(k if retriever else len(request.passages or ()))
         room = rag.model.positions_limit - shift - request.max_new_tokens
         ids = prompt_tokens(rag.tokenizer, [request.prompt], max(room, 0))[0]
         limit = self.time_limit if request.time_limit is None else request.time_limit
         return RunningRequest(request, on_event, ids, shift, retriever, k, limit)
+
+    def retriever(self, name: str | None, lexical_weight: float | None) -> Retriever:
+        """The retriever of a request; the pipeline's if nothing is asked for.
+
+        Raises:
+            ImpRAGError: there is no such retriever, or it cannot search this index.
+        """
+        return self._retriever(name, lexical_weight)
 
     def _check_settings(self, request: EngineRequest) -> None:
         sampling = request.sampling

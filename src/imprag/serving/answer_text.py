@@ -35,8 +35,8 @@ class AnswerText:
         if self.ended:
             return self.finish()
         # A character whose bytes are not complete is decoded as the replacement character.
-        certain = text[: len(text) - begun_stop(text, self.stop)].rstrip("\ufffd").rstrip()
-        return self._new(certain)
+        whole = text.rstrip("\ufffd")
+        return self._new(whole[: len(whole) - begun_stop(whole, self.stop)].rstrip())
 
     def finish(self) -> str:
         """The text that was held back."""

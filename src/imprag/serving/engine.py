@@ -51,6 +51,7 @@ class Engine:
 
     Attributes:
         metrics: for monitoring.
+        retriever: gives the retriever of a name and a lexical weight; the pipeline's for two None.
         lock: held by model work outside the engine, such as embeddings, so that it runs one by one.
     """
 
@@ -81,6 +82,7 @@ class Engine:
         self._latency = 1.0  # seconds of a request, a moving average
         self._config = own_generation_config(rag.model.lm)
         self._admission = Admission(rag, slots, time_limit)
+        self.retriever = self._admission.retriever
 
     @property
     def running(self) -> int:
@@ -260,17 +262,23 @@ class Engine:
 
     def _step(self) -> None:
         """One token for every running answer; those that have ended leave."""
-        self._leave()
-        if not self._answers:
-            return
         try:
-            logits = self._batch.step([answer.tokens[-1] for answer in self._answers])
-            for answer, row in zip(self._answers, logits, strict=True):
-                self._append(answer, answer.choose(row))
+            self._leave()
+            if self._answers:
+                logits = self._batch.step([answer.tokens[-1] for answer in self._answers])
+                for answer, row in zip(self._answers, logits, strict=True):
+                    self._append(answer, answer.choose(row))
+                self._leave()
         except Exception as error:  # such as no memory: the engine goes on with what comes next
-            for answer in self._answers:
-                answer.run.fail(error)
-        self._leave()
+            self._drop(error)
+
+    def _drop(self, error: Exception) -> None:
+        """Fail all running answers; the next ones begin with a new batch."""
+        answers, self._answers = self._answers, []
+        self._batch = DecodingBatch(self.rag.model.decoder)
+        for answer in answers:
+            answer.run.fail(error)
+            self._count(answer.run)
 
     def _leave(self) -> None:
         """Remove the answers that have ended, were cancelled or are late from the batch."""

@@ -90,6 +90,7 @@ def _check_retrieval(
         raise ImpRAGError(
             f"imprag.k is {options.k}, but the index has {available:,} passages; lower it"
         )
+    service.check_number("imprag.k", options.k or 0, service.settings.max_passages)
 
 
 def given_passages(service: Service, documents: Sequence[Document]) -> list[RetrievedPassage]:
@@ -98,7 +99,7 @@ def given_passages(service: Service, documents: Sequence[Document]) -> list[Retr
     Raises:
         ImpRAGError: there are too many, or one is empty or longer than the model reads.
     """
-    service.check_number("the number of documents", len(documents), service.settings.max_texts)
+    service.check_number("the number of documents", len(documents), service.settings.max_passages)
     passages = []
     for number, one in enumerate(documents):
         service.check_text(f"documents[{number}].text", one.text)

@@ -143,10 +143,8 @@ def mcp_app(engine: Engine) -> Starlette:
         stateless_http=True, transport_security=open_to_all
     )
     for route in app.routes:
-        if isinstance(
-            route, Route
-        ):  # a stream by GET would stay open and keep a server from ending
-            route.methods = {"POST"}
+        if isinstance(route, Route):
+            route.methods = {"POST"}  # a stream by GET would keep a server from ending
     return app
 
 

@@ -26,10 +26,10 @@ def hold_passages(rag: ImpRAG, max_bytes: int) -> RamStore | None:
         return store.ram
     if store is not None:
         tiers = TieredStore(store, max_bytes)
-        rag.use_kv_cache(tiers)
+        rag.kv_cache.store = tiers
         return tiers.ram
     # Nothing is lost, so that answers do not depend on what is held.
     codec = "bf16" if rag.model.lm.dtype == torch.bfloat16 else "fp32"
     ram = RamStore(untrained_codec(codec, rag.model.decoder.head_dim), max_bytes)
-    rag.use_kv_cache(ram)
+    rag.kv_cache.store = ram
     return ram

@@ -44,14 +44,17 @@ def prefill_requests(
         between()
 
     def retrieve(queries: Queries) -> RowKV:
-        kvs = []
+        lap("query")
         for run, row, own in zip(runs, ids[:, None], _by_row(queries), strict=True):
-            run.lap("query")
             run.found = _search(run, PromptBatch([run.request.prompt], row), own)
-            run.lap("search")
-            kvs.append(read_passages(rag, [run.found], go_on))
-            run.lap("encode")
-        return RowKV(kvs)
+        lap("search")
+        kv = RowKV([read_passages(rag, [run.found], go_on) for run in runs])
+        lap("encode")
+        return kv
+
+    def lap(name: str) -> None:
+        for run in runs:
+            run.lap(name)
 
     shift = torch.tensor([run.shift for run in runs], device=rag.model.device)
     return prefill(rag.model.decoder, retrieve, PromptTokens(ids, mask, shift))

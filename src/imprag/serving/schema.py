@@ -35,8 +35,9 @@ Neutral = Annotated[
 ]
 Text = Annotated[str, Field(min_length=1)]
 Ignored = Annotated[Any, Field(description="Accepted for compatibility with clients; ignored.")]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = Annotated[
-    Text | Annotated[list[Text], Field(max_length=4)] | None,
+    StopText | Annotated[list[StopText], Field(max_length=4)] | None,
     Field(
         description="Strings that end an answer and are not part of it. A line end if not given; "
         "with an empty list only the end token does."

@@ -48,7 +48,11 @@ class _Server(uvicorn.Server):
     """A server that says where it is as soon as it listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another program bound the port, too, and was the first to listen
+            await self.lifespan.shutdown()
+            raise ImpRAGError(f"cannot serve: {error}; choose another --port") from error
         if self.started:
             print(f"serving at {', '.join(map(url_of, sockets or []))}", flush=True)
 

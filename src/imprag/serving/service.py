@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
@@ -12,8 +12,7 @@ from fastapi import Depends, Request
 from imprag.errors import ImpRAGError
 from imprag.io.files import cache_dir
 from imprag.io.text_checks import check_unicode
-from imprag.pipeline import ImpRAG, make_retriever
-from imprag.retrieval import Retriever
+from imprag.pipeline import ImpRAG
 from imprag.serving.errors import NotFoundError
 from imprag.serving.requests import BusyError
 from imprag.serving.settings import ServerSettings
@@ -35,7 +34,6 @@ class Service:
         self.settings = settings
         self.started = int(time.time())
         self._places = threading.BoundedSemaphore(settings.waiting_calls)
-        self._retriever = lru_cache(maxsize=8)(self._make_retriever)
 
     @property
     def rag(self) -> ImpRAG:
@@ -98,19 +96,6 @@ class Service:
             raise ImpRAGError(
                 f"{what} has {len(text):,} characters, but this server reads {limit:,}; shorten it"
             )
-
-    def retriever(self, name: str | None, lexical_weight: float | None) -> Retriever:
-        """The retriever of a request; the pipeline's if nothing is asked for.
-
-        Raises:
-            ImpRAGError: there is no such retriever, or it cannot search this index.
-        """
-        return self._retriever(name, lexical_weight)
-
-    def _make_retriever(self, name: str | None, lexical_weight: float | None) -> Retriever:
-        if name is None and lexical_weight is None:
-            return self.rag.retriever
-        return make_retriever(self.rag, name or "hybrid", lexical_weight)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:

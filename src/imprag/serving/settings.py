@@ -19,7 +19,9 @@ class ServerSettings:
         max_tokens: greatest ``max_tokens`` of a completion.
         max_n: greatest number of answers to a prompt.
         max_prompts: greatest number of prompts of a completion, or of queries of a search.
-        max_texts: greatest number of texts to embed or rank, or of documents to read.
+        max_passages: greatest number of passages that a prompt reads, retrieved or given; the keys
+            and values of all of them are in memory until its answer ends.
+        max_texts: greatest number of texts to embed or rank.
         waiting_calls: greatest number of embedding, rerank and search calls at the same time.
     """
 
@@ -32,5 +34,6 @@ class ServerSettings:
     max_tokens: int = 1024
     max_n: int = 8
     max_prompts: int = 16
+    max_passages: int = 100
     max_texts: int = 2048
     waiting_calls: int = 32

@@ -45,9 +45,10 @@ def search_vector_store(store: str, body: SearchRequest, service: Served) -> Sea
         service.check_text(f"query[{number}]" if len(queries) > 1 else "the query", query)
     choice = body.imprag or RetrievalChoice()
     limit = min(body.max_num_results or _RESULTS, len(service.rag.corpus))
-    with service.place(), service.lock:
-        retriever = service.retriever(choice.retrieval, choice.lexical_weight)
-        found = retriever.retrieve(service.rag.asked_prompts(queries), limit)
+    with service.place():
+        retriever = service.engine.retriever(choice.retrieval, choice.lexical_weight)
+        with service.lock:
+            found = retriever.retrieve(service.rag.asked_prompts(queries), limit)
     return SearchResults(search_query=queries, data=_best(found, limit))
 
 
