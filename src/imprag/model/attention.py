@@ -127,7 +127,9 @@ def reading_attention(
             passage_bias=passage_bias,
             scaling=scaling,
         )
-        parts = zip(query.split(_QUERIES, 2), attention_mask.split(_QUERIES, 2), strict=True)
+        parts = zip(
+            torch.split(query, _QUERIES, 2), torch.split(attention_mask, _QUERIES, 2), strict=True
+        )
         return torch.cat([attend(module, q, key, value, seen)[0] for q, seen in parts], 1), None
     grouped = (query * scaling).reshape(batch, key_heads, -1, head_dim)
     passages = (grouped @ passage_key.to(query.dtype).transpose(2, 3)).float()

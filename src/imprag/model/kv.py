@@ -174,24 +174,15 @@ class RowKV:
     rows: Sequence[PassageKV]
 
     def attend(
-        self,
-        layer: int,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
+        self, layer: int, module: nn.Module, *states: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`PassageKV.attend`."""
-        if query.shape[2] == 1:
-            return self._attend_one(layer, query, key, value, mask, kwargs.get("scaling")), None
+        if states[0].shape[2] == 1:
+            return self._attend_one(layer, *states, scaling=kwargs.get("scaling")), None
         outputs = []
         for n, kv in enumerate(self.rows):
             # A mask may be one for all rows.
-            own: list[Any] = [
-                x if x is None or len(x) == 1 else x[n : n + 1] for x in (query, key, value, mask)
-            ]
+            own = [x if x is None or len(x) == 1 else x[n : n + 1] for x in states]
             outputs.append(kv.attend(layer, module, *own, **kwargs)[0])
         return torch.cat(outputs), None
 
@@ -202,6 +193,7 @@ class RowKV:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
+        *,
         scaling: float | None,
     ) -> Tensor:
         """Attention of one token of each row: only the products with passages are row by row."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.retrieval import RetrievedPassage
-from imprag.retrieval.registry import RETRIEVERS
 from imprag.serving.citations import read_passages
 from imprag.serving.exchange import Numbered
 from imprag.serving.replies import Details, Usage
@@ -85,7 +84,7 @@ def _check_retrieval(
         names = " and ".join(f"imprag.{name}" for name in asked)
         raise ImpRAGError(f"with documents, nothing is retrieved: leave {names} out")
     if options.retrieval is not None:
-        RETRIEVERS.find(options.retrieval)
+        service.check_retrieval(options.retrieval)
     if options.k and options.k > (available := len(service.rag.corpus)):
         raise ImpRAGError(
             f"imprag.k is {options.k}, but the index has {available:,} passages; lower it"

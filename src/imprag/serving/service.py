@@ -74,6 +74,18 @@ class Service:
                 "vector_store_not_found",
             )
 
+    def check_retrieval(self, name: str) -> None:
+        """Refuse a retriever that the server has not loaded; a text encoder would embed the corpus.
+
+        Raises:
+            ImpRAGError: the name is none of the model's retrievers, nor the server's own.
+        """
+        known = dict.fromkeys((self.rag.retrieval, "implicit", "hybrid", "lexical"))
+        if name not in known:
+            raise ImpRAGError(
+                f"imprag.retrieval is {name!r}, but this server retrieves by {', '.join(known)}"
+            )
+
     def check_number(self, what: str, number: int, limit: int) -> None:
         """Refuse more than the server allows.
 

@@ -44,6 +44,8 @@ def search_vector_store(store: str, body: SearchRequest, service: Served) -> Sea
     for number, query in enumerate(queries):
         service.check_text(f"query[{number}]" if len(queries) > 1 else "the query", query)
     choice = body.imprag or RetrievalChoice()
+    if choice.retrieval is not None:
+        service.check_retrieval(choice.retrieval)
     limit = min(body.max_num_results or _RESULTS, len(service.rag.corpus))
     with service.place():
         retriever = service.engine.retriever(choice.retrieval, choice.lexical_weight)
