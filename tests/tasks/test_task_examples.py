@@ -29,7 +29,7 @@ def example(id: str, text: str, answers: Sequence[str], *gold: str) -> Example:
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Path:
+def bench_folder(tmp_path: Path) -> Path:
     """A benchmark folder with three small tasks."""
     folder = tmp_path / "bench"
     files: dict[str, dict[str, object]] = {}
@@ -44,8 +44,8 @@ def benchmark(tmp_path: Path) -> Path:
     return folder
 
 
-def test_tasks_of_a_benchmark_are_read(benchmark: Path) -> None:
-    found = read_tasks(["fever", "nq"], data=benchmark)
+def test_tasks_of_a_benchmark_are_read(bench_folder: Path) -> None:
+    found = read_tasks(["fever", "nq"], data=bench_folder)
     assert [(item.task.name, item.examples[0].id) for item in found] == [
         ("fever", "fever-test"),
         ("nq", "nq-test"),
@@ -53,20 +53,20 @@ def test_tasks_of_a_benchmark_are_read(benchmark: Path) -> None:
     assert found[0].source == "tiny 7, seed 5, test"
     assert found[0].examples[0].answers == ["True"]
     # Without names, all tasks that retrieve.
-    assert [item.task.name for item in read_tasks(data=benchmark)] == ["nq", "fever"]
-    (dev,) = read_tasks(["nq"], data=benchmark, split="dev")
+    assert [item.task.name for item in read_tasks(data=bench_folder)] == ["nq", "fever"]
+    (dev,) = read_tasks(["nq"], data=bench_folder, split="dev")
     assert dev.examples[0].id == "nq-dev"
     assert dev.fingerprint() != found[1].fingerprint()
 
 
 def test_tasks_without_the_split_are_skipped_unless_named(
-    benchmark: Path, capsys: pytest.CaptureFixture[str]
+    bench_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = read_tasks(data=benchmark, split="dev")
+    found = read_tasks(data=bench_folder, split="dev")
     assert [item.task.name for item in found] == ["nq"]
     assert capsys.readouterr().err == "note: skipped fever: no split 'dev'\n"
     with pytest.raises(ImpRAGError, match="task 'nq' has no split 'train'; it has test, dev"):
-        read_tasks(data=benchmark, split="train")
+        read_tasks(data=bench_folder, split="train")
 
 
 def test_a_file_gives_every_task_that_its_examples_name(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_file_gives_every_task_that_its_examples_name(tmp_path: Path) -> None:
 
 
 def test_a_tilde_is_the_home_directory(
-    benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     example = Example("q", "who?", [Answer("me")], task="nq")
@@ -97,9 +97,9 @@ def test_a_tilde_is_the_home_directory(
     for name in ("~/q.jsonl", "nq=~/q.jsonl"):
         (found,) = read_tasks([name])
         assert list(found.examples) == [example]
-    monkeypatch.setenv("HOME", str(benchmark.parent))
-    whole = read_tasks(data=benchmark)
-    again = read_tasks(data=f"~/{benchmark.name}")
+    monkeypatch.setenv("HOME", str(bench_folder.parent))
+    whole = read_tasks(data=bench_folder)
+    again = read_tasks(data=f"~/{bench_folder.name}")
     assert [one.fingerprint() for one in again] == [one.fingerprint() for one in whole]
 
 
@@ -110,8 +110,8 @@ def test_an_official_file_is_read_for_its_task(tmp_path: Path) -> None:
     assert nq.examples[0].answers == ["x", "y"]
 
 
-def test_fingerprints_cover_questions_answers_and_prompts(benchmark: Path) -> None:
-    (item,) = read_tasks(["nq"], data=benchmark)
+def test_fingerprints_cover_questions_answers_and_prompts(bench_folder: Path) -> None:
+    (item,) = read_tasks(["nq"], data=bench_folder)
     others = [
         replace(item, task=replace(item.task, template="{input}?")),
         replace(item, examples=[example("nq-test", "w1", ["y"], "p1")]),
@@ -119,18 +119,18 @@ def test_fingerprints_cover_questions_answers_and_prompts(benchmark: Path) -> No
         replace(item, examples=[example("nq-test", "w2", ["x"], "p1")]),
     ]
     assert len({item.fingerprint(), *(other.fingerprint() for other in others)}) == 5
-    assert item.fingerprint() == read_tasks(["nq"], data=benchmark)[0].fingerprint()
+    assert item.fingerprint() == read_tasks(["nq"], data=bench_folder)[0].fingerprint()
 
 
-def test_bad_names_and_files_are_refused(benchmark: Path, tmp_path: Path) -> None:
+def test_bad_names_and_files_are_refused(bench_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="no tasks; name some with --tasks"):
         read_tasks()
     with pytest.raises(
         ImpRAGError, match="no task or file 'nope'; the benchmark has nq, fever, coqa"
     ):
-        read_tasks(["nope"], data=benchmark)
+        read_tasks(["nope"], data=bench_folder)
     with pytest.raises(ImpRAGError, match="task 'fever' has no split 'dev'; it has test"):
-        read_tasks(["fever"], data=benchmark, split="dev")
+        read_tasks(["fever"], data=bench_folder, split="dev")
     with pytest.raises(ImpRAGError, match="unknown task 'nope'; known are"):
         read_tasks(["nope=file.jsonl"])
     unnamed = tmp_path / "unnamed.jsonl"
@@ -147,14 +147,14 @@ def test_bad_names_and_files_are_refused(benchmark: Path, tmp_path: Path) -> Non
         read_tasks([f"nq={empty}"])
 
 
-def test_changed_benchmarks_are_refused(benchmark: Path) -> None:
-    with (benchmark / "nq" / "test.jsonl").open("a") as stream:
+def test_changed_benchmarks_are_refused(bench_folder: Path) -> None:
+    with (bench_folder / "nq" / "test.jsonl").open("a") as stream:
         stream.write("\n")
     with pytest.raises(ImpRAGError, match=r"test\.jsonl is missing or was changed"):
-        read_tasks(["nq"], data=benchmark)
-    (benchmark / "nq" / "test.jsonl").unlink()
+        read_tasks(["nq"], data=bench_folder)
+    (bench_folder / "nq" / "test.jsonl").unlink()
     with pytest.raises(ImpRAGError, match=r"test\.jsonl is missing or was changed"):
-        read_tasks(["fever"], data=benchmark)
+        read_tasks(["fever"], data=bench_folder)
 
 
 def test_a_folder_without_a_manifest_is_not_a_benchmark(tmp_path: Path) -> None:
@@ -167,11 +167,11 @@ def test_a_folder_without_a_manifest_is_not_a_benchmark(tmp_path: Path) -> None:
     [{"tasks": []}, {"tasks": {"nq": {}}}, {"splits": {"articles": []}}, {"splits": "train"}],
     ids=str,
 )
-def test_a_damaged_manifest_is_refused(benchmark: Path, change: dict[str, object]) -> None:
-    manifest = json.loads((benchmark / "benchmark.json").read_text())
-    write_json(benchmark / "benchmark.json", {**manifest, **change})
+def test_a_damaged_manifest_is_refused(bench_folder: Path, change: dict[str, object]) -> None:
+    manifest = json.loads((bench_folder / "benchmark.json").read_text())
+    write_json(bench_folder / "benchmark.json", {**manifest, **change})
     with pytest.raises(ImpRAGError, match=r"benchmark\.json is damaged"):
-        load_benchmark(benchmark)
+        load_benchmark(bench_folder)
 
 
 def test_a_passage_has_the_split_of_its_subject() -> None:

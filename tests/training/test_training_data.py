@@ -165,7 +165,7 @@ def test_the_positive_of_a_cloze_is_its_own_passage(corpus: Corpus) -> None:
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Path:
+def bench_folder(tmp_path: Path) -> Path:
     """A benchmark of two tasks; Chad and Mali are in train, each other country in its own split."""
     folder = tmp_path / "bench"
     split_of = {"Chad": "train", "Mali": "train", "Peru": "dev", "Cuba": "test"}
@@ -206,13 +206,13 @@ def recipe(*sources: dict[str, Any], **settings: Any) -> Recipe:
 
 
 def test_load_sources_reads_and_labels_all_sources_of_a_recipe(
-    corpus: Corpus, benchmark: Path
+    corpus: Corpus, bench_folder: Path
 ) -> None:
     sources = load_sources(
         recipe(
-            {"tasks": str(benchmark), "task": "nq", "weight": 2.0},
-            {"tasks": str(benchmark), "task": "nq", "positives": "gold", "limit": 2},
-            {"tasks": str(benchmark), "task": "coqa"},
+            {"tasks": str(bench_folder), "task": "nq", "weight": 2.0},
+            {"tasks": str(bench_folder), "task": "nq", "positives": "gold", "limit": 2},
+            {"tasks": str(bench_folder), "task": "coqa"},
             {"synthetic": "corpus_text", "weight": 0.5},
         ),
         corpus,
@@ -238,10 +238,10 @@ def test_load_sources_reads_and_labels_all_sources_of_a_recipe(
     assert reading.examples[0].prompt == "text Q: People of Chad? A:"
 
 
-def test_only_trained_splits_give_synthetic_examples(corpus: Corpus, benchmark: Path) -> None:
+def test_only_trained_splits_give_synthetic_examples(corpus: Corpus, bench_folder: Path) -> None:
     sources = load_sources(
         recipe(
-            {"tasks": str(benchmark), "task": "coqa", "split": "dev"},
+            {"tasks": str(bench_folder), "task": "coqa", "split": "dev"},
             {"synthetic": "corpus_text"},
         ),
         corpus,
@@ -252,13 +252,13 @@ def test_only_trained_splits_give_synthetic_examples(corpus: Corpus, benchmark: 
 
 
 def test_the_teacher_runs_only_if_its_ranks_are_used(
-    corpus: Corpus, benchmark: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, bench_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_teacher(*arguments: object) -> None:
         raise AssertionError("the teacher was asked")
 
     monkeypatch.setattr(data, "load_retriever", no_teacher)
-    gold = {"tasks": str(benchmark), "task": "nq", "positives": "gold"}
+    gold = {"tasks": str(bench_folder), "task": "nq", "positives": "gold"}
     (source,) = load_sources(recipe(gold, batch={"hard_negatives": 0}), corpus)
     assert not any(one.hard_negatives for one in source.examples)
     for needed in (
