@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,19 +206,14 @@ class GenerationBatch:
         self._last = now
 
 
-def read_passages(
-    rag: "ImpRAG",
-    found: Sequence[Sequence[RetrievedPassage]],
-    between: Callable[[], None] = lambda: None,
-) -> PassageKV:
+def read_passages(rag: "ImpRAG", found: Sequence[Sequence[RetrievedPassage]]) -> PassageKV:
     """The passage KV of every prompt, with the bias of its passages' scores.
 
     Args:
         rag: the pipeline with model and KV cache.
         found: the passages of each prompt.
-        between: called now and then while passages are encoded.
     """
-    kv = rag.kv_cache.kv([[one.passage for one in row] for row in found], between)
+    kv = rag.kv_cache.kv([[one.passage for one in row] for row in found])
     own = [bool(row) and all(one.kind in LOGITS for one in row) for row in found]
     weight = rag.config.attention_score_bias
     if not weight or not any(own):

@@ -252,6 +252,8 @@ def test_the_loaded_model_and_corpus_are_told(client: TestClient, rag: ImpRAG) -
     (model,) = client.get("/v1/models").json()["data"]
     assert (model["id"], model["imprag"]["k"]) == ("tiny", 3)
     assert model["imprag"]["corpus"]["passages"] == len(PASSAGES)
+    assert client.get("/v1/models/tiny").json() == model
+    assert client.get("/v1/models/their/other").json()["error"]["code"] == "model_not_found"
     (store,) = client.get("/v1/vector_stores").json()["data"]
     assert store["id"] == model["imprag"]["corpus"]["id"] == "index"
     assert post(client, CHAT, messages=MESSAGES, model="tiny", max_tokens=1)["model"] == "tiny"

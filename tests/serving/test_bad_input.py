@@ -164,7 +164,7 @@ def test_other_paths_and_methods_are_refused_in_the_same_form(client: TestClient
     wrong = client.get(CHAT)
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
     assert wrong.json()["error"]["message"] == f"{CHAT} does not take GET; use POST"
-    assert client.post("/v1/models/", json={}).status_code == 404
+    assert client.post("/v1/completions/", json={}).status_code == 404
     assert client.put("/health", content=b"x").status_code == 405
 
 

@@ -342,34 +342,59 @@ def test_the_parts_of_a_batch_take_the_same_time(
     ]
 
 
-def test_running_answers_go_on_while_passages_are_encoded(tmp_path: Path) -> None:
-    """A long prefill makes a step after each batch of passages."""
-    rag = tiny_rag(tmp_path)
-    with running_engine(rag, slots=4) as engine:
-        gate = Gate()
-        engine.submit(request("w1 w2", max_new_tokens=200, k=0), gate)
-        assert gate.reached.wait(60)
-        steps: list[int] = []
-        encode, step = rag.model.encode_batches, engine._batch.step
+@pytest.mark.parametrize(
+    "settings", [{"k": 5}, {"prompt": "w30 w31 " * 60, "k": 0}], ids=["passages", "long prompt"]
+)
+def test_running_answers_go_on_during_a_long_pass(
+    rag: ImpRAG, engine: Engine, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """A pass that takes its time is interrupted between layers, and changes no answer."""
+    monkeypatch.setattr("imprag.serving.engine._PATIENCE", 0.0)
+    steps_inside: list[int] = []
+    step, beginning = engine._batch.step, lambda: bool(engine._beginning)
 
-        def one_by_one(rows: Any, *args: Any, **kwargs: Any) -> Any:
-            for row in range(len(rows)):
-                for numbers, states in encode([rows[row]], *args, **kwargs):
-                    steps.append(0)
-                    yield [row + n for n in numbers], states
+    def counted(tokens: Any) -> Any:
+        if beginning():
+            steps_inside.append(len(tokens))
+        return step(tokens)
 
-        def counted(tokens: Any) -> Any:
-            if steps:
-                steps[-1] += 1
-            return step(tokens)
-
-        rag.model.encode_batches = one_by_one  # type: ignore[method-assign]
-        engine._batch.step = counted  # type: ignore[method-assign]
-        client = Client(engine, request("w30 w31", k=5))
-        gate.opened.set()
+    monkeypatch.setattr(engine._batch, "step", counted)
+    gate = Gate()
+    running = {"max_new_tokens": 60, "k": 2}
+    first = Client(engine, request("w1 w2", **running))
+    engine.submit(request("w1 w2", max_new_tokens=40), gate)
+    assert gate.reached.wait(60)
+    second = Client(engine, request(**{"prompt": "w30 w31", **settings}))
+    gate.opened.set()
+    for client, asked in ((first, running), (second, {"max_new_tokens": 12, **settings})):
         client.wait()
-        assert len(steps) == 5
-        assert all(count >= 1 for count in steps)
+        arguments = {"prompt": "w1 w2" if client is first else "w30 w31", "stop": (), **asked}
+        assert client.of(Ended)[0].text == rag.ask(**arguments).text
+    assert len(steps_inside) >= len(rag.model.lm.base_model.layers)
+
+
+def test_a_pass_ends_when_nobody_waits_for_it(rag: ImpRAG) -> None:
+    engine, ran = Engine(rag), []
+
+    def cancel(*given: object) -> None:
+        ran.append("first layer")
+        client.ticket.cancel()
+
+    layers = rag.model.lm.base_model.layers
+    hooks = [
+        layers[0].register_forward_pre_hook(cancel),
+        layers[-1].register_forward_pre_hook(lambda *given: ran.append("last layer")),
+    ]
+    client = Client(engine, request("w1 w2", k=0))
+    try:
+        engine.start()
+        engine.close()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert ran == ["first layer"]
+    assert client.events == []
+    assert not any(layer._forward_pre_hooks for layer in layers)
 
 
 def test_passages_of_a_folder_are_read_from_it(tmp_path: Path) -> None:

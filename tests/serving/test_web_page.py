@@ -372,6 +372,18 @@ def closed_address(rag: ImpRAG) -> Iterator[str]:
         yield address
 
 
+def test_the_docs_load_nothing_from_elsewhere(browser: Browser, closed_address: str) -> None:
+    login = {"username": "anyone", "password": KEY}
+    with contextlib.closing(browser.new_context(http_credentials=login)) as context:
+        asked: list[str] = []
+        context.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        page.goto(f"{closed_address}/docs")
+        expect(page.get_by_role("heading", name="ImpRAG")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text("/v1/chat/completions").first).to_be_visible()
+        assert {url for url in asked if not url.startswith((f"{closed_address}/", "data:"))} == set()
+
+
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser, closed_address: str) -> None:
     with visit(browser, closed_address) as page:
         key = page.get_by_label("API key")
@@ -397,6 +409,7 @@ def test_a_question_waits_for_the_key(browser: Browser, closed_address: str) -> 
         page.keyboard.press("Enter")
         page.get_by_label("API key").fill(KEY)
         page.get_by_role("button", name="Use key").click()
+        expect(page.locator("#current .error")).to_be_empty()  # asked again
         wait_for_end(page)
         assert error_of(page) == ""
 

@@ -1,6 +1,6 @@
 """The passage KV cache: keys and values from a store, or computed on demand."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,16 +55,11 @@ class PassageKVCache:
         self.misses = 0
 
     @torch.no_grad()
-    def kv(
-        self,
-        passages: Sequence[Sequence[Passage]],
-        between: Callable[[], None] = lambda: None,
-    ) -> PassageKV:
+    def kv(self, passages: Sequence[Sequence[Passage]]) -> PassageKV:
         """The passage KV of every prompt.
 
         Args:
             passages: the passages of each prompt; any number.
-            between: called after each batch of passages that had to be encoded for the store.
         """
         config = self.model.config
         if self.store is None or not any(passages):
@@ -72,7 +67,7 @@ class PassageKVCache:
                 passage_tokens(self.tokenizer, config, [one for row in passages for one in row])
             )
             return self.model.encode_passages([[next(tokens) for _ in row] for row in passages])
-        found = self._parts([one for row in passages for one in row], between)
+        found = self._parts([one for row in passages for one in row])
         device = self.model.device
         joined: list[Parts] = []
         lengths: list[list[int]] = []
@@ -92,9 +87,7 @@ class PassageKVCache:
         blocks = [codec.decode(parts, dtype) for parts in joined]
         return PassageKV.from_blocks(blocks, config.b, lengths)
 
-    def _parts(
-        self, passages: Sequence[Passage], between: Callable[[], None]
-    ) -> dict[tuple[str, str], Parts]:
+    def _parts(self, passages: Sequence[Passage]) -> dict[tuple[str, str], Parts]:
         """Coded states by the passages' text."""
         assert self.store is not None
         distinct = {text_of(passage): passage for passage in passages}
@@ -110,7 +103,6 @@ class PassageKVCache:
                 list(missing.values()),
                 self.store.codec,
                 self.store.kv_keep_ratio,
-                between,
             )
             for (key, passage), parts in zip(missing.items(), encoded, strict=True):
                 self.store.put(passage, parts)
@@ -192,7 +184,6 @@ def encode_parts(
     passages: Sequence[Passage],
     codec: Codec,
     kv_keep_ratio: float = 1.0,
-    between: Callable[[], None] = lambda: None,
 ) -> list[Parts]:
     """Run each passage through layers 0..t independently and code its states.
 
@@ -202,14 +193,12 @@ def encode_parts(
         passages: any number of passages.
         codec: codes the states.
         kv_keep_ratio: the share of its tokens that each passage keeps.
-        between: called after each batch.
     """
     rows = passage_tokens(tokenizer, model.config, passages)
     coded: list[Parts] = [{}] * len(rows)
     for batch, states in model.encode_batches(rows, with_attention=kv_keep_ratio < 1):
         for i, block in zip(batch, states.blocks(kv_keep_ratio), strict=True):
             coded[i] = codec.encode(block)
-        between()
     return coded
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from imprag.serving.errors import add_error_handlers
@@ -58,7 +59,7 @@ def create_app(engine: "Engine", settings: ServerSettings | None = None) -> Fast
         finally:
             await run_in_threadpool(engine.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its /docs loads nothing from another site
         title="ImpRAG",
         version=version("imprag"),
         description="One language model that retrieves, reads and answers.",

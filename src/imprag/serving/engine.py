@@ -2,12 +2,13 @@
 
 One thread does all the work. It takes waiting requests while there are free slots, runs their
 prompts through the model (retrieval included), and then makes one token of every running answer at
-a step. Passages that have no stored KV are encoded a few at a time, with a step between, so that
-running answers go on.
+a step. Long passes, over long prompts or passages that have no stored KV, are interrupted between
+two layers for a step, so that running answers go on.
 """
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ from imprag.pipeline import ImpRAG
 from imprag.serving.admission import Admission
 from imprag.serving.metrics import EngineMetrics
 from imprag.serving.passages import hold_passages
-from imprag.serving.prefill import AllCancelledError, prefill_requests
+from imprag.serving.prefill import prefill_requests
 from imprag.serving.requests import (
     BusyError,
     Completed,
@@ -35,6 +36,11 @@ from imprag.serving.requests import (
 from imprag.serving.running import RunningAnswer, RunningRequest, Ticket
 
 _PREFILL = 4  # prompts in one pass: more would let running answers wait
+_PATIENCE = 0.25  # seconds that running answers wait for their next token during another pass
+
+
+class _AllCancelledError(Exception):
+    """All requests whose prompts are run have been cancelled."""
 
 
 class Engine:
@@ -76,6 +82,9 @@ class Engine:
         self._answers: list[RunningAnswer] = []  # in the order of the batch's rows
         self._waiting: deque[RunningRequest] = deque()
         self._unfinished: set[RunningRequest] = set()  # waiting, beginning or running
+        self._beginning: Sequence[RunningRequest] = ()
+        self._stepping = False
+        self._stepped = 0.0  # time of the last step's end
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="imprag-engine", daemon=True)
@@ -131,7 +140,7 @@ class Engine:
         run = self._admission.check(request, on_event)
         with self._changed:
             if self._closing:
-                raise BusyError("the server is shutting down; try another one", self._latency)
+                raise self._shutting_down()
             if len(self._waiting) >= self.queue:
                 wait = math.ceil(self._latency * len(self._waiting) / self.slots)
                 raise BusyError(
@@ -186,23 +195,44 @@ class Engine:
             self._thread.join()
 
     def _abandon(self) -> None:
-        error = BusyError("the server is shutting down; try another one", self._latency)
         with self._changed:
             for run in self._unfinished:
-                run.fail(error)
+                run.fail(self._shutting_down())
+
+    def _shutting_down(self) -> BusyError:
+        return BusyError("the server is shutting down; try another one", self._latency)
 
     # The engine's thread
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._answers):
-                    if self._closing:
-                        return
-                    self._changed.wait()
-                runs = self._admit()
-            if runs:
-                self._begin(runs)
+        layers = self.rag.model.lm.base_model.layers
+        hooks = [layer.register_forward_pre_hook(self._between_layers) for layer in layers]
+        try:
+            while True:
+                with self._changed:
+                    while not (self._waiting or self._answers):
+                        if self._closing:
+                            return
+                        self._changed.wait()
+                    runs = self._admit()
+                if runs:
+                    self._begin(runs)
+                self._step()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _between_layers(self, *layer_and_input: object) -> None:
+        """Runs before every layer: a step, if a pass of this thread has kept the answers waiting.
+
+        Raises:
+            _AllCancelledError: nobody waits for what the pass is for.
+        """
+        if threading.current_thread() is not self._thread or self._stepping:
+            return
+        if self._beginning and all(run.over for run in self._beginning):
+            raise _AllCancelledError
+        if self._answers and time.perf_counter() - self._stepped > _PATIENCE:
             self._step()
 
     def _admit(self) -> list[RunningRequest]:
@@ -222,9 +252,10 @@ class Engine:
         """Run prompts through the model, and make their first tokens."""
         for run in runs:
             run.begin()
+        self._beginning = runs
         try:
-            rows = prefill_requests(self.rag, runs, self._step)
-        except AllCancelledError:
+            rows = prefill_requests(self.rag, runs)
+        except _AllCancelledError:
             rows = []
         except Exception as error:
             if len(runs) > 1:  # one of them is to blame
@@ -233,6 +264,8 @@ class Engine:
                 return
             runs[0].fail(error)
             rows = []
+        finally:
+            self._beginning = ()
         for run, row in zip(runs, rows, strict=False):
             try:
                 self._start(run, row)
@@ -262,6 +295,7 @@ class Engine:
 
     def _step(self) -> None:
         """One token for every running answer; those that have ended leave."""
+        self._stepping = True
         try:
             self._leave()
             if self._answers:
@@ -271,6 +305,8 @@ class Engine:
                 self._leave()
         except Exception as error:  # such as no memory: the engine goes on with what comes next
             self._drop(error)
+        finally:
+            self._stepping, self._stepped = False, time.perf_counter()
 
     def _drop(self, error: Exception) -> None:
         """Fail all running answers; the next ones begin with a new batch."""

@@ -5,7 +5,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from imprag.serving.engine import Engine
     from imprag.serving.running import Ticket
 
+T = TypeVar("T")
 Numbered = tuple[int, EngineEvent]
+
+
+def hand_over(loop: asyncio.AbstractEventLoop, events: "asyncio.Queue[T]", event: T) -> None:
+    """Put an event of the engine's thread into a queue of an event loop."""
+    with contextlib.suppress(RuntimeError):  # the loop has ended, and the client with it
+        loop.call_soon_threadsafe(events.put_nowait, event)
 
 
 class Exchange:
@@ -73,8 +80,7 @@ class Exchange:
         return len(requests)
 
     def _receive(self, loop: asyncio.AbstractEventLoop, number: int, event: EngineEvent) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and the client with it
-            loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+        hand_over(loop, self._events, (number, event))
 
     async def _watch(self) -> None:
         """Wait until the client leaves."""

@@ -1,8 +1,8 @@
 """MCP, by which assistants use a corpus: the tools ``search``, ``fetch`` and ``ask``."""
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,15 +20,17 @@ from imprag.errors import ImpRAGError
 from imprag.retrieval import RetrievedPassage
 from imprag.serving.citations import passage_url
 from imprag.serving.engine import Engine
+from imprag.serving.exchange import hand_over
 from imprag.serving.requests import Completed, Ended, EngineEvent, EngineRequest, Failed, Retrieved
 from imprag.serving.running import Ticket
+from imprag.serving.settings import ServerSettings
 
 _INSTRUCTIONS = (
     "A corpus of passages. search finds passages, fetch gives the whole text of one, and ask lets "
     "a small language model answer a question from the passages that it retrieves."
 )
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
-_MAX_CHARACTERS = 200_000  # more would only be split into tokens to be refused
+_MAX_CHARACTERS = ServerSettings.max_prompt_characters
 _ARGUMENTS = {"search": "query", "fetch": "id", "ask": "prompt"}
 
 
@@ -167,13 +169,9 @@ async def _answer(engine: Engine, prompt: str, k: int | None) -> Reply:
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[EngineEvent] = asyncio.Queue()
 
-    def receive(event: EngineEvent) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and the client with it
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
     def submit() -> Ticket:
         (asked,) = engine.rag.asked_prompts([prompt])
-        return engine.submit(EngineRequest(asked, k), receive)
+        return engine.submit(EngineRequest(asked, k), partial(hand_over, loop, events))
 
     ticket = await to_thread.run_sync(submit)
     passages: list[RetrievedPassage] = []

@@ -1,6 +1,6 @@
 """The pass of new requests' prompts through the model, with retrieval and reading inside it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 
 import torch
@@ -17,38 +17,23 @@ from imprag.retrieval.retriever import InPassRetriever, PromptBatch, RetrievedPa
 from imprag.serving.running import RunningRequest
 
 
-class AllCancelledError(Exception):
-    """All requests of a prefill have been cancelled."""
-
-
 @torch.inference_mode()
-def prefill_requests(
-    rag: ImpRAG, runs: Sequence[RunningRequest], between: Callable[[], None]
-) -> list[DecodingRow]:
+def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[DecodingRow]:
     """Run the prompts of requests through the model in one batch.
 
     Args:
         rag: the pipeline.
         runs: the requests, which note their passages and timings.
-        between: called now and then while passages are encoded.
-
-    Raises:
-        AllCancelledError: nobody waits for the answers any more.
     """
     token = rag.tokenizer.pad_token_id or 0
     ids, mask = pad([run.ids for run in runs], rag.model.device, left=True, token=token)
-
-    def go_on() -> None:
-        if all(run.over for run in runs):
-            raise AllCancelledError
-        between()
 
     def retrieve(queries: Queries) -> RowKV:
         lap("query")
         for run, row, own in zip(runs, ids[:, None], _by_row(queries), strict=True):
             run.found = _search(run, PromptBatch([run.request.prompt], row), own)
         lap("search")
-        kv = RowKV([read_passages(rag, [run.found], go_on) for run in runs])
+        kv = RowKV([read_passages(rag, [run.found]) for run in runs])
         lap("encode")
         return kv
 

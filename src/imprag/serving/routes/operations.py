@@ -1,4 +1,4 @@
-"""``GET /health``, ``GET /metrics`` and ``GET /v1/models``."""
+"""``GET /health``, ``GET /metrics`` and the loaded model under ``/v1/models``."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -27,6 +27,17 @@ def metrics(service: Served) -> Response:
 @router.get("/v1/models")
 def list_models(service: Served) -> Models:
     """The loaded model, its settings, and the corpus that it retrieves from."""
+    return Models(data=[_model(service)])
+
+
+@router.get("/v1/models/{model:path}", responses={404: REFUSALS[404]})
+def get_model(service: Served, model: str) -> Model:
+    """The loaded model by its name."""
+    service.check_model(model)
+    return _model(service)
+
+
+def _model(service: Service) -> Model:
     config = service.rag.config
     details = {
         "base_model": config.base_model,
@@ -35,8 +46,7 @@ def list_models(service: Served) -> Models:
         "max_passage_tokens": config.max_passage_tokens,
         "corpus": _corpus(service),
     }
-    model = Model(id=service.settings.model, created=service.started, imprag=details)
-    return Models(data=[model])
+    return Model(id=service.settings.model, created=service.started, imprag=details)
 
 
 def _corpus(service: Service) -> dict[str, str | int] | None:
