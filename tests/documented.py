@@ -212,6 +212,8 @@ def make_home(home: Path) -> None:
     passages = _passages()
     for name in ("passages.jsonl", "dev-passages.jsonl", "my-notes.jsonl"):
         _write_lines(home / name, passages)
+    more = [{**passage, "id": f"p{n}"} for n, passage in enumerate(passages[:3], 17)]
+    _write_lines(home / "more.jsonl", more)
     corpus = Corpus.build(read_passages(home / "passages.jsonl"), home / "my-corpus")
     encoder = PassageEncoder(model, tokenizer)
     write_embeddings(corpus, encoder, home / "my-model" / EMBEDDINGS)

@@ -93,6 +93,8 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "tasks import": with_options(),
     "tasks import-squad": with_options(),
 }
+#: Options by which a command changes what its ``--out`` names.
+CHANGES = {"--update", "--add", "--remove", "--compact"}
 #: What is not run here, and why.
 ONLY_PARSED = {
     "export": "needs a trained run: tests/test_default.py",
@@ -143,7 +145,7 @@ def make_room(command: Sequence[str], made: set[str]) -> None:
         command: that will be run.
         made: the folders that were; the command's is added.
     """
-    if "--out" in command:
+    if "--out" in command and not CHANGES.intersection(command):
         out = command[command.index("--out") + 1]
         if out not in made and subcommand(command) != "train":  # which is a dry run here
             shutil.rmtree(out, ignore_errors=True)

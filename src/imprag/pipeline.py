@@ -1,19 +1,19 @@
 """The pipeline: a model with an index and its corpus; ask, retrieve, generate, stream."""
 
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from imprag.corpus import Corpus, load_corpus
+from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.generation import Answer, GenerationBatch, GenerationSettings
-from imprag.index.folder import Encoder, IndexFolder
-from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
-from imprag.io.files import cache_dir, expand_home
+from imprag.index.folder import IndexFolder
+from imprag.index.source import IndexSource
+from imprag.io.files import expand_home
 from imprag.kv_cache.cache import PassageKVCache
 from imprag.kv_cache.manifest import states_fingerprint
 from imprag.kv_cache.stores import DiskStore, Store
@@ -22,8 +22,6 @@ from imprag.model.fitted import fitted_index, fitted_to_default
 from imprag.model.inputs import by_length
 from imprag.model.load import (
     DEFAULT,
-    DEFAULT_FOLDER,
-    EMBEDDINGS,
     load_pretrained,
     push_to_hub,
     save_pretrained,
@@ -54,8 +52,6 @@ class ImpRAG:
         retrieval: the name of what retrieves.
         kv_cache: the cache of passage KV; without :meth:`use_kv_cache`, it encodes passages when
             they are read.
-        fitted_index: the index folder that ``imprag adapt`` fitted the model to, if any; it is
-            the default index.
 
     Example:
         >>> rag = ImpRAG.from_pretrained("default")  # doctest: +SKIP
@@ -76,14 +72,11 @@ class ImpRAG:
         self._name = name or model.config.base_model
         self.tokenizer = tokenizer
         self.encoder = PassageEncoder(model, tokenizer)
-        self._index = index
-        self._default_corpus: str | None = None
-        self.fitted_index: Path | None = None
+        self._retriever: tuple[IndexFolder | None, Retriever] | None = None
         _check_retrieval(model.config, retrieval, lexical_weight)
         self.retrieval = retrieval
         self._lexical_weight = lexical_weight
-        if index is not None:
-            index.check_model(self.encoder.fingerprint(), self._name)
+        self._source = IndexSource(self.encoder, self._name, model.config.base_model, index)
         self.kv_cache = PassageKVCache(model, tokenizer)
 
     @classmethod
@@ -124,9 +117,8 @@ class ImpRAG:
         opened = None if index is None else IndexFolder.open(Path(index))
         choice: dict[str, Any] = {"retrieval": retrieval, "lexical_weight": lexical_weight}
         rag = cls(model, tokenizer, opened, name=str(name_or_path), **choice)
-        rag.fitted_index = fitted
-        if is_default:
-            rag._default_corpus = DEFAULT
+        rag._source.fitted = fitted
+        rag._source.built_in = is_default
         if kv_cache is not None:
             rag.use_kv_cache(kv_cache)
         return rag
@@ -137,70 +129,64 @@ class ImpRAG:
         return self.model.config
 
     @property
+    def fitted_index(self) -> Path | None:
+        """The folder that ``imprag adapt`` fitted the model to, if any; it is the default index."""
+        return self._source.fitted
+
+    @property
     def corpus(self) -> Corpus:
         """The corpus that prompts retrieve from.
 
         Raises:
             ImpRAGError: there is no index.
         """
-        if self._index is not None:
-            return self._index.corpus
-        if self.fitted_index is not None:
-            raise ImpRAGError(
-                f"no index to retrieve from: the model was fitted to {self.fitted_index}, which no "
-                "longer exists; pass its present folder with --index DIR"
-            )
-        if self._default_corpus is None:
-            raise ImpRAGError(
-                "no index to retrieve from; make one with: imprag index CORPUS --model "
-                f"{self.config.base_model} --out DIR, and pass it with --index DIR"
-            )
-        return load_corpus(self._default_corpus)
+        return self._source.corpus
 
     @property
     def index(self) -> IndexFolder:
-        """The index that prompts retrieve from; it is built on first use for the default model.
+        """The index that prompts retrieve from, in its latest state.
+
+        For the default model it is built on first use.
 
         Raises:
             ImpRAGError: there is no index.
         """
-        if self._index is None:
-            corpus = self.corpus
-            fingerprint = self.encoder.fingerprint()  # reads all weights of layers 0..b
-            folder = cache_dir() / "indexes" / f"{fingerprint[:12]}-{corpus.fingerprint[:12]}"
-            encoder = _shipped_embeddings(corpus, fingerprint) or self.encoder
-            self._index = IndexFolder.build(corpus, encoder, folder, overwrite=True, lexical=True)
-        return self._index
+        return self._source.index
 
-    @cached_property
+    @property
     def retriever(self) -> Retriever:
         """What retrieves from :attr:`index`.
 
         Raises:
             ImpRAGError: there is no index, or it lacks the lexical part that was asked for.
         """
-        return make_retriever(self, self.retrieval, self._lexical_weight)
+        if self._retriever is None or self._retriever[0] is not self._source.latest():
+            made = make_retriever(self, self.retrieval, self._lexical_weight)
+            self._retriever = self._source.folder, made
+        return self._retriever[1]
 
     def use_kv_cache(self, kv_cache: Store | Path | str) -> None:
         """Read passages from a KV cache.
 
         Args:
-            kv_cache: a folder that ``imprag kv build`` made with the same model and corpus, or
-                a store such as :class:`~imprag.kv_cache.RamStore`.
+            kv_cache: a folder that ``imprag kv build`` made with the same model, or a store such as
+                :class:`~imprag.kv_cache.RamStore`. Passages that it lacks are encoded when they are
+                read.
 
         Raises:
-            ImpRAGError: the KV cache does not exist or belongs to another model or corpus, or the
-                model does not encode passages independently.
+            ImpRAGError: the KV cache does not exist or belongs to another model, or the model does
+                not encode passages independently.
         """
         source = ["--model", self._name]
-        if self._index is not None:
-            source += ["--index", str(self._index.corpus.path.parent)]
+        if self._source.folder is not None:
+            source += ["--index", str(self._source.folder.path)]
         options = shlex.join(source)
         if isinstance(kv_cache, Path | str):
-            kv_cache = DiskStore(kv_cache, self.corpus, options)
+            kv_cache = DiskStore(kv_cache)
         if isinstance(kv_cache, DiskStore):
             fingerprint = states_fingerprint(self.model, self.tokenizer)
             kv_cache.manifest.check(kv_cache.path, model_fingerprint=fingerprint, source=options)
+            _note_other_passages(kv_cache, self.corpus, options)
         self.kv_cache = PassageKVCache(self.model, self.tokenizer, kv_cache)
 
     def retrieve(
@@ -348,12 +334,15 @@ def implicit_retriever(rag: ImpRAG) -> ImplicitRetriever:
     return ImplicitRetriever(rag.model, rag.tokenizer, rag.index)
 
 
-def _shipped_embeddings(corpus: Corpus, fingerprint: str) -> Encoder | None:
-    """The shipped embeddings of the default model, unless its settings were changed."""
-    try:
-        return StoredEmbeddings(DEFAULT_FOLDER / EMBEDDINGS, corpus, fingerprint)
-    except OtherEmbeddingsError:
-        return None
+def _note_other_passages(kv_cache: DiskStore, corpus: Corpus, options: str) -> None:
+    """Say on standard error that a KV cache was not made of the passages of the index."""
+    if kv_cache.manifest.corpus_fingerprint != corpus.fingerprint:
+        print(
+            f"note: the KV cache {kv_cache.path} was made from other passages than the index "
+            "holds; those that it lacks are encoded when they are read. Add them with: imprag "
+            f"kv build {options} --out {kv_cache.path} --update",
+            file=sys.stderr,
+        )
 
 
 def make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retriever:

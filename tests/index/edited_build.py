@@ -1,6 +1,6 @@
-"""Kills rebuilds of an edited corpus at every fourth change that they make to the file system.
+"""Kills rebuilds or updates to an edited corpus at every fourth change of the file system.
 
-Usage: edited_build.py FOLDER. Prints a JSON list with what each kill left.
+Usage: edited_build.py FOLDER rebuild|update. Prints a JSON list with what each kill left.
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
+from imprag.index.update import update_index
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree"}
 OLD, NEW = "the old text", "the new text"
@@ -36,8 +38,12 @@ def build(corpus: Corpus, path: Path, **settings) -> IndexFolder:
     return IndexFolder.build(corpus, Encoder(), path, shard_size=2, progress=False, **settings)
 
 
-def killed_at(change: int, corpus: Corpus, path: Path) -> bool:
-    """Whether a rebuild was killed at its n-th change of the file system, or ended before."""
+def update(corpus: Corpus, path: Path) -> IndexFolder:
+    return update_index(path, corpus, Encoder(), progress=False).folder
+
+
+def killed_at(change: int, action) -> bool:
+    """Whether an action was killed at its n-th change of the file system, or ended before."""
     child = os.fork()
     if not child:
         made = 0
@@ -51,7 +57,7 @@ def killed_at(change: int, corpus: Corpus, path: Path) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(kill)
-        build(corpus, path, overwrite=True)
+        action()
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status) or status == 0
@@ -66,22 +72,28 @@ def outcome(action) -> str:
         return "refused"
 
 
-def main(folder: Path) -> None:
-    old, new = (
+def main(folder: Path, how: str) -> None:
+    old, between, new = (
         Corpus.build([Passage(f"p{n}", "", text) for n in range(5)], folder / text)
-        for text in (OLD, NEW)
+        for text in (OLD, "the text between", NEW)
     )
     found = []
     for change in range(0, 1000, 4):
         path = folder / f"index-{change}"
         build(old, path)
-        if not killed_at(change, new, path):
+        if how == "update":  # so that there are states before the one to replace
+            update(between, path)
+            update(old, path)
+        rebuild = partial(build, overwrite=True) if how == "rebuild" else update
+        if not killed_at(change, partial(rebuild, new, path)):
             break
         found.append(
             {
                 "opened": outcome(lambda path=path: IndexFolder.open(path)),
                 "built": outcome(lambda path=path: build(new, path)),
-                "rebuilt": outcome(lambda path=path: build(new, path, overwrite=True)),
+                "rebuilt": outcome(partial(rebuild, new, path)),
+                "reopened": outcome(lambda path=path: IndexFolder.open(path)),
+                "left": sorted(one.name for one in (path / "states").glob("*")),
             }
         )
         shutil.rmtree(path)
@@ -89,4 +101,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

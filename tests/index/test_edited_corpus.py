@@ -121,17 +121,33 @@ def test_overwrite_never_deletes_what_is_no_index(corpus: Corpus, tmp_path: Path
             (tmp_path / "home" / name).rmdir()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forked")
-def test_sigkill_during_a_rebuild_leaves_the_old_index_or_the_new(tmp_path: Path) -> None:
+def kills(folder: Path, how: str) -> list[dict[str, object]]:
     script = Path(__file__).with_name("edited_build.py")
     run = subprocess.run(
-        [sys.executable, script, tmp_path],
+        [sys.executable, script, folder, how],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    results = json.loads(run.stdout)
+    found: list[dict[str, object]] = json.loads(run.stdout)
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forked")
+def test_sigkill_during_an_update_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
+    results = kills(tmp_path, "update")
+    assert len(results) > 20
+    for result in results:
+        assert result["opened"] in (OLD, NEW)
+        assert (result["rebuilt"], result["reopened"]) == (NEW, NEW)
+        assert result["left"] == ["000002", "000003"]
+    assert {result["opened"] for result in results} == {OLD, NEW}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forked")
+def test_sigkill_during_a_rebuild_leaves_the_old_index_or_the_new(tmp_path: Path) -> None:
+    results = kills(tmp_path, "rebuild")
     assert len(results) > 10
     for result in results:
         assert result["built"] in (["refused"] if result["opened"] == OLD else ["refused", NEW])

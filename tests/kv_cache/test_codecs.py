@@ -135,7 +135,7 @@ def test_an_unknown_codec_is_named() -> None:
         untrained_codec("zip", 16)
 
 
-@pytest.mark.parametrize("name", ["rows", "starts"])
+@pytest.mark.parametrize("name", ["texts", "starts"])
 def test_parts_named_like_something_else_in_the_files_are_refused(name: str) -> None:
     with pytest.raises(ImpRAGError, match=f"names a part '{name}', which KV caches use"):
         check_parts({name: torch.zeros(2, 1, 1, 1, 1)})

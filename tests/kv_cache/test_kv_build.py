@@ -124,6 +124,55 @@ def test_peak_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     assert peaks[1] < 1.1 * peaks[0]
 
 
+class TestUpdating:
+    @pytest.mark.parametrize("codec", ["int8", "pq"])
+    def test_only_passages_with_a_new_text_are_encoded(self, corpus, tmp_path, codec) -> None:
+        old = build(corpus, tmp_path / "cache", codec=codec)
+        before = files(tmp_path / "cache")
+        texts = [f"w1 w{n}" for n in range(7)] * 2
+        new = [Passage(f"new {n}", "", text) for n, text in enumerate(texts)]
+        edited = Corpus.build([*new, *list(corpus)[100:]], tmp_path / "edited")
+        store = build(edited, tmp_path / "cache", update=True, shard_passages=3)
+        assert len(store) == COUNT + 7
+        assert all(store.has(list(edited)))
+        assert all(store.has(list(corpus)))
+        assert (store.codec.name, store.manifest.corpus_fingerprint) == (codec, edited.fingerprint)
+        after = files(tmp_path / "cache")
+        assert {name: after[name] for name in before if name.endswith(".safetensors")} == {
+            name: content for name, content in before.items() if name.endswith(".safetensors")
+        }
+        store.manifest.verify_files(tmp_path / "cache")
+        fresh = build(edited, tmp_path / "fresh", codec="int8")
+        if codec == "int8":
+            for one, other in zip(store.get(new), fresh.get(new), strict=True):
+                assert torch.equal(one["codes"], other["codes"])
+        assert torch.equal(
+            *(next(iter(one.get([corpus[200]])[0].values())) for one in (old, store))
+        )
+
+    def test_an_interrupted_update_goes_on(self, corpus, tmp_path) -> None:
+        build(corpus, tmp_path / "cache", rows=range(300))
+        whole = interrupted_after(10**6)
+        build(corpus, tmp_path / "whole", whole, rows=range(300, 600))
+        half = interrupted_after(whole.calls // 2)
+        with pytest.raises(Interrupted):
+            build(corpus, tmp_path / "cache", half, update=True)
+        made = len(DiskStore(tmp_path / "cache"))
+        assert 300 < made < COUNT
+        rest = interrupted_after(10**6)
+        assert len(build(corpus, tmp_path / "cache", rest, update=True)) == COUNT
+        assert rest.calls < whole.calls
+        again = interrupted_after(0)
+        assert len(build(corpus, tmp_path / "cache", again, update=True)) == COUNT
+
+    def test_another_model_and_a_missing_cache_are_refused(self, corpus, tmp_path) -> None:
+        build(corpus, tmp_path / "cache")
+        with pytest.raises(ImpRAGError, match="by another model"):
+            build(corpus, tmp_path / "cache", tiny_imprag_model(seed=1), update=True)
+        with pytest.raises(ImpRAGError, match="imprag kv build"):
+            build(corpus, tmp_path / "nothing", update=True)
+
+
 class TestRefusing:
     def test_another_codec_in_an_unfinished_build(self, corpus, tmp_path) -> None:
         with pytest.raises(Interrupted):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from torch.testing import assert_close
 
 from conftest import tiny_lm, tiny_tokenizer
-from imprag.cli import main
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.kv_cache import DiskStore, PassageKVCache, RamStore, build_kv_cache
@@ -177,18 +177,24 @@ def test_a_model_whose_passages_depend_on_each_other_is_refused(corpus, tmp_path
 
 
 class TestFolder:
-    def test_another_corpus_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
-        build(tiny_imprag_model(), corpus, tmp_path / "cache")
-        other = Corpus.build(PASSAGES[:5], tmp_path / "other")
-        with pytest.raises(ImpRAGError, match="from another corpus"):
-            DiskStore(tmp_path / "cache", other)
+    def test_passages_are_found_by_their_text_in_any_corpus(self, corpus, tmp_path) -> None:
+        store = build(tiny_imprag_model(), corpus, tmp_path / "cache")
+        moved = replace(PASSAGES[4], id="elsewhere", meta={"page": 4})
+        edited = replace(PASSAGES[5], text=f"{PASSAGES[5].text} w1")
+        between = replace(PASSAGES[6], title=f"{PASSAGES[6].title} w", text=PASSAGES[6].text[1:])
+        found = store.get([moved, edited, between, PASSAGES[19]])
+        assert [one is not None for one in found] == [True, False, False, True]
+        assert store.has([moved, edited, between, PASSAGES[19]]) == [True, False, False, True]
+        for one, passage in ((found[0], PASSAGES[4]), (found[3], PASSAGES[19])):
+            (own,) = store.get([passage])
+            assert_close(one["states"], own["states"], rtol=0, atol=0)
 
     def test_a_truncated_shard_is_named(self, corpus: Corpus, tmp_path: Path) -> None:
         build(tiny_imprag_model(), corpus, tmp_path / "cache")
         shard = min((tmp_path / "cache").glob("000002-*"))
         shard.write_bytes(shard.read_bytes()[:-10])
         with pytest.raises(ImpRAGError, match=rf"{shard.name} is damaged .* bytes instead of"):
-            DiskStore(tmp_path / "cache", corpus)
+            DiskStore(tmp_path / "cache")
 
     def test_an_altered_shard_is_found_by_its_checksum(self, corpus, tmp_path: Path) -> None:
         store = build(tiny_imprag_model(), corpus, tmp_path / "cache")
@@ -198,14 +204,14 @@ class TestFolder:
         content[-5] ^= 1
         shard.write_bytes(content)
         with pytest.raises(ImpRAGError, match="checksum differs"):
-            DiskStore(tmp_path / "cache", corpus).manifest.verify_files(tmp_path / "cache")
+            DiskStore(tmp_path / "cache").manifest.verify_files(tmp_path / "cache")
 
     def test_a_shard_with_a_broken_header_is_named(self, corpus, tmp_path: Path) -> None:
-        store = build(tiny_imprag_model(), corpus, tmp_path / "cache")
+        build(tiny_imprag_model(), corpus, tmp_path / "cache")
         shard = min((tmp_path / "cache").glob("000000-*"))
         shard.write_bytes(b"\xff" * len(shard.read_bytes()))
         with pytest.raises(ImpRAGError, match=f"{shard.name} is damaged"):
-            store.get([PASSAGES[0]])
+            DiskStore(tmp_path / "cache").get([PASSAGES[0]])
 
     def test_a_broken_manifest_is_named(self, corpus: Corpus, tmp_path: Path) -> None:
         build(tiny_imprag_model(), corpus, tmp_path / "cache")
@@ -214,22 +220,7 @@ class TestFolder:
         del content["shards"]
         manifest.write_text(json.dumps(content))
         with pytest.raises(ImpRAGError, match="is damaged"):
-            DiskStore(tmp_path / "cache", corpus)
-
-    def test_a_cache_with_the_old_name_of_the_manifest_is_read_and_found_finished(
-        self, corpus: Corpus, tmp_path: Path, capsys
-    ) -> None:
-        out = tmp_path / "cache"
-        build(tiny_imprag_model(), corpus, out)
-        (out / "kv_cache.json").rename(out / "memory.json")
-        assert DiskStore(out, corpus).get([PASSAGES[0]])
-        assert main(["info", str(out)]) == 0
-        assert "kind: kv_cache" in capsys.readouterr().out
-        build(tiny_imprag_model(), corpus, out)
-        assert not (out / "kv_cache.json").exists()
-        build(tiny_imprag_model(), corpus, out, codec="bf16", overwrite=True)
-        assert (out / "kv_cache.json").exists()
-        assert not (out / "memory.json").exists()
+            DiskStore(tmp_path / "cache")
 
     def test_a_cache_of_an_earlier_format_is_refused_and_overwritten(
         self, corpus: Corpus, tmp_path: Path
@@ -238,17 +229,16 @@ class TestFolder:
         build(tiny_imprag_model(), corpus, out)
         manifest = out / "kv_cache.json"
         content = json.loads(manifest.read_text())
-        content["keep_tokens"] = content.pop("kv_keep_ratio")
-        manifest.write_text(json.dumps({**content, "format_version": 2}))
+        manifest.write_text(json.dumps({**content, "format_version": 3}))
         rebuild = f"imprag kv build --model MODEL --index INDEX --out {out} --overwrite"
-        with pytest.raises(ImpRAGError, match=f"has format version 2, .*{rebuild}"):
-            DiskStore(out, corpus)
+        with pytest.raises(ImpRAGError, match=f"has format version 3, .*{rebuild}"):
+            DiskStore(out)
         build(tiny_imprag_model(), corpus, out, overwrite=True)
-        assert DiskStore(out, corpus).get([PASSAGES[0]])
+        assert DiskStore(out).get([PASSAGES[0]])
 
     def test_no_cache_is_told_from_an_unfinished_one(self, corpus, tmp_path: Path) -> None:
         with pytest.raises(ImpRAGError, match="imprag kv build"):
-            DiskStore(tmp_path / "cache", corpus)
+            DiskStore(tmp_path / "cache")
         (tmp_path / "cache.building").mkdir()
         with pytest.raises(ImpRAGError, match="not finished"):
-            DiskStore(tmp_path / "cache", corpus)
+            DiskStore(tmp_path / "cache")

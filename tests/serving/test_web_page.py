@@ -381,7 +381,9 @@ def test_the_docs_load_nothing_from_elsewhere(browser: Browser, closed_address: 
         page.goto(f"{closed_address}/docs")
         expect(page.get_by_role("heading", name="ImpRAG")).to_be_visible(timeout=WAIT)
         expect(page.get_by_text("/v1/chat/completions").first).to_be_visible()
-        assert {url for url in asked if not url.startswith((f"{closed_address}/", "data:"))} == set()
+        assert {
+            url for url in asked if not url.startswith((f"{closed_address}/", "data:"))
+        } == set()
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser, closed_address: str) -> None:

@@ -1,65 +1,84 @@
 """``imprag index``."""
 
-import sys
 from pathlib import Path
 
-from imprag.cli.options import DEFAULT_MODEL, Flag, ModelOptions
+from imprag.cli.options import DEFAULT_MODEL, Flag, ModelOptions, Names, refuse_without_effect
 from imprag.errors import ImpRAGError
+
+FLAT = "flat"
 
 
 def index(
     *corpora: str,
     out: Path,
     model: ModelOptions = DEFAULT_MODEL,
-    kind: str = "flat",
+    kind: str | None = None,
     overwrite: Flag = False,
+    update: Flag = False,
+    add: Names = None,
+    remove: Names = None,
+    compact: Flag = False,
     skip_bad_lines: Flag = False,
     compile: Flag = False,
 ) -> None:
-    """Embed a corpus with a model's lower layers and build a search index.
+    """Embed a corpus with a model's lower layers and build a search index, or change one.
 
-    Rerun the same command after an interruption: the build continues where it stopped.
+    Rerun the same command after an interruption: the build continues where it stopped. A change
+    embeds new texts only and takes effect at its end, all at once: until then programs read the
+    state before, and a running server reads the new one from its next request on.
 
     For example:
 
     - `imprag index factbook --out factbook-index`
     - `imprag index passages.jsonl --out my-index --kind hnsw`
-    - `imprag index notes/ --out my-index --overwrite`, after the notes were edited
     - `imprag index default notes/ --out both-index`
     - `imprag index psgs_w100.tsv --out wiki-index --kind ivfpq --model my-model`
+    - `imprag index notes/ --out my-index --update`, after the notes were edited
+    - `imprag index --out my-index --add more.jsonl --remove p17 p18`
 
     Args:
         corpora: A built-in corpus (`factbook`, `wiki10k`, `default`), a corpus folder, a file
             (JSONL, TSV, Parquet, Arrow, KILT, text, Markdown, reStructuredText), a folder of such
             files or a Hugging Face dataset. Several are joined.
-        out: The index folder to make. It holds the passages, too.
-        kind: Search structure: `flat` is exact and the right choice up to about a million passages;
-            `hnsw` searches faster and needs more memory; `ivfpq` is a fraction of the size.
-            Installed packages add others.
+        out: The index folder to make or to change. It holds the passages, too.
+        kind: Search structure: `flat`, the default, is exact and the right choice up to about a
+            million passages; `hnsw` searches faster and needs more memory; `ivfpq` is a fraction of
+            the size. Installed packages add others.
         overwrite: Replace an index in `--out` that is of another model, of other passages (edited
             ones count as others) or has other settings. Without it, the command refuses.
+        update: Let the index in `--out`, made by the same model, hold these passages instead of its
+            own. Embeddings of texts that it holds already are kept.
+        add: Corpora whose passages are added to the index in `--out`. They replace passages with
+            the same ids, and the parts of documents of the same name.
+        remove: Ids of passages to remove from the index in `--out`.
+        compact: Delete what the index in `--out` keeps of its state before the last change, for
+            programs that still read it.
         skip_bad_lines: Skip corpus lines that cannot be read, and list them. Without it, the first
             one is an error.
         compile: Compile the layers first: takes a minute, then saves about a fifth of the time.
             For large corpora; needs a C++ compiler on a CPU.
     """
-    from imprag.corpus import load_corpus
-    from imprag.corpus.readers import SkippedLines
+    from imprag.cli.indexing import Making
     from imprag.index.backends import INDEX_BACKENDS
-    from imprag.index.fitting import fit_documents
-    from imprag.index.folder import IndexFolder
+    from imprag.index.update import compact as delete_earlier_states
 
-    if not corpora:
+    changes = add is not None or remove is not None
+    if changes or (compact and not corpora):
+        where = "with --add, --remove or --compact"
+        refuse_without_effect(where, kind=kind, overwrite=overwrite, update=update)
+        if corpora:
+            raise ImpRAGError("give the passages to add after --add, or all passages with --update")
+    elif not corpora:
         raise ImpRAGError("say which corpus: default, a file or a folder")
-    INDEX_BACKENDS.find(kind)
-    passages = load_corpus(corpora, skip_bad_lines=skip_bad_lines)
-    for line in SkippedLines(**passages.manifest["skipped"]).summary():
-        print(line, file=sys.stderr)
-    rag = model.load()
-    if compile:
-        rag.model.compile_bottom()
-    passages, cut = fit_documents(passages, rag.encoder)
-    folder = IndexFolder.build(passages, rag.encoder, out, kind=kind, overwrite=overwrite, cut=cut)
-    if cut.passages:
-        print(cut, file=sys.stderr)
-    print(f"{out}: {len(folder.corpus):,} passages, {kind} index", file=sys.stderr)
+    if update and overwrite:
+        raise ImpRAGError("--update keeps embeddings and --overwrite drops them: choose one")
+    INDEX_BACKENDS.find(kind or FLAT)
+    made = Making(out, model, skip_bad_lines, compile)
+    if changes:
+        made.change(add or [], remove or [])
+    elif update:
+        made.update(corpora, kind)
+    elif corpora:
+        made.build(corpora, kind or FLAT, overwrite)
+    if compact:
+        delete_earlier_states(out)

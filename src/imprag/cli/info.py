@@ -73,12 +73,13 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
     from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
     from imprag.index.fitting import read_cut
     from imprag.index.folder import INDEX, IndexFolder
+    from imprag.index.states import current_root
     from imprag.kv_cache.manifest import KVCacheManifest, holds_kv_cache
     from imprag.model.config import CONFIG_NAME
 
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     common = {"path": str(path), "bytes": size}
-    if (path / INDEX).is_dir():
+    if (current_root(path) / INDEX).is_dir():
         folder = IndexFolder.open(path)
         if verify:
             folder.corpus.verify()
@@ -88,7 +89,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
             if verify:
                 folder.lexical.verify()
             facts["lexical"] = folder.lexical.manifest
-        if cut := read_cut(path):
+        if cut := read_cut(folder.root):
             facts["cut"] = cut
         return common | facts | {"corpus": folder.corpus.manifest}
     if holds_kv_cache(path):

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import cyclopts
 
-from imprag.cli.options import DEFAULT_MODEL, Flag, ModelOptions
+from imprag.cli.options import DEFAULT_MODEL, Flag, ModelOptions, refuse_without_effect
 from imprag.corpus.prompt_files import prompts_of_file
 from imprag.errors import ImpRAGError
+
+DEFAULT_CODEC = "bf16"
 
 kv = cyclopts.App(
     name="kv", help="Store passages' keys and values, so that answering does not encode them."
@@ -20,11 +22,12 @@ def build(
     out: Path,
     index: Path | None = None,
     model: ModelOptions = DEFAULT_MODEL,
-    codec: str = "bf16",
-    kv_keep_ratio: float = 1.0,
+    codec: str | None = None,
+    kv_keep_ratio: float | None = None,
     top_passages: int | None = None,
     prompts: Path | None = None,
     overwrite: Flag = False,
+    update: Flag = False,
     dry_run: Flag = False,
 ) -> None:
     """Store the keys and values of an index's passages at the layers that read them.
@@ -35,6 +38,7 @@ def build(
     For example:
 
     - `imprag kv build --model my-model --index my-index --out my-kv --codec int8`
+    - `imprag kv build --model my-model --index my-index --out my-kv --update`, after a change
     - `imprag kv build --out hot --top-passages 1000 --prompts asked.txt`
     - `imprag kv build --model my-model --index my-index --out my-kv --dry-run`
 
@@ -42,10 +46,10 @@ def build(
         out: The folder to make.
         index: The index folder whose passages are stored, made by `imprag index` with the same
             model. If not given, the model's own.
-        codec: Format of the stored keys and values: `bf16`, `fp32`; `int8` and `int4` take a half
-            and a quarter of `bf16`; `pq` (product quantization) takes a sixth; installed packages
-            add others. Choose a smaller one if the disk is too small, and compare answers with
-            `imprag eval --kv-cache`.
+        codec: Format of the stored keys and values: `bf16`, the default, `fp32`; `int8` and `int4`
+            take a half and a quarter of `bf16`; `pq` (product quantization) takes a sixth;
+            installed packages add others. Choose a smaller one if the disk is too small, and
+            compare answers with `imprag eval --kv-cache`.
         kv_keep_ratio: Share of its tokens that each passage keeps: those that receive most
             attention in it. 0.5 halves the size again.
         top_passages: Store only this many passages: those that `--prompts` retrieve most often. All
@@ -53,6 +57,7 @@ def build(
         prompts: A file with a prompt on each line, as users ask them, for `--top-passages`.
         overwrite: Replace a KV cache in `--out` that is of another model or of other passages, or
             has other settings. Without it, the command refuses.
+        update: Add the passages that the KV cache in `--out` lacks, in its own format.
         dry_run: Print how large the KV cache would be, and build nothing.
     """
     from imprag.kv_cache.build import build_kv_cache, predict_kv_cache, prediction
@@ -60,6 +65,11 @@ def build(
 
     if (top_passages is None) != (prompts is None):
         raise ImpRAGError("--top-passages and --prompts belong together: the prompts choose")
+    if update:
+        refuse_without_effect(
+            "with --update", codec=codec, kv_keep_ratio=kv_keep_ratio, overwrite=overwrite
+        )
+    codec, kv_keep_ratio = codec or DEFAULT_CODEC, 1.0 if kv_keep_ratio is None else kv_keep_ratio
     rag = model.load(index)
     rows = None
     if prompts is not None and top_passages is not None:
@@ -71,7 +81,13 @@ def build(
         print(prediction(sizes, codec, out))
         return
     store = build_kv_cache(
-        *what, out, codec=codec, kv_keep_ratio=kv_keep_ratio, rows=rows, overwrite=overwrite
+        *what,
+        out,
+        codec=codec,
+        kv_keep_ratio=kv_keep_ratio,
+        rows=rows,
+        overwrite=overwrite,
+        update=update,
     )
     size = store.manifest.summary()["bytes_per_passage"]
     print(f"{out}: {len(store):,} passages, {size:,} bytes each", file=sys.stderr)

@@ -90,7 +90,7 @@ def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
             tokens = encoder.cut_tokens(passages)
             cut.count(tokens)
             pairs = zip(passages, tokens, strict=True)
-            may_fit = may_fit or any(lost and _is_part(passage) for passage, lost in pairs)
+            may_fit = may_fit or any(lost and is_part(passage) for passage, lost in pairs)
             progress.update(len(passages))
     if not may_fit:
         return corpus, cut
@@ -127,7 +127,7 @@ class _FittedPassages(JoinedReader):
         for passages in _batches(iter(self._corpus)):
             tokens = self._encoder.cut_tokens(passages)
             for passage, lost in zip(passages, tokens, strict=True):
-                yield from self._split(passage) if lost and _is_part(passage) else [passage]
+                yield from self._split(passage) if lost and is_part(passage) else [passage]
 
     def _split(self, passage: Passage) -> list[Passage]:
         words = _MOST_WORDS
@@ -141,7 +141,7 @@ class _FittedPassages(JoinedReader):
             words //= 2
 
 
-def _is_part(passage: Passage) -> bool:
+def is_part(passage: Passage) -> bool:
     """Whether a passage is part of a document, with an id that ImpRAG made."""
     return passage.id.rpartition("/")[0] == passage.meta.get("file")
 

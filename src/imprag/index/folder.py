@@ -3,7 +3,7 @@
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,11 @@ from imprag.corpus import Corpus, Passage
 from imprag.corpus.store import MANIFEST
 from imprag.errors import ImpRAGError
 from imprag.index.build import build_index
-from imprag.index.fitting import Cutter, CutText, count_cut, read_cut
+from imprag.index.fitting import CUT, Cutter, CutText, count_cut, read_cut
 from imprag.index.lexical import FloatArray, IntArray, LexicalIndex
 from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
 from imprag.index.passage_index import PassageIndex
+from imprag.index.states import current_root, folder_of, forget_states
 from imprag.io.building import OVERWRITE, building_folder, discard, remove_work, sweep
 from imprag.io.files import atomic_path, expand_home
 from imprag.io.locking import only_builder
@@ -27,6 +28,8 @@ from imprag.io.locking import only_builder
 CORPUS = "corpus"
 INDEX = "index"
 LEXICAL = "lexical"
+#: Of a state of an index folder.
+PARTS = (CORPUS, INDEX, LEXICAL, CUT)
 
 
 class Encoder(Protocol):
@@ -41,16 +44,20 @@ class Encoder(Protocol):
 
 
 class IndexFolder:
-    """A corpus and the index of its passages.
+    """A corpus and the index of its passages: one state of a folder.
+
+    :meth:`upsert` and :meth:`remove` make the folder's next state; this one stays as it is.
 
     Attributes:
-        corpus: in the folder's ``corpus/``.
-        index: in the folder's ``index/``.
+        corpus: in the state's ``corpus/``.
+        index: in the state's ``index/``.
+        encoder: the model that made the embeddings, for :meth:`upsert`; a pipeline sets it.
     """
 
     def __init__(self, corpus: Corpus, index: PassageIndex) -> None:
         self.corpus = corpus
         self.index = index
+        self.encoder: Encoder | None = None
         command = self._rebuild("MODEL")
         index.manifest.check(corpus_fingerprint=corpus.fingerprint, command=command)
 
@@ -62,16 +69,26 @@ class IndexFolder:
             ImpRAGError: there is none, it is damaged, or index and corpus do not belong together.
         """
         path = expand_home(path)
-        if not (path / INDEX).is_dir() and building_folder(path / INDEX).is_dir():
+        root = current_root(path)
+        try:
+            return cls._open(path, root)
+        except ImpRAGError:
+            if current_root(path) == root:
+                raise
+            return cls.open(path)  # there were updates in the meantime
+
+    @classmethod
+    def _open(cls, path: Path, root: Path) -> "IndexFolder":
+        if not (root / INDEX).is_dir() and building_folder(root / INDEX).is_dir():
             raise ImpRAGError(
                 f"the index {path} is not finished; run the imprag index command that builds it "
                 "again, and it resumes where it stopped"
             )
-        if not (path / INDEX).is_dir() or not (path / CORPUS).is_dir():
+        if not (root / INDEX).is_dir() or not (root / CORPUS).is_dir():
             raise ImpRAGError(
                 f"{path} is no index folder; make one with: imprag index CORPUS --out {path}"
             )
-        return cls(Corpus.open(path / CORPUS), PassageIndex.open(path / INDEX))
+        return cls(Corpus.open(root / CORPUS), PassageIndex.open(root / INDEX))
 
     @classmethod
     def build(
@@ -101,7 +118,7 @@ class IndexFolder:
             ImpRAGError: the folder holds an index of another corpus (an edited one is another), or
                 one that :func:`imprag.index.build_index` refuses.
         """
-        path = expand_home(path)
+        path = _root_to_build(expand_home(path), corpus, overwrite)
         own = _own_corpus(path, corpus)
         if own is None:
             with only_builder(path) as alone:
@@ -157,7 +174,7 @@ class IndexFolder:
 
     def _rebuild(self, model: str) -> str:
         """The command that embeds the folder's own passages again."""
-        own, path = str(self.corpus.path), str(self.corpus.path.parent)
+        own, path = str(self.corpus.path), str(self.path)
         command = ["imprag", "index", own, "--model", model, "--out", path, "--overwrite"]
         return shlex.join(command)
 
@@ -199,17 +216,76 @@ class IndexFolder:
                 f"it with: {shlex.join([*command, '--model', 'MODEL', '--out', str(self.path)])} "
                 "(the embeddings are kept)"
             )
-        return LexicalIndex(self.path / LEXICAL, self.corpus)
+        return LexicalIndex(self.root / LEXICAL, self.corpus)
 
     @property
     def has_lexical(self) -> bool:
         """Whether the folder has a lexical index."""
-        return (self.path / LEXICAL).is_dir()
+        return (self.root / LEXICAL).is_dir()
+
+    @property
+    def root(self) -> Path:
+        """Where the parts of this state lie."""
+        return self.corpus.path.parent
 
     @property
     def path(self) -> Path:
         """The folder."""
-        return self.corpus.path.parent
+        return folder_of(self.root)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the folder has no later state."""
+        return current_root(self.path) == self.root
+
+    def upsert(self, passages: Iterable[Passage]) -> "IndexFolder":
+        """Add passages to the folder, or replace those that have their ids.
+
+        Args:
+            passages: parts of a document replace all parts of a document of the same name.
+
+        Returns:
+            the folder's new state, which the next search of a pipeline uses.
+
+        Raises:
+            ImpRAGError: as :func:`imprag.index.update.upsert_and_remove`.
+        """
+        return self._changed(passages=list(passages))
+
+    def remove(self, ids: Sequence[str]) -> "IndexFolder":
+        """Remove passages from the folder.
+
+        Returns:
+            the folder's new state, which the next search of a pipeline uses.
+
+        Raises:
+            ImpRAGError: as :func:`imprag.index.update.upsert_and_remove`.
+        """
+        return self._changed(ids=list(ids))
+
+    def _changed(self, **changes: Any) -> "IndexFolder":
+        from imprag.index.update import upsert_and_remove
+
+        if self.encoder is None:
+            raise ImpRAGError(
+                f"{self.path} is the built-in index, or was opened without its model; build an "
+                "index of your own with imprag index, and open it with ImpRAG.from_pretrained"
+            )
+        made = upsert_and_remove(self.path, self.encoder, progress=False, **changes).folder
+        made.encoder = self.encoder
+        return made
+
+
+def _root_to_build(path: Path, corpus: Corpus, overwrite: bool) -> Path:
+    """Where the passages of a corpus are built: the valid state of an index folder.
+
+    Later states of another corpus are deleted if that is wanted; a build begins with the first.
+    """
+    root = current_root(path)
+    if root != path and overwrite and _own_corpus(root, corpus) is None:
+        forget_states(path)
+        return path
+    return root
 
 
 def _own_corpus(path: Path, corpus: Corpus) -> Corpus | None:
@@ -232,8 +308,9 @@ def _take_corpus(path: Path, corpus: Corpus, overwrite: bool) -> Corpus:
         if not overwrite:
             Corpus.open(path / CORPUS)  # says if it is damaged
             raise ImpRAGError(
-                f"{path} holds an index of another corpus, or of an earlier state of this one; "
-                f"{OVERWRITE}, or choose another folder"
+                f"{folder_of(path)} holds an index of another corpus, or of an earlier state of "
+                f"this one; embed what has changed with imprag index --update, or {OVERWRITE}, or "
+                "choose another folder"
             )
         with only_builder(path / INDEX):
             work = building_folder(path / INDEX)

@@ -30,7 +30,6 @@ from imprag.io.building import (
     building_folder,
     check_name,
     claim,
-    damaged,
     differences,
     discard,
     is_free,
@@ -38,6 +37,7 @@ from imprag.io.building import (
     numbered_files,
     readable_size,
     remove_work,
+    sweep,
     versions,
     write_file,
 )
@@ -52,11 +52,12 @@ from imprag.kv_cache.manifest import (
     holds_kv_cache,
     states_fingerprint,
 )
-from imprag.kv_cache.stores import DiskStore
+from imprag.kv_cache.stores import DiskStore, text_hashes, text_of
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
 
 SHARD_BYTES = 256_000_000
+_BATCH = 1024
 _SAMPLE = 256  # passages to fit a codec to, and to predict sizes from
 
 
@@ -101,6 +102,7 @@ def build_kv_cache(
     shard_passages: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    update: bool = False,
     progress: bool = True,
 ) -> DiskStore:
     """Store the keys and values of passages at layers b..t; resumes an interrupted build.
@@ -118,6 +120,8 @@ def build_kv_cache(
         seed: seed of the sample that a codec such as ``pq`` is fitted to.
         overwrite: delete a KV cache of other passages, of another model or with other settings,
             finished or not, and rebuild.
+        update: add the passages whose text a finished KV cache in ``out`` lacks, with its own
+            ``codec`` and ``kv_keep_ratio``. What it holds of other passages stays.
         progress: tell on standard error how much disk it takes, and show a bar.
 
     Raises:
@@ -132,6 +136,10 @@ def build_kv_cache(
     rows = range(len(corpus)) if rows is None else sorted(set(rows))
     if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
         raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
+    if shard_passages is None:
+        shard_passages = _shard_passages(model, codec)
+    if update:
+        return _update(out, corpus, model, tokenizer, rows, shard_passages, progress)
     coder = untrained_codec(codec, model.decoder.head_dim)
     size = coder.bytes_per_vector
     config = model.config
@@ -151,9 +159,6 @@ def build_kv_cache(
         codec_file=None,
         versions={},
     )
-    if shard_passages is None:
-        heads = 2 * (config.t - config.b + 1) * goal.key_heads
-        shard_passages = max(1, SHARD_BYTES // (config.max_passage_tokens * heads * size))
     plan = {**dataclasses.asdict(goal), "shard_passages": shard_passages, "seed": seed}
     plan["rows"] = hashlib.sha256(np.array(rows).tobytes()).hexdigest()
     work = building_folder(out)
@@ -174,8 +179,10 @@ def build_kv_cache(
             learned = _learned(parts, coder, corpus, model, tokenizer, rows, seed)
             shards = [rows[n : n + shard_passages] for n in range(0, len(rows), shard_passages)]
 
-            def encode(shard: Sequence[int]) -> list[Parts]:
-                return encode_parts(model, tokenizer, corpus.passages(shard), coder, kv_keep_ratio)
+            def encode(shard: Sequence[int]) -> dict[str, Tensor]:
+                passages = corpus.passages(shard)
+                coded = encode_parts(model, tokenizer, passages, coder, kv_keep_ratio)
+                return _shard(passages, coded)
 
             _write_shards(parts, shards, encode, len(rows), progress)
             _finish(parts, goal, learned)
@@ -238,7 +245,7 @@ def fit_codec(
 def _write_shards(
     folder: Path,
     shards: Sequence[Sequence[int]],
-    encode: Callable[[Sequence[int]], list[Parts]],
+    encode: Callable[[Sequence[int]], dict[str, Tensor]],
     count: int,
     progress: bool,
 ) -> None:
@@ -249,21 +256,23 @@ def _write_shards(
         for number, rows in enumerate(shards):
             if number in there:
                 continue
-            coded = encode(rows)
-            check_parts(coded[0])
-            content = _shard(rows, coded)
-            write_file(folder, f"{number:06}.safetensors", partial(_write_tensors, content))
+            _write_shard(folder, number, encode(rows))
             bar.update(len(rows))
 
 
-def _shard(rows: Sequence[int], coded: list[Parts]) -> dict[str, Tensor]:
+def _write_shard(folder: Path, number: int, content: dict[str, Tensor]) -> StoredFile:
+    return write_file(folder, f"{number:06}.safetensors", partial(_write_tensors, content))
+
+
+def _shard(passages: Sequence[Passage], coded: list[Parts]) -> dict[str, Tensor]:
     """The tensors of a shard: the concatenated parts of its passages, (vectors, width) each.
 
     ``starts`` are the passages' first tokens, with their number at the end.
     """
+    check_parts(coded[0])
     lengths = [next(iter(parts.values())).shape[3] for parts in coded]
     return {
-        "rows": torch.tensor(rows),
+        "texts": torch.from_numpy(text_hashes(passages).view(np.int64).reshape(-1, 2)),
         "starts": torch.tensor([0, *itertools.accumulate(lengths)]),
         **{
             name: torch.cat([parts[name].cpu().flatten(0, 3) for parts in coded])
@@ -282,9 +291,9 @@ def _finish(folder: Path, goal: KVCacheManifest, learned: StoredFile | None) -> 
     for _, path in sorted(numbered_files(folder).items()):
         digest = check_name(path)
         with safetensors.safe_open(path, "pt") as file:
-            rows, starts = file.get_tensor("rows"), file.get_tensor("starts")
+            starts = file.get_tensor("starts")
         stored = StoredFile(path.name, path.stat().st_size, digest)
-        shards.append(Shard(stored, int(rows[0]), len(rows), int(starts[-1])))
+        shards.append(Shard(stored, len(starts) - 1, int(starts[-1])))
     dataclasses.replace(
         goal,
         tokens=sum(shard.tokens for shard in shards),
@@ -301,25 +310,73 @@ def _finished(out: Path, corpus: Corpus, goal: KVCacheManifest, rows: Sequence[i
         del wanted[made]
     found = KVCacheManifest.read(out)
     other = differences(wanted, dataclasses.asdict(found))
-    if other or _stored_rows(out, found) != list(rows):
+    store = DiskStore(out)
+    if other or not _holds(store, corpus, rows):
         raise ImpRAGError(
             f"{out} holds a KV cache already, with another {other or 'set of passages'}; "
+            "add the passages that it lacks with imprag kv build --update, or "
             f"{OVERWRITE}, or choose another folder"
         )
-    return DiskStore(out, corpus)
+    return store
 
 
-def _stored_rows(folder: Path, manifest: KVCacheManifest) -> list[int]:
-    """Corpus rows of a KV cache's passages, in order."""
-    rows: list[int] = []
-    for shard in manifest.shards:
-        path = folder / shard.file.name
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                rows += file.get_tensor("rows").tolist()
-        except (OSError, safetensors.SafetensorError) as error:
-            raise damaged(path, str(error)) from error
-    return rows
+def _shard_passages(model: ImpRAGModel, codec: str) -> int:
+    """Number of passages that are about as large as a file should be."""
+    config, decoder = model.config, model.decoder
+    vectors = 2 * (config.t - config.b + 1) * decoder.num_key_heads
+    size = vectors * untrained_codec(codec, decoder.head_dim).bytes_per_vector
+    return max(1, SHARD_BYTES // (config.max_passage_tokens * size))
+
+
+def _update(
+    out: Path,
+    corpus: Corpus,
+    model: ImpRAGModel,
+    tokenizer: Any,
+    rows: Sequence[int],
+    shard_passages: int,
+    progress: bool,
+) -> DiskStore:
+    """Add the passages that a KV cache lacks; each file is valid as soon as it is named."""
+    with only_builder(out) as alone:
+        if alone:
+            sweep(out)
+        store = DiskStore(out)
+        manifest = store.manifest
+        manifest.check(out, model_fingerprint=states_fingerprint(model, tokenizer))
+        missing = _missing(store, corpus, rows)
+        with progress_bar("Encoding", len(missing), progress) as bar:
+            for start in range(0, len(missing), shard_passages):
+                passages = corpus.passages(missing[start : start + shard_passages])
+                coded = encode_parts(
+                    model, tokenizer, passages, store.codec, manifest.kv_keep_ratio
+                )
+                content = _shard(passages, coded)
+                file = _write_shard(out, len(manifest.shards), content)
+                shard = Shard(file, len(passages), int(content["starts"][-1]))
+                manifest = manifest.with_shard(shard)
+                manifest.write(out)
+                bar.update(len(passages))
+        dataclasses.replace(manifest, corpus_fingerprint=corpus.fingerprint).write(out)
+    return DiskStore(out)
+
+
+def _holds(store: DiskStore, corpus: Corpus, rows: Sequence[int]) -> bool:
+    """Whether a KV cache holds these passages and, as far as their number tells, no others."""
+    batches = (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH))
+    return all(all(store.has(corpus.passages(batch))) for batch in batches)
+
+
+def _missing(store: DiskStore, corpus: Corpus, rows: Sequence[int]) -> list[int]:
+    """The rows whose passages a KV cache lacks, one of each text."""
+    missing: dict[tuple[str, str], int] = {}
+    for start in range(0, len(rows), _BATCH):
+        batch = rows[start : start + _BATCH]
+        passages = corpus.passages(batch)
+        for row, passage, stored in zip(batch, passages, store.has(passages), strict=True):
+            if not stored:
+                missing.setdefault(text_of(passage), row)
+    return list(missing.values())
 
 
 def _is_finished(out: Path, corpus: Corpus, goal: KVCacheManifest, rows: Sequence[int]) -> bool:

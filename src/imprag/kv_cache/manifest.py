@@ -1,6 +1,6 @@
 """``kv_cache.json``: the contents of a KV cache folder, its origin, and checksums of its files."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,23 @@ from imprag.model.fingerprint import model_fingerprint
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_settings
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "kv_cache.json"
-_OLD_MANIFEST = "memory.json"  # its name in older folders
 SOURCE = "--model MODEL --index INDEX"
 """Stands for the options of ``imprag kv build`` in messages if they are unknown."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of consecutive passages.
+    """A file of passages.
 
     Attributes:
         file: the safetensors file.
-        first_row: corpus row of its first passage.
         count: number of its passages.
         tokens: number of tokens of all its passages.
     """
 
     file: StoredFile
-    first_row: int
     count: int
     tokens: int
 
@@ -42,14 +39,14 @@ class KVCacheManifest:
 
     Attributes:
         model_fingerprint: fingerprint of the model that made the states and must read them.
-        corpus_fingerprint: fingerprint of the corpus whose passages they are.
+        corpus_fingerprint: fingerprint of the corpus whose passages were stored last.
         b, t, key_heads, head_dim: the shape of the states.
         codec: the name of the codec.
         bytes_per_vector: of a coded head vector, in the mean over keys and values.
         kv_keep_ratio: the share of its tokens that each passage keeps.
         count: number of passages.
         tokens: number of stored tokens of all passages.
-        shards: the shards in the order of their rows.
+        shards: the shards in the order in which they were made.
         codec_file: the codec's fitted state, if it has one.
         versions: versions of ImpRAG and of the libraries that wrote the KV cache.
     """
@@ -89,9 +86,7 @@ class KVCacheManifest:
             return cls(shards=shards, codec_file=learned, **content)
 
         make = f"imprag kv build {SOURCE}"
-        manifest = read_manifest(
-            folder, manifest_name(folder), "KV cache", make, FORMAT_VERSION, parse
-        )
+        manifest = read_manifest(folder, MANIFEST, "KV cache", make, FORMAT_VERSION, parse)
         for file in manifest.files:
             file.check(folder)
         return manifest
@@ -101,6 +96,15 @@ class KVCacheManifest:
         """All files but the manifest."""
         learned = [] if self.codec_file is None else [self.codec_file]
         return [*(shard.file for shard in self.shards), *learned]
+
+    def with_shard(self, shard: Shard) -> "KVCacheManifest":
+        """The manifest of the KV cache with another shard."""
+        return replace(
+            self,
+            count=self.count + shard.count,
+            tokens=self.tokens + shard.tokens,
+            shards=[*self.shards, shard],
+        )
 
     def write(self, folder: Path) -> None:
         """Write the manifest."""
@@ -121,20 +125,19 @@ class KVCacheManifest:
         self,
         folder: Path,
         *,
-        model_fingerprint: str | None = None,
-        corpus_fingerprint: str | None = None,
+        model_fingerprint: str,
         source: str = SOURCE,
     ) -> None:
-        """Refuse a KV cache made by another model or from another corpus.
+        """Refuse a KV cache made by another model.
 
         Args:
             folder: the KV cache.
-            model_fingerprint, corpus_fingerprint: the wanted ones; not compared if not given.
+            model_fingerprint: the wanted one.
             source: the options of ``imprag kv build`` that name model and index, for the
                 message.
 
         Raises:
-            ImpRAGError: a fingerprint that is given differs from the manifest's.
+            ImpRAGError: the fingerprint differs from the manifest's.
         """
         check_fingerprints(
             "KV cache",
@@ -144,7 +147,6 @@ class KVCacheManifest:
                 model_fingerprint,
                 self.model_fingerprint,
             ),
-            ("from another corpus", corpus_fingerprint, self.corpus_fingerprint),
         )
 
     def check_headers(self, folder: Path) -> None:
@@ -170,15 +172,9 @@ class KVCacheManifest:
             file.verify(folder)
 
 
-def manifest_name(folder: Path) -> str:
-    """The name of the manifest's file in a folder: the old name if only that is there."""
-    old = not (folder / MANIFEST).exists() and (folder / _OLD_MANIFEST).is_file()
-    return _OLD_MANIFEST if old else MANIFEST
-
-
 def holds_kv_cache(folder: Path) -> bool:
     """Whether a folder has the manifest of a KV cache."""
-    return (folder / manifest_name(folder)).is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def states_fingerprint(model: ImpRAGModel, tokenizer: Any) -> str:

@@ -1,22 +1,27 @@
 """Stores of coded passage states: in RAM, as many as fit, or in the files of a folder."""
 
+import hashlib
+import itertools
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imprag.corpus import Corpus, Passage
+from imprag.corpus import Passage
 from imprag.io.building import damaged
 from imprag.io.files import expand_home
-from imprag.kv_cache.codecs.base import Codec, Parts, untrained_codec
-from imprag.kv_cache.manifest import SOURCE, KVCacheManifest
+from imprag.kv_cache.codecs.base import RESERVED_PARTS, Codec, Parts, untrained_codec
+from imprag.kv_cache.manifest import KVCacheManifest
 
 
 class Store(Protocol):
@@ -114,27 +119,21 @@ class TieredStore:
 class DiskStore:
     """A folder made by :func:`imprag.kv_cache.build_kv_cache`, memory-mapped.
 
-    Only requested passages are read from the disk, and a shard is opened at its first use.
+    Passages are found by their title and text, so that none is read in the place of one that was
+    edited. Only requested passages are read from the disk, and a shard is opened at its first use.
 
     Args:
         path: the folder.
-        corpus: the corpus of its passages.
-        source: the options of ``imprag kv build`` that name model and index, for messages.
 
     Raises:
-        ImpRAGError: there is no finished KV cache, a file is missing or has another size, or it
-            belongs to another corpus.
+        ImpRAGError: there is no finished KV cache, or a file is missing or has another size.
     """
 
-    def __init__(self, path: Path | str, corpus: Corpus, source: str = SOURCE) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = expand_home(path)
-        self.corpus = corpus
         self.manifest = KVCacheManifest.read(self.path)
-        fingerprint = corpus.fingerprint
-        self.manifest.check(self.path, corpus_fingerprint=fingerprint, source=source)
         self.codec = load_codec(self.path, self.manifest)
         self.kv_keep_ratio = self.manifest.kv_keep_ratio
-        self._first_rows = [shard.first_row for shard in self.manifest.shards]
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -142,33 +141,52 @@ class DiskStore:
 
     def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
         """The parts of each passage as views of the files; None where it is not stored."""
-        rows = self.corpus.find([passage.id for passage in passages])
         return [
-            # The caller's passage may have the id of one in the corpus, but another text.
-            None if row is None or text_of(self.corpus[row]) != text_of(passage) else self._row(row)
-            for row, passage in zip(rows, passages, strict=True)
+            None if place < 0 else self._parts(place) for place in self._places(passages).tolist()
         ]
+
+    def has(self, passages: Sequence[Passage]) -> list[bool]:
+        """Whether each passage is stored."""
+        found: list[bool] = (self._places(passages) >= 0).tolist()
+        return found
 
     def put(self, passage: Passage, parts: Parts) -> None:
         """Does nothing: a folder does not change."""
 
-    def _row(self, row: int) -> Parts | None:
-        number = bisect_right(self._first_rows, row) - 1
-        if number < 0:
-            return None
-        shard = self._shard(number)
-        place = int(torch.searchsorted(shard["rows"], row))
-        if place == len(shard["rows"]) or int(shard["rows"][place]) != row:
-            return None
+    def _places(self, passages: Sequence[Passage]) -> npt.NDArray[np.int64]:
+        """The place of each passage among all that are stored; -1 where it is not."""
+        order, known = self._texts
+        wanted = text_hashes(passages)
+        at = np.searchsorted(known, wanted)
+        at[at == len(known)] = 0
+        return np.where(known[at] == wanted, order[at], -1)
+
+    @cached_property
+    def _texts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.void]]:
+        """The places of all passages in the order of their hashes, and these hashes."""
+        shards = range(len(self.manifest.shards))
+        hashes = np.concatenate([_as_hashes(self._shard(number)["texts"]) for number in shards])
+        order = np.argsort(hashes, kind="stable")
+        return order, hashes[order]
+
+    def _parts(self, place: int) -> Parts:
+        number = bisect_right(self._first_places, place) - 1
+        shard, place = self._shard(number), place - self._first_places[number]
         start, end = shard["starts"][place : place + 2].tolist()
         heads = (self.manifest.t - self.manifest.b + 1, self.manifest.key_heads)
         parts = {}
-        for name in shard.keys() - {"rows", "starts"}:
+        for name in shard.keys() - RESERVED_PARTS:
             coded = shard[name]
             vectors = len(coded) // int(shard["starts"][-1])  # of a token
             stored = coded[start * vectors : end * vectors]
             parts[name] = stored.view(-1, *heads, end - start, coded.shape[1])
         return parts
+
+    @cached_property
+    def _first_places(self) -> list[int]:
+        """The place of each shard's first passage."""
+        counts = [shard.count for shard in self.manifest.shards]
+        return [0, *itertools.accumulate(counts[:-1])]
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number not in self._shards:
@@ -199,6 +217,24 @@ def load_codec(path: Path, manifest: KVCacheManifest) -> Codec:
 
 def _bytes(parts: Parts) -> int:
     return sum(part.nbytes for part in parts.values())
+
+
+def text_hashes(passages: Sequence[Passage]) -> npt.NDArray[np.void]:
+    """128-bit hashes of what passages' states depend on, (len(passages),)."""
+    return _as_hashes(torch.tensor([_text_hash(one) for one in passages]).view(-1, 2))
+
+
+def _text_hash(passage: Passage) -> tuple[int, int]:
+    title = passage.title.encode()
+    data = len(title).to_bytes(8, "little") + title + passage.text.encode()
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    low, high = (int.from_bytes(part, "little", signed=True) for part in (digest[:8], digest[8:]))
+    return low, high
+
+
+def _as_hashes(pairs: Tensor) -> npt.NDArray[np.void]:
+    """Pairs of int64 as numbers that can be sorted."""
+    return np.ascontiguousarray(pairs.numpy()).view([("low", "<i8"), ("high", "<i8")]).ravel()
 
 
 def text_of(passage: Passage) -> tuple[str, str]:

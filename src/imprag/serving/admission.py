@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from imprag.errors import ImpRAGError
 from imprag.generation import GenerationSettings
+from imprag.index.folder import IndexFolder
 from imprag.model.text import prompt_tokens
 from imprag.pipeline import ImpRAG, make_retriever
 from imprag.retrieval.retriever import Retriever
@@ -52,7 +53,9 @@ class Admission:
         Raises:
             ImpRAGError: there is no such retriever, or it cannot search this index.
         """
-        return self._retriever(name, lexical_weight)
+        if name is None and lexical_weight is None:
+            return self.rag.retriever
+        return self._retriever(name or "hybrid", lexical_weight, self.rag.index)
 
     def _check_settings(self, request: EngineRequest) -> None:
         sampling = request.sampling
@@ -69,7 +72,8 @@ class Admission:
         if not 0 < sampling.top_p <= 1:
             raise ImpRAGError(f"top_p must be above 0 and at most 1, but is {sampling.top_p}")
 
-    def _make_retriever(self, name: str | None, lexical_weight: float | None) -> Retriever:
-        if name is None and lexical_weight is None:
-            return self.rag.retriever
-        return make_retriever(self.rag, name or "hybrid", lexical_weight)
+    def _make_retriever(
+        self, name: str, lexical_weight: float | None, index: IndexFolder
+    ) -> Retriever:
+        """The retriever for one state of the index."""
+        return make_retriever(self.rag, name, lexical_weight)

@@ -8,16 +8,17 @@ two layers for a step, so that running answers go on.
 
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 
 from imprag.errors import ImpRAGError
+from imprag.kv_cache import PassageKVCache
 from imprag.model.decoding import DecodingBatch, DecodingRow
 from imprag.model.generate_arguments import own_generation_config
 from imprag.model.text import text_read
 from imprag.pipeline import ImpRAG
 from imprag.serving.admission import Admission
+from imprag.serving.interruptions import Interruptions
 from imprag.serving.metrics import EngineMetrics
 from imprag.serving.passages import hold_passages
 from imprag.serving.prefill import prefill_requests
@@ -36,7 +37,6 @@ from imprag.serving.requests import (
 from imprag.serving.running import RunningAnswer, RunningRequest, Ticket
 
 _PREFILL = 4  # prompts in one pass: more would let running answers wait
-_PATIENCE = 0.25  # seconds that running answers wait for their next token during another pass
 
 
 class _AllCancelledError(Exception):
@@ -83,13 +83,14 @@ class Engine:
         self._waiting: deque[RunningRequest] = deque()
         self._unfinished: set[RunningRequest] = set()  # waiting, beginning or running
         self._beginning: Sequence[RunningRequest] = ()
-        self._stepping = False
-        self._stepped = 0.0  # time of the last step's end
+        self._interruptions = Interruptions(rag.model.lm.base_model.layers, self._interrupt)
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="imprag-engine", daemon=True)
         self._latency = 1.0  # seconds of a request, a moving average
         self._config = own_generation_config(rag.model.lm)
+        ends = self._config.eos_token_id
+        self._ends: Sequence[int] = [ends] if isinstance(ends, int) else (ends or ())
         self._admission = Admission(rag, slots, time_limit)
         self.retriever = self._admission.retriever
 
@@ -104,14 +105,9 @@ class Engine:
         return len(self._waiting)
 
     @property
-    def kv_hits(self) -> int:
-        """Number of passages whose KV was found, so far."""
-        return self.rag.kv_cache.hits
-
-    @property
-    def kv_misses(self) -> int:
-        """Number of passages that were encoded, so far."""
-        return self.rag.kv_cache.misses
+    def kv_cache(self) -> PassageKVCache:
+        """Where the passage KV comes from."""
+        return self.rag.kv_cache
 
     @property
     def kv_bytes(self) -> int:
@@ -202,12 +198,8 @@ class Engine:
     def _shutting_down(self) -> BusyError:
         return BusyError("the server is shutting down; try another one", self._latency)
 
-    # The engine's thread
-
     def _work(self) -> None:
-        layers = self.rag.model.lm.base_model.layers
-        hooks = [layer.register_forward_pre_hook(self._between_layers) for layer in layers]
-        try:
+        with self._interruptions.active():
             while True:
                 with self._changed:
                     while not (self._waiting or self._answers):
@@ -217,23 +209,17 @@ class Engine:
                     runs = self._admit()
                 if runs:
                     self._begin(runs)
-                self._step()
-        finally:
-            for hook in hooks:
-                hook.remove()
+                self._interruptions.undisturbed(self._step)
 
-    def _between_layers(self, *layer_and_input: object) -> None:
-        """Runs before every layer: a step, if a pass of this thread has kept the answers waiting.
+    def _interrupt(self) -> None:
+        """In a long pass: end it if nobody waits for it, and let running answers go on.
 
         Raises:
-            _AllCancelledError: nobody waits for what the pass is for.
+            _AllCancelledError: nobody does.
         """
-        if threading.current_thread() is not self._thread or self._stepping:
-            return
         if self._beginning and all(run.over for run in self._beginning):
             raise _AllCancelledError
-        if self._answers and time.perf_counter() - self._stepped > _PATIENCE:
-            self._step()
+        self._step()
 
     def _admit(self) -> list[RunningRequest]:
         """The requests that begin now: the oldest, as many as there are free slots."""
@@ -295,7 +281,6 @@ class Engine:
 
     def _step(self) -> None:
         """One token for every running answer; those that have ended leave."""
-        self._stepping = True
         try:
             self._leave()
             if self._answers:
@@ -305,8 +290,6 @@ class Engine:
                 self._leave()
         except Exception as error:  # such as no memory: the engine goes on with what comes next
             self._drop(error)
-        finally:
-            self._stepping, self._stepped = False, time.perf_counter()
 
     def _drop(self, error: Exception) -> None:
         """Fail all running answers; the next ones begin with a new batch."""
@@ -354,12 +337,6 @@ class Engine:
             run.complete()
             self._latency += 0.1 * (run.timings["total"] - self._latency)
             self.metrics.latency.observe(run.timings["total"])
-
-    @property
-    def _ends(self) -> Sequence[int]:
-        """The tokens that end an answer."""
-        ends = self._config.eos_token_id
-        return [ends] if isinstance(ends, int) else (ends or ())
 
     def _count(self, run: RunningRequest) -> None:
         if run.outcome and run in self._unfinished:

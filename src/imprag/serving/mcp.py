@@ -115,12 +115,13 @@ def mcp_server(engine: Engine, k: int | None = None) -> ToolServer:
     @server.tool(annotations=_READS)
     def fetch(id: str) -> Document:
         """Give the whole text of a passage by the id that search or ask gave."""
-        (row,) = rag.corpus.find([id])
+        corpus = rag.corpus
+        (row,) = corpus.find([id])
         if row is None:
             raise ImpRAGError(
                 f"no passage has the id {id[:100]!r}; search gives the ids of passages"
             )
-        passage = rag.corpus[row]
+        passage = corpus[row]
         return Document(text=passage.text, **_facts(passage))
 
     @server.tool(annotations=_READS)

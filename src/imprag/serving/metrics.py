@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from imprag.kv_cache import PassageKVCache
+
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -16,7 +18,7 @@ class Measured(Protocol):
     Attributes:
         running: number of answers that are generated now.
         waiting: number of requests that wait now.
-        kv_hits, kv_misses: passages whose KV was found, and those that were encoded, so far.
+        kv_cache: counts the passages whose KV was found, and those that were encoded.
         kv_bytes: size of the passage KV that is held in RAM, in bytes.
     """
 
@@ -27,10 +29,7 @@ class Measured(Protocol):
     def waiting(self) -> int: ...
 
     @property
-    def kv_hits(self) -> int: ...
-
-    @property
-    def kv_misses(self) -> int: ...
+    def kv_cache(self) -> PassageKVCache: ...
 
     @property
     def kv_bytes(self) -> int: ...
@@ -70,8 +69,8 @@ class EngineMetrics(Collector):
         ):
             yield GaugeMetricFamily(f"imprag_{name}", text, value=value)
         for name, text, value in (
-            ("hits", "Passages whose KV was found", engine.kv_hits),
-            ("misses", "Passages that were encoded", engine.kv_misses),
+            ("hits", "Passages whose KV was found", engine.kv_cache.hits),
+            ("misses", "Passages that were encoded", engine.kv_cache.misses),
         ):
             yield CounterMetricFamily(f"imprag_kv_cache_{name}", text, value=value)
 

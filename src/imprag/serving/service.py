@@ -47,7 +47,7 @@ class Service:
         Raises:
             ImpRAGError: there is no index.
         """
-        folder = self.rag.corpus.path.parent
+        folder = self.rag.index.path
         return "default" if folder.is_relative_to(cache_dir()) else folder.name
 
     def check_model(self, name: str | None) -> None:

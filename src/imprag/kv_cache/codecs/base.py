@@ -22,7 +22,7 @@ or (1, layers, key heads, tokens, width) of one of them."""
 KINDS = ("keys", "values")
 
 #: Names that no part can have: what else a shard of a KV cache holds.
-RESERVED_PARTS = frozenset({"rows", "starts"})
+RESERVED_PARTS = frozenset({"texts", "starts"})
 
 
 class Codec(ABC):
