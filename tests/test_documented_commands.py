@@ -76,11 +76,22 @@ def with_runs(command: list[str]) -> list[str]:
     return command
 
 
+def without_server(command: list[str]) -> list[str]:
+    """The command with the vectors in its folder; tests/index/test_remote.py has real servers."""
+    if "--uri" not in command:
+        return command
+    return [
+        word
+        for before, word in itertools.pairwise(["", *command])
+        if not {before, word} & {"--uri", "--kind"}
+    ]
+
+
 #: How each command is run here.
 FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "ask": with_options("--max-new-tokens", "2"),
     "search": with_options(),
-    "index": with_options(),
+    "index": without_server,
     "info": with_options(),
     "compare": with_runs,
     "adapt": with_options("--steps", "2", "--limit", "20"),

@@ -373,9 +373,7 @@ def test_running_answers_go_on_during_a_long_pass(
     assert steps_inside
 
 
-def test_a_pass_ends_when_nobody_waits_for_it(
-    rag: ImpRAG, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pass_ends_when_nobody_waits_for_it(rag: ImpRAG, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imprag.serving.interruptions._LEAST", 0.0)
     engine, ran = Engine(rag), []
 

@@ -13,6 +13,7 @@ def index(
     out: Path,
     model: ModelOptions = DEFAULT_MODEL,
     kind: str | None = None,
+    uri: str = "",
     overwrite: Flag = False,
     update: Flag = False,
     add: Names = None,
@@ -33,6 +34,7 @@ def index(
     - `imprag index passages.jsonl --out my-index --kind hnsw`
     - `imprag index default notes/ --out both-index`
     - `imprag index psgs_w100.tsv --out wiki-index --kind ivfpq --model my-model`
+    - `imprag index wiki.jsonl --out wiki-index --kind milvus --uri http://localhost:19530`
     - `imprag index notes/ --out my-index --update`, after the notes were edited
     - `imprag index --out my-index --add more.jsonl --remove p17 p18`
 
@@ -43,7 +45,10 @@ def index(
         out: The index folder to make or to change. It holds the passages, too.
         kind: Search structure: `flat`, the default, is exact and the right choice up to about a
             million passages; `hnsw` searches faster and needs more memory; `ivfpq` is a fraction of
-            the size. Installed packages add others.
+            the size; `milvus`, `milvus-ivf` (inverted lists) and `pgvector` keep the vectors on a
+            server. Installed packages add others.
+        uri: The server, for kinds that need one, without a password: Milvus reads that from
+            `MILVUS_TOKEN`, PostgreSQL from `PGPASSWORD` or `PGPASSFILE`.
         overwrite: Replace an index in `--out` that is of another model, of other passages (edited
             ones count as others) or has other settings. Without it, the command refuses.
         update: Let the index in `--out`, made by the same model, hold these passages instead of its
@@ -65,7 +70,7 @@ def index(
     changes = add is not None or remove is not None
     if changes or (compact and not corpora):
         where = "with --add, --remove or --compact"
-        refuse_without_effect(where, kind=kind, overwrite=overwrite, update=update)
+        refuse_without_effect(where, kind=kind, uri=uri or None, overwrite=overwrite, update=update)
         if corpora:
             raise ImpRAGError("give the passages to add after --add, or all passages with --update")
     elif not corpora:
@@ -77,8 +82,8 @@ def index(
     if changes:
         made.change(add or [], remove or [])
     elif update:
-        made.update(corpora, kind)
+        made.update(corpora, kind, uri)
     elif corpora:
-        made.build(corpora, kind or FLAT, overwrite)
+        made.build(corpora, kind or FLAT, uri, overwrite)
     if compact:
         delete_earlier_states(out)

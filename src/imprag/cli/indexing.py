@@ -23,22 +23,25 @@ class Making:
     skip_bad_lines: bool
     compile: bool
 
-    def build(self, corpora: Sequence[str], kind: str, overwrite: bool) -> None:
+    def build(self, corpora: Sequence[str], kind: str, uri: str, overwrite: bool) -> None:
         passages = self._load(corpora)
         encoder = self._encoder()
         passages, cut = self._fit(passages, encoder)
         folder = IndexFolder.build(
-            passages, encoder, self.out, kind=kind, overwrite=overwrite, cut=cut
+            passages, encoder, self.out, kind=kind, location=uri, overwrite=overwrite, cut=cut
         )
         self._say(f"{len(folder.corpus):,} passages, {kind} index")
 
-    def update(self, corpora: Sequence[str], kind: str | None) -> None:
+    def update(self, corpora: Sequence[str], kind: str | None, uri: str) -> None:
         IndexFolder.open(self.out)  # before the model is loaded: says if there is none
         passages = self._load(corpora)
         encoder = self._encoder()
         passages, cut = self._fit(passages, encoder)
         name = self.model.model
-        self._say_updated(update_index(self.out, passages, encoder, model=name, kind=kind, cut=cut))
+        updated = update_index(
+            self.out, passages, encoder, model=name, kind=kind, location=uri, cut=cut
+        )
+        self._say_updated(updated)
 
     def change(self, add: Sequence[str], remove: Sequence[str]) -> None:
         IndexFolder.open(self.out)

@@ -75,6 +75,7 @@ def build_index(
     dimension: int,
     kind: str = "flat",
     dtype: str = "float16",
+    location: str = "",
     shard_size: int = 8192,
     batch_size: int = 256,
     seed: int = 0,
@@ -93,6 +94,7 @@ def build_index(
         kind: ``"flat"`` is exact, ``"ivfpq"`` small, ``"hnsw"`` quick; plug-ins add others (see
             :mod:`imprag.index.backends`).
         dtype: ``"float16"`` or ``"float32"``, in which embeddings are stored.
+        location: the URI of the server, for kinds whose vectors lie on one; without a password.
         shard_size: passages embedded between two saves.
         batch_size: passages given to ``encode`` at once.
         seed: for the sample that ivfpq is trained on.
@@ -123,7 +125,9 @@ def build_index(
         settings=backend.settings(kind, dimension, len(passages), seed),
         files={},
         versions={},
+        location=location,
     )
+    backend.check_location(goal)
     plan = {**dataclasses.asdict(goal), "shard": shard_size, "batch": batch_size}
     work = building_folder(out)
     replace = overwrite and not _is_finished(out, goal)

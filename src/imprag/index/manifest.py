@@ -29,6 +29,7 @@ class IndexManifest:
         settings: settings of the kind, such as the number of lists; chosen by the index's size.
         files: the files of the index by role.
         versions: versions of ImpRAG and of the engine that wrote the index.
+        location: the URI of the server that holds the vectors; empty if they are in the folder.
         format_version: version of the folder's format.
     """
 
@@ -42,6 +43,7 @@ class IndexManifest:
     settings: dict[str, int]
     files: dict[str, StoredFile]
     versions: dict[str, str]
+    location: str = ""
     metric: str = "inner_product"
     format_version: int = FORMAT_VERSION
 

@@ -84,6 +84,20 @@ class PassageIndex(abc.ABC):
         return 0, 0
 
     @classmethod
+    def check_location(cls, goal: IndexManifest) -> None:
+        """Look, before a build, whether the vectors can be written where the manifest says.
+
+        Raises:
+            ImpRAGError: the server cannot be reached; or one is named, but the vectors of this kind
+                of index lie in its folder.
+        """
+        if goal.location:
+            raise ImpRAGError(
+                f"the vectors of an index of the kind {goal.kind} lie in its folder: leave --uri "
+                "out, or choose a kind with a server"
+            )
+
+    @classmethod
     @abc.abstractmethod
     def create(
         cls, folder: Path, goal: IndexManifest, parts: EmbeddingParts, progress: bool
@@ -186,6 +200,9 @@ class PassageIndex(abc.ABC):
             ImpRAGError: the folder holds something else, or the disk is full.
         """
 
+    def drop(self) -> None:  # noqa: B027  most back ends keep nothing elsewhere
+        """Delete what the index holds outside of its folder, before that is deleted."""
+
     @abc.abstractmethod
     def verify(self) -> None:
         """Read everything on disk and compare it with its checksums.
@@ -223,6 +240,23 @@ def checked_embeddings(embeddings: FloatArray, dimension: int, dtype: str) -> Fl
             'build the index with dtype="float32"'
         )
     return array
+
+
+def checked_queries(queries: FloatArray, dimension: int, k: int, count: int) -> FloatArray:
+    """Queries as contiguous float32, if k passages can be found for them.
+
+    Args:
+        queries: (number, dimension).
+        dimension: that the index has.
+        k: number of passages to find.
+        count: number of passages in the index.
+
+    Raises:
+        ImpRAGError: k is out of range, or the queries have another shape or are not finite.
+    """
+    if not 1 <= k <= count:
+        raise ImpRAGError(f"k is {k}, but must be between 1 and {count}, the passages in the index")
+    return checked_embeddings(queries, dimension, "float32")
 
 
 def check_new_ids(ids: Sequence[str], embeddings: FloatArray, known: Container[str]) -> None:

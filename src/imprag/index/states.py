@@ -7,6 +7,7 @@ those who have it open, until the next update or ``imprag index --compact``.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from imprag.errors import ImpRAGError
@@ -49,20 +50,25 @@ def make_current(root: Path) -> None:
     write_json(folder_of(root) / POINTER, {"format_version": 1, "state": _number(root)})
 
 
-def remove_states(folder: Path, keep: int, parts: tuple[str, ...]) -> None:
+def remove_states(
+    folder: Path, keep: int, parts: tuple[str, ...], before: Callable[[Path], None]
+) -> None:
     """Delete the states before the valid one, and unfinished ones.
 
     Args:
         folder: the index folder; nobody else may be updating it.
         keep: number of states before the valid one that stay.
         parts: names of a state's files and folders, to delete the first one by.
+        before: called with the folder of a state before it is deleted.
     """
     valid = _number(current_root(folder))
     kept = range(valid - keep, valid + 1)
     for path in (folder / STATES).glob("*"):
         if not (path.name.isdecimal() and int(path.name) in kept):
+            before(path)
             _delete(path)
     if 0 not in kept:
+        before(folder)
         for name in parts:
             _delete(folder / name)
 

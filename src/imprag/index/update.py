@@ -2,11 +2,13 @@
 
 import contextlib
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ import numpy.typing as npt
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.fitting import CutText, is_part
-from imprag.index.folder import PARTS, Encoder, IndexFolder
+from imprag.index.folder import INDEX, PARTS, Encoder, IndexFolder
+from imprag.index.passage_index import PassageIndex
 from imprag.index.states import STATES, make_current, next_root, remove_states
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
@@ -51,6 +54,7 @@ def update_index(
     *,
     model: str = "MODEL",
     kind: str | None = None,
+    location: str = "",
     cut: CutText | None = None,
     progress: bool = True,
 ) -> Updated:
@@ -64,7 +68,8 @@ def update_index(
         corpus: all passages that it shall hold.
         encoder: the model that made its embeddings.
         model: the model's name, for messages.
-        kind: the kind of index; that of the folder if not given.
+        kind: the kind of index; that of the folder, on the same server, if not given.
+        location: the URI of the server of another kind, if it needs one.
         cut: as for :meth:`IndexFolder.build`.
         progress: show bars on standard error.
 
@@ -75,7 +80,8 @@ def update_index(
     def whole(current: Corpus, scratch: Path) -> Corpus:
         return corpus
 
-    return _update(expand_home(path), whole, encoder, model, kind, cut, progress)
+    settings = {"kind": kind, "location": location} if kind or location else {}
+    return _update(expand_home(path), whole, encoder, model, progress, settings, cut)
 
 
 def upsert_and_remove(
@@ -116,7 +122,7 @@ def upsert_and_remove(
         stream = _changed(current, new, removed)
         return Corpus.build(stream, scratch / "corpus", source=source, credit=credit)
 
-    return _update(path, changed, encoder, model, None, None, progress)
+    return _update(path, changed, encoder, model, progress)
 
 
 def compact(path: Path | str) -> None:
@@ -129,7 +135,7 @@ def compact(path: Path | str) -> None:
     """
     folder = IndexFolder.open(expand_home(path)).path
     with _only_update(folder):
-        remove_states(folder, 0, PARTS)
+        remove_states(folder, 0, PARTS, _drop_vectors)
 
 
 def _update(
@@ -137,17 +143,19 @@ def _update(
     wanted: Callable[[Corpus, Path], Corpus],
     encoder: Encoder,
     model: str,
-    kind: str | None,
-    cut: CutText | None,
     progress: bool,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    cut: CutText | None = None,
 ) -> Updated:
     IndexFolder.open(path).check_model(encoder.fingerprint(), model)
     with _only_update(path) as scratch:
         current = IndexFolder.open(path)
         manifest = current.index.manifest
         corpus = wanted(current.corpus, scratch)
-        if corpus.fingerprint == current.corpus.fingerprint and kind in (None, manifest.kind):
-            remove_states(path, 1, PARTS)  # which an update may not have come to
+        before: dict[str, Any] = {"kind": manifest.kind, "location": manifest.location}
+        after = {**before, **settings, "kind": settings.get("kind") or manifest.kind}
+        if corpus.fingerprint == current.corpus.fingerprint and before == after:
+            remove_states(path, 1, PARTS, _drop_vectors)  # which an update may not have come to
             return Updated(current, 0, len(corpus), 0)
         reused = ReusedEmbeddings(encoder, current)
         root = next_root(path)
@@ -157,12 +165,12 @@ def _update(
             root,
             overwrite=True,
             cut=cut,
-            kind=kind or manifest.kind,
             dtype=manifest.dtype,
             progress=progress,
+            **after,
         )
         make_current(root)
-        remove_states(path, 1, PARTS)
+        remove_states(path, 1, PARTS, _drop_vectors)
         return Updated(made, reused.embedded, reused.kept, _missing(current.corpus, corpus))
 
 
@@ -254,6 +262,15 @@ def _text(passage: Passage) -> tuple[str, str]:
 def _text_hash(passage: Passage) -> int:
     data = f"{len(passage.title)} {passage.title}{passage.text}".encode()
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def _drop_vectors(root: Path) -> None:
+    """Delete what the index of a state holds on a server."""
+    if (root / INDEX).is_dir():
+        try:
+            PassageIndex.open(root / INDEX).drop()
+        except ImpRAGError as error:
+            print(f"note: {root / INDEX} could not be cleaned up: {error}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class IndexBackendSuite:
         kind: registered, as ``--kind`` takes it.
         count: passages of the index.
         dimension: of an embedding.
+        location: the URI of the server, for kinds whose vectors lie on one.
         least_recall: share of the exact ten best passages that a search finds; below 1 for
             approximate kinds.
     """
@@ -44,6 +45,7 @@ class IndexBackendSuite:
     count: ClassVar[int] = 200
     dimension: ClassVar[int] = 16
     least_recall: ClassVar[float] = 1.0
+    location: ClassVar[str] = ""
 
     _folders: ClassVar[dict[type, Path]] = {}
 
@@ -71,6 +73,7 @@ class IndexBackendSuite:
             dimension=self.dimension,
             kind=self.kind,
             dtype="float32",
+            location=self.location,
             batch_size=self.count,
             shard_size=self.count // 2 + 1,
             progress=False,

@@ -23,6 +23,7 @@ from imprag.index.passage_index import (
     PassageIndex,
     check_new_ids,
     checked_embeddings,
+    checked_queries,
 )
 from imprag.io.building import StoredFile, damaged, versions, write_file
 from imprag.io.files import expand_home
@@ -133,11 +134,7 @@ class FaissIndex(PassageIndex):
         return found
 
     def search(self, queries: FloatArray, k: int) -> tuple[FloatArray, list[list[str]]]:
-        queries = checked_embeddings(queries, self._manifest.dimension, "float32")
-        if not 1 <= k <= len(self):
-            raise ImpRAGError(
-                f"k is {k}, but must be between 1 and {len(self)}, the passages in the index"
-            )
+        queries = checked_queries(queries, self._manifest.dimension, k, len(self))
         scores, rows = self._search_stored(queries, k)
         if self._added.ntotal:
             selected = faiss.SearchParameters(sel=self._added_selector)

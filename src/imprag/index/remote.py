@@ -1,0 +1,364 @@
+"""Indexes whose vectors lie on a server; the folder names the collection that holds them."""
+
+import abc
+import hashlib
+import json
+import platform
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from imprag.errors import ImpRAGError
+from imprag.index.manifest import MANIFEST, IndexManifest, save_state
+from imprag.index.passage_index import (
+    EmbeddingParts,
+    FloatArray,
+    PassageIndex,
+    check_new_ids,
+    checked_embeddings,
+    checked_queries,
+)
+from imprag.io.building import StoredFile, damaged, write_file
+from imprag.io.files import expand_home, read_json
+from imprag.io.progress import progress_bar
+
+_BLOCK = 2048  # vectors that are read at a time
+_MORE = 16  # candidates that are scored again, besides k
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """Vectors as a server gives them.
+
+    Attributes:
+        ids: of the passages.
+        rows: their places in the index, (len(ids),).
+        embeddings: (len(ids), dimension) float32.
+    """
+
+    ids: list[str]
+    rows: npt.NDArray[np.int64]
+    embeddings: FloatArray
+
+
+class Collection(Protocol):
+    """The vectors of one index on a server. All methods raise an ImpRAGError if it fails."""
+
+    def create(self) -> None:
+        """Make an empty collection, in the place of one that an interrupted build left."""
+
+    def insert(self, vectors: StoredVectors) -> None:
+        """Add vectors, which must have new ids and rows."""
+
+    def finish(self) -> None:
+        """Build the search structure over all vectors."""
+
+    def count(self) -> int | None:
+        """Number of vectors; None if there is no such collection."""
+
+    def search(self, queries: FloatArray, k: int) -> list[StoredVectors]:
+        """About the k best vectors of each query, in any order; all if there are fewer."""
+
+    def fetch(self, ids: Sequence[str]) -> StoredVectors:
+        """The vectors of those ids that are there, in any order."""
+
+    def block(self, rows: range) -> StoredVectors:
+        """The vectors of these rows, in any order."""
+
+    def drop(self) -> None:
+        """Delete the collection, if it is there."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What the folder of an index says about its vectors.
+
+    Attributes:
+        collection: the name of the collection.
+        sha256: of all ids and embeddings in the order of their rows.
+        previous: the collection of the state before, which somebody may still read.
+    """
+
+    collection: str
+    sha256: str
+    previous: str | None = None
+
+
+class RemoteIndex(PassageIndex):
+    """Vectors on a server, under the ``location`` of the manifest.
+
+    The server finds candidates, which are scored again here with their exact vectors, so that a
+    score means the same in every kind of index. Changes are kept in memory until :meth:`save`,
+    which writes a new collection: whoever has the former state open keeps it.
+
+    Args:
+        path: the folder.
+        manifest: what it holds.
+
+    Raises:
+        ImpRAGError: the server cannot be reached, or the collection is not there or incomplete.
+    """
+
+    _added: StoredVectors
+    _removed: set[str]
+
+    def __init__(self, path: Path, manifest: IndexManifest) -> None:
+        self._open(path, manifest)
+
+    @classmethod
+    @abc.abstractmethod
+    def connect(cls, name: str, manifest: IndexManifest) -> Collection:
+        """A collection of that name, whether or not it exists, on the manifest's server.
+
+        Raises:
+            ImpRAGError: the server cannot be reached.
+        """
+
+    @classmethod
+    def check_location(cls, goal: IndexManifest) -> None:
+        cls.connect("imprag_check", goal).count()
+
+    @classmethod
+    def create(
+        cls, folder: Path, goal: IndexManifest, parts: EmbeddingParts, progress: bool
+    ) -> dict[str, StoredFile]:
+        # The name is that of an interrupted build in the same place, whose collection is replaced.
+        made_here = [asdict(goal), str(folder.parent.parent.resolve()), platform.node()]
+        name = _name(json.dumps(made_here, default=str))
+        place = _write(cls.connect(name, goal), name, _numbered(parts), goal.count, progress)
+        return {"collection": _write_place(folder, place)}
+
+    @property
+    def manifest(self) -> IndexManifest:
+        return replace(self._manifest, count=len(self))
+
+    def __len__(self) -> int:
+        return self._manifest.count - len(self._removed) + len(self._added.ids)
+
+    def add(self, ids: Sequence[str], embeddings: FloatArray) -> None:
+        dimension, dtype = self._manifest.dimension, self._manifest.dtype
+        embeddings = checked_embeddings(embeddings, dimension, dtype)
+        check_new_ids(ids, embeddings, self._known(ids))
+        first = self._manifest.count + len(self._added.ids)
+        added = StoredVectors(
+            list(ids), np.arange(first, first + len(ids)), _rounded(embeddings, dtype)
+        )
+        self._added = _joined([self._added, added])
+
+    def remove(self, ids: Sequence[str]) -> int:
+        known = self._known(ids)
+        if unknown := [one for one in ids if one not in known]:
+            raise ImpRAGError(f"the passage {unknown[0]!r} is not in the index")
+        gone = set(ids)
+        stored = gone.difference(self._added.ids)
+        keep = [n for n, one in enumerate(self._added.ids) if one not in gone]
+        self._added = _chosen(self._added, keep)
+        self._removed |= stored
+        return len(gone)
+
+    def search(self, queries: FloatArray, k: int) -> tuple[FloatArray, list[list[str]]]:
+        queries = checked_queries(queries, self._manifest.dimension, k, len(self))
+        scores, ids = np.empty((len(queries), k), np.float32), []
+        wanted = min(k + len(self._removed) + _MORE, self._manifest.count)
+        stored = self._collection.search(queries, wanted) if len(queries) else []
+        for n, found in enumerate(stored):
+            keep = [i for i, one in enumerate(found.ids) if one not in self._removed]
+            candidates = _joined([_chosen(found, keep), self._added])
+            own = candidates.embeddings @ queries[n]
+            best = np.lexsort((candidates.rows, -own))[:k]
+            if len(best) < k:
+                raise ImpRAGError(
+                    f"{self._manifest.location} found {len(best)} passages instead of {k}; choose "
+                    "a smaller k, or an index of another kind"
+                )
+            scores[n] = own[best]
+            ids.append([candidates.ids[i] for i in best])
+        return scores, ids
+
+    def embeddings(
+        self, ids: Sequence[str], rows: npt.NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        found = self._vectors(list(dict.fromkeys(ids)))
+        place = {one: n for n, one in enumerate(found.ids)}
+        for one in ids:
+            if one not in place:
+                raise ImpRAGError(f"the passage {one!r} is not in the index")
+        return found.embeddings[[place[one] for one in ids]]
+
+    def save(self, path: Path | str, *, corpus_fingerprint: str | None = None) -> None:
+        path = expand_home(path)
+        fingerprint = corpus_fingerprint or self._manifest.corpus_fingerprint
+        goal = replace(self.manifest, corpus_fingerprint=fingerprint)
+        here = path.resolve() == self._path.resolve()
+
+        def write(folder: Path) -> IndexManifest:
+            name = _name(uuid.uuid4().hex)
+            parts = _renumbered(self._blocks())
+            place = _write(self.connect(name, goal), name, parts, goal.count, False)
+            if here:
+                place = replace(place, previous=self._place.collection)
+            return replace(goal, files={"collection": _write_place(folder, place)})
+
+        before = self._place.previous
+        made = save_state(path, self._manifest, write)
+        if here and before is not None:
+            self.connect(before, goal).drop()
+        self._open(path, made)
+
+    def verify(self) -> None:
+        self._manifest.verify_files(self._path)
+        if _digest(self._stored_blocks()) != self._place.sha256:
+            raise damaged(self._path, f"the collection {self._place.collection} was changed")
+
+    def drop(self) -> None:
+        for name in {self._place.collection, self._place.previous} - {None}:
+            self.connect(str(name), self._manifest).drop()
+
+    def _open(self, path: Path, manifest: IndexManifest) -> None:
+        self._path = path
+        self._manifest = manifest
+        try:
+            self._place = _Place(**read_json(path / manifest.files["collection"].name))
+        except (KeyError, TypeError) as error:
+            raise damaged(path / MANIFEST, "it does not name a collection") from error
+        self._collection = self.connect(self._place.collection, manifest)
+        count = self._collection.count()
+        if count != manifest.count:
+            there = "is not there" if count is None else f"has {count:,} passages"
+            raise ImpRAGError(
+                f"the collection {self._place.collection} at {manifest.location} {there}, but "
+                f"{path} is of {manifest.count:,}; build the index again, with --overwrite"
+            )
+        nothing = np.zeros((0, manifest.dimension), np.float32)
+        self._added = StoredVectors([], np.zeros(0, np.int64), nothing)
+        self._removed = set()
+
+    def _known(self, ids: Sequence[str]) -> set[str]:
+        return set(self._vectors(list(dict.fromkeys(ids))).ids)
+
+    def _vectors(self, ids: Sequence[str]) -> StoredVectors:
+        """The vectors of those ids that are in the index."""
+        wanted = [one for one in ids if one not in self._removed]
+        added = [n for n, one in enumerate(self._added.ids) if one in set(ids)]
+        parts = [
+            self._collection.fetch(wanted[n : n + _BLOCK]) for n in range(0, len(wanted), _BLOCK)
+        ]
+        return _joined([*parts, _chosen(self._added, added)])
+
+    def _stored_blocks(self) -> Iterator[StoredVectors]:
+        for start in range(0, self._manifest.count, _BLOCK):
+            yield _sorted(self._collection.block(range(start, start + _BLOCK)))
+
+    def _blocks(self) -> Iterator[StoredVectors]:
+        """All passages of the index as it is now, in the order of their rows."""
+        for block in self._stored_blocks():
+            yield _chosen(block, [n for n, one in enumerate(block.ids) if one not in self._removed])
+        yield self._added
+
+
+def _write(
+    collection: Collection, name: str, blocks: Iterable[StoredVectors], count: int, progress: bool
+) -> _Place:
+    """Make a collection of vectors."""
+    collection.create()
+    with progress_bar("Sending", count, progress) as bar:
+
+        def sent() -> Iterator[StoredVectors]:
+            for block in blocks:
+                for start in range(0, len(block.ids), _BLOCK):
+                    part = _chosen(block, list(range(start, min(start + _BLOCK, len(block.ids)))))
+                    collection.insert(part)
+                    bar.update(len(part.ids))
+                    yield part
+
+        digest = _digest(sent())
+    collection.finish()
+    if (there := collection.count()) != count:
+        raise ImpRAGError(f"the collection {name} has {there} passages after sending {count}")
+    return _Place(name, digest)
+
+
+def _write_place(folder: Path, place: _Place) -> StoredFile:
+    content = json.dumps(asdict(place), indent=2).encode()
+    return write_file(folder, "collection.json", lambda stream: stream.write(content))
+
+
+def _name(of: str) -> str:
+    return f"imprag_{hashlib.sha256(of.encode()).hexdigest()[:24]}"
+
+
+def _numbered(parts: EmbeddingParts) -> Iterator[StoredVectors]:
+    row = 0
+    for ids, embeddings in parts:
+        yield StoredVectors(
+            ids, np.arange(row, row + len(ids)), np.asarray(embeddings).astype(np.float32)
+        )
+        row += len(ids)
+
+
+def _renumbered(blocks: Iterable[StoredVectors]) -> Iterator[StoredVectors]:
+    return _numbered((block.ids, block.embeddings) for block in blocks)
+
+
+def _digest(blocks: Iterable[StoredVectors]) -> str:
+    digest = hashlib.sha256()
+    for block in blocks:
+        for one, embedding in zip(block.ids, block.embeddings, strict=True):
+            data = one.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+            digest.update(np.ascontiguousarray(embedding, "<f4").data)
+    return digest.hexdigest()
+
+
+def _rounded(embeddings: FloatArray, dtype: str) -> FloatArray:
+    return embeddings.astype(dtype).astype(np.float32)
+
+
+def _sorted(vectors: StoredVectors) -> StoredVectors:
+    return _chosen(vectors, np.argsort(vectors.rows).tolist())
+
+
+def _chosen(vectors: StoredVectors, places: list[int]) -> StoredVectors:
+    ids = [vectors.ids[n] for n in places]
+    return StoredVectors(ids, vectors.rows[places], vectors.embeddings[places])
+
+
+def _joined(parts: Sequence[StoredVectors]) -> StoredVectors:
+    return StoredVectors(
+        [one for part in parts for one in part.ids],
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.embeddings for part in parts]),
+    )
+
+
+def password_free(location: str, advice: str) -> str:
+    """A server's address, which goes into the index folder.
+
+    Raises:
+        ImpRAGError: it is empty, or holds a password.
+    """
+    from urllib.parse import urlsplit
+
+    if not location:
+        raise ImpRAGError("say where the server is: --uri URI (in Python, location=URI)")
+    try:
+        has_password = bool(urlsplit(location).password)
+    except ValueError as error:
+        raise ImpRAGError(f"--uri {location!r} is no URI: {error}") from error
+    if has_password or "password=" in location:
+        raise ImpRAGError(f"--uri must not hold a password, which would be stored: {advice}")
+    return location
+
+
+def server_error(location: str, error: Exception) -> ImpRAGError:
+    """The error for a server that cannot be reached or refuses."""
+    words: Any = str(error).strip() or type(error).__name__
+    return ImpRAGError(
+        f"the server at {location} failed: {' '.join(words.split())[:300]}; see that it runs and "
+        "that you may use it, then run the same command again"
+    )

