@@ -7,6 +7,7 @@ import pytest
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.cli import main
+from imprag.index.build import predict_index
 from imprag.index.folder import IndexFolder
 from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 from imprag.pipeline import ImpRAG
@@ -103,6 +104,29 @@ def test_an_index_to_change_must_be_there(home: Path, capsys: pytest.CaptureFixt
         assert run("index", *paths, "--out", home / "none", "--model", home / "model") == 2
         assert "is no index folder" in capsys.readouterr().err
         assert not (home / "none").exists()
+
+
+def test_a_dry_run_tells_what_an_index_takes(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, out = home / "corpus.jsonl", ("--out", home / "none", "--model", home / "model")
+    capsys.readouterr()
+    assert run("index", corpus, *out, "--dry-run") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("20 passages, ")
+    kinds = [line.split("|")[1].strip() for line in printed.out.splitlines() if line[:1] == "|"][2:]
+    assert kinds == ["flat", "hnsw", "milvus", "milvus-ivf", "pgvector"]
+    assert "note: not ivfpq: an ivfpq index needs at least 10,240 passages" in printed.err
+    assert run("index", corpus, *out, "--dry-run", "--kind", "ivfpq") == 2
+    assert "needs at least 10,240" in capsys.readouterr().err
+    assert run("index", corpus, *out, "--dry-run", "--update") == 2
+    assert "--update has no effect with --dry-run" in capsys.readouterr().err
+    assert not (home / "none").exists()
+    predicted = predict_index(IndexFolder.open(home / "index").corpus, dimension=32, kind="flat")
+    assert run("index", corpus, *out) == 0
+    folder = home / "none" / "index"
+    made = sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".json")
+    assert made == pytest.approx(predicted.disk, abs=1000)
 
 
 def test_a_pipeline_and_its_kv_cache_follow_the_index(

@@ -198,7 +198,7 @@ def test_provenance_recall_of_alternatives_and_of_two_hops() -> None:
         lambda: provenance_recall(["p"], [[]], 1),
         lambda: r_precision(["p"], [[], []]),
         lambda: reciprocal_rank(["p"], []),
-        lambda: ndcg(["p"], []),
+        lambda: ndcg(["p"], {}),
     ],
 )
 def test_an_instance_without_gold_is_refused(metric: Any) -> None:
@@ -210,13 +210,18 @@ def test_reciprocal_rank_and_ndcg_by_hand() -> None:
     assert reciprocal_rank(["a", "b", "c"], ["c", "b"]) == 1 / 2
     assert reciprocal_rank(["a"], ["z"]) == 0
     dcg, ideal = 1 / math.log2(3) + 1 / math.log2(5), 1 + 1 / math.log2(3) + 1 / math.log2(4)
-    assert ndcg(["x", "a", "y", "b"], ["a", "b", "c"]) == pytest.approx(dcg / ideal, abs=1e-12)
-    assert ndcg(["a", "b"], ["a", "b"], k=1) == 1
+    alike = dict.fromkeys("abc", 1)
+    assert ndcg(["x", "a", "y", "b"], alike) == pytest.approx(dcg / ideal, abs=1e-12)
+    assert ndcg(["a", "b"], alike, k=1) == 1
+    graded = (1 + 3 / math.log2(3)) / (3 + 1 / math.log2(3))
+    assert ndcg(["a", "b"], {"a": 1, "b": 3}) == pytest.approx(graded, abs=1e-12)
 
 
 IDS = [f"p{number:02d}" for number in range(14)]
 # trec_eval keeps scores in single precision: these are exact in it, so only real ties are ties.
 RUNS = st.dictionaries(st.sampled_from(IDS), st.integers(-8, 8).map(lambda n: n / 4), min_size=1)
+
+GRADES = st.dictionaries(st.sampled_from(IDS), st.integers(1, 3), min_size=1)
 
 
 def trec_order(run: dict[str, float]) -> list[str]:
@@ -225,15 +230,15 @@ def trec_order(run: dict[str, float]) -> list[str]:
 
 
 @settings(deadline=None)
-@given(RUNS, st.sets(st.sampled_from(IDS), min_size=1))
-def test_ranking_metrics_equal_trec_eval(run: dict[str, float], relevant: set[str]) -> None:
-    qrels = {"q": dict.fromkeys(relevant, 1)}
+@given(RUNS, GRADES)
+def test_ranking_metrics_equal_trec_eval(run: dict[str, float], relevant: dict[str, int]) -> None:
+    qrels = {"q": relevant}
     names = {"recip_rank", "ndcg_cut.5,10", "success.1,5,10", "Rprec"}
     expected = pytrec_eval.RelevanceEvaluator(qrels, names).evaluate({"q": run})["q"]
     ranking = trec_order(run)
 
     assert reciprocal_rank(ranking, relevant) == pytest.approx(expected["recip_rank"], abs=1e-9)
-    assert r_precision(ranking, [relevant]) == pytest.approx(expected["Rprec"], abs=1e-9)
+    assert r_precision(ranking, [list(relevant)]) == pytest.approx(expected["Rprec"], abs=1e-9)
     for k in (5, 10):
         assert ndcg(ranking, relevant, k) == pytest.approx(expected[f"ndcg_cut_{k}"], abs=1e-9)
     for k in (1, 5, 10):
@@ -242,9 +247,9 @@ def test_ranking_metrics_equal_trec_eval(run: dict[str, float], relevant: set[st
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(RUNS, st.sets(st.sampled_from(IDS), min_size=1)), min_size=1, max_size=4))
-def test_means_equal_ir_measures(queries: list[tuple[dict[str, float], set[str]]]) -> None:
-    qrels = {f"q{i}": dict.fromkeys(relevant, 1) for i, (_, relevant) in enumerate(queries)}
+@given(st.lists(st.tuples(RUNS, GRADES), min_size=1, max_size=4))
+def test_means_equal_ir_measures(queries: list[tuple[dict[str, float], dict[str, int]]]) -> None:
+    qrels = {f"q{i}": relevant for i, (_, relevant) in enumerate(queries)}
     runs = {f"q{i}": run for i, (run, _) in enumerate(queries)}
     expected = ir_measures.calc_aggregate([RR, nDCG @ 10], qrels, runs)
     rankings = [(trec_order(run), relevant) for run, relevant in queries]

@@ -61,9 +61,9 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("output", [[], [Answer("")], [Answer(" ", [{"passage_id": "p"}])]])
+@pytest.mark.parametrize("output", [[], [Answer("")], [Answer(" ", [{"wikipedia_id": "9"}])]])
 def test_an_example_without_answer_is_refused(output: list[Answer]) -> None:
-    with pytest.raises(ImpRAGError, match="example '7' has no answer"):
+    with pytest.raises(ImpRAGError, match="example '7' has neither an answer nor a gold passage"):
         Example("7", "Who?", output)
 
 

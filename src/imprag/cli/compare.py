@@ -17,9 +17,12 @@ def compare(*runs: Path, html: Path | None = None, json: Json = False) -> None:
 
     - `imprag compare runs/bm25 runs/minilm runs/my-model > table.md`
     - `imprag compare runs/bm25 runs/my-model --html table.html`
+    - `imprag compare runs/my-model splade.trec`
 
     Args:
-        runs: Run folders, two at least.
+        runs: Run folders, two at least. All but the first may be TREC run files of other systems,
+            whose queries are named `TASK:ID` or `ID`: retrieval is scored with the first run's gold
+            passages.
         html: A file for a page with the table and plots; none is written if not given.
         json: Print one JSON object, with all metrics, instead of the table, which has exact match
             or accuracy, and recall@1 and @10.

@@ -19,6 +19,7 @@ def index(
     add: Names = None,
     remove: Names = None,
     compact: Flag = False,
+    dry_run: Flag = False,
     skip_bad_lines: Flag = False,
     compile: Flag = False,
 ) -> None:
@@ -35,6 +36,7 @@ def index(
     - `imprag index default notes/ --out both-index`
     - `imprag index psgs_w100.tsv --out wiki-index --kind ivfpq --model my-model`
     - `imprag index wiki.jsonl --out wiki-index --kind milvus --uri http://localhost:19530`
+    - `imprag index psgs_w100.tsv --out wiki-index --dry-run`
     - `imprag index notes/ --out my-index --update`, after the notes were edited
     - `imprag index --out my-index --add more.jsonl --remove p17 p18`
 
@@ -58,6 +60,8 @@ def index(
         remove: Ids of passages to remove from the index in `--out`.
         compact: Delete what the index in `--out` keeps of its state before the last change, for
             programs that still read it.
+        dry_run: Print what the index would take, of each kind or of `--kind`: time, disk, memory.
+            Build nothing.
         skip_bad_lines: Skip corpus lines that cannot be read, and list them. Without it, the first
             one is an error.
         compile: Compile the layers first: takes a minute, then saves about a fifth of the time.
@@ -75,11 +79,16 @@ def index(
             raise ImpRAGError("give the passages to add after --add, or all passages with --update")
     elif not corpora:
         raise ImpRAGError("say which corpus: default, a file or a folder")
+    if dry_run:
+        where = "with --dry-run"
+        refuse_without_effect(where, add=add, remove=remove, update=update, compact=compact)
     if update and overwrite:
         raise ImpRAGError("--update keeps embeddings and --overwrite drops them: choose one")
     INDEX_BACKENDS.find(kind or FLAT)
     made = Making(out, model, skip_bad_lines, compile)
-    if changes:
+    if dry_run:
+        made.plan(corpora, kind)
+    elif changes:
         made.change(add or [], remove or [])
     elif update:
         made.update(corpora, kind, uri)

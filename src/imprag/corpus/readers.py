@@ -27,7 +27,7 @@ from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home
 
 #: Raise it when the same files give other passages, so that cached corpora are read again.
-REVISION = 3
+REVISION = 4
 
 _DOCUMENT_WORDS = 100
 _LISTED_LINES = 100
@@ -393,12 +393,23 @@ def _passage(fields: Mapping[str, Any], make_id: Callable[[], str]) -> Passage:
         if name not in _OWN_FIELDS and isinstance(value, str | int | float) and value == value
     }
     given_id = _id(_first(fields, "id", "_id"))
+    title, text = _title(fields.get("title")), _text(_first(fields, "text", "contents"))
+    if not title and _is_missing(fields.get("text")):
+        title, text = _titled(text)
     return Passage(
         id=make_id() if given_id is None else given_id,
-        title=_title(fields.get("title")),
-        text=_text(_first(fields, "text", "contents")),
+        title=title,
+        text=text,
         meta={**(meta if isinstance(meta, Mapping) else {}), **others},
     )
+
+
+def _titled(contents: str) -> tuple[str, str]:
+    """Title and text of FlashRAG's ``contents``, whose first line is the title in quotes."""
+    line, _, text = contents.partition("\n")
+    if len(line) > 2 and line[0] == line[-1] == '"' and _VISIBLE.search(text):
+        return line[1:-1], text
+    return "", contents
 
 
 def _first(fields: Mapping[str, Any], *names: str) -> Any:

@@ -11,6 +11,7 @@ from imprag.evaluation.run_folder import PREDICTIONS, RunFolder
 from imprag.evaluation.scoring import summary
 from imprag.evaluation.statistics import PairedTest, paired_bootstrap
 from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
+from imprag.evaluation.trec import read_trec_run, score_trec_run
 from imprag.io.files import atomic_path
 from imprag.io.optional import missing
 
@@ -118,7 +119,8 @@ def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Co
     Only examples that all runs have are compared, and the notes say so.
 
     Args:
-        runs: at least two folders; the first is what the others are compared with.
+        runs: at least two folders; the first is what the others are compared with. These may also
+            be TREC run files, which are scored with the gold passages of the first.
         metrics: names of the metrics to compare, as in ``results.json``.
 
     Raises:
@@ -130,7 +132,7 @@ def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Co
     if unknown := [metric for metric in metrics if metric not in LABELS]:
         raise ImpRAGError(f"no metric {', '.join(unknown)}; there are {', '.join(LABELS)}")
     paths = [Path(run) for run in runs]
-    scored = [_read(path) for path in paths]
+    scored = [_read_trec(path, paths[0]) if path.is_file() else _read(path) for path in paths]
     rows: list[Row] = []
     notes: list[str] = []
     for task in dict.fromkeys(task for tasks in scored for task in tasks):
@@ -173,6 +175,18 @@ def _read(path: Path) -> dict[str, dict[str, _Scored]]:
             )
         scored = _Scored(prediction["answers"], prediction["metrics"])
         tasks[prediction["task"]][prediction["id"]] = scored
+    return tasks
+
+
+def _read_trec(path: Path, reference: Path) -> dict[str, dict[str, _Scored]]:
+    """The rankings of a TREC file as a run that was evaluated like the reference."""
+    if reference.is_file():
+        raise ImpRAGError(f"{reference} is a file: give a run folder first, whose gold counts")
+    predictions = list(RunFolder.open(reference).predictions())
+    answers = {(one["task"], one["id"]): one["answers"] for one in predictions}
+    tasks: dict[str, dict[str, _Scored]] = defaultdict(dict)
+    for (task, id), metrics in score_trec_run(read_trec_run(path), predictions).items():
+        tasks[task][id] = _Scored(answers[task, id], metrics)
     return tasks
 
 

@@ -20,7 +20,7 @@ def write_trec(run: RunFolder, tag: str) -> None:
     """Write ``run.trec`` and ``qrels.trec``, which ``trec_eval`` and ``ir_measures`` read.
 
     Queries are named ``TASK:ID``; white space in names is percent-encoded. Gold passages have
-    relevance 1.
+    relevance 1, unless the examples grade them.
 
     Args:
         run: a finished run.
@@ -33,16 +33,18 @@ def write_trec(run: RunFolder, tag: str) -> None:
         open(qrels_path, "w", encoding="utf-8") as qrels,
     ):
         for prediction in run.predictions():
-            query = _token(f"{prediction['task']}:{prediction['id']}")
-            for passage_id in dict.fromkeys(id for ids in prediction["gold"] for id in ids):
-                qrels.write(f"{query} 0 {_token(passage_id)} 1\n")
+            query = token(f"{prediction['task']}:{prediction['id']}")
+            gold = dict.fromkeys((id for ids in prediction["gold"] for id in ids), 1)
+            # Runs that an earlier version began have no grades.
+            for passage_id, grade in {**gold, **prediction.get("relevance", {})}.items():
+                qrels.write(f"{query} 0 {token(passage_id)} {grade}\n")
             below = math.inf
             for rank, passage in enumerate(prediction["passages"], 1):
                 # TREC tools sort by score in single precision, so scores must not tie.
                 score = min(passage["score"], below)
                 below = score - 1e-6 * max(1, abs(score))
-                name = _token(passage["id"])
-                ranking.write(f"{query} Q0 {name} {rank} {score:.9g} {_token(tag)}\n")
+                name = token(passage["id"])
+                ranking.write(f"{query} Q0 {name} {rank} {score:.9g} {token(tag)}\n")
 
 
 def write_kilt(run: RunFolder, page: Callable[[str], str]) -> None:
@@ -72,5 +74,6 @@ def _kilt(prediction: Prediction, page: Callable[[str], str]) -> dict[str, objec
     return {"id": prediction["id"], "output": [output]}
 
 
-def _token(text: str) -> str:
+def token(text: str) -> str:
+    """A name without white space, which is percent-encoded."""
     return re.sub(r"\s+", lambda match: quote(match[0]), text)

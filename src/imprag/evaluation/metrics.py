@@ -8,7 +8,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import regex  # type: ignore[import-untyped]
@@ -159,15 +159,20 @@ def reciprocal_rank(ranking: Sequence[str], relevant: Collection[str]) -> float:
     return next((1 / rank for rank, id in enumerate(ranking, 1) if id in relevant), 0.0)
 
 
-def ndcg(ranking: Sequence[str], relevant: Collection[str], k: int = 10) -> float:
-    """Normalised discounted cumulative gain of the top k; each relevant id has gain 1.
+def ndcg(ranking: Sequence[str], relevance: Mapping[str, int], k: int = 10) -> float:
+    """Normalised discounted cumulative gain of the top k, whose gains are their relevance.
+
+    This is trec_eval's ``ndcg_cut``.
 
     Raises:
         ImpRAGError: nothing is relevant.
     """
-    relevant = set(_known(relevant))
-    gain = sum(1 / math.log2(rank + 1) for rank, id in enumerate(ranking[:k], 1) if id in relevant)
-    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(relevant)) + 1))
+    best = sorted(_known(relevance).values(), reverse=True)
+    found = [relevance.get(id, 0) for id in ranking]
+    gain, ideal = (
+        sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains[:k], 1))
+        for gains in (found, best)
+    )
     return gain / ideal
 
 

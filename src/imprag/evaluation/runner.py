@@ -244,6 +244,7 @@ class _System:
                 "prompt": question.prompt,
                 "answers": example.answers,
                 "gold": [sorted(ids) for ids in evidence],
+                "relevance": example.relevance if evidence else {},
                 "passages": [self._found(item) for item in passages],
                 "hit_ranks": {},
                 "metrics": {},

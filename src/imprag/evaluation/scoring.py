@@ -30,7 +30,9 @@ def page_of(passage: "Passage") -> str:
 
 
 def score_answer(task: Task, example: Example, answer: str) -> dict[str, float]:
-    """Accuracy if answers are labels, otherwise exact match and F1."""
+    """Accuracy if answers are labels, otherwise exact match and F1; nothing if none is known."""
+    if not example.answers:
+        return {}
     names = ["accuracy"] if task.metric == "accuracy" else ["exact_match", "f1"]
     return {name: ANSWER_METRICS[name](answer, example.answers) for name in names}
 
@@ -57,7 +59,7 @@ def score_retrieval(
         texts: the parts of the passages' texts that a model sees; by default the whole texts.
     """
     scores: dict[str, float] = {}
-    if task.metric != "accuracy":
+    if task.metric != "accuracy" and example.answers:
         texts = _texts(found, texts)
         for k in RECALL_DEPTHS:
             scores[f"answer_recall@{k}"] = answer_recall(texts, example.answers, k)
@@ -65,9 +67,8 @@ def score_retrieval(
         ranking = [item.passage.id for item in found]
         for k in RECALL_DEPTHS:
             scores[f"passage_recall@{k}"] = provenance_recall(ranking, evidence, k)
-        relevant = frozenset[str]().union(*evidence)
-        scores["mrr"] = reciprocal_rank(ranking, relevant)
-        scores["ndcg@10"] = ndcg(ranking, relevant, 10)
+        scores["mrr"] = reciprocal_rank(ranking, example.relevance)
+        scores["ndcg@10"] = ndcg(ranking, example.relevance, 10)
         pages = [
             {_gold_page(reference, gold_pages) for reference in output.provenance}
             for output in example.output
@@ -94,7 +95,7 @@ def hit_ranks(
         ``answer``, unless answers are labels, and ``passage``, if the example has gold passages.
     """
     ranks: dict[str, int | None] = {}
-    if task.metric != "accuracy":
+    if task.metric != "accuracy" and example.answers:
         hits = (
             rank
             for rank, text in enumerate(_texts(found, texts), 1)

@@ -109,24 +109,8 @@ def build_index(
             use.
     """
     out = expand_home(out)
+    goal = _goal(passages, model_fingerprint, dimension, kind, dtype, location, seed)
     backend = INDEX_BACKENDS.find(kind)
-    if dtype not in DTYPES:
-        raise ImpRAGError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
-    if not len(passages):
-        raise ImpRAGError("the corpus is empty; there is nothing to index")
-    goal = IndexManifest(
-        backend=backend.backend,
-        kind=kind,
-        dimension=dimension,
-        count=len(passages),
-        dtype=dtype,
-        model_fingerprint=model_fingerprint,
-        corpus_fingerprint=passages.fingerprint,
-        settings=backend.settings(kind, dimension, len(passages), seed),
-        files={},
-        versions={},
-        location=location,
-    )
     backend.check_location(goal)
     plan = {**dataclasses.asdict(goal), "shard": shard_size, "batch": batch_size}
     work = building_folder(out)
@@ -138,8 +122,14 @@ def build_index(
             if is_free(out):
                 claim(work, plan, alone=alone, overwrite=overwrite)
                 if progress:
-                    prediction = _prediction(passages, goal, backend, shard_size, out)
-                    print(prediction, file=sys.stderr)
+                    predicted = predict_index(
+                        passages,
+                        dimension=dimension,
+                        kind=kind,
+                        dtype=dtype,
+                        shard_size=shard_size,
+                    )
+                    print(_prediction(predicted, goal, out), file=sys.stderr)
                 shards = _write_shards(
                     work / "shards", passages, encode, goal, shard_size, batch_size, progress
                 )
@@ -175,26 +165,93 @@ def _is_finished(out: Path, goal: IndexManifest) -> bool:
     return True
 
 
-def _prediction(
+@dataclasses.dataclass(frozen=True)
+class IndexPrediction:
+    """What an index takes, in bytes, before it is built.
+
+    Attributes:
+        kind: of the index.
+        disk: of the finished index, ids included; without the passages and the lexical index.
+        building: on disk while it is built.
+        memory: while it is built, in addition to the encoder's.
+        server: on the server that holds the vectors, if one does.
+    """
+
+    kind: str
+    disk: int
+    building: int
+    memory: int
+    server: int = 0
+
+
+def predict_index(
     passages: Passages,
-    goal: IndexManifest,
-    backend: type[PassageIndex],
-    shard_size: int,
-    out: Path,
-) -> str:
-    """One line on the disk and memory that the build will take."""
+    *,
+    dimension: int,
+    kind: str = "flat",
+    dtype: str = "float16",
+    shard_size: int = 8192,
+) -> IndexPrediction:
+    """The size of an index, computed from its settings and the ids of some passages.
+
+    Args:
+        passages, dimension, kind, dtype, shard_size: as for :func:`build_index`.
+
+    Raises:
+        ImpRAGError: the kind is unknown, or the corpus is empty or too small for it.
+    """
+    goal = _goal(passages, "", dimension, kind, dtype, "", 0)
     first = passages.passages(range(min(100, goal.count)))
     id_bytes = 8 + sum(len(passage.id.encode()) for passage in first) / len(first)
-    vector_bytes = goal.dimension * np.dtype(goal.dtype).itemsize
-    shards = goal.count * (vector_bytes + id_bytes)
+    vector_bytes = dimension * np.dtype(dtype).itemsize
+    shards = round(goal.count * (vector_bytes + id_bytes))
+    backend = INDEX_BACKENDS.find(kind)
     own_disk, own_memory = backend.footprint(goal)
-    disk, memory = shards + own_disk, max(4 * shard_size * vector_bytes, own_memory)
+    server = backend.server_footprint(goal)
+    disk = 0 if server else shards + own_disk
+    memory = max(4 * shard_size * vector_bytes, own_memory) + _BASE_MEMORY
+    return IndexPrediction(kind, disk, disk + shards, memory, server)
+
+
+def _prediction(predicted: IndexPrediction, goal: IndexManifest, out: Path) -> str:
+    """One line on the disk and memory that a build will take."""
     free = shutil.disk_usage(out.parent).free
+    server = f"{readable_size(predicted.server)} on the server, " if predicted.server else ""
     return (
         f"{goal.kind} index of {goal.count:,} passages, {goal.dimension} x {goal.dtype}: "
-        f"about {readable_size(disk)} on disk, {readable_size(disk + shards)} while building "
-        f"({readable_size(free)} are free), "
-        f"{readable_size(memory + _BASE_MEMORY)} of memory in addition to the encoder"
+        f"about {server}{readable_size(predicted.disk)} on disk, "
+        f"{readable_size(predicted.building)} while building ({readable_size(free)} are free), "
+        f"{readable_size(predicted.memory)} of memory in addition to the encoder"
+    )
+
+
+def _goal(
+    passages: Passages,
+    model_fingerprint: str,
+    dimension: int,
+    kind: str,
+    dtype: str,
+    location: str,
+    seed: int,
+) -> IndexManifest:
+    """The manifest to be, without files and versions."""
+    backend = INDEX_BACKENDS.find(kind)
+    if dtype not in DTYPES:
+        raise ImpRAGError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
+    if not len(passages):
+        raise ImpRAGError("the corpus is empty; there is nothing to index")
+    return IndexManifest(
+        backend=backend.backend,
+        kind=kind,
+        dimension=dimension,
+        count=len(passages),
+        dtype=dtype,
+        model_fingerprint=model_fingerprint,
+        corpus_fingerprint=passages.fingerprint,
+        settings=backend.settings(kind, dimension, len(passages), seed),
+        files={},
+        versions={},
+        location=location,
     )
 
 

@@ -175,8 +175,11 @@ class IndexFolder:
     def _rebuild(self, model: str) -> str:
         """The command that embeds the folder's own passages again."""
         own, path = str(self.corpus.path), str(self.path)
-        command = ["imprag", "index", own, "--model", model, "--out", path, "--overwrite"]
-        return shlex.join(command)
+        manifest = self.index.manifest
+        kind = [] if manifest.kind == "flat" else ["--kind", manifest.kind]
+        uri = ["--uri", manifest.location] if manifest.location else []
+        command = ["imprag", "index", own, "--model", model, *kind, *uri, "--out", path]
+        return shlex.join([*command, "--overwrite"])
 
     def search(
         self, queries: npt.NDArray[np.float32], k: int

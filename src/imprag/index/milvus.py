@@ -42,6 +42,12 @@ class MilvusIndex(RemoteIndex):
         return {"neighbours": 32, "ef_construction": 128, "ef_search": 200}
 
     @classmethod
+    def server_footprint(cls, goal: IndexManifest) -> int:
+        # A float32 vector and, in a graph, twice the neighbours on its lowest level.
+        graph = 8 * goal.settings.get("neighbours", 0)
+        return goal.count * (4 * goal.dimension + graph)
+
+    @classmethod
     def versions(cls) -> dict[str, str]:
         from importlib.metadata import version
 

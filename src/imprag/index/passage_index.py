@@ -84,6 +84,11 @@ class PassageIndex(abc.ABC):
         return 0, 0
 
     @classmethod
+    def server_footprint(cls, goal: IndexManifest) -> int:
+        """About how many bytes an index takes on its server; none by default."""
+        return 0
+
+    @classmethod
     def check_location(cls, goal: IndexManifest) -> None:
         """Look, before a build, whether the vectors can be written where the manifest says.
 

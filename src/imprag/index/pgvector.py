@@ -4,6 +4,7 @@ User and password come from libpq's environment (``PGUSER``, ``PGPASSWORD``, ``P
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -34,6 +35,12 @@ class PgvectorIndex(RemoteIndex):
         return {"neighbours": 32, "ef_construction": 128, "ef_search": 200}
 
     @classmethod
+    def server_footprint(cls, goal: IndexManifest) -> int:
+        # The table and the graph hold the vector each; a neighbour's address takes 6 bytes.
+        vector = goal.dimension * np.dtype(goal.dtype).itemsize
+        return goal.count * (2 * (vector + 32) + 12 * goal.settings["neighbours"])
+
+    @classmethod
     def versions(cls) -> dict[str, str]:
         from importlib.metadata import version
 
@@ -60,6 +67,7 @@ class _Table:
         self._location = location
         self._settings = manifest.settings
         self._dimension = manifest.dimension
+        self._lock = threading.Lock()  # a connection has one transaction at a time
         self._type = "halfvec" if manifest.dtype == "float16" else "vector"
 
     @cached_property
@@ -78,10 +86,11 @@ class _Table:
         import psycopg
 
         try:
-            if self._connection.closed:
-                del self._connection
-            with self._connection.transaction(), self._connection.cursor() as cursor:
-                yield cursor
+            with self._lock:
+                if self._connection.closed:
+                    del self._connection
+                with self._connection.transaction(), self._connection.cursor() as cursor:
+                    yield cursor
         except psycopg.Error as error:
             self.__dict__.pop("_connection", None)
             raise server_error(self._location, error) from error

@@ -19,8 +19,8 @@ class Answer:
     Attributes:
         answer: the text; empty if only the provenance is known.
         provenance: references to passages that prove the answer, such as
-            ``{"passage_id": "fb-12"}`` or KILT's ``{"wikipedia_id": "9228",
-            "start_paragraph_id": 3, …}``.
+            ``{"passage_id": "fb-12"}``, with a ``relevance`` where passages are graded, or KILT's
+            ``{"wikipedia_id": "9228", "start_paragraph_id": 3, …}``.
     """
 
     answer: str
@@ -34,7 +34,7 @@ class Example:
     Attributes:
         id: unique in its file.
         input: the bare question, statement or text, without prompt template.
-        output: the correct answers, at least one.
+        output: the correct answers, at least one; or, for retrieval alone, gold passages.
         meta: any JSON-like metadata, including texts that a prompt template names, such as the
             ``context`` of a reading comprehension question. ``group`` is a list of two texts: the
             entity and the relation that the example asks about (see `group`).
@@ -48,8 +48,10 @@ class Example:
     task: str = ""
 
     def __post_init__(self) -> None:
-        if not self.answers:
-            raise ImpRAGError(f"example '{self.id}' has no answer; it needs at least one")
+        if not self.answers and not self.gold_ids:
+            raise ImpRAGError(
+                f"example '{self.id}' has neither an answer nor a gold passage; it needs one"
+            )
 
     @property
     def answers(self) -> list[str]:
@@ -62,6 +64,16 @@ class Example:
         references = (reference for output in self.output for reference in output.provenance)
         ids = (reference.get("passage_id") for reference in references)
         return list(dict.fromkeys(str(id) for id in ids if id is not None))
+
+    @property
+    def relevance(self) -> dict[str, int]:
+        """The grade of each gold passage, 1 where none is given."""
+        references = [reference for output in self.output for reference in output.provenance]
+        return {
+            str(reference["passage_id"]): int(reference.get("relevance", 1))
+            for reference in references
+            if reference.get("passage_id") is not None
+        }
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -109,7 +121,7 @@ class Example:
             )
             for item in record.records("output")
         ]
-        if not any(item.answer.strip() for item in output):
+        if not any(item.answer.strip() or item.provenance for item in output):
             raise ImpRAGError(
                 f"{record.place}: field 'output' has no answer; "
                 'expected at least one object with an "answer"'

@@ -133,4 +133,5 @@ register_task(
     )
 )
 register_task(Task("aida", MENTION, normalize=_paper_markers))
+register_task(Task("beir", "{input}"))
 register_task(Task("entity_linking", MENTION, normalize=_paper_markers))

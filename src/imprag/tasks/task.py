@@ -8,9 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imprag.errors import ImpRAGError
+from imprag.io.files import expand_home
 from imprag.io.plugins import plugins
 from imprag.io.registry import Registry
+from imprag.tasks.beir import is_beir, read_beir
 from imprag.tasks.example import Example
+from imprag.tasks.flashrag import FIELDS as FLASHRAG
+from imprag.tasks.flashrag import read_flashrag
 from imprag.tasks.records import Record, read_records
 
 #: A function that turns the records of an official file into examples.
@@ -78,28 +82,33 @@ class Task:
         return random.Random(example.id).choice((self.template, *self.prompt_templates))
 
     def response(self, example: Example) -> str:
-        """The text that the model should generate: a space and the first answer."""
+        """The text that the model should generate: a space and the first answer.
+
+        Raises:
+            ImpRAGError: only passages are known, as in BEIR's data sets.
+        """
+        if not example.answers:
+            raise ImpRAGError(
+                f"example '{example.id}' of task '{self.name}' has no answer to learn; use it for "
+                "retrieval alone"
+            )
         return f" {example.answers[0]}"
 
-    def read(self, source: str | Path, split: str = "validation") -> Iterator[Example]:
-        """Yield the examples of an official file or of a file in KILT's form; see `read_records`.
+    def read(self, source: str | Path, split: str | None = None) -> Iterator[Example]:
+        """Yield the examples of a file, official or in KILT's or FlashRAG's form, or BEIR's folder.
 
         Examples that name another task are skipped.
+
+        Args:
+            source: as for `read_records`, or a folder in BEIR's form.
+            split: of a dataset, ``validation`` if not given; of BEIR's folder, ``test``.
 
         Raises:
             ImpRAGError: the file is missing, has another format, or holds no example of the task.
         """
-        records = read_records(source, split)
-        first = next(records, None)
-        if first is None:
-            raise ImpRAGError(f"{source} is empty; expected examples of task '{self.name}'")
-        records = itertools.chain([first], records)
-        reader = self.reader
-        if reader is None or {"input", "output"} <= first.keys():
-            reader = read_kilt
         others = set()
         found = False
-        for example in reader(records):
+        for example in self._examples(source, split):
             if example.task in ("", self.name):
                 found = True
                 example = replace(example, task=self.name)
@@ -109,6 +118,20 @@ class Task:
         if not found:
             held = f"; it holds {', '.join(sorted(others))}" if others else ""
             raise ImpRAGError(f"{source} holds no example of task '{self.name}'{held}")
+
+    def _examples(self, source: str | Path, split: str | None) -> Iterator[Example]:
+        if is_beir(folder := expand_home(source)):
+            return read_beir(folder, split)
+        records = read_records(source, split or "validation")
+        first = next(records, None)
+        if first is None:
+            raise ImpRAGError(f"{source} is empty; expected examples of task '{self.name}'")
+        reader = self.reader
+        if first.keys() >= FLASHRAG:
+            reader = read_flashrag
+        elif reader is None or {"input", "output"} <= first.keys():
+            reader = read_kilt
+        return reader(itertools.chain([first], records))
 
 
 def read_kilt(records: Iterable[Record]) -> Iterator[Example]:

@@ -72,11 +72,12 @@ def read_tasks(
 
             - a task of that benchmark;
             - ``FILE``: examples in KILT's form that name their tasks, all of which are read;
-            - ``TASK=FILE``: a task's official file, or one in KILT's form. Instead of a file, it
-              may be a dataset on the Hugging Face hub: ``nq=google-research-datasets/nq_open``.
+            - ``TASK=FILE``: a task's official file, or one in KILT's form or FlashRAG's. Instead of
+              a file, it may be a folder in BEIR's form, ``beir=scifact``, or a dataset on the
+              Hugging Face hub: ``nq=google-research-datasets/nq_open``.
         data: a benchmark folder, such as one made by ``imprag tasks build``.
-        split: the split to read. By default ``test`` of a benchmark and ``validation`` of a
-            dataset on the hub.
+        split: the split to read. By default ``test`` of a benchmark or of BEIR's folder, and
+            ``validation`` of a dataset on the hub.
 
     Raises:
         ImpRAGError: there is no such task, file or split, or a file has another format.
@@ -97,7 +98,7 @@ def read_tasks(
         if name in files:
             found.append(_of_benchmark(benchmark, name, files[name], split or "test"))
         else:
-            found += _of_file(name, split or "validation", files)
+            found += _of_file(name, split, files)
     return found
 
 
@@ -125,7 +126,7 @@ def _of_benchmark(
     return TaskExamples(task, list(task.read(files[split])), place)
 
 
-def _of_file(name: str, split: str, known: Iterable[str]) -> Iterator[TaskExamples]:
+def _of_file(name: str, split: str | None, known: Iterable[str]) -> Iterator[TaskExamples]:
     task, equals, source = name.partition("=")
     if equals:
         found = load_task(task)
