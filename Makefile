@@ -25,7 +25,7 @@ test: $(VENV)/dev
 # cache, adapters, index and KV cache, the command line. Each has an environment of its own.
 FAST := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,model frozen_passages load \
 	compact self_check support) index/test_build kv_cache/test_kv_build cli/test_cli))
-ALL_EXTRAS := demo,eval,train,milvus,pgvector,serve,integrations,dev
+ALL_EXTRAS := demo,eval,train,milvus,pgvector,ray,serve,integrations,dev
 EXTRAS := $(if $(FULL),$(ALL_EXTRAS),versions)
 
 test-newest test-lowest: test-%: .venv-%/$(if $(FULL),full,fast)

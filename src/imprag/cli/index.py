@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from imprag.cli.options import DEFAULT_MODEL, Flag, ModelOptions, Names, refuse_without_effect
+from imprag.cli.options import (
+    DEFAULT_MODEL,
+    HERE,
+    Flag,
+    ModelOptions,
+    Names,
+    RayOptions,
+    refuse_without_effect,
+)
 from imprag.errors import ImpRAGError
 
 FLAT = "flat"
@@ -20,6 +28,7 @@ def index(
     remove: Names = None,
     compact: Flag = False,
     dry_run: Flag = False,
+    ray: RayOptions = HERE,
     skip_bad_lines: Flag = False,
     compile: Flag = False,
 ) -> None:
@@ -37,6 +46,7 @@ def index(
     - `imprag index psgs_w100.tsv --out wiki-index --kind ivfpq --model my-model`
     - `imprag index wiki.jsonl --out wiki-index --kind milvus --uri http://localhost:19530`
     - `imprag index psgs_w100.tsv --out wiki-index --dry-run`
+    - `imprag index psgs_w100.tsv --out wiki-index --ray auto --workers 16 --worker-gpus 1`
     - `imprag index notes/ --out my-index --update`, after the notes were edited
     - `imprag index --out my-index --add more.jsonl --remove p17 p18`
 
@@ -74,7 +84,8 @@ def index(
     changes = add is not None or remove is not None
     if changes or (compact and not corpora):
         where = "with --add, --remove or --compact"
-        refuse_without_effect(where, kind=kind, uri=uri or None, overwrite=overwrite, update=update)
+        options = {"kind": kind, "uri": uri or None, "overwrite": overwrite, "ray": ray.ray}
+        refuse_without_effect(where, **options, update=update)
         if corpora:
             raise ImpRAGError("give the passages to add after --add, or all passages with --update")
     elif not corpora:
@@ -82,10 +93,11 @@ def index(
     if dry_run:
         where = "with --dry-run"
         refuse_without_effect(where, add=add, remove=remove, update=update, compact=compact)
+        refuse_without_effect(where, ray=ray.ray)
     if update and overwrite:
         raise ImpRAGError("--update keeps embeddings and --overwrite drops them: choose one")
     INDEX_BACKENDS.find(kind or FLAT)
-    made = Making(out, model, skip_bad_lines, compile)
+    made = Making(out, model, skip_bad_lines, compile, ray)
     if dry_run:
         made.plan(corpora, kind)
     elif changes:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imprag.cli.options import ModelOptions
+from imprag.cli.options import HERE, ModelOptions, RayOptions
 from imprag.corpus import Corpus, load_corpus
 from imprag.corpus.readers import SkippedLines
+from imprag.distributed.ray_data import LoadedModel
 from imprag.errors import ImpRAGError
 from imprag.evaluation.tables import markdown_table
 from imprag.index.backends import INDEX_BACKENDS
-from imprag.index.build import predict_index
+from imprag.index.build import MakeShards, predict_index
 from imprag.index.fitting import CutText, fit_documents
 from imprag.index.folder import IndexFolder
 from imprag.index.update import Updated, update_index, upsert_and_remove
@@ -28,13 +29,21 @@ class Making:
     model: ModelOptions
     skip_bad_lines: bool
     compile: bool
+    ray: RayOptions = HERE
 
     def build(self, corpora: Sequence[str], kind: str, uri: str, overwrite: bool) -> None:
         passages = self._load(corpora)
         encoder = self._encoder()
         passages, cut = self._fit(passages, encoder)
         folder = IndexFolder.build(
-            passages, encoder, self.out, kind=kind, location=uri, overwrite=overwrite, cut=cut
+            passages,
+            encoder,
+            self.out,
+            kind=kind,
+            location=uri,
+            overwrite=overwrite,
+            cut=cut,
+            make_shards=self._elsewhere(encoder),
         )
         self._say(f"{len(folder.corpus):,} passages, {kind} index")
 
@@ -80,6 +89,16 @@ class Making:
         added = () if passages is None else self._fit(passages, encoder)[0]
         name = self.model.model
         self._say_updated(upsert_and_remove(self.out, encoder, added, remove, model=name))
+
+    def _elsewhere(self, encoder: PassageEncoder) -> MakeShards | None:
+        """What makes shards on Ray; None if this process does."""
+        cluster = self.ray.cluster()
+        if cluster is None:
+            return None
+        own = self.model
+        return cluster.index_shards(
+            LoadedModel(own.model, own.dtype, own.device, self.compile), encoder
+        )
 
     def _load(self, corpora: Sequence[str]) -> Corpus:
         passages = load_corpus(corpora, skip_bad_lines=self.skip_bad_lines)

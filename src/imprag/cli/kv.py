@@ -5,7 +5,14 @@ from pathlib import Path
 
 import cyclopts
 
-from imprag.cli.options import DEFAULT_MODEL, Flag, ModelOptions, refuse_without_effect
+from imprag.cli.options import (
+    DEFAULT_MODEL,
+    HERE,
+    Flag,
+    ModelOptions,
+    RayOptions,
+    refuse_without_effect,
+)
 from imprag.corpus.prompt_files import prompts_of_file
 from imprag.errors import ImpRAGError
 
@@ -29,6 +36,7 @@ def build(
     overwrite: Flag = False,
     update: Flag = False,
     dry_run: Flag = False,
+    ray: RayOptions = HERE,
 ) -> None:
     """Store the keys and values of an index's passages at the layers that read them.
 
@@ -62,13 +70,13 @@ def build(
     """
     from imprag.kv_cache.build import build_kv_cache, predict_kv_cache, prediction
     from imprag.kv_cache.hot import most_retrieved
+    from imprag.kv_cache.manifest import states_fingerprint
 
     if (top_passages is None) != (prompts is None):
         raise ImpRAGError("--top-passages and --prompts belong together: the prompts choose")
     if update:
-        refuse_without_effect(
-            "with --update", codec=codec, kv_keep_ratio=kv_keep_ratio, overwrite=overwrite
-        )
+        options = {"codec": codec, "kv_keep_ratio": kv_keep_ratio, "ray": ray.ray}
+        refuse_without_effect("with --update", **options, overwrite=overwrite)
     codec, kv_keep_ratio = codec or DEFAULT_CODEC, 1.0 if kv_keep_ratio is None else kv_keep_ratio
     rag = model.load(index)
     rows = None
@@ -80,6 +88,13 @@ def build(
         sizes = predict_kv_cache(*what, codec=codec, kv_keep_ratio=kv_keep_ratio, rows=rows)
         print(prediction(sizes, codec, out))
         return
+    make_shards = None
+    if (cluster := ray.cluster()) is not None:
+        from imprag.distributed.ray_data import LoadedModel
+
+        worker = LoadedModel(model.model, model.dtype, model.device)
+        fingerprint = states_fingerprint(rag.model, rag.tokenizer)
+        make_shards = cluster.kv_shards(worker, fingerprint)
     store = build_kv_cache(
         *what,
         out,
@@ -88,6 +103,7 @@ def build(
         rows=rows,
         overwrite=overwrite,
         update=update,
+        make_shards=make_shards,
     )
     size = store.manifest.summary()["bytes_per_passage"]
     print(f"{out}: {len(store):,} passages, {size:,} bytes each", file=sys.stderr)

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from imprag.errors import ImpRAGError
 
 if TYPE_CHECKING:
+    from imprag.distributed.ray_data import RayCluster
     from imprag.pipeline import ImpRAG
 
 Flag = Annotated[bool, Parameter(negative="")]
@@ -77,6 +78,36 @@ class ModelOptions:
 
 
 DEFAULT_MODEL = ModelOptions()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Where a long job runs: here, or by Ray on many machines."""
+
+    ray: Annotated[
+        str | None,
+        Parameter(
+            help="Let workers of Ray do it: the address of a cluster (`auto`, `ray://head:10001`), "
+            "or `local` for workers on this machine. All must see the model and `--out` under the "
+            "same paths. If not given, this process does it."
+        ),
+    ] = None
+    workers: Annotated[int, Parameter(help="Number of Ray's workers; each loads the model.")] = 2
+    worker_gpus: Annotated[float, Parameter(help="GPUs of each worker; .5 lets two share one.")] = (
+        0.0
+    )
+
+    def cluster(self) -> "RayCluster | None":
+        """Where shards are made; None for this process."""
+        if self.ray is None:
+            return None
+        from imprag.distributed.ray_data import RayCluster
+
+        return RayCluster(self.ray, self.workers, self.worker_gpus)
+
+
+HERE = RayOptions()
 
 
 def refuse_without_effect(where: str, **values: Any) -> None:

@@ -14,9 +14,10 @@ interrupted ends with the same bytes as one that was not.
 """
 
 import dataclasses
+import io
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -53,6 +54,11 @@ _BASE_MEMORY = 150_000_000  # Python with NumPy, Arrow and FAISS
 
 
 Encode = Callable[[Sequence[Passage]], FloatArray]
+Note = Callable[[int], object]
+MakeShards = Callable[["Passages", int, Mapping[int, range], Note], Iterator[tuple[int, bytes]]]
+"""Embeds shards: from the passages, the batch size and the rows of every missing shard to the
+number of each shard with its content, as :func:`shard_content` makes it, in any order. The last
+argument is told how many more passages have been embedded."""
 
 
 class Passages(Protocol):
@@ -81,6 +87,7 @@ def build_index(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    make_shards: MakeShards | None = None,
 ) -> PassageIndex:
     """Embed passages and index them; resumes an interrupted build.
 
@@ -101,6 +108,7 @@ def build_index(
         overwrite: delete an index of other passages, of another model or with other settings,
             finished or not, and rebuild.
         progress: tell on standard error how much disk and memory it will take, and show a bar.
+        make_shards: makes the missing shards in the place of ``encode``; see `MakeShards`.
 
     Raises:
         ImpRAGError: ``out`` holds something else; an unfinished build there has other settings; the
@@ -130,8 +138,9 @@ def build_index(
                         shard_size=shard_size,
                     )
                     print(_prediction(predicted, goal, out), file=sys.stderr)
+                make = make_shards or partial(_make_shards, encode, dimension, dtype)
                 shards = _write_shards(
-                    work / "shards", passages, encode, goal, shard_size, batch_size, progress
+                    work / "shards", passages, make, goal.count, shard_size, batch_size, progress
                 )
                 _write_index(work / "index", shards, goal, backend, progress)
                 move_into_place(work / "index", out)
@@ -258,53 +267,82 @@ def _goal(
 def _write_shards(
     folder: Path,
     passages: Passages,
-    encode: Encode,
-    goal: IndexManifest,
+    make: MakeShards,
+    count: int,
     shard_size: int,
     batch_size: int,
     progress: bool,
 ) -> list[Path]:
     """Embed what is not embedded yet; the paths of all shards, in order."""
-    shards = [range(n, min(n + shard_size, goal.count)) for n in range(0, goal.count, shard_size)]
+    shards = [range(n, min(n + shard_size, count)) for n in range(0, count, shard_size)]
     paths = numbered_files(folder)
-    done = sum(len(shards[number]) for number in paths)
-    with progress_bar("Encoding", goal.count, progress, done) as bar:
-        for number, rows in enumerate(shards):
-            if number not in paths:
-                batches = [rows[n : n + batch_size] for n in range(0, len(rows), batch_size)]
-                shard = _shard(passages, encode, goal, batches, bar)
-                file = write_file(folder, f"{number:06}.arrow", partial(_write_batch, shard))
-                paths[number] = folder / file.name
+    missing = {number: rows for number, rows in enumerate(shards) if number not in paths}
+    done = count - sum(map(len, missing.values()))
+    with progress_bar("Encoding", count, progress, done) as bar:
+        for number, content in make(passages, batch_size, missing, bar.update):
+            file = write_file(folder, f"{number:06}.arrow", partial(_write, content))
+            paths[number] = folder / file.name
     return [paths[number] for number in range(len(shards))]
 
 
-def _shard(
-    passages: Passages, encode: Encode, goal: IndexManifest, batches: list[range], bar: Any
-) -> pa.RecordBatch:
-    """Ids and embeddings of some passages."""
+def _write(content: bytes, stream: BinaryIO) -> None:
+    stream.write(content)
+
+
+def _make_shards(
+    encode: Encode,
+    dimension: int,
+    dtype: str,
+    passages: Passages,
+    batch_size: int,
+    missing: Mapping[int, range],
+    note: Note,
+) -> Iterator[tuple[int, bytes]]:
+    for number, rows in missing.items():
+        yield number, shard_content(encode, dimension, dtype, passages, rows, batch_size, note)
+
+
+def shard_content(
+    encode: Encode,
+    dimension: int,
+    dtype: str,
+    passages: Passages,
+    rows: range,
+    batch_size: int,
+    note: Note,
+) -> bytes:
+    """The file of a shard: an Arrow file with ids and embeddings.
+
+    Args:
+        encode, dimension, dtype, passages, batch_size: as for :func:`build_index`.
+        rows: of the shard's passages.
+        note: is told how many more passages have been embedded.
+
+    Raises:
+        ImpRAGError: ``encode`` gives something else than finite embeddings of its passages.
+    """
     ids: list[str] = []
     embeddings: list[npt.NDArray[Any]] = []
-    for rows in batches:
-        batch = passages.passages(rows)
+    for start in range(0, len(rows), batch_size):
+        batch = passages.passages(rows[start : start + batch_size])
         made = encode(batch)
         where = f"passages {batch[0].id!r} to {batch[-1].id!r}"
         if len(made) != len(batch):
             raise ImpRAGError(f"{where}: {len(batch)} passages, but {len(made)} embeddings")
         try:
-            made = checked_embeddings(made, goal.dimension, goal.dtype)
+            made = checked_embeddings(made, dimension, dtype)
         except ImpRAGError as error:
             raise ImpRAGError(f"{where}: {error}") from error
         ids += [passage.id for passage in batch]
-        embeddings.append(made.astype(goal.dtype))
-        bar.update(len(batch))
+        embeddings.append(made.astype(dtype))
+        note(len(batch))
     values = pa.array(np.concatenate(embeddings).ravel())
-    vectors = pa.FixedSizeListArray.from_arrays(values, goal.dimension)
-    return pa.record_batch({"id": pa.array(ids, pa.large_string()), "embedding": vectors})
-
-
-def _write_batch(batch: pa.RecordBatch, stream: BinaryIO) -> None:
-    with pa.ipc.new_file(stream, batch.schema) as writer:
-        writer.write_batch(batch)
+    vectors = pa.FixedSizeListArray.from_arrays(values, dimension)
+    shard = pa.record_batch({"id": pa.array(ids, pa.large_string()), "embedding": vectors})
+    stream = io.BytesIO()
+    with pa.ipc.new_file(stream, shard.schema) as writer:
+        writer.write_batch(shard)
+    return stream.getvalue()
 
 
 def _read_batch(path: Path) -> pa.RecordBatch:

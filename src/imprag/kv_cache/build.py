@@ -11,16 +11,15 @@ import itertools
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 import transformers
-from torch import Tensor
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
@@ -45,7 +44,7 @@ from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
 from imprag.io.progress import progress_bar
 from imprag.kv_cache.cache import check_independent, encode_parts
-from imprag.kv_cache.codecs.base import Codec, Parts, check_parts, needs_fit, untrained_codec
+from imprag.kv_cache.codecs.base import Codec, check_parts, needs_fit, untrained_codec
 from imprag.kv_cache.manifest import (
     KVCacheManifest,
     Shard,
@@ -58,6 +57,13 @@ from imprag.model.text import passage_tokens
 
 SHARD_BYTES = 256_000_000
 _BATCH = 1024
+
+MakeShards = Callable[
+    [Corpus, Codec, float, Mapping[int, Sequence[int]]], Iterator[tuple[int, bytes]]
+]
+"""Encodes shards: from the corpus, the codec, the share of tokens to keep and the rows of every
+missing shard to the number of each shard with its content, as :func:`shard_content` makes it, in
+any order."""
 _SAMPLE = 256  # passages to fit a codec to, and to predict sizes from
 
 
@@ -104,6 +110,7 @@ def build_kv_cache(
     overwrite: bool = False,
     update: bool = False,
     progress: bool = True,
+    make_shards: MakeShards | None = None,
 ) -> DiskStore:
     """Store the keys and values of passages at layers b..t; resumes an interrupted build.
 
@@ -123,6 +130,7 @@ def build_kv_cache(
         update: add the passages whose text a finished KV cache in ``out`` lacks, with its own
             ``codec`` and ``kv_keep_ratio``. What it holds of other passages stays.
         progress: tell on standard error how much disk it takes, and show a bar.
+        make_shards: makes the missing shards in the place of ``model``; see `MakeShards`.
 
     Raises:
         ImpRAGError: ``out`` holds something else; an unfinished build there has other settings;
@@ -179,12 +187,8 @@ def build_kv_cache(
             learned = _learned(parts, coder, corpus, model, tokenizer, rows, seed)
             shards = [rows[n : n + shard_passages] for n in range(0, len(rows), shard_passages)]
 
-            def encode(shard: Sequence[int]) -> dict[str, Tensor]:
-                passages = corpus.passages(shard)
-                coded = encode_parts(model, tokenizer, passages, coder, kv_keep_ratio)
-                return _shard(passages, coded)
-
-            _write_shards(parts, shards, encode, len(rows), progress)
+            make = make_shards or partial(_make_shards, model, tokenizer)
+            _write_shards(parts, shards, partial(make, corpus, coder, kv_keep_ratio), progress)
             _finish(parts, goal, learned)
             move_into_place(parts, out)
         store = _finished(out, corpus, goal, rows)
@@ -245,55 +249,69 @@ def fit_codec(
 def _write_shards(
     folder: Path,
     shards: Sequence[Sequence[int]],
-    encode: Callable[[Sequence[int]], dict[str, Tensor]],
-    count: int,
+    make: Callable[[Mapping[int, Sequence[int]]], Iterator[tuple[int, bytes]]],
     progress: bool,
 ) -> None:
-    """Encode the shards that are missing."""
+    """Make the shards that are missing."""
     there = numbered_files(folder)
-    done = sum(len(shards[number]) for number in there)
+    missing = {number: rows for number, rows in enumerate(shards) if number not in there}
+    count = sum(map(len, shards))
+    done = count - sum(map(len, missing.values()))
     with progress_bar("Encoding", count, progress, done) as bar:
-        for number, rows in enumerate(shards):
-            if number in there:
-                continue
-            _write_shard(folder, number, encode(rows))
-            bar.update(len(rows))
+        for number, content in make(missing):
+            _write_shard(folder, number, content)
+            bar.update(len(missing[number]))
 
 
-def _write_shard(folder: Path, number: int, content: dict[str, Tensor]) -> StoredFile:
-    return write_file(folder, f"{number:06}.safetensors", partial(_write_tensors, content))
+def _write_shard(folder: Path, number: int, content: bytes) -> StoredFile:
+    return write_file(folder, f"{number:06}.safetensors", lambda stream: stream.write(content))
 
 
-def _shard(passages: Sequence[Passage], coded: list[Parts]) -> dict[str, Tensor]:
-    """The tensors of a shard: the concatenated parts of its passages, (vectors, width) each.
+def _make_shards(
+    model: ImpRAGModel,
+    tokenizer: Any,
+    corpus: Corpus,
+    codec: Codec,
+    kv_keep_ratio: float,
+    missing: Mapping[int, Sequence[int]],
+) -> Iterator[tuple[int, bytes]]:
+    for number, rows in missing.items():
+        passages = corpus.passages(rows)
+        yield number, shard_content(model, tokenizer, passages, codec, kv_keep_ratio)
+
+
+def shard_content(
+    model: ImpRAGModel,
+    tokenizer: Any,
+    passages: Sequence[Passage],
+    codec: Codec,
+    kv_keep_ratio: float,
+) -> bytes:
+    """The file of a shard: the concatenated parts of its passages, (vectors, width) each.
 
     ``starts`` are the passages' first tokens, with their number at the end.
     """
+    coded = encode_parts(model, tokenizer, passages, codec, kv_keep_ratio)
     check_parts(coded[0])
     lengths = [next(iter(parts.values())).shape[3] for parts in coded]
-    return {
-        "texts": torch.from_numpy(text_hashes(passages).view(np.int64).reshape(-1, 2)),
-        "starts": torch.tensor([0, *itertools.accumulate(lengths)]),
-        **{
-            name: torch.cat([parts[name].cpu().flatten(0, 3) for parts in coded])
-            for name in coded[0]
-        },
-    }
-
-
-def _write_tensors(tensors: dict[str, Tensor], stream: BinaryIO) -> None:
-    stream.write(safetensors.torch.save(tensors))
+    return safetensors.torch.save(
+        {
+            "texts": torch.from_numpy(text_hashes(passages).view(np.int64).reshape(-1, 2)),
+            "starts": torch.tensor([0, *itertools.accumulate(lengths)]),
+            **{
+                name: torch.cat([parts[name].cpu().flatten(0, 3) for parts in coded])
+                for name in coded[0]
+            },
+        }
+    )
 
 
 def _finish(folder: Path, goal: KVCacheManifest, learned: StoredFile | None) -> None:
     """Write the manifest; every shard is compared with its checksum on the way."""
     shards = []
     for _, path in sorted(numbered_files(folder).items()):
-        digest = check_name(path)
-        with safetensors.safe_open(path, "pt") as file:
-            starts = file.get_tensor("starts")
-        stored = StoredFile(path.name, path.stat().st_size, digest)
-        shards.append(Shard(stored, len(starts) - 1, int(starts[-1])))
+        stored = StoredFile(path.name, path.stat().st_size, check_name(path))
+        shards.append(_described(path, stored))
     dataclasses.replace(
         goal,
         tokens=sum(shard.tokens for shard in shards),
@@ -301,6 +319,13 @@ def _finish(folder: Path, goal: KVCacheManifest, learned: StoredFile | None) -> 
         codec_file=learned,
         versions=versions(torch=torch.__version__, transformers=transformers.__version__),
     ).write(folder)
+
+
+def _described(path: Path, stored: StoredFile) -> Shard:
+    """What the manifest says about a shard."""
+    with safetensors.safe_open(path, "pt") as file:
+        starts = file.get_tensor("starts")
+    return Shard(stored, len(starts) - 1, int(starts[-1]))
 
 
 def _finished(out: Path, corpus: Corpus, goal: KVCacheManifest, rows: Sequence[int]) -> DiskStore:
@@ -348,12 +373,11 @@ def _update(
         with progress_bar("Encoding", len(missing), progress) as bar:
             for start in range(0, len(missing), shard_passages):
                 passages = corpus.passages(missing[start : start + shard_passages])
-                coded = encode_parts(
+                content = shard_content(
                     model, tokenizer, passages, store.codec, manifest.kv_keep_ratio
                 )
-                content = _shard(passages, coded)
                 file = _write_shard(out, len(manifest.shards), content)
-                shard = Shard(file, len(passages), int(content["starts"][-1]))
+                shard = _described(out / file.name, file)
                 manifest = manifest.with_shard(shard)
                 manifest.write(out)
                 bar.update(len(passages))

@@ -1,0 +1,1 @@
+"""Long jobs on many machines."""

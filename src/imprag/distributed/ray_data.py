@@ -1,0 +1,275 @@
+"""Embedding a corpus and building a KV cache with Ray Data, on one machine or many.
+
+Workers, each with a model of its own, make the same shards as a single process; they come back to
+the process that writes them, so that an interrupted job goes on like any other build. The corpus is
+read from its folder, which every machine must see under the same path. A worker or a machine that
+is lost costs its unfinished shards, which Ray gives to others.
+"""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+
+from imprag.corpus import Corpus
+from imprag.errors import ImpRAGError
+from imprag.index.build import shard_content as index_shard
+from imprag.io.optional import require
+from imprag.kv_cache.build import shard_content as kv_shard
+from imprag.kv_cache.codecs.base import Codec, needs_fit, untrained_codec
+from imprag.kv_cache.manifest import states_fingerprint
+from imprag.model.load import load_pretrained
+from imprag.model.passage_encoder import PassageEncoder
+
+LOCAL = "local"
+Shards = Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Which model a worker loads, by the arguments of :func:`imprag.model.load_pretrained`.
+
+    Attributes:
+        name, dtype, device: as there; a folder must be there on every machine.
+        compile: compile the layers that embed.
+    """
+
+    name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+
+    def load(self) -> tuple[Any, Any]:
+        """The model and its tokenizer."""
+        model, tokenizer = load_pretrained(self.name, self.dtype, self.device)
+        if self.compile:
+            model.compile_bottom()
+        return model, tokenizer
+
+
+class _Worker:
+    """Makes shards; Ray Data keeps one for each place and calls it with one shard at a time.
+
+    Args:
+        corpus: the folder of the corpus.
+        fingerprint: of the corpus.
+    """
+
+    def __init__(self, corpus: str, fingerprint: str) -> None:
+        self.corpus = Corpus.open(Path(corpus))
+        if self.corpus.fingerprint != fingerprint:
+            raise ImpRAGError(f"{corpus} is another corpus on this machine")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        contents = np.empty(len(batch["number"]), object)
+        contents[:] = [self.make(rows.tolist()) for rows in batch["rows"]]
+        return {"number": batch["number"], "content": contents}
+
+    def make(self, rows: list[int]) -> bytes:
+        """The content of a shard's file."""
+        raise NotImplementedError
+
+
+class _IndexWorker(_Worker):
+    def __init__(
+        self, corpus: str, fingerprint: str, model: LoadedModel, made_by: str, **settings: Any
+    ) -> None:
+        super().__init__(corpus, fingerprint)
+        self.encoder = PassageEncoder(*model.load())
+        _check_model(self.encoder.fingerprint(), made_by, model.name)
+        self.settings = settings
+
+    def make(self, rows: list[int]) -> bytes:
+        return index_shard(
+            self.encoder,
+            passages=self.corpus,
+            rows=range(rows[0], rows[-1] + 1),
+            note=lambda count: None,
+            **self.settings,
+        )
+
+
+class _KVWorker(_Worker):
+    def __init__(
+        self,
+        corpus: str,
+        fingerprint: str,
+        model: LoadedModel,
+        made_by: str,
+        codec: str,
+        learned: bytes,
+        kv_keep_ratio: float,
+    ) -> None:
+        super().__init__(corpus, fingerprint)
+        self.model, self.tokenizer = model.load()
+        _check_model(states_fingerprint(self.model, self.tokenizer), made_by, model.name)
+        self.codec = untrained_codec(codec, self.model.decoder.head_dim)
+        if learned:
+            self.codec.load_state(safetensors.torch.load(learned))
+        self.kv_keep_ratio = kv_keep_ratio
+
+    def make(self, rows: list[int]) -> bytes:
+        passages = self.corpus.passages(rows)
+        return kv_shard(self.model, self.tokenizer, passages, self.codec, self.kv_keep_ratio)
+
+
+def _check_model(own: str, wanted: str, name: str) -> None:
+    if own != wanted:
+        raise ImpRAGError(f"{name} is another model on this machine")
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Where shards are made.
+
+    Attributes:
+        address: of a running cluster, such as ``ray://head:10001`` or ``auto``; ``local`` starts
+            one on this machine.
+        workers: number of models at once.
+        worker_gpus: GPUs for each; a share lets several use one.
+        worker_cpus: CPU cores for each.
+
+    Raises:
+        ImpRAGError: Ray is not installed, or a number makes no sense.
+    """
+
+    address: str = LOCAL
+    workers: int = 2
+    worker_gpus: float = 0
+    worker_cpus: int = 1
+
+    def __post_init__(self) -> None:
+        require("a build on many machines", "ray", "ray")
+        if self.workers < 1 or self.worker_cpus < 1 or self.worker_gpus < 0:
+            raise ImpRAGError(
+                "there must be at least one worker with one core, and no negative number of GPUs"
+            )
+
+    def index_shards(
+        self, model: LoadedModel, encoder: PassageEncoder, dtype: str = "float16"
+    ) -> Callable[..., Iterator[tuple[int, bytes]]]:
+        """What :func:`imprag.index.build_index` takes as ``make_shards``.
+
+        Args:
+            model: that workers load.
+            encoder: the same model here.
+            dtype: of the index.
+        """
+        made_by, dimension = encoder.fingerprint(), encoder.dimension
+
+        def make(
+            passages: Corpus, batch_size: int, missing: Mapping[int, range], note: Any
+        ) -> Iterator[tuple[int, bytes]]:
+            arguments = {
+                **_corpus(passages),
+                "model": model,
+                "made_by": made_by,
+                "dimension": dimension,
+                "dtype": dtype,
+                "batch_size": batch_size,
+            }
+            for number, content in self._run(_IndexWorker, arguments, missing):
+                note(len(missing[number]))
+                yield number, content
+
+        return make
+
+    def kv_shards(
+        self, model: LoadedModel, made_by: str
+    ) -> Callable[..., Iterator[tuple[int, bytes]]]:
+        """What :func:`imprag.kv_cache.build_kv_cache` takes as ``make_shards``.
+
+        Args:
+            model: that workers load.
+            made_by: the fingerprint of its states.
+        """
+
+        def make(
+            corpus: Corpus, codec: Codec, kv_keep_ratio: float, missing: Shards
+        ) -> Iterator[tuple[int, bytes]]:
+            arguments = {
+                **_corpus(corpus),
+                "model": model,
+                "made_by": made_by,
+                "codec": codec.name,
+                "learned": safetensors.torch.save(codec.state()) if needs_fit(codec) else b"",
+                "kv_keep_ratio": kv_keep_ratio,
+            }
+            return self._run(_KVWorker, arguments, missing)
+
+        return make
+
+    def _run(
+        self, worker: type[_Worker], arguments: dict[str, Any], missing: Shards
+    ) -> Iterator[tuple[int, bytes]]:
+        """The numbers and contents of shards, as they get ready."""
+        if not missing:
+            return
+        import ray.data
+        from ray.exceptions import RayError
+
+        try:
+            with _connection(self.address):
+                # One block for each shard: what is lost with a machine is made again.
+                rows = [{"number": n, "rows": list(one)} for n, one in missing.items()]
+                shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                    worker,
+                    batch_size=1,
+                    concurrency=min(self.workers, len(rows)),
+                    num_cpus=self.worker_cpus,
+                    num_gpus=self.worker_gpus or None,
+                    fn_constructor_kwargs=arguments,
+                )
+                for row in shards.iter_rows():
+                    yield int(row["number"]), row["content"]
+        except (RayError, OSError, ValueError) as error:
+            raise ImpRAGError(
+                f"the job on Ray at {self.address} failed: {_cause(error)}; what is finished is "
+                "kept, and the same command goes on"
+            ) from error
+
+
+@contextlib.contextmanager
+def _connection(address: str) -> Iterator[None]:
+    """A connection to a cluster; the one that this process has already is used and kept."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _check_reachable(address)
+    # Workers import what this process does, and their own words go to Ray's log files.
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a cluster that does not answer; Ray itself tries for minutes.
+
+    Raises:
+        OSError: it does not.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _corpus(corpus: Corpus) -> dict[str, str]:
+    return {"corpus": str(corpus.path.resolve()), "fingerprint": corpus.fingerprint}
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong, perhaps in a worker, whose traceback is in the error's text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    own = f"{ImpRAGError.__module__}.{ImpRAGError.__name__}: "
+    found = next((line for line in reversed(lines) if line.startswith(own)), None)
+    return (found or (lines or [type(error).__name__])[-1]).removeprefix(own)[:300]
