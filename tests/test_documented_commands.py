@@ -77,14 +77,15 @@ def with_runs(command: list[str]) -> list[str]:
 
 
 def without_server(command: list[str]) -> list[str]:
-    """The command with the vectors in its folder; tests/index/test_remote.py has real servers."""
-    if "--uri" not in command:
-        return command
-    return [
-        word
-        for before, word in itertools.pairwise(["", *command])
-        if not {before, word} & {"--uri", "--kind"}
-    ]
+    """The command by this process, with the vectors in its folder.
+
+    tests/index/test_remote.py and tests/distributed have real servers and a real cluster.
+    """
+    dropped = {"--ray", "--workers"}
+    if "--uri" in command:
+        dropped |= {"--uri", "--kind"}
+    pairs = itertools.pairwise(["", *command])
+    return [word for before, word in pairs if not {before, word} & dropped]
 
 
 #: How each command is run here.
@@ -98,7 +99,7 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "train": with_options("--dry-run"),  # the recipe, its overrides and its data are read
     "bench": with_options(),
     "eval": with_options("--limit", "1"),
-    "kv build": with_options(),
+    "kv build": without_server,
     "tasks list": with_options(),
     "tasks build": with_options(),
     "tasks import": with_options(),

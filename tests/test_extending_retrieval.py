@@ -58,8 +58,8 @@ def test_the_command_line_uses_the_example(
     [
         (
             "index default --out x --kind nope",
-            "unknown index kind 'nope'; known are flat, ivfpq, hnsw, mystore (packages add others "
-            "under the entry-point group imprag.index_backends)",
+            "unknown index kind 'nope'; known are flat, ivfpq, hnsw, milvus, milvus-ivf, pgvector, "
+            "mystore (packages add others under the entry-point group imprag.index_backends)",
         ),
         (
             "search who? --retrieval nope",

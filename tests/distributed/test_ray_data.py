@@ -158,8 +158,6 @@ def test_commands_run_on_a_cluster(
     where = ("--ray", cluster.address, "--workers", "2")
     built = ("index", str(home / "corpus"), "--out", str(tmp_path / "index"), *model, *where)
     assert main([*built]) == 0
-    kv = ("kv", "build", "--index", str(tmp_path / "index"), "--out", str(tmp_path / "kv"), *model)
-    assert main([*kv, *where]) == 0
     capsys.readouterr()
     assert main([*built[:-1], "0"]) == 2
     assert "at least one worker" in capsys.readouterr().err

@@ -7,6 +7,7 @@ is lost costs its unfinished shards, which Ray gives to others.
 """
 
 import contextlib
+import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ class RayCluster:
                 shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                     worker,
                     batch_size=1,
-                    concurrency=min(self.workers, len(rows)),
+                    compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),
                     num_cpus=self.worker_cpus,
                     num_gpus=self.worker_gpus or None,
                     fn_constructor_kwargs=arguments,
@@ -246,6 +247,8 @@ def _connection(address: str) -> Iterator[None]:
     # Workers import what this process does, and their own words go to Ray's log files.
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray", "ray.data"):  # an error is told by its own line, without a traceback
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
