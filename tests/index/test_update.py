@@ -11,8 +11,8 @@ import pytest
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.index.folder import CORPUS, INDEX, LEXICAL, IndexFolder
-from imprag.index.states import POINTER, STATES
+from imprag.index.folder import IndexFolder
+from imprag.index.states import CORPUS, INDEX, LEXICAL, POINTER, STATES
 from imprag.index.update import Updated, compact, update_index, upsert_and_remove
 
 DIMENSION = 8
@@ -50,7 +50,7 @@ def edited() -> list[Passage]:
 
 
 def built(passages: Sequence[Passage], folder: Path, **settings: object) -> IndexFolder:
-    corpus = Corpus.build(passages, folder.with_name(f"{folder.name}-corpus"))
+    corpus = Corpus.build(passages, folder.with_name(f"{folder.name}-{len(passages)}"))
     return IndexFolder.build(corpus, Encoder(), folder, progress=False, **settings)
 
 
@@ -186,6 +186,38 @@ def test_a_damaged_pointer_is_said(path: Path) -> None:
         (path / POINTER).write_text(content)
         with pytest.raises(ImpRAGError, match=r"state\.json"):
             IndexFolder.open(path)
+
+
+@pytest.mark.parametrize("updates", [0, 1, 2])
+def test_overwriting_takes_a_damaged_pointer_for_none(path: Path, updates: int) -> None:
+    for n in range(updates):
+        upsert_and_remove(path, Encoder(), [Passage("p0", "", f"text {n}")], progress=False)
+    (path / POINTER).write_text('{"state": "x"}')
+    corpus = Corpus.build(PASSAGES[:5], path.parent / "other")
+    with pytest.raises(ImpRAGError, match=r"state\.json is damaged.*--overwrite"):
+        IndexFolder.build(corpus, Encoder(), path, progress=False)
+    IndexFolder.build(corpus, Encoder(), path, overwrite=True, progress=False)
+    assert list(IndexFolder.open(path).corpus) == PASSAGES[:5]
+    assert {one.name for one in path.iterdir()} == {CORPUS, INDEX, LEXICAL}
+
+
+def test_overwriting_deletes_nothing_of_another_program(tmp_path: Path) -> None:
+    names = [POINTER, f"{STATES}/000001/data", f"{INDEX}/page.html", f"{CORPUS}/letters.txt"]
+    for name in names:
+        (tmp_path / "theirs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "theirs" / name).write_text('{"version": 3}')
+    with pytest.raises(ImpRAGError, match="is in the way"):
+        built(PASSAGES, tmp_path / "theirs", overwrite=True)
+    there = [one for one in (tmp_path / "theirs").rglob("*") if one.is_file()]
+    assert {one.relative_to(tmp_path / "theirs").as_posix() for one in there} == set(names)
+
+
+def test_a_refused_build_leaves_the_index_that_it_should_replace(path: Path) -> None:
+    with pytest.raises(ImpRAGError, match="needs at least"):
+        built(PASSAGES[:5], path, overwrite=True, kind="ivfpq")
+    with pytest.raises(ImpRAGError, match="leave --uri out"):
+        built(PASSAGES[:6], path, overwrite=True, location="http://127.0.0.1:1")
+    assert list(IndexFolder.open(path).corpus) == PASSAGES
 
 
 def test_a_build_after_updates(path: Path) -> None:

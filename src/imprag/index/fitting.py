@@ -12,10 +12,10 @@ from tqdm import tqdm
 from imprag.corpus import Corpus, Passage
 from imprag.corpus.readers import JoinedReader, SkippedLines
 from imprag.corpus.text import split_text
+from imprag.index.states import CUT
 from imprag.io.files import cache_dir, read_json, write_json
 from imprag.io.locking import make_once
 
-CUT = "cut.json"
 _BATCH = 1024
 _MOST_WORDS = 64  # of the parts of a passage that was too long
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ import numpy.typing as npt
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index.fitting import CutText, is_part
-from imprag.index.folder import INDEX, PARTS, Encoder, IndexFolder
-from imprag.index.passage_index import PassageIndex
+from imprag.index.folder import Encoder, IndexFolder
 from imprag.index.states import STATES, make_current, next_root, remove_states
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
@@ -135,7 +133,7 @@ def compact(path: Path | str) -> None:
     """
     folder = IndexFolder.open(expand_home(path)).path
     with _only_update(folder):
-        remove_states(folder, 0, PARTS, _drop_vectors)
+        remove_states(folder, 0)
 
 
 def _update(
@@ -155,7 +153,7 @@ def _update(
         before: dict[str, Any] = {"kind": manifest.kind, "location": manifest.location}
         after = {**before, **settings, "kind": settings.get("kind") or manifest.kind}
         if corpus.fingerprint == current.corpus.fingerprint and before == after:
-            remove_states(path, 1, PARTS, _drop_vectors)  # which an update may not have come to
+            remove_states(path, 1)  # which an update may not have come to
             return Updated(current, 0, len(corpus), 0)
         reused = ReusedEmbeddings(encoder, current)
         root = next_root(path)
@@ -170,7 +168,7 @@ def _update(
             **after,
         )
         make_current(root)
-        remove_states(path, 1, PARTS, _drop_vectors)
+        remove_states(path, 1)
         return Updated(made, reused.embedded, reused.kept, _missing(current.corpus, corpus))
 
 
@@ -262,15 +260,6 @@ def _text(passage: Passage) -> tuple[str, str]:
 def _text_hash(passage: Passage) -> int:
     data = f"{len(passage.title)} {passage.title}{passage.text}".encode()
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
-
-
-def _drop_vectors(root: Path) -> None:
-    """Delete what the index of a state holds on a server."""
-    if (root / INDEX).is_dir():
-        try:
-            PassageIndex.open(root / INDEX).drop()
-        except ImpRAGError as error:
-            print(f"note: {root / INDEX} could not be cleaned up: {error}", file=sys.stderr)
 
 
 @contextlib.contextmanager
