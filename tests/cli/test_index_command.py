@@ -84,6 +84,8 @@ def test_add_and_remove(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--remove", "p1", "--overwrite"], "--overwrite has no effect"),
         (["--add", "c.jsonl", "--kind", "flat"], "--kind has no effect"),
         (["--compact", "--update"], "--update has no effect"),
+        (["--remove", "p1", "--ray", "local"], "--ray has no effect without texts to embed"),
+        (["c.jsonl", "--update", "--workers", "3"], "--workers has no effect without --ray"),
         (["--remove", "nobody"], "no passage has the id 'nobody'"),
         (["--add", "nothing.jsonl"], "no corpus"),
     ],

@@ -152,7 +152,11 @@ def test_a_worker_with_another_model_is_told(
 
 
 def test_commands_run_on_a_cluster(
-    home: Path, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    home: Path,
+    cluster: Cluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = ("--model", str(home / "model"), "--dtype", "float32")
     where = ("--ray", cluster.address, "--workers", "2")
@@ -161,6 +165,11 @@ def test_commands_run_on_a_cluster(
     capsys.readouterr()
     assert main([*built[:-1], "0"]) == 2
     assert "at least one worker" in capsys.readouterr().err
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"id": "p1", "text": "w5 w5 w5"}\n{"id": "new", "text": "w6 w7 w8 w9"}\n')
+    monkeypatch.setattr(PassageEncoder, "__call__", None)  # here; workers embed
+    assert main(["index", *built[2:], "--add", str(more)]) == 0
+    assert "241 passages; 2 embedded, 239 kept, 0 removed" in capsys.readouterr().err
     assert main([*built[:-4], "--overwrite", "--kind", "hnsw", "--ray", "127.0.0.1:1"]) == 2
     error = capsys.readouterr().err
     assert "the job on Ray at 127.0.0.1:1 failed" in error

@@ -84,8 +84,10 @@ def index(
     changes = add is not None or remove is not None
     if changes or (compact and not corpora):
         where = "with --add, --remove or --compact"
-        options = {"kind": kind, "uri": uri or None, "overwrite": overwrite, "ray": ray.ray}
-        refuse_without_effect(where, **options, update=update)
+        options = {"kind": kind, "uri": uri or None, "overwrite": overwrite, "update": update}
+        refuse_without_effect(where, **options)
+        if add is None:
+            ray.refuse("without texts to embed")
         if corpora:
             raise ImpRAGError("give the passages to add after --add, or all passages with --update")
     elif not corpora:
@@ -93,7 +95,7 @@ def index(
     if dry_run:
         where = "with --dry-run"
         refuse_without_effect(where, add=add, remove=remove, update=update, compact=compact)
-        refuse_without_effect(where, ray=ray.ray)
+        ray.refuse(where)
     if update and overwrite:
         raise ImpRAGError("--update keeps embeddings and --overwrite drops them: choose one")
     INDEX_BACKENDS.find(kind or FLAT)

@@ -14,9 +14,9 @@ from imprag.errors import ImpRAGError
 from imprag.evaluation.tables import markdown_table
 from imprag.index.backends import INDEX_BACKENDS
 from imprag.index.build import MakeShards, predict_index
-from imprag.index.fitting import CutText, fit_documents
+from imprag.index.fitting import Cutter, CutText, fit_documents
 from imprag.index.folder import IndexFolder
-from imprag.index.update import Updated, update_index, upsert_and_remove
+from imprag.index.update import KnownCuts, Updated, update_index, upsert_and_remove
 from imprag.io.building import readable_size
 from imprag.model.passage_encoder import PassageEncoder
 
@@ -72,33 +72,46 @@ class Making:
         print(markdown_table(head, rows), end="")
 
     def update(self, corpora: Sequence[str], kind: str | None, uri: str) -> None:
-        IndexFolder.open(self.out)  # before the model is loaded: says if there is none
+        folder = IndexFolder.open(self.out)  # before the model is loaded: says if there is none
         passages = self._load(corpora)
         encoder = self._encoder()
-        passages, cut = self._fit(passages, encoder)
-        name = self.model.model
+        folder.check_model(encoder.fingerprint(), self.model.model)
+        passages, cut = self._fit(passages, KnownCuts(encoder, folder))
         updated = update_index(
-            self.out, passages, encoder, model=name, kind=kind, location=uri, cut=cut
+            self.out,
+            passages,
+            encoder,
+            model=self.model.model,
+            kind=kind,
+            location=uri,
+            cut=cut,
+            make_shards=self._elsewhere(encoder, folder.index.manifest.dtype),
         )
         self._say_updated(updated)
 
     def change(self, add: Sequence[str], remove: Sequence[str]) -> None:
-        IndexFolder.open(self.out)
+        folder = IndexFolder.open(self.out)
         passages = self._load(add) if add else None
         encoder = self._encoder()
         added = () if passages is None else self._fit(passages, encoder)[0]
-        name = self.model.model
-        self._say_updated(upsert_and_remove(self.out, encoder, added, remove, model=name))
+        updated = upsert_and_remove(
+            self.out,
+            encoder,
+            added,
+            remove,
+            model=self.model.model,
+            make_shards=self._elsewhere(encoder, folder.index.manifest.dtype),
+        )
+        self._say_updated(updated)
 
-    def _elsewhere(self, encoder: PassageEncoder) -> MakeShards | None:
+    def _elsewhere(self, encoder: PassageEncoder, dtype: str = "float16") -> MakeShards | None:
         """What makes shards on Ray; None if this process does."""
         cluster = self.ray.cluster()
         if cluster is None:
             return None
         own = self.model
-        return cluster.index_shards(
-            LoadedModel(own.model, own.dtype, own.device, self.compile), encoder
-        )
+        worker = LoadedModel(own.model, own.dtype, own.device, self.compile)
+        return cluster.index_shards(worker, encoder, dtype)
 
     def _load(self, corpora: Sequence[str]) -> Corpus:
         passages = load_corpus(corpora, skip_bad_lines=self.skip_bad_lines)
@@ -112,7 +125,7 @@ class Making:
             rag.model.compile_bottom()
         return rag.encoder
 
-    def _fit(self, passages: Corpus, encoder: PassageEncoder) -> tuple[Corpus, CutText]:
+    def _fit(self, passages: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
         fitted, cut = fit_documents(passages, encoder)
         if cut.passages:
             print(cut, file=sys.stderr)

@@ -75,8 +75,9 @@ def build(
     if (top_passages is None) != (prompts is None):
         raise ImpRAGError("--top-passages and --prompts belong together: the prompts choose")
     if update:
-        options = {"codec": codec, "kv_keep_ratio": kv_keep_ratio, "ray": ray.ray}
-        refuse_without_effect("with --update", **options, overwrite=overwrite)
+        options = {"codec": codec, "kv_keep_ratio": kv_keep_ratio, "overwrite": overwrite}
+        refuse_without_effect("with --update", **options)
+        ray.refuse("with --update")
     codec, kv_keep_ratio = codec or DEFAULT_CODEC, 1.0 if kv_keep_ratio is None else kv_keep_ratio
     rag = model.load(index)
     rows = None

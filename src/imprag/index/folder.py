@@ -16,7 +16,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.corpus.store import MANIFEST
 from imprag.errors import ImpRAGError
 from imprag.index.build import build_index, check_build, discard_index
-from imprag.index.fitting import Cutter, CutText, count_cut, read_cut
+from imprag.index.fitting import Cutter, CutText, count_cut, read_cut_tokens
 from imprag.index.lexical import FloatArray, IntArray, LexicalIndex
 from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
 from imprag.index.passage_index import PassageIndex
@@ -121,7 +121,6 @@ class IndexFolder:
                 if alone:
                     sweep(path)
                 own = _own_corpus(path, corpus) or _take_corpus(path, corpus, overwrite)
-        before = _manifest(path)
         index = build_index(
             own,
             encoder,
@@ -134,11 +133,11 @@ class IndexFolder:
         )
         if lexical:
             LexicalIndex.build(own, path / LEXICAL, progress=build_settings.get("progress", True))
-        if isinstance(encoder, Cutter):
-            if cut is None and (before != _manifest(path) or read_cut(path) is None):
-                cut = count_cut(own, encoder)
-            if cut is not None:
-                cut.write(path)
+        uncounted = read_cut_tokens(path, index.manifest) is None
+        if uncounted and cut is None and isinstance(encoder, Cutter):
+            cut = count_cut(own, encoder)
+        if uncounted and cut is not None:
+            cut.write(path, index.manifest)
         return cls(own, index)
 
     @classmethod
@@ -332,9 +331,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _manifest(path: Path) -> bytes | None:
-    """The manifest of the index in a folder, or None if there is none."""
-    manifest = path / INDEX / INDEX_MANIFEST
-    return manifest.read_bytes() if manifest.is_file() else None

@@ -24,7 +24,7 @@ POINTER = "state.json"
 CORPUS = "corpus"
 INDEX = "index"
 LEXICAL = "lexical"
-CUT = "cut.json"
+CUT, CUT_TOKENS = "cut.json", "cut-tokens.npy"
 _MANIFESTS = {CORPUS: CORPUS_MANIFEST, INDEX: INDEX_MANIFEST, LEXICAL: LEXICAL_MANIFEST}
 
 
@@ -124,6 +124,7 @@ def _delete(root: Path) -> None:
     if folder_of(root) != root:
         own = [root]
     elif own:
-        (root / CUT).unlink(missing_ok=True)
+        for name in (CUT, CUT_TOKENS):
+            (root / name).unlink(missing_ok=True)
     for path in own:
         shutil.rmtree(path, ignore_errors=True)  # Windows keeps files that are open

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from imprag.corpus import Corpus, Passage
+from imprag.corpus.passage import text_hashes, text_of
 from imprag.errors import ImpRAGError
 from imprag.io.building import (
     OVERWRITE,
@@ -51,7 +52,7 @@ from imprag.kv_cache.manifest import (
     holds_kv_cache,
     states_fingerprint,
 )
-from imprag.kv_cache.stores import DiskStore, text_hashes, text_of
+from imprag.kv_cache.stores import DiskStore
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
 
