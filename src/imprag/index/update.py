@@ -202,8 +202,8 @@ class ReusedEmbeddings:
         return self.encoder.dimension
 
     def fingerprint(self) -> str:
-        """Of the model."""
-        return self.encoder.fingerprint()
+        """Of the model, as the index names it."""
+        return self._folder.index.manifest.model_fingerprint
 
     def __call__(self, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
         """Embeddings, (len(passages), dimension) float32."""
