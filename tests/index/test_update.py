@@ -264,7 +264,8 @@ def test_overwriting_takes_a_damaged_pointer_for_none(path: Path, updates: int) 
         IndexFolder.build(corpus, Encoder(), path, progress=False)
     IndexFolder.build(corpus, Encoder(), path, overwrite=True, progress=False)
     assert list(IndexFolder.open(path).corpus) == PASSAGES[:5]
-    assert {one.name for one in path.iterdir()} == {CORPUS, INDEX, LEXICAL}
+    assert {one.name for one in path.iterdir()} == {POINTER, STATES}
+    assert len(list((path / STATES).iterdir())) == 1
 
 
 def test_overwriting_deletes_nothing_of_another_program(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_a_build_after_updates(path: Path) -> None:
     assert len(IndexFolder.open(path).corpus) == len(edited())
     IndexFolder.build(other, encoder, path, overwrite=True, progress=False)
     assert list(IndexFolder.open(path).corpus) == PASSAGES[:5]
-    assert {one.name for one in path.iterdir()} == {CORPUS, INDEX, LEXICAL}
+    assert [one.name for one in (path / STATES).iterdir()] == ["000002"]
 
 
 def test_two_writers_at_once_both_succeed(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Updates of an index folder: only passages with a new text are embedded."""
 
-import contextlib
 import itertools
 import shutil
 import tempfile
@@ -19,13 +18,10 @@ from imprag.errors import ImpRAGError
 from imprag.index.build import MakeShards
 from imprag.index.fitting import Cutter, CutText, batches, count_cut, is_part, read_cut_tokens
 from imprag.index.folder import Encoder, IndexFolder
-from imprag.index.states import STATES, make_current, next_root, remove_states
+from imprag.index.states import NEW, make_current, next_root, only_writer, remove_states
 from imprag.io.files import expand_home
-from imprag.io.locking import only_builder
 
 _ROWS = 1024
-_SCRATCH = ".tmp-update-"
-_NEW = "new"
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ def compact(path: Path | str) -> None:
         ImpRAGError: there is no index.
     """
     folder = IndexFolder.open(expand_home(path)).path
-    with _only_update(folder):
+    with only_writer(folder):
         remove_states(folder, 0)
 
 
@@ -154,7 +150,7 @@ def _update(
     cut: CutText | None = None,
 ) -> Updated:
     IndexFolder.open(path).check_model(encoder.fingerprint(), model)
-    with _only_update(path) as scratch:
+    with only_writer(path) as scratch:
         current = IndexFolder.open(path)
         manifest = current.index.manifest
         corpus = wanted(current.corpus, scratch)
@@ -167,12 +163,14 @@ def _update(
         root = next_root(path)
         shared = {"dtype": manifest.dtype, "progress": progress}
         if make_shards is not None:
-            reused.embed_before(corpus, root / _NEW, make_shards=make_shards, **shared)
+            reused.embed_before(corpus, root / NEW, make_shards=make_shards, **shared)
         if cut is None and isinstance(encoder, Cutter):
             cut = count_cut(corpus, KnownCuts(encoder, current, reused.texts))
-        made = IndexFolder.build(corpus, reused, root, overwrite=True, cut=cut, **shared, **after)
-        shutil.rmtree(root / _NEW, ignore_errors=True)
-        make_current(root)
+        made = IndexFolder.build_state(
+            corpus, reused, path, root, overwrite=True, cut=cut, **shared, **after
+        )
+        shutil.rmtree(root / NEW, ignore_errors=True)
+        make_current(path, root)
         remove_states(path, 1)
         return Updated(made, reused.embedded, reused.kept, _missing(current.corpus, corpus))
 
@@ -229,11 +227,11 @@ class ReusedEmbeddings:
         new = self._new_passages(corpus)
         if (first := next(new, None)) is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as scratch:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path, prefix=".tmp-") as scratch:
             own = Corpus.build(itertools.chain([first], new), Path(scratch) / "corpus")
-            made = IndexFolder.build(
-                own, self.encoder, path, overwrite=True, lexical=False, **build_settings
+            made = IndexFolder.build_state(
+                own, self.encoder, path, path, overwrite=True, lexical=False, **build_settings
             )
         self._new = made, _texts(made)
 
@@ -310,13 +308,3 @@ def _missing(before: Corpus, after: Corpus) -> int:
     """How many ids of one corpus another lacks."""
     batches = (range(n, min(n + _ROWS, len(before))) for n in range(0, len(before), _ROWS))
     return sum(after.find(before.ids(rows)).count(None) for rows in batches)
-
-
-@contextlib.contextmanager
-def _only_update(path: Path) -> Iterator[Path]:
-    """Hold the lock on the updates of an index folder; a folder for temporary files."""
-    with only_builder(path / STATES):
-        for left in path.glob(f"{_SCRATCH}*"):  # by a killed update
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path) as scratch:
-            yield Path(scratch)
