@@ -311,7 +311,8 @@ class IndexFolder:
         """Add passages to the folder, or replace those that have their ids.
 
         Args:
-            passages: parts of a document replace all parts of a document of the same name.
+            passages: to add, as a corpus or one by one. Parts of a document replace all parts of a
+                document of the same name.
 
         Returns:
             the folder's new state, which the next search of a pipeline uses.
@@ -319,7 +320,7 @@ class IndexFolder:
         Raises:
             ImpRAGError: as :func:`imprag.index.update.upsert_and_remove`.
         """
-        return self._changed(passages=list(passages))
+        return self._changed(passages=passages)
 
     def remove(self, ids: Sequence[str]) -> "IndexFolder":
         """Remove passages from the folder.

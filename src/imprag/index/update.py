@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,19 @@ from imprag.errors import ImpRAGError
 from imprag.index.build import MakeShards
 from imprag.index.fitting import Cutter, CutText, batches, count_cut, is_part, read_cut_tokens
 from imprag.index.folder import Encoder, IndexFolder
-from imprag.index.states import NEW, make_current, next_root, only_writer, remove_states
+from imprag.index.states import (
+    NEW,
+    changes,
+    make_current,
+    next_root,
+    only_writer,
+    remove_states,
+)
 from imprag.io.files import expand_home
 
-_ROWS = 1024
+_AND = "; "  # between the sources of a corpus
+_NAMED = ("source", "credit")
+_WHOLE = "run imprag index with all corpora of the index and --update, which embeds only new texts"
 
 
 @dataclass(frozen=True)
@@ -32,16 +42,23 @@ class Updated:
         folder: the new state.
         embedded: number of passages that were embedded.
         kept: number of passages whose embeddings were kept.
+        added: number of new ids.
+        replaced: number of ids whose passage is another now: its text, title or metadata.
         removed: number of ids that are gone.
     """
 
     folder: IndexFolder
     embedded: int
     kept: int
-    removed: int
+    added: int = 0
+    replaced: int = 0
+    removed: int = 0
 
     def __str__(self) -> str:
-        return f"{self.embedded:,} embedded, {self.kept:,} kept, {self.removed:,} removed"
+        return (
+            f"{self.embedded:,} embedded, {self.kept:,} kept; {self.added:,} added, "
+            f"{self.replaced:,} replaced, {self.removed:,} removed"
+        )
 
 
 def update_index(
@@ -96,16 +113,20 @@ def upsert_and_remove(
 ) -> Updated:
     """Add passages to an index folder, replace those that have their ids, and remove others.
 
-    Passages that are parts of a document replace all parts of a document of the same name.
+    Passages that are parts of a document replace all parts of a document of the same name. Of a
+    corpus, only ids that its author gave may replace passages: a record's number, or a file's name
+    in one folder, may also be that of another record or file.
 
     Args:
         path, encoder, model, make_shards, progress: as for :func:`update_index`.
-        passages: to add. New ones come after the passages that are there.
+        passages: to add, as a corpus or one by one. New ones come after the passages that are
+            there.
         ids: of passages to remove.
 
     Raises:
         ImpRAGError: as for :func:`update_index`; an id of a passage to remove is not there, an id
-            is given twice, a passage has no id or no text, or nothing would be left.
+            is given twice, a passage has no id or no text, an id that ImpRAG made for a corpus
+            could replace other passages, or nothing would be left.
     """
     path = expand_home(path)
     new = {}
@@ -119,11 +140,19 @@ def upsert_and_remove(
 
     def changed(current: Corpus, scratch: Path) -> Corpus:
         current.rows(list(ids))  # refuses ids that are not there
-        source, credit = current.manifest["source"], current.manifest["credit"]
-        stream = _changed(current, new, removed)
-        return Corpus.build(stream, scratch / "corpus", source=source, credit=credit)
+        if not new and len(removed) == len(current):
+            raise ImpRAGError(
+                f"these are all passages of {path}, and an index cannot be empty: leave some, add "
+                f"others in the same call, or delete the folder {path}"
+            )
+        parts = [current]
+        if isinstance(passages, Corpus):
+            _check_made_ids(current, passages)
+            parts.append(passages)
+        named = {name: _joined(part.manifest[name] for part in parts) for name in _NAMED}
+        return Corpus.build(_changed(current, new, removed), scratch / "corpus", **named)
 
-    return _update(path, changed, encoder, model, progress, make_shards)
+    return _update(path, changed, encoder, model, progress, make_shards, go_on=True)
 
 
 def compact(path: Path | str) -> None:
@@ -148,7 +177,9 @@ def _update(
     make_shards: MakeShards | None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     cut: CutText | None = None,
+    go_on: bool = False,
 ) -> Updated:
+    """Make the next state; ``go_on`` adds its changes to those of the states before."""
     IndexFolder.open(path).check_model(encoder.fingerprint(), model)
     with only_writer(path) as scratch:
         current = IndexFolder.open(path)
@@ -158,7 +189,7 @@ def _update(
         after = {**before, **settings, "kind": settings.get("kind") or manifest.kind}
         if corpus.fingerprint == current.corpus.fingerprint and before == after:
             remove_states(path, 1)  # which an update may not have come to
-            return Updated(current, 0, len(corpus), 0)
+            return Updated(current, 0, len(corpus))
         reused = ReusedEmbeddings(encoder, current)
         root = next_root(path)
         shared = {"dtype": manifest.dtype, "progress": progress}
@@ -170,9 +201,10 @@ def _update(
             corpus, reused, path, root, overwrite=True, cut=cut, **shared, **after
         )
         shutil.rmtree(root / NEW, ignore_errors=True)
-        make_current(path, root)
+        counts = Counter(_changes(current.corpus, corpus))
+        make_current(path, root, Counter(changes(path)) + counts if go_on else None)
         remove_states(path, 1)
-        return Updated(made, reused.embedded, reused.kept, _missing(current.corpus, corpus))
+        return Updated(made, reused.embedded, reused.kept, **counts)
 
 
 class ReusedEmbeddings:
@@ -304,7 +336,60 @@ def _changed(current: Corpus, new: dict[str, Passage], removed: set[str]) -> Ite
     yield from left.values()
 
 
-def _missing(before: Corpus, after: Corpus) -> int:
-    """How many ids of one corpus another lacks."""
-    batches = (range(n, min(n + _ROWS, len(before))) for n in range(0, len(before), _ROWS))
-    return sum(after.find(before.ids(rows)).count(None) for rows in batches)
+def _changes(before: Corpus, after: Corpus) -> dict[str, int]:
+    """How many ids were added, have another passage now, and are gone."""
+    added = replaced = 0
+    for passages in batches(iter(after)):
+        rows = before.find([passage.id for passage in passages])
+        there = [
+            (passage, row) for passage, row in zip(passages, rows, strict=True) if row is not None
+        ]
+        old = before.passages([row for _, row in there])
+        added += len(passages) - len(there)
+        replaced += sum(new != known for (new, _), known in zip(there, old, strict=True))
+    removed = len(before) - (len(after) - added)
+    return {"added": added, "replaced": replaced, "removed": removed}
+
+
+def _check_made_ids(current: Corpus, added: Corpus) -> None:
+    """Refuse ids that ImpRAG made for a corpus if they could replace other passages of an index.
+
+    Raises:
+        ImpRAGError: the corpus has records without ids; or documents that lie where those of the
+            index come from, or have their names.
+    """
+    source = added.manifest["source"]
+    if count := added.manifest["skipped"].get("numbered"):
+        raise ImpRAGError(
+            f"{count:,} passages of {source} have no id, and their numbers could replace other "
+            f"passages: give every passage an id, or {_WHOLE}"
+        )
+    if not (new := _documents(added)):
+        return
+    pairs = itertools.product(_paths(added), _paths(current))
+    if any(one.is_relative_to(other) or other.is_relative_to(one) for one, other in pairs):
+        raise ImpRAGError(
+            f"{source} has documents of the corpus that the index was made from, where they may "
+            f"have other ids: {_WHOLE}"
+        )
+    if both := new & _documents(current):
+        raise ImpRAGError(
+            f"the index has another document {min(both)} already, which {source} would replace: "
+            f"give it another name, or {_WHOLE}"
+        )
+
+
+def _documents(corpus: Corpus) -> set[str]:
+    return {str(passage.meta["file"]) for passage in corpus if is_part(passage)}
+
+
+def _paths(corpus: Corpus) -> list[Path]:
+    """The files and folders that a corpus was read from."""
+    paths = map(Path, corpus.manifest["source"].split(_AND))
+    return [path for path in paths if path.is_absolute()]
+
+
+def _joined(names: Iterable[str]) -> str:
+    """Sources or credits, each once."""
+    parts = (part for name in names for part in name.split(_AND) if part)
+    return _AND.join(dict.fromkeys(parts))
