@@ -1,5 +1,8 @@
 """The states of an index folder: whose files are deleted, who may write, which state is valid."""
 
+import errno
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -166,3 +169,25 @@ def test_a_folder_whose_states_are_all_gone_can_be_overwritten(path: Path) -> No
     corpus = Corpus.open(path.parent / f"old {CORPUS}")
     IndexFolder.build(corpus, Encoder(), path, overwrite=True, progress=False)
     assert list(IndexFolder.open(path).corpus) == FEW
+
+
+def test_a_full_disk_gives_one_clear_error(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The corpus lies on another disk, from which it is copied."""
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    corpus = Corpus.build(PASSAGES[:9], tmp_path / "other")
+    monkeypatch.setattr(os, "link", no_link)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", full)
+        with pytest.raises(ImpRAGError, match="corpus: No space left on device; free some space"):
+            IndexFolder.build(corpus, Encoder(), path, overwrite=True, progress=False)
+    assert list(IndexFolder.open(path).corpus) == FEW
+    IndexFolder.build(corpus, Encoder(), path, overwrite=True, progress=False)
+    assert len(IndexFolder.open(path).corpus) == 9

@@ -69,11 +69,11 @@ class Corpus:
         self.manifest = manifest
         try:
             self._batches = pa.ipc.open_file(pa.memory_map(str(path / PASSAGES)))
-            self._hashes: UInt64Array = np.memmap(path / ID_HASHES, _UINT64, mode="r")
-            self._rows: UInt64Array = np.memmap(path / ID_ROWS, _UINT64, mode="r")
-        except (OSError, ValueError) as error:  # ValueError is the base of Arrow's errors
-            raise _damaged(path, str(error)) from error
+        except (OSError, pa.ArrowInvalid) as error:
+            raise _damaged(path / PASSAGES, str(error)) from error
         self._id_columns: dict[int, pa.Array] = {}  # memory-mapped
+        self._hashes = _mapped(path / ID_HASHES)
+        self._rows = _mapped(path / ID_ROWS)
 
     @classmethod
     def build(
@@ -280,6 +280,13 @@ class Corpus:
                 f"the id {passage_id!r} occurs twice, in {places[0]} and in {places[1]}; "
                 "give every passage its own id"
             )
+
+
+def _mapped(file: Path) -> UInt64Array:
+    try:
+        return np.memmap(file, _UINT64, mode="r")
+    except (OSError, ValueError) as error:
+        raise _damaged(file, str(error)) from error
 
 
 def _is_manifest(content: Any) -> bool:
