@@ -1,30 +1,41 @@
-"""Fixtures shared by all tests: tiny random models of every family, the real small model."""
+"""Fixtures shared by all tests: tiny random models of every family, the real small model.
 
+The process that only gives tests to others reads this file, too, before they start: so it imports
+no large library by itself.
+"""
+
+import gc
 import importlib.util
 import os
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 import pytest
-import torch
 from hypothesis import settings
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
 
 from imprag.corpus import Corpus, Passage
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Keep the garbage collector from what imports leave, which stays until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
 
 FAMILIES = {
     "llama": {},
@@ -41,8 +52,11 @@ FAMILIES = {
 }
 
 
-def tiny_lm(family: str = "llama", layers: int = 6, seed: int = 0) -> PreTrainedModel:
+def tiny_lm(family: str = "llama", layers: int = 6, seed: int = 0) -> "PreTrainedModel":
     """A random model in float32: grouped queries, ``layers`` layers, vocabulary of 97 tokens."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     config = AutoConfig.for_model(
         family,
         vocab_size=97,
@@ -81,8 +95,13 @@ needs_smollm2 = pytest.mark.skipif(
 )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     """Words w0 ... w93 and a few signs, one token each; 0 pads, 2 ends a text."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
     names = ["<pad>", "<s>", "</s>", *(f"w{number}" for number in range(94))]
     tokenizer = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
