@@ -115,7 +115,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The factbook benchmark as a `factbook_built.Built`; it takes most of a minute."""
     from factbook_built import Built
 
-    return Built(tmp_path_factory.mktemp("benchmark"))
+    folder = tmp_path_factory.getbasetemp()
+    workers = "PYTEST_XDIST_WORKER" in os.environ  # with a folder each in the one of all
+    return Built((folder.parent if workers else folder) / "benchmark")
 
 
 TEXTS = [
