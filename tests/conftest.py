@@ -7,10 +7,14 @@ no large library by itself.
 import gc
 import importlib.util
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# ImpRAG and the tests are compiled once, not by each worker and each process that tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
