@@ -12,9 +12,6 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# ImpRAG and the tests are compiled once, not by each worker and each process that tests start.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
@@ -25,6 +22,10 @@ from imprag.corpus import Corpus, Passage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# ImpRAG and the tests are compiled once, not by each worker and each process that tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
