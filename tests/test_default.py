@@ -72,4 +72,5 @@ def test_it_answers_a_question_as_people_type_it(rag: ImpRAG) -> None:
 )
 def test_it_answers_the_examples_of_the_web_page(rag: ImpRAG, question: str, answer: str) -> None:
     assert question in (PAGE / "index.html").read_text(encoding="utf-8")
-    assert answer in rag.ask(question).text
+    # Three passages are enough to hold the answer; those before are asked with the model's own k.
+    assert answer in rag.ask(question, k=3).text
