@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -352,15 +353,26 @@ def test_as_a_process() -> None:
 
 def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, capsys) -> None:
     cache = tmp_path / "kv"
-    assert ask(home, "kv", "build", "--out", cache, "--codec", "fp32", "--dry-run") == 0
-    assert "fp32 KV cache of 9 passages: about" in capsys.readouterr().out
+    assert ask(home, "kv", "build", "--out", cache, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert re.match(r"9 passages, \S+ of them encoded in a second on this machine: ", printed)
+    codecs = [line.split("|")[1].strip() for line in printed.splitlines() if line[:1] == "|"][2:]
+    assert codecs == ["bf16", "fp32", "int8", "int4", "pq"]
+    dry_run = ("kv", "build", "--out", cache, "--codec", "fp32", "--dry-run", "--json")
+    assert ask(home, *dry_run) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert not cache.exists()
     assert ask(home, "kv", "build", "--out", cache, "--codec", "fp32") == 0
     assert "9 passages," in capsys.readouterr().err
     assert run("info", cache, "--verify", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["kind"] == "kv_cache"
-    assert facts["kv_cache"]["count"] == 9
+    assert facts["kv_cache"]["count"] == plan["passages"] == 9
+    (fp32,) = plan["codecs"]
+    assert fp32["codec"] == "fp32"
+    stored = facts["kv_cache"]["bytes_per_passage"]
+    assert fp32["bytes_per_passage"] == pytest.approx(stored, rel=0.02)  # the rest is headers
+    assert plan["hours"] == pytest.approx(9 / plan["passages_per_second"] / 3600)
     answers = []
     for arguments in ((), ("--kv-cache", cache)):
         assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4, *arguments) == 0

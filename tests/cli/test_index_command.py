@@ -1,6 +1,9 @@
 """`imprag index`: building is tested in test_cli.py, here are the changes of an index."""
 
 import json
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,8 @@ def test_add_and_remove(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--remove", "p1", "--overwrite"], "--overwrite has no effect"),
         (["--add", "c.jsonl", "--kind", "flat"], "--kind has no effect"),
         (["--compact", "--update"], "--update has no effect"),
+        (["--remove", "p1", "--ray", "local"], "--ray has no effect without texts to embed"),
+        (["c.jsonl", "--update", "--workers", "3"], "--workers has no effect without --ray"),
         (["--remove", "nobody"], "no passage has the id 'nobody'"),
         (["--add", "nothing.jsonl"], "no corpus"),
     ],
@@ -127,6 +132,23 @@ def test_a_dry_run_tells_what_an_index_takes(
     folder = home / "none" / "index"
     made = sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".json")
     assert made == pytest.approx(predicted.disk, abs=1000)
+    capsys.readouterr()
+    assert run("index", corpus, *out, "--dry-run", "--kind", "flat", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["kinds"] == [asdict(predicted)]
+    assert plan["hours"] == pytest.approx(20 / plan["passages_per_second"] / 3600)
+    assert run("index", corpus, *out, "--json") == 2
+    assert "--json has no effect without --dry-run" in capsys.readouterr().err
+
+
+def test_an_unknown_kind_is_refused_before_pytorch_is_loaded() -> None:
+    script = (
+        "import sys; from imprag.cli import main;"
+        "print(main(['index', 'c.jsonl', '--out', 'o', '--kind', 'no']), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "False"], done.stderr
+    assert "unknown index kind 'no'" in done.stderr
 
 
 def test_a_pipeline_and_its_kv_cache_follow_the_index(

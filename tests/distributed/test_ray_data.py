@@ -18,6 +18,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.distributed.ray_data import LoadedModel, RayCluster
 from imprag.errors import ImpRAGError
 from imprag.index.build import build_index
+from imprag.index.folder import IndexFolder
 from imprag.io.building import building_folder
 from imprag.kv_cache import build_kv_cache
 from imprag.kv_cache.manifest import states_fingerprint
@@ -144,7 +145,11 @@ def test_a_worker_with_another_model_is_told(
 
 
 def test_commands_run_on_a_cluster(
-    home: Path, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    home: Path,
+    cluster: Cluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = ("--model", str(home / "model"), "--dtype", "float32")
     where = ("--ray", cluster.address, "--workers", "2")
@@ -155,7 +160,13 @@ def test_commands_run_on_a_cluster(
     capsys.readouterr()
     assert main([*built[:-1], "0"]) == 2
     assert "at least one worker" in capsys.readouterr().err
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"id": "p1", "text": "w5 w5 w5"}\n{"id": "new", "text": "w6 w7 w8 w9"}\n')
+    monkeypatch.setattr(PassageEncoder, "__call__", None)  # here; workers embed
+    assert main(["index", *built[2:], "--add", str(more)]) == 0
+    assert "241 passages; 2 embedded, 239 kept, 0 removed" in capsys.readouterr().err
     assert main([*built[:-4], "--overwrite", "--kind", "hnsw", "--ray", "127.0.0.1:1"]) == 2
     error = capsys.readouterr().err
     assert "the job on Ray at 127.0.0.1:1 failed" in error
     assert "Traceback" not in error
+    assert len(IndexFolder.open(tmp_path / "index").corpus) == COUNT + 1

@@ -12,7 +12,8 @@ from edited_build import NEW, OLD, Encoder, build
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.index.folder import CORPUS, INDEX, LEXICAL, IndexFolder
+from imprag.index.folder import IndexFolder
+from imprag.index.states import CORPUS, INDEX, LEXICAL
 from imprag.io.building import building_folder
 
 PASSAGES = [Passage(f"p{n}", f"Title {n}", f"Text {n}.", {"page": n}) for n in range(6)]

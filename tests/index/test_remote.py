@@ -15,9 +15,11 @@ import pytest
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index import PassageIndex
-from imprag.index.build import build_index
+from imprag.index.build import build_index, predict_index
 from imprag.index.folder import IndexFolder
 from imprag.index.manifest import IndexManifest
+from imprag.index.passage_index import drop_vectors
+from imprag.index.remote import RemoteIndex
 from imprag.index.update import compact, update_index
 from imprag.testing.index_backend import IndexBackendSuite, NumberedPassages
 
@@ -175,6 +177,39 @@ def test_passages_are_updated_and_old_collections_deleted(
     assert there == [None, None, None, len(texts)]
 
 
+def test_overwriting_deletes_collections_and_an_unreachable_server_keeps_states_whole(
+    kind: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "index"
+    corpora = [
+        Corpus.build([Passage("p", "", "w" * n)], tmp_path / f"corpus-{n}") for n in range(1, 5)
+    ]
+    settings = {"kind": kind, "location": location, "progress": False}
+    states = [IndexFolder.build(corpora[0], Encoder(), path, **settings)]
+
+    def fail(collection: object) -> None:
+        raise ImpRAGError("the server failed")
+
+    def there() -> list[int | None]:
+        return [state.index._collection.count() for state in states]
+
+    states += [update_index(path, one, Encoder(), progress=False).folder for one in corpora[1:2]]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{_collection_of(kind)}.drop", fail)
+        compact(path)
+        with pytest.raises(ImpRAGError, match="the server failed.*by hand"):
+            IndexFolder.build(corpora[3], Encoder(), path, overwrite=True, progress=False)
+    assert there() == [1, 1]
+    assert [IndexFolder(one.corpus, PassageIndex.open(one.root / "index")) for one in states]
+    assert IndexFolder.open(path).corpus[0].text == "ww"
+    IndexFolder.build(corpora[3], Encoder(), path, overwrite=True, **settings)
+    assert there() == [None, None]
+    states = [IndexFolder.open(path)]
+    IndexFolder.build(corpora[0], Encoder(), path, overwrite=True, progress=False)
+    assert there() == [None]
+    assert IndexFolder.open(path).index.manifest.kind == "flat"
+
+
 def test_an_interrupted_build_is_sent_again(
     kind: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,13 +252,12 @@ def _interrupt(collection: object) -> None:
 
 def test_a_lost_or_changed_collection_is_told(kind: str, location: str, tmp_path: Path) -> None:
     index = build(tmp_path / "index", kind, location)
-    other = PassageIndex.open(tmp_path / "index")
     extra = index._collection.block(range(1))
     extra.ids[0], extra.rows[0] = "extra", 1000
     index._collection.insert(extra)
     with pytest.raises(ImpRAGError, match=r"has 101 passages, .*--overwrite"):
         PassageIndex.open(tmp_path / "index")
-    other.drop()
+    drop_vectors(tmp_path / "index")  # an incomplete collection, too
     with pytest.raises(ImpRAGError, match=r"is not there.*--overwrite"):
         PassageIndex.open(tmp_path / "index")
 
@@ -263,3 +297,29 @@ def test_the_manifest_of_a_local_index_names_no_server(tmp_path: Path) -> None:
     build(tmp_path / "index", "flat", "")
     assert IndexManifest.read(tmp_path / "index").location == ""
     assert os.listdir(tmp_path) == ["index"]
+
+
+@pytest.mark.parametrize(("dimension", "dtype"), [(192, "float16"), (1024, "float16")])
+def test_the_prediction_for_postgresql_is_near(
+    postgres: str, dimension: int, dtype: str, tmp_path: Path
+) -> None:
+    """Whole nodes in pages, and values that PostgreSQL cuts into pieces."""
+    import psycopg
+
+    passages = NumberedPassages(800)
+    embeddings = np.random.default_rng(0).standard_normal((800, dimension), np.float32)
+    goal = {"dimension": dimension, "dtype": dtype, "kind": "pgvector"}
+    index = build_index(
+        passages,
+        lambda batch: embeddings[[int(one.id[1:]) for one in batch]],
+        tmp_path / "index",
+        model_fingerprint="model-one",
+        location=postgres,
+        progress=False,
+        **goal,
+    )
+    assert isinstance(index, RemoteIndex)
+    with psycopg.connect(postgres) as connection:
+        size = "SELECT pg_total_relation_size(%s)"
+        (made,) = connection.execute(size, [index._place.collection]).fetchone()
+    assert made == pytest.approx(predict_index(passages, **goal).server, rel=0.1)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import pytest
 
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.index.folder import CORPUS, INDEX, LEXICAL, IndexFolder
-from imprag.index.states import POINTER, STATES
+from imprag.index.build import shard_content
+from imprag.index.fitting import read_cut
+from imprag.index.folder import IndexFolder
+from imprag.index.states import CORPUS, CUT_TOKENS, INDEX, LEXICAL, POINTER, STATES
 from imprag.index.update import Updated, compact, update_index, upsert_and_remove
 
 DIMENSION = 8
@@ -50,7 +52,7 @@ def edited() -> list[Passage]:
 
 
 def built(passages: Sequence[Passage], folder: Path, **settings: object) -> IndexFolder:
-    corpus = Corpus.build(passages, folder.with_name(f"{folder.name}-corpus"))
+    corpus = Corpus.build(passages, folder.with_name(f"{folder.name}-{len(passages)}"))
     return IndexFolder.build(corpus, Encoder(), folder, progress=False, **settings)
 
 
@@ -97,6 +99,70 @@ def test_an_update_embeds_new_texts_only_and_is_a_fresh_build(tmp_path: Path, ki
             now.lexical.search(words, 12), fresh.lexical.search(words, 12), strict=True
         ):
             np.testing.assert_array_equal(found, expected)
+
+
+class CuttingEncoder(Encoder):
+    """Cuts what is longer than four words, and notes what it has counted."""
+
+    max_passage_tokens = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: list[str] = []
+
+    def cut_tokens(self, passages: Sequence[Passage]) -> list[int]:
+        self.counted += [one.id for one in passages]
+        return [max(0, len(one.text.split()) - 4) for one in passages]
+
+
+def test_an_update_counts_tokens_of_new_texts_only(tmp_path: Path) -> None:
+    def corpus(passages: Sequence[Passage]) -> Corpus:
+        return Corpus.build(passages, tmp_path / f"corpus-{len(passages)}")
+
+    path, encoder = tmp_path / "index", CuttingEncoder()
+    passages = [Passage(f"p{n}", "", "word " * n) for n in range(1, 9)]
+    IndexFolder.build(corpus(passages), encoder, path, progress=False)
+    assert read_cut(path) == {"max_passage_tokens": 4, "passages": 4, "tokens": 10}
+    encoder.counted.clear()
+    new = [replace(passages[0], text="word " * 20), Passage("x", "", "word " * 9)]
+    updated = upsert_and_remove(path, encoder, new, ["p8"], progress=False)
+    assert encoder.counted == ["p1", "x"]
+    assert read_cut(updated.folder.root)["tokens"] == 16 + 1 + 2 + 3 + 5
+    # An index of an earlier version has no counts per passage: all are counted again, once.
+    (updated.folder.root / CUT_TOKENS).unlink()
+    encoder.counted.clear()
+    updated = upsert_and_remove(path, encoder, ids=["x"], progress=False)
+    assert len(encoder.counted) == 7
+    assert read_cut(updated.folder.root)["tokens"] == 16 + 1 + 2 + 3
+
+
+def test_new_texts_are_embedded_elsewhere(path: Path) -> None:
+    """By what makes shards in the place of the encoder, such as Ray; a failure resumes."""
+    made: list[str] = []
+    fail = [True, False]
+
+    def make_shards(passages: Corpus, batch_size: int, missing: dict, note: Callable) -> Iterator:
+        made.extend(one.id for one in passages)
+        if fail.pop(0):
+            raise ImpRAGError("a worker is lost")
+        for number, rows in missing.items():
+            arguments = (Encoder(), DIMENSION, "float16", passages, rows, batch_size, note)
+            yield number, shard_content(*arguments)
+
+    encoder = Encoder()
+    with pytest.raises(ImpRAGError, match="is lost"):
+        update(path, edited(), encoder, make_shards=make_shards)
+    assert list(IndexFolder.open(path).corpus) == PASSAGES
+    made.clear()
+    updated = update(path, edited(), encoder, make_shards=make_shards)
+    assert (updated.embedded, encoder.embedded) == (36, [])
+    new = {one.id for one in edited()} - {one.id for one in PASSAGES} - {"moved"}
+    assert {*made} == new | {one.id for one in edited() if "Edited" in one.text}
+    fresh = built(edited(), path.with_name("fresh"))
+    assert files(IndexFolder.open(path)) == files(fresh)
+    assert {one.name for one in updated.folder.root.iterdir()} == {CORPUS, INDEX, LEXICAL}
+    # Without new texts there is nothing to embed elsewhere.
+    assert update(path, edited()[1:], encoder, make_shards=make_shards).embedded == 0
 
 
 def test_an_update_of_the_same_passages_does_nothing(path: Path) -> None:
@@ -186,6 +252,38 @@ def test_a_damaged_pointer_is_said(path: Path) -> None:
         (path / POINTER).write_text(content)
         with pytest.raises(ImpRAGError, match=r"state\.json"):
             IndexFolder.open(path)
+
+
+@pytest.mark.parametrize("updates", [0, 1, 2])
+def test_overwriting_takes_a_damaged_pointer_for_none(path: Path, updates: int) -> None:
+    for n in range(updates):
+        upsert_and_remove(path, Encoder(), [Passage("p0", "", f"text {n}")], progress=False)
+    (path / POINTER).write_text('{"state": "x"}')
+    corpus = Corpus.build(PASSAGES[:5], path.parent / "other")
+    with pytest.raises(ImpRAGError, match=r"state\.json is damaged.*--overwrite"):
+        IndexFolder.build(corpus, Encoder(), path, progress=False)
+    IndexFolder.build(corpus, Encoder(), path, overwrite=True, progress=False)
+    assert list(IndexFolder.open(path).corpus) == PASSAGES[:5]
+    assert {one.name for one in path.iterdir()} == {CORPUS, INDEX, LEXICAL}
+
+
+def test_overwriting_deletes_nothing_of_another_program(tmp_path: Path) -> None:
+    names = [POINTER, f"{STATES}/000001/data", f"{INDEX}/page.html", f"{CORPUS}/letters.txt"]
+    for name in names:
+        (tmp_path / "theirs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "theirs" / name).write_text('{"version": 3}')
+    with pytest.raises(ImpRAGError, match="is in the way"):
+        built(PASSAGES, tmp_path / "theirs", overwrite=True)
+    there = [one for one in (tmp_path / "theirs").rglob("*") if one.is_file()]
+    assert {one.relative_to(tmp_path / "theirs").as_posix() for one in there} == set(names)
+
+
+def test_a_refused_build_leaves_the_index_that_it_should_replace(path: Path) -> None:
+    with pytest.raises(ImpRAGError, match="needs at least"):
+        built(PASSAGES[:5], path, overwrite=True, kind="ivfpq")
+    with pytest.raises(ImpRAGError, match="leave --uri out"):
+        built(PASSAGES[:6], path, overwrite=True, location="http://127.0.0.1:1")
+    assert list(IndexFolder.open(path).corpus) == PASSAGES
 
 
 def test_a_build_after_updates(path: Path) -> None:

@@ -173,6 +173,20 @@ class TestUpdating:
             build(corpus, tmp_path / "nothing", update=True)
 
 
+def test_the_passages_of_a_finished_cache_are_compared_once(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    has = DiskStore.has
+    monkeypatch.setattr(
+        DiskStore, "has", lambda store, batch: (read.append(len(batch)), has(store, batch))[1]
+    )
+    for settings, expected in (({}, 0), ({}, COUNT), ({"overwrite": True}, COUNT)):
+        read.clear()
+        build(corpus, tmp_path / "cache", **settings)
+        assert sum(read) == expected
+
+
 class TestRefusing:
     def test_another_codec_in_an_unfinished_build(self, corpus, tmp_path) -> None:
         with pytest.raises(Interrupted):

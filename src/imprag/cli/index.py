@@ -6,6 +6,7 @@ from imprag.cli.options import (
     DEFAULT_MODEL,
     HERE,
     Flag,
+    Json,
     ModelOptions,
     Names,
     RayOptions,
@@ -28,6 +29,7 @@ def index(
     remove: Names = None,
     compact: Flag = False,
     dry_run: Flag = False,
+    json: Json = False,
     ray: RayOptions = HERE,
     skip_bad_lines: Flag = False,
     compile: Flag = False,
@@ -72,20 +74,21 @@ def index(
             programs that still read it.
         dry_run: Print what the index would take, of each kind or of `--kind`: time, disk, memory.
             Build nothing.
+        json: Print that as JSON, with sizes in bytes.
         skip_bad_lines: Skip corpus lines that cannot be read, and list them. Without it, the first
             one is an error.
         compile: Compile the layers first: takes a minute, then saves about a fifth of the time.
             For large corpora; needs a C++ compiler on a CPU.
     """
-    from imprag.cli.indexing import Making
     from imprag.index.backends import INDEX_BACKENDS
-    from imprag.index.update import compact as delete_earlier_states
 
     changes = add is not None or remove is not None
     if changes or (compact and not corpora):
         where = "with --add, --remove or --compact"
-        options = {"kind": kind, "uri": uri or None, "overwrite": overwrite, "ray": ray.ray}
-        refuse_without_effect(where, **options, update=update)
+        options = {"kind": kind, "uri": uri or None, "overwrite": overwrite, "update": update}
+        refuse_without_effect(where, **options)
+        if add is None:
+            ray.refuse("without texts to embed")
         if corpora:
             raise ImpRAGError("give the passages to add after --add, or all passages with --update")
     elif not corpora:
@@ -93,13 +96,19 @@ def index(
     if dry_run:
         where = "with --dry-run"
         refuse_without_effect(where, add=add, remove=remove, update=update, compact=compact)
-        refuse_without_effect(where, ray=ray.ray)
+        ray.refuse(where)
     if update and overwrite:
         raise ImpRAGError("--update keeps embeddings and --overwrite drops them: choose one")
+    if not dry_run:
+        refuse_without_effect("without --dry-run", json=json)
     INDEX_BACKENDS.find(kind or FLAT)
+    from imprag.cli.indexing import Making  # loads PyTorch
+    from imprag.index.update import compact as delete_earlier_states
+
     made = Making(out, model, skip_bad_lines, compile, ray)
     if dry_run:
-        made.plan(corpora, kind)
+        plan = made.plan(corpora, kind)
+        print(plan.as_json() if json else plan)
     elif changes:
         made.change(add or [], remove or [])
     elif update:

@@ -1,23 +1,21 @@
 """What ``imprag index`` does, once its options are known to fit together."""
 
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from imprag.cli.options import HERE, ModelOptions, RayOptions
+from imprag.cli.planning import Plan, passages_per_second
 from imprag.corpus import Corpus, load_corpus
 from imprag.corpus.readers import SkippedLines
 from imprag.distributed.ray_data import LoadedModel
 from imprag.errors import ImpRAGError
-from imprag.evaluation.tables import markdown_table
 from imprag.index.backends import INDEX_BACKENDS
 from imprag.index.build import MakeShards, predict_index
-from imprag.index.fitting import CutText, fit_documents
+from imprag.index.fitting import Cutter, CutText, fit_documents
 from imprag.index.folder import IndexFolder
-from imprag.index.update import Updated, update_index, upsert_and_remove
-from imprag.io.building import readable_size
+from imprag.index.update import KnownCuts, Updated, update_index, upsert_and_remove
 from imprag.model.passage_encoder import PassageEncoder
 
 
@@ -47,17 +45,11 @@ class Making:
         )
         self._say(f"{len(folder.corpus):,} passages, {kind} index")
 
-    def plan(self, corpora: Sequence[str], kind: str | None) -> None:
+    def plan(self, corpora: Sequence[str], kind: str | None) -> Plan:
         passages = self._load(corpora)
         encoder = self._encoder()
         passages, _ = self._fit(passages, encoder)
-        rate = passages_per_second(encoder, passages)
-        hours = len(passages) / rate / 3600
-        print(
-            f"{len(passages):,} passages, {rate:.3g} of them embedded in a second on this machine: "
-            f"{duration(hours)}\n"
-        )
-        rows = []
+        rows: list[dict[str, str | int]] = []
         for name in [kind] if kind else INDEX_BACKENDS.names():
             try:
                 found = predict_index(passages, dimension=encoder.dimension, kind=name)
@@ -66,39 +58,51 @@ class Making:
                     raise
                 print(f"note: not {name}: {error}", file=sys.stderr)
                 continue
-            sizes = found.disk, found.building, found.memory, found.server
-            rows.append([name, *map(readable_size, sizes)])
-        head = ["kind", "disk", "disk while building", "memory while building", "on the server"]
-        print(markdown_table(head, rows), end="")
+            rows.append(asdict(found))
+        rate = passages_per_second(encoder, passages, range(len(passages)))
+        return Plan(len(passages), rate, "embedded", "kinds", rows)
 
     def update(self, corpora: Sequence[str], kind: str | None, uri: str) -> None:
-        IndexFolder.open(self.out)  # before the model is loaded: says if there is none
+        folder = IndexFolder.open(self.out)  # before the model is loaded: says if there is none
         passages = self._load(corpora)
         encoder = self._encoder()
-        passages, cut = self._fit(passages, encoder)
-        name = self.model.model
+        folder.check_model(encoder.fingerprint(), self.model.model)
+        passages, cut = self._fit(passages, KnownCuts(encoder, folder))
         updated = update_index(
-            self.out, passages, encoder, model=name, kind=kind, location=uri, cut=cut
+            self.out,
+            passages,
+            encoder,
+            model=self.model.model,
+            kind=kind,
+            location=uri,
+            cut=cut,
+            make_shards=self._elsewhere(encoder, folder.index.manifest.dtype),
         )
         self._say_updated(updated)
 
     def change(self, add: Sequence[str], remove: Sequence[str]) -> None:
-        IndexFolder.open(self.out)
+        folder = IndexFolder.open(self.out)
         passages = self._load(add) if add else None
         encoder = self._encoder()
         added = () if passages is None else self._fit(passages, encoder)[0]
-        name = self.model.model
-        self._say_updated(upsert_and_remove(self.out, encoder, added, remove, model=name))
+        updated = upsert_and_remove(
+            self.out,
+            encoder,
+            added,
+            remove,
+            model=self.model.model,
+            make_shards=self._elsewhere(encoder, folder.index.manifest.dtype),
+        )
+        self._say_updated(updated)
 
-    def _elsewhere(self, encoder: PassageEncoder) -> MakeShards | None:
+    def _elsewhere(self, encoder: PassageEncoder, dtype: str = "float16") -> MakeShards | None:
         """What makes shards on Ray; None if this process does."""
         cluster = self.ray.cluster()
         if cluster is None:
             return None
         own = self.model
-        return cluster.index_shards(
-            LoadedModel(own.model, own.dtype, own.device, self.compile), encoder
-        )
+        worker = LoadedModel(own.model, own.dtype, own.device, self.compile)
+        return cluster.index_shards(worker, encoder, dtype)
 
     def _load(self, corpora: Sequence[str]) -> Corpus:
         passages = load_corpus(corpora, skip_bad_lines=self.skip_bad_lines)
@@ -112,7 +116,7 @@ class Making:
             rag.model.compile_bottom()
         return rag.encoder
 
-    def _fit(self, passages: Corpus, encoder: PassageEncoder) -> tuple[Corpus, CutText]:
+    def _fit(self, passages: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
         fitted, cut = fit_documents(passages, encoder)
         if cut.passages:
             print(cut, file=sys.stderr)
@@ -123,20 +127,3 @@ class Making:
 
     def _say(self, what: str) -> None:
         print(f"{self.out}: {what}", file=sys.stderr)
-
-
-def passages_per_second(encoder: PassageEncoder, passages: Corpus, count: int = 96) -> float:
-    """How fast an encoder is, measured on some passages from all over a corpus."""
-    step = max(1, len(passages) // count)
-    sample = passages.passages(range(0, len(passages), step)[:count])
-    encoder(sample[:8])  # warms up
-    began = time.perf_counter()
-    encoder(sample)
-    return len(sample) / (time.perf_counter() - began)
-
-
-def duration(hours: float) -> str:
-    """A time in words."""
-    if hours < 1 / 60:
-        return f"{3600 * hours:.0f} seconds"
-    return f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:,.1f} hours"

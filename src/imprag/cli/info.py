@@ -72,8 +72,8 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
     from imprag.corpus import Corpus
     from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
     from imprag.index.fitting import read_cut
-    from imprag.index.folder import INDEX, IndexFolder
-    from imprag.index.states import current_root
+    from imprag.index.folder import IndexFolder
+    from imprag.index.states import INDEX, current_root
     from imprag.kv_cache.manifest import KVCacheManifest, holds_kv_cache
     from imprag.model.config import CONFIG_NAME
 

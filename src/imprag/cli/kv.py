@@ -1,7 +1,9 @@
 """``imprag kv``: build."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cyclopts
 
@@ -9,14 +11,18 @@ from imprag.cli.options import (
     DEFAULT_MODEL,
     HERE,
     Flag,
+    Json,
     ModelOptions,
     RayOptions,
     refuse_without_effect,
 )
+from imprag.corpus.passage import Passage
 from imprag.corpus.prompt_files import prompts_of_file
 from imprag.errors import ImpRAGError
 
-DEFAULT_CODEC = "bf16"
+if TYPE_CHECKING:
+    from imprag.cli.planning import Plan
+    from imprag.pipeline import ImpRAG
 
 kv = cyclopts.App(
     name="kv", help="Store passages' keys and values, so that answering does not encode them."
@@ -36,6 +42,7 @@ def build(
     overwrite: Flag = False,
     update: Flag = False,
     dry_run: Flag = False,
+    json: Json = False,
     ray: RayOptions = HERE,
 ) -> None:
     """Store the keys and values of an index's passages at the layers that read them.
@@ -66,18 +73,27 @@ def build(
         overwrite: Replace a KV cache in `--out` that is of another model or of other passages, or
             has other settings. Without it, the command refuses.
         update: Add the passages that the KV cache in `--out` lacks, in its own format.
-        dry_run: Print how large the KV cache would be, and build nothing.
+        dry_run: Print what the KV cache would take, in each format or in `--codec`: time, disk,
+            memory. Build nothing.
+        json: Print that as JSON, with sizes in bytes.
     """
-    from imprag.kv_cache.build import build_kv_cache, predict_kv_cache, prediction
-    from imprag.kv_cache.hot import most_retrieved
-    from imprag.kv_cache.manifest import states_fingerprint
-
     if (top_passages is None) != (prompts is None):
         raise ImpRAGError("--top-passages and --prompts belong together: the prompts choose")
     if update:
-        options = {"codec": codec, "kv_keep_ratio": kv_keep_ratio, "ray": ray.ray}
-        refuse_without_effect("with --update", **options, overwrite=overwrite)
-    codec, kv_keep_ratio = codec or DEFAULT_CODEC, 1.0 if kv_keep_ratio is None else kv_keep_ratio
+        options = {"codec": codec, "kv_keep_ratio": kv_keep_ratio, "overwrite": overwrite}
+        refuse_without_effect("with --update", **options)
+        ray.refuse("with --update")
+    if dry_run:
+        refuse_without_effect("with --dry-run", overwrite=overwrite, update=update)
+        ray.refuse("with --dry-run")
+    else:
+        refuse_without_effect("without --dry-run", json=json)
+    from imprag.kv_cache.build import build_kv_cache
+    from imprag.kv_cache.hot import most_retrieved
+    from imprag.kv_cache.manifest import states_fingerprint
+
+    given = {"codec": codec, "kv_keep_ratio": kv_keep_ratio}
+    settings: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
     rag = model.load(index)
     rows = None
     if prompts is not None and top_passages is not None:
@@ -85,8 +101,8 @@ def build(
         rows = rag.corpus.rows(found)
     what = (rag.corpus, rag.model, rag.tokenizer)
     if dry_run:
-        sizes = predict_kv_cache(*what, codec=codec, kv_keep_ratio=kv_keep_ratio, rows=rows)
-        print(prediction(sizes, codec, out))
+        plan = _plan(rag, rows, settings)
+        print(plan.as_json() if json else plan)
         return
     make_shards = None
     if (cluster := ray.cluster()) is not None:
@@ -98,12 +114,41 @@ def build(
     store = build_kv_cache(
         *what,
         out,
-        codec=codec,
-        kv_keep_ratio=kv_keep_ratio,
         rows=rows,
         overwrite=overwrite,
         update=update,
         make_shards=make_shards,
+        **settings,
     )
     size = store.manifest.summary()["bytes_per_passage"]
     print(f"{out}: {len(store):,} passages, {size:,} bytes each", file=sys.stderr)
+
+
+def _plan(rag: "ImpRAG", rows: Sequence[int] | None, settings: dict[str, Any]) -> "Plan":
+    """What a KV cache takes in each format, or in the given one."""
+    from imprag.cli.planning import Plan, passages_per_second
+    from imprag.kv_cache.build import predict_kv_cache
+    from imprag.kv_cache.cache import encode_parts
+    from imprag.kv_cache.codecs import CODECS, untrained_codec
+
+    what = (rag.corpus, rag.model, rag.tokenizer)
+    sizes: list[dict[str, str | int]] = []
+    for name in [settings["codec"]] if "codec" in settings else CODECS.names():
+        try:
+            found = predict_kv_cache(*what, rows=rows, **{**settings, "codec": name})
+        except ImpRAGError as error:
+            if "codec" in settings:
+                raise
+            print(f"note: not {name}: {error}", file=sys.stderr)
+            continue
+        columns = {"bytes_per_passage": "bytes_per_passage", "disk": "bytes", "memory": "memory"}
+        sizes.append({"codec": name, **{one: found[other] for one, other in columns.items()}})
+    plain = untrained_codec("fp32", rag.model.decoder.head_dim)
+    ratio = settings.get("kv_keep_ratio", 1.0)
+
+    def encode(passages: Sequence[Passage]) -> object:
+        return encode_parts(rag.model, rag.tokenizer, passages, plain, ratio)
+
+    stored = range(len(rag.corpus)) if rows is None else rows
+    rate = passages_per_second(encode, rag.corpus, stored, 48)
+    return Plan(len(stored), rate, "encoded", "codecs", sizes)

@@ -80,36 +80,6 @@ class ModelOptions:
 DEFAULT_MODEL = ModelOptions()
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class RayOptions:
-    """Where a long job runs: here, or by Ray on many machines."""
-
-    ray: Annotated[
-        str | None,
-        Parameter(
-            help="Let workers of Ray do it: the address of a cluster (`auto`, `ray://head:10001`), "
-            "or `local` for workers on this machine. All must see the model and `--out` under the "
-            "same paths. If not given, this process does it."
-        ),
-    ] = None
-    workers: Annotated[int, Parameter(help="Number of Ray's workers; each loads the model.")] = 2
-    worker_gpus: Annotated[float, Parameter(help="GPUs of each worker; .5 lets two share one.")] = (
-        0.0
-    )
-
-    def cluster(self) -> "RayCluster | None":
-        """Where shards are made; None for this process."""
-        if self.ray is None:
-            return None
-        from imprag.distributed.ray_data import RayCluster
-
-        return RayCluster(self.ray, self.workers, self.worker_gpus)
-
-
-HERE = RayOptions()
-
-
 def refuse_without_effect(where: str, **values: Any) -> None:
     """Refuse options that were given where they have no effect.
 
@@ -125,3 +95,58 @@ def refuse_without_effect(where: str, **values: Any) -> None:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         have, them = ("has", "it") if len(given) == 1 else ("have", "them")
         raise ImpRAGError(f"{options} {have} no effect {where}: leave {them} out")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Where a long job runs: here, or by Ray on many machines."""
+
+    ray: Annotated[
+        str | None,
+        Parameter(
+            help="Let workers of Ray do it: the address of a cluster (`auto`, `ray://head:10001`), "
+            "or `local` for workers on this machine. All must see the model and `--out` under the "
+            "same paths. If not given, this process does it."
+        ),
+    ] = None
+    workers: Annotated[
+        int | None, Parameter(help="Number of Ray's workers, 2 by default; each loads the model.")
+    ] = None
+    worker_gpus: Annotated[
+        float | None,
+        Parameter(help="GPUs of each worker, none by default; .5 lets two share one."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.ray is None:
+            self.refuse("without --ray")
+
+    def refuse(self, where: str) -> None:
+        """Refuse these options where they have no effect.
+
+        Args:
+            where: as for :func:`refuse_without_effect`.
+        """
+        refuse_without_effect(
+            where, ray=self.ray, workers=self.workers, worker_gpus=self.worker_gpus
+        )
+
+    def cluster(self) -> "RayCluster | None":
+        """Where shards are made; None for this process.
+
+        Raises:
+            ImpRAGError: Ray is not installed, or the cluster does not answer.
+        """
+        if self.ray is None:
+            return None
+        from imprag.distributed.ray_data import RayCluster
+
+        given = {"workers": self.workers, "worker_gpus": self.worker_gpus}
+        set_ones: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+        cluster = RayCluster(self.ray, **set_ones)
+        cluster.check()
+        return cluster
+
+
+HERE = RayOptions()

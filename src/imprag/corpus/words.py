@@ -41,6 +41,8 @@ def fold(text: str, *, lower: bool = True) -> str:
 
     Composed and decomposed, half-width and full-width, and presentation forms become equal.
     """
+    if text.isascii():
+        return text.lower() if lower else text
     text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
     return unicodedata.normalize("NFKC", text.lower()) if lower else text
 
@@ -79,7 +81,7 @@ def search_terms(text: str) -> list[str]:
     ['the', '法', '国', '人', '法国', '国人']
     """
     text = fold(text)
-    if not _MARKS_OR_UNSPACED.search(text):
+    if text.isascii() or not _MARKS_OR_UNSPACED.search(text):
         return _PLAIN_RUN.findall(text)
     terms: list[str] = []
     for run in _RUN.finditer(text):

@@ -30,7 +30,13 @@ from imprag.corpus.passage import Passage
 from imprag.errors import ImpRAGError
 from imprag.index.backends import INDEX_BACKENDS
 from imprag.index.manifest import MANIFEST, IndexManifest
-from imprag.index.passage_index import DTYPES, FloatArray, PassageIndex, checked_embeddings
+from imprag.index.passage_index import (
+    DTYPES,
+    FloatArray,
+    PassageIndex,
+    checked_embeddings,
+    drop_vectors,
+)
 from imprag.io.building import (
     OVERWRITE,
     building_folder,
@@ -126,7 +132,7 @@ def build_index(
     if replace or is_free(out) or work.exists():
         with only_builder(out) as alone:
             if replace and (out / MANIFEST).is_file() and not _is_finished(out, goal):
-                discard(out, work)
+                discard_index(out)
             if is_free(out):
                 claim(work, plan, alone=alone, overwrite=overwrite)
                 if progress:
@@ -149,6 +155,34 @@ def build_index(
     else:
         manifest = _finished(out, goal)
     return backend(out, manifest)
+
+
+def check_build(
+    passages: Passages,
+    dimension: int,
+    *,
+    kind: str = "flat",
+    dtype: str = "float16",
+    location: str = "",
+    **other_settings: Any,
+) -> None:
+    """Refuse the arguments that :func:`build_index` refuses, before another index is deleted.
+
+    Raises:
+        ImpRAGError: as there.
+    """
+    goal = _goal(passages, "", dimension, kind, dtype, location, 0)
+    INDEX_BACKENDS.find(kind).check_location(goal)
+
+
+def discard_index(out: Path) -> None:
+    """Delete a finished index, and what it holds on a server. The caller must hold its lock.
+
+    Raises:
+        ImpRAGError: the server fails. Nothing is deleted then.
+    """
+    drop_vectors(out)
+    discard(out, building_folder(out))
 
 
 def _finished(out: Path, goal: IndexManifest) -> IndexManifest:

@@ -2,20 +2,26 @@
 
 import hashlib
 import itertools
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from imprag.corpus import Corpus, Passage
 from imprag.corpus.readers import JoinedReader, SkippedLines
 from imprag.corpus.text import split_text
-from imprag.io.files import cache_dir, read_json, write_json
+from imprag.errors import ImpRAGError
+from imprag.index.manifest import IndexManifest
+from imprag.index.states import CUT, CUT_TOKENS
+from imprag.io.files import atomic_path, cache_dir, read_json, write_json
 from imprag.io.locking import make_once
 
-CUT = "cut.json"
+_COUNTS = ("max_passage_tokens", "passages", "tokens")
 _BATCH = 1024
 _MOST_WORDS = 64  # of the parts of a passage that was too long
 
@@ -38,22 +44,28 @@ class CutText:
 
     Attributes:
         max_passage_tokens: longer passages are cut.
-        passages: number of cut passages.
-        tokens: number of tokens that are cut from their ends, in all.
+        of_passages: number of tokens that are cut from the end of each passage.
     """
 
     max_passage_tokens: int
-    passages: int = 0
-    tokens: int = 0
+    of_passages: "array[int]" = field(default_factory=lambda: array("i"))
 
-    def count(self, cut: Sequence[int]) -> None:
-        """Count the tokens that are cut from each of some passages."""
-        self.passages += sum(tokens > 0 for tokens in cut)
-        self.tokens += sum(cut)
+    @property
+    def passages(self) -> int:
+        """Number of passages that are cut."""
+        return sum(tokens > 0 for tokens in self.of_passages)
 
-    def write(self, folder: Path) -> None:
-        """Write the counts into the folder of an index."""
-        write_json(folder / CUT, asdict(self))
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are cut, in all."""
+        return sum(self.of_passages)
+
+    def write(self, folder: Path, manifest: IndexManifest) -> None:
+        """Write the counts into the folder of an index with that manifest."""
+        with atomic_path(folder / CUT_TOKENS) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, np.array(self.of_passages, np.int32))
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        write_json(folder / CUT, {**counts, **_made_from(manifest)})
 
     def __str__(self) -> str:
         return (
@@ -63,9 +75,29 @@ class CutText:
         )
 
 
-def read_cut(folder: Path) -> dict[str, Any] | None:
+def read_cut(folder: Path) -> dict[str, int] | None:
     """The counts of an index folder; None if it has none."""
-    return read_json(folder / CUT) if (folder / CUT).is_file() else None
+    found = read_json(folder / CUT) if (folder / CUT).is_file() else None
+    return found and {name: found[name] for name in _COUNTS}
+
+
+def read_cut_tokens(folder: Path, manifest: IndexManifest) -> npt.NDArray[np.int32] | None:
+    """The number of tokens cut from each passage of an index, (passages,), memory-mapped.
+
+    None if they were not counted for this very index.
+    """
+    try:
+        if not _made_from(manifest).items() <= read_json(folder / CUT).items():
+            return None
+        tokens: npt.NDArray[np.int32] = np.load(folder / CUT_TOKENS, mmap_mode="r")
+    except (ImpRAGError, OSError, ValueError):
+        return None
+    return tokens if tokens.shape == (manifest.count,) else None
+
+
+def _made_from(manifest: IndexManifest) -> dict[str, str]:
+    names = ("model_fingerprint", "corpus_fingerprint")
+    return {name: getattr(manifest, name) for name in names}
 
 
 def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
@@ -86,9 +118,9 @@ def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
     may_fit = False
     progress = tqdm(total=len(corpus), desc="lengths", unit=" passages", delay=2, disable=None)
     with progress:
-        for passages in _batches(iter(corpus)):
+        for passages in batches(iter(corpus)):
             tokens = encoder.cut_tokens(passages)
-            cut.count(tokens)
+            cut.of_passages.extend(tokens)
             pairs = zip(passages, tokens, strict=True)
             may_fit = may_fit or any(lost and is_part(passage) for passage, lost in pairs)
             progress.update(len(passages))
@@ -109,8 +141,8 @@ def fit_documents(corpus: Corpus, encoder: Cutter) -> tuple[Corpus, CutText]:
 def count_cut(corpus: Corpus, encoder: Cutter) -> CutText:
     """Count what a model cuts of a corpus."""
     cut = CutText(encoder.max_passage_tokens)
-    for passages in _batches(iter(corpus)):
-        cut.count(encoder.cut_tokens(passages))
+    for passages in batches(iter(corpus)):
+        cut.of_passages.extend(encoder.cut_tokens(passages))
     return cut
 
 
@@ -124,7 +156,7 @@ class _FittedPassages(JoinedReader):
         self._encoder = encoder
 
     def __iter__(self) -> Iterator[Passage]:
-        for passages in _batches(iter(self._corpus)):
+        for passages in batches(iter(self._corpus)):
             tokens = self._encoder.cut_tokens(passages)
             for passage, lost in zip(passages, tokens, strict=True):
                 yield from self._split(passage) if lost and is_part(passage) else [passage]
@@ -146,6 +178,7 @@ def is_part(passage: Passage) -> bool:
     return passage.id.rpartition("/")[0] == passage.meta.get("file")
 
 
-def _batches(passages: Iterator[Passage]) -> Iterator[list[Passage]]:
+def batches(passages: Iterator[Passage]) -> Iterator[list[Passage]]:
+    """Passages, a thousand at a time."""
     while batch := list(itertools.islice(passages, _BATCH)):
         yield batch

@@ -15,21 +15,15 @@ import numpy.typing as npt
 from imprag.corpus import Corpus, Passage
 from imprag.corpus.store import MANIFEST
 from imprag.errors import ImpRAGError
-from imprag.index.build import build_index
-from imprag.index.fitting import CUT, Cutter, CutText, count_cut, read_cut
+from imprag.index.build import build_index, check_build, discard_index
+from imprag.index.fitting import Cutter, CutText, count_cut, read_cut_tokens
 from imprag.index.lexical import FloatArray, IntArray, LexicalIndex
 from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
 from imprag.index.passage_index import PassageIndex
-from imprag.index.states import current_root, folder_of, forget_states
+from imprag.index.states import CORPUS, INDEX, LEXICAL, current_root, folder_of, forget_states
 from imprag.io.building import OVERWRITE, building_folder, discard, remove_work, sweep
 from imprag.io.files import atomic_path, expand_home
 from imprag.io.locking import only_builder
-
-CORPUS = "corpus"
-INDEX = "index"
-LEXICAL = "lexical"
-#: Of a state of an index folder.
-PARTS = (CORPUS, INDEX, LEXICAL, CUT)
 
 
 class Encoder(Protocol):
@@ -118,6 +112,8 @@ class IndexFolder:
             ImpRAGError: the folder holds an index of another corpus (an edited one is another), or
                 one that :func:`imprag.index.build_index` refuses.
         """
+        if overwrite:
+            check_build(corpus, encoder.dimension, **build_settings)
         path = _root_to_build(expand_home(path), corpus, overwrite)
         own = _own_corpus(path, corpus)
         if own is None:
@@ -125,7 +121,6 @@ class IndexFolder:
                 if alone:
                     sweep(path)
                 own = _own_corpus(path, corpus) or _take_corpus(path, corpus, overwrite)
-        before = _manifest(path)
         index = build_index(
             own,
             encoder,
@@ -138,11 +133,11 @@ class IndexFolder:
         )
         if lexical:
             LexicalIndex.build(own, path / LEXICAL, progress=build_settings.get("progress", True))
-        if isinstance(encoder, Cutter):
-            if cut is None and (before != _manifest(path) or read_cut(path) is None):
-                cut = count_cut(own, encoder)
-            if cut is not None:
-                cut.write(path)
+        uncounted = read_cut_tokens(path, index.manifest) is None
+        if uncounted and cut is None and isinstance(encoder, Cutter):
+            cut = count_cut(own, encoder)
+        if uncounted and cut is not None:
+            cut.write(path, index.manifest)
         return cls(own, index)
 
     @classmethod
@@ -282,13 +277,18 @@ class IndexFolder:
 def _root_to_build(path: Path, corpus: Corpus, overwrite: bool) -> Path:
     """Where the passages of a corpus are built: the valid state of an index folder.
 
-    Later states of another corpus are deleted if that is wanted; a build begins with the first.
+    States of another corpus are deleted if that is wanted; a build begins with the first.
     """
-    root = current_root(path)
-    if root != path and overwrite and _own_corpus(root, corpus) is None:
-        forget_states(path)
-        return path
-    return root
+    try:
+        root = current_root(path)
+    except ImpRAGError:
+        if not overwrite:
+            raise
+    else:
+        if root == path or not overwrite or _own_corpus(root, corpus) is not None:
+            return root
+    forget_states(path)
+    return path
 
 
 def _own_corpus(path: Path, corpus: Corpus) -> Corpus | None:
@@ -318,7 +318,7 @@ def _take_corpus(path: Path, corpus: Corpus, overwrite: bool) -> Corpus:
         with only_builder(path / INDEX):
             work = building_folder(path / INDEX)
             if (path / INDEX / INDEX_MANIFEST).is_file():
-                discard(path / INDEX, work)
+                discard_index(path / INDEX)
             discard(path / CORPUS, work)
             remove_work(work)
     with atomic_path(path / CORPUS) as temporary:
@@ -331,9 +331,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _manifest(path: Path) -> bytes | None:
-    """The manifest of the index in a folder, or None if there is none."""
-    manifest = path / INDEX / INDEX_MANIFEST
-    return manifest.read_bytes() if manifest.is_file() else None

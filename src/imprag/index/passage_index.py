@@ -205,8 +205,17 @@ class PassageIndex(abc.ABC):
             ImpRAGError: the folder holds something else, or the disk is full.
         """
 
-    def drop(self) -> None:  # noqa: B027  most back ends keep nothing elsewhere
-        """Delete what the index holds outside of its folder, before that is deleted."""
+    @classmethod  # noqa: B027  most back ends keep nothing elsewhere
+    def drop(cls, path: Path, manifest: IndexManifest) -> None:
+        """Delete what an index holds on a server, before its folder is deleted; by default nothing.
+
+        Args:
+            path: the folder.
+            manifest: what it holds; its ``location`` is not empty.
+
+        Raises:
+            ImpRAGError: the server fails.
+        """
 
     @abc.abstractmethod
     def verify(self) -> None:
@@ -215,6 +224,29 @@ class PassageIndex(abc.ABC):
         Raises:
             ImpRAGError: a file was changed.
         """
+
+
+def drop_vectors(path: Path) -> None:
+    """Delete what an index holds on a server, if anything, before its folder is deleted.
+
+    Args:
+        path: the folder; one without a readable manifest names no server.
+
+    Raises:
+        ImpRAGError: the server fails.
+    """
+    try:
+        manifest = IndexManifest.read(path)
+    except ImpRAGError:
+        return
+    if manifest.location:
+        try:
+            INDEX_BACKENDS.find(manifest.kind).drop(path, manifest)
+        except ImpRAGError as error:
+            raise ImpRAGError(
+                f"the vectors of {path} at {manifest.location} cannot be deleted: {error} (if the "
+                "server is gone for good, delete the folder by hand)"
+            ) from error
 
 
 def checked_embeddings(embeddings: FloatArray, dimension: int, dtype: str) -> FloatArray:

@@ -215,17 +215,16 @@ class RemoteIndex(PassageIndex):
         if _digest(self._stored_blocks()) != self._place.sha256:
             raise damaged(self._path, f"the collection {self._place.collection} was changed")
 
-    def drop(self) -> None:
-        for name in {self._place.collection, self._place.previous} - {None}:
-            self.connect(str(name), self._manifest).drop()
+    @classmethod
+    def drop(cls, path: Path, manifest: IndexManifest) -> None:
+        place = _read_place(path, manifest)
+        for name in {place.collection, place.previous} - {None}:
+            cls.connect(str(name), manifest).drop()
 
     def _open(self, path: Path, manifest: IndexManifest) -> None:
         self._path = path
         self._manifest = manifest
-        try:
-            self._place = _Place(**read_json(path / manifest.files["collection"].name))
-        except (KeyError, TypeError) as error:
-            raise damaged(path / MANIFEST, "it does not name a collection") from error
+        self._place = _read_place(path, manifest)
         self._collection = self.connect(self._place.collection, manifest)
         count = self._collection.count()
         if count != manifest.count:
@@ -286,6 +285,13 @@ def _write(
 def _write_place(folder: Path, place: _Place) -> StoredFile:
     content = json.dumps(asdict(place), indent=2).encode()
     return write_file(folder, "collection.json", lambda stream: stream.write(content))
+
+
+def _read_place(folder: Path, manifest: IndexManifest) -> _Place:
+    try:
+        return _Place(**read_json(folder / manifest.files["collection"].name))
+    except (KeyError, TypeError) as error:
+        raise damaged(folder / MANIFEST, "it does not name a collection") from error
 
 
 def _name(of: str) -> str:

@@ -6,15 +6,26 @@ whoever opens the folder, at any moment, finds a whole state. The state before s
 those who have it open, until the next update or ``imprag index --compact``.
 """
 
+import contextlib
 import shutil
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
+from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
 from imprag.errors import ImpRAGError
+from imprag.index.lexical import MANIFEST as LEXICAL_MANIFEST
+from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
+from imprag.index.passage_index import drop_vectors
 from imprag.io.files import read_json, write_json
+from imprag.io.locking import only_builder
 
 STATES = "states"
 POINTER = "state.json"
+CORPUS = "corpus"
+INDEX = "index"
+LEXICAL = "lexical"
+CUT, CUT_TOKENS = "cut.json", "cut-tokens.npy"
+_MANIFESTS = {CORPUS: CORPUS_MANIFEST, INDEX: INDEX_MANIFEST, LEXICAL: LEXICAL_MANIFEST}
 
 
 def current_root(folder: Path) -> Path:
@@ -26,7 +37,10 @@ def current_root(folder: Path) -> Path:
     pointer = folder / POINTER
     if not pointer.is_file():
         return folder
-    content = read_json(pointer)
+    try:
+        content = read_json(pointer)
+    except ImpRAGError:
+        content = None
     number = content.get("state") if isinstance(content, dict) else None
     if not isinstance(number, int) or number < 1:
         raise ImpRAGError(
@@ -50,41 +64,67 @@ def make_current(root: Path) -> None:
     write_json(folder_of(root) / POINTER, {"format_version": 1, "state": _number(root)})
 
 
-def remove_states(
-    folder: Path, keep: int, parts: tuple[str, ...], before: Callable[[Path], None]
-) -> None:
+def remove_states(folder: Path, keep: int) -> None:
     """Delete the states before the valid one, and unfinished ones.
+
+    A state with vectors on a server that fails stays whole, and a note says so; the next call
+    deletes it.
 
     Args:
         folder: the index folder; nobody else may be updating it.
         keep: number of states before the valid one that stay.
-        parts: names of a state's files and folders, to delete the first one by.
-        before: called with the folder of a state before it is deleted.
     """
     valid = _number(current_root(folder))
-    kept = range(valid - keep, valid + 1)
-    for path in (folder / STATES).glob("*"):
-        if not (path.name.isdecimal() and int(path.name) in kept):
-            before(path)
-            _delete(path)
-    if 0 not in kept:
-        before(folder)
-        for name in parts:
-            _delete(folder / name)
+    for root in _states(folder):
+        if not valid - keep <= _number(root) <= valid:
+            try:
+                _delete(root)
+            except ImpRAGError as error:
+                print(f"note: {root} stays for now: {error}", file=sys.stderr)
 
 
 def forget_states(folder: Path) -> None:
-    """Let the first state, or nothing, be valid again, and delete all later ones."""
-    (folder / POINTER).unlink(missing_ok=True)
-    shutil.rmtree(folder / STATES, ignore_errors=True)
+    """Delete all states of an index folder for a new build, even if ``state.json`` is damaged.
+
+    Raises:
+        ImpRAGError: the folder holds no index, or a server with vectors of a state fails; that
+            state and later ones are as before then.
+    """
+    with only_builder(folder / STATES):
+        roots = _states(folder)
+        if not any((root / CORPUS / CORPUS_MANIFEST).is_file() for root in roots):
+            raise ImpRAGError(
+                f"{folder / POINTER} is in the way and belongs to no index; choose another folder"
+            )
+        for root in roots:
+            _delete(root)
+        with contextlib.suppress(OSError):
+            (folder / STATES).rmdir()
+        (folder / POINTER).unlink()
+
+
+def _states(folder: Path) -> list[Path]:
+    """The folders of all states, in order, whether or not they are whole."""
+    numbered = (folder / STATES).glob("[0-9]" * 6)
+    return [folder, *sorted(path for path in numbered if path.is_dir())]
 
 
 def _number(root: Path) -> int:
     return int(root.name) if root.parent.name == STATES else 0
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+def _delete(root: Path) -> None:
+    """Delete a state, with its vectors if they lie on a server.
+
+    Raises:
+        ImpRAGError: the server fails. Nothing is deleted then.
+    """
+    drop_vectors(root / INDEX)
+    own = [root / name for name, file in _MANIFESTS.items() if (root / name / file).is_file()]
+    if folder_of(root) != root:
+        own = [root]
+    elif own:
+        for name in (CUT, CUT_TOKENS):
+            (root / name).unlink(missing_ok=True)
+    for path in own:
         shutil.rmtree(path, ignore_errors=True)  # Windows keeps files that are open
-    else:
-        path.unlink(missing_ok=True)

@@ -1,12 +1,11 @@
 """Updates of an index folder: only passages with a new text are embedded."""
 
 import contextlib
+import itertools
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,16 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage
+from imprag.corpus.passage import KnownTexts, text_hashes
 from imprag.errors import ImpRAGError
-from imprag.index.fitting import CutText, is_part
-from imprag.index.folder import INDEX, PARTS, Encoder, IndexFolder
-from imprag.index.passage_index import PassageIndex
+from imprag.index.build import MakeShards
+from imprag.index.fitting import Cutter, CutText, batches, count_cut, is_part, read_cut_tokens
+from imprag.index.folder import Encoder, IndexFolder
 from imprag.index.states import STATES, make_current, next_root, remove_states
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
 
 _ROWS = 1024
 _SCRATCH = ".tmp-update-"
+_NEW = "new"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def update_index(
     kind: str | None = None,
     location: str = "",
     cut: CutText | None = None,
+    make_shards: MakeShards | None = None,
     progress: bool = True,
 ) -> Updated:
     """Let an index folder hold these passages instead of its own.
@@ -71,6 +73,8 @@ def update_index(
         kind: the kind of index; that of the folder, on the same server, if not given.
         location: the URI of the server of another kind, if it needs one.
         cut: as for :meth:`IndexFolder.build`.
+        make_shards: embeds the new texts in the place of ``encoder``; see
+            `imprag.index.build.MakeShards`.
         progress: show bars on standard error.
 
     Raises:
@@ -81,7 +85,7 @@ def update_index(
         return corpus
 
     settings = {"kind": kind, "location": location} if kind or location else {}
-    return _update(expand_home(path), whole, encoder, model, progress, settings, cut)
+    return _update(expand_home(path), whole, encoder, model, progress, make_shards, settings, cut)
 
 
 def upsert_and_remove(
@@ -91,6 +95,7 @@ def upsert_and_remove(
     ids: Sequence[str] = (),
     *,
     model: str = "MODEL",
+    make_shards: MakeShards | None = None,
     progress: bool = True,
 ) -> Updated:
     """Add passages to an index folder, replace those that have their ids, and remove others.
@@ -98,7 +103,7 @@ def upsert_and_remove(
     Passages that are parts of a document replace all parts of a document of the same name.
 
     Args:
-        path, encoder, model, progress: as for :func:`update_index`.
+        path, encoder, model, make_shards, progress: as for :func:`update_index`.
         passages: to add. New ones come after the passages that are there.
         ids: of passages to remove.
 
@@ -122,7 +127,7 @@ def upsert_and_remove(
         stream = _changed(current, new, removed)
         return Corpus.build(stream, scratch / "corpus", source=source, credit=credit)
 
-    return _update(path, changed, encoder, model, progress)
+    return _update(path, changed, encoder, model, progress, make_shards)
 
 
 def compact(path: Path | str) -> None:
@@ -135,7 +140,7 @@ def compact(path: Path | str) -> None:
     """
     folder = IndexFolder.open(expand_home(path)).path
     with _only_update(folder):
-        remove_states(folder, 0, PARTS, _drop_vectors)
+        remove_states(folder, 0)
 
 
 def _update(
@@ -144,6 +149,7 @@ def _update(
     encoder: Encoder,
     model: str,
     progress: bool,
+    make_shards: MakeShards | None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     cut: CutText | None = None,
 ) -> Updated:
@@ -155,22 +161,19 @@ def _update(
         before: dict[str, Any] = {"kind": manifest.kind, "location": manifest.location}
         after = {**before, **settings, "kind": settings.get("kind") or manifest.kind}
         if corpus.fingerprint == current.corpus.fingerprint and before == after:
-            remove_states(path, 1, PARTS, _drop_vectors)  # which an update may not have come to
+            remove_states(path, 1)  # which an update may not have come to
             return Updated(current, 0, len(corpus), 0)
         reused = ReusedEmbeddings(encoder, current)
         root = next_root(path)
-        made = IndexFolder.build(
-            corpus,
-            reused,
-            root,
-            overwrite=True,
-            cut=cut,
-            dtype=manifest.dtype,
-            progress=progress,
-            **after,
-        )
+        shared: dict[str, Any] = {"dtype": manifest.dtype, "progress": progress}
+        if make_shards is not None:
+            reused.embed_before(corpus, root / _NEW, make_shards=make_shards, **shared)
+        if cut is None and isinstance(encoder, Cutter):
+            cut = count_cut(corpus, KnownCuts(encoder, current, reused.texts))
+        made = IndexFolder.build(corpus, reused, root, overwrite=True, cut=cut, **shared, **after)
+        shutil.rmtree(root / _NEW, ignore_errors=True)
         make_current(root)
-        remove_states(path, 1, PARTS, _drop_vectors)
+        remove_states(path, 1)
         return Updated(made, reused.embedded, reused.kept, _missing(current.corpus, corpus))
 
 
@@ -178,20 +181,20 @@ class ReusedEmbeddings:
     """An encoder that takes the embeddings of known texts from an index, rather than the model.
 
     Args:
-        encoder: embeds new texts. What else it can do, this can, too.
+        encoder: embeds new texts.
         folder: its index.
 
     Attributes:
-        embedded, kept: numbers of passages whose embeddings were made anew, or taken.
+        embedded, kept: numbers of passages whose embeddings were made, or taken.
+        texts: of the index.
     """
 
     def __init__(self, encoder: Encoder, folder: IndexFolder) -> None:
         self.encoder = encoder
-        self.folder = folder
         self.embedded = self.kept = 0
-        hashes = np.fromiter(map(_text_hash, folder.corpus), np.uint64, len(folder.corpus))
-        self._rows = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._rows]
+        self.texts = _texts(folder)
+        self._folder = folder
+        self._new: tuple[IndexFolder, KnownTexts] | None = None
 
     @property
     def dimension(self) -> int:
@@ -199,40 +202,94 @@ class ReusedEmbeddings:
         return self.encoder.dimension
 
     def fingerprint(self) -> str:
-        """Of the model."""
-        return self.encoder.fingerprint()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.encoder, name)
+        """Of the model, as the index names it."""
+        return self._folder.index.manifest.model_fingerprint
 
     def __call__(self, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
         """Embeddings, (len(passages), dimension) float32."""
-        rows = self._known_rows(passages)
-        known = np.flatnonzero(rows >= 0)
-        new = np.flatnonzero(rows < 0).tolist()
+        rows = self.texts.find(passages)
+        known, new = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
         embeddings = np.empty((len(passages), self.dimension), np.float32)
         if len(known):
-            embeddings[known] = self.folder.embeddings(rows[known])
+            embeddings[known] = self._folder.embeddings(rows[known])
         if len(new):
-            embeddings[new] = self.encoder([passages[n] for n in new])
+            embeddings[new] = self._embed_new([passages[n] for n in new.tolist()])
         self.kept += len(known)
         self.embedded += len(new)
         return embeddings
 
-    def _known_rows(self, passages: Sequence[Passage]) -> npt.NDArray[np.int64]:
-        """A row of the index with each passage's text, (len(passages),); -1 for a new text."""
-        hashes = np.array([_text_hash(passage) for passage in passages], np.uint64)
-        places = np.searchsorted(self._hashes, hashes)
-        places[places == len(self._hashes)] = 0
-        rows = self._rows[places]
-        rows[self._hashes[places] != hashes] = -1
-        # Texts that differ may share a hash, if hardly ever.
-        found = np.flatnonzero(rows >= 0).tolist()
-        there = self.folder.corpus.passages(rows[found].tolist())
-        for n, passage in zip(found, there, strict=True):
-            if _text(passage) != _text(passages[n]):
-                rows[n] = -1
-        return rows
+    def embed_before(self, corpus: Corpus, path: Path, **build_settings: Any) -> None:
+        """Embed the new texts of a corpus into a folder of their own, from which they are taken.
+
+        Args:
+            corpus: the passages.
+            path: the folder; an interrupted call resumes there.
+            **build_settings: as for :meth:`IndexFolder.build`.
+        """
+        new = self._new_passages(corpus)
+        if (first := next(new, None)) is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as scratch:
+            own = Corpus.build(itertools.chain([first], new), Path(scratch) / "corpus")
+            made = IndexFolder.build(
+                own, self.encoder, path, overwrite=True, lexical=False, **build_settings
+            )
+        self._new = made, _texts(made)
+
+    def _new_passages(self, corpus: Corpus) -> Iterator[Passage]:
+        for batch in batches(iter(corpus)):
+            for passage, row in zip(batch, self.texts.find(batch).tolist(), strict=True):
+                if row < 0:
+                    yield passage
+
+    def _embed_new(self, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
+        if self._new is None:
+            return self.encoder(passages)
+        folder, texts = self._new
+        return folder.embeddings(texts.find(passages))
+
+
+class KnownCuts:
+    """What a model cuts of passages, taken from an index for those whose text is there.
+
+    Args:
+        encoder: counts tokens of new texts.
+        folder: its index.
+        texts: those of the index, if they are at hand.
+    """
+
+    def __init__(
+        self, encoder: Cutter, folder: IndexFolder, texts: KnownTexts | None = None
+    ) -> None:
+        self._encoder = encoder
+        self._texts = texts or _texts(folder)
+        self._tokens = read_cut_tokens(folder.root, folder.index.manifest)
+
+    @property
+    def max_passage_tokens(self) -> int:
+        """Greatest length of a passage in tokens."""
+        return self._encoder.max_passage_tokens
+
+    def fingerprint(self) -> str:
+        """Of the model."""
+        return self._encoder.fingerprint()
+
+    def cut_tokens(self, passages: Sequence[Passage]) -> list[int]:
+        """The number of tokens that the model cuts from each passage."""
+        if self._tokens is None:
+            return self._encoder.cut_tokens(passages)
+        rows = self._texts.find(passages)
+        tokens = self._tokens[rows]  # those of the last passage where the text is new
+        if len(new := np.flatnonzero(rows < 0)):
+            tokens[new] = self._encoder.cut_tokens([passages[n] for n in new.tolist()])
+        counts: list[int] = tokens.tolist()
+        return counts
+
+
+def _texts(folder: IndexFolder) -> KnownTexts:
+    hashes = [text_hashes(batch) for batch in batches(iter(folder.corpus))]
+    return KnownTexts(np.concatenate(hashes))
 
 
 def _changed(current: Corpus, new: dict[str, Passage], removed: set[str]) -> Iterator[Passage]:
@@ -253,24 +310,6 @@ def _missing(before: Corpus, after: Corpus) -> int:
     """How many ids of one corpus another lacks."""
     batches = (range(n, min(n + _ROWS, len(before))) for n in range(0, len(before), _ROWS))
     return sum(after.find(before.ids(rows)).count(None) for rows in batches)
-
-
-def _text(passage: Passage) -> tuple[str, str]:
-    return passage.title, passage.text
-
-
-def _text_hash(passage: Passage) -> int:
-    data = f"{len(passage.title)} {passage.title}{passage.text}".encode()
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
-
-
-def _drop_vectors(root: Path) -> None:
-    """Delete what the index of a state holds on a server."""
-    if (root / INDEX).is_dir():
-        try:
-            PassageIndex.open(root / INDEX).drop()
-        except ImpRAGError as error:
-            print(f"note: {root / INDEX} could not be cleaned up: {error}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from imprag.corpus import Corpus, Passage
+from imprag.corpus.passage import text_hashes, text_of
 from imprag.errors import ImpRAGError
 from imprag.io.building import (
     OVERWRITE,
@@ -51,10 +52,11 @@ from imprag.kv_cache.manifest import (
     holds_kv_cache,
     states_fingerprint,
 )
-from imprag.kv_cache.stores import DiskStore, text_hashes, text_of
+from imprag.kv_cache.stores import DiskStore
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
 
+DEFAULT_CODEC = "bf16"
 SHARD_BYTES = 256_000_000
 _BATCH = 1024
 
@@ -72,14 +74,18 @@ def predict_kv_cache(
     model: ImpRAGModel,
     tokenizer: Any,
     *,
-    codec: str = "bf16",
+    codec: str = DEFAULT_CODEC,
     kv_keep_ratio: float = 1.0,
     rows: Sequence[int] | None = None,
 ) -> dict[str, int]:
     """The size of a KV cache before it is built, from the lengths of some passages.
 
     Returns:
-        ``count`` of passages, ``tokens`` that are stored, ``bytes_per_passage`` and ``bytes``.
+        ``count`` of passages, ``tokens`` that are stored, ``bytes_per_passage`` and ``bytes`` on
+        disk, and ``memory`` that the build takes in addition to the model's.
+
+    Raises:
+        ImpRAGError: the codec is unknown or cannot take the head size.
     """
     rows = range(len(corpus)) if rows is None else rows
     sample = _sample(rows)
@@ -93,6 +99,8 @@ def predict_kv_cache(
         "tokens": round(mean * len(rows)),
         "bytes_per_passage": round(size),
         "bytes": round(size * len(rows)),
+        # A shard is held as parts of passages, as joined parts and as the content of its file.
+        "memory": round(3 * size * min(len(rows), _shard_passages(model, codec))),
     }
 
 
@@ -102,7 +110,7 @@ def build_kv_cache(
     tokenizer: Any,
     out: Path | str,
     *,
-    codec: str = "bf16",
+    codec: str = DEFAULT_CODEC,
     kv_keep_ratio: float = 1.0,
     rows: Sequence[int] | None = None,
     shard_passages: int | None = None,
@@ -170,13 +178,18 @@ def build_kv_cache(
     plan = {**dataclasses.asdict(goal), "shard_passages": shard_passages, "seed": seed}
     plan["rows"] = hashlib.sha256(np.array(rows).tobytes()).hexdigest()
     work = building_folder(out)
-    replace = overwrite and not _is_finished(out, corpus, goal, rows)
-    if not (replace or is_free(out) or work.exists()):
+    if not (overwrite or is_free(out) or work.exists()):
         return _finished(out, corpus, goal, rows)
     with only_builder(out) as alone:
-        if replace and holds_kv_cache(out) and not _is_finished(out, corpus, goal, rows):
-            discard(out, work)
-        if is_free(out):
+        store = None
+        if not is_free(out):
+            try:
+                store = _finished(out, corpus, goal, rows)
+            except ImpRAGError:
+                if not overwrite or not holds_kv_cache(out):
+                    raise
+                discard(out, work)
+        if store is None:
             claim(work, plan, alone=alone, overwrite=overwrite)
             if progress:
                 predicted = predict_kv_cache(
@@ -186,12 +199,11 @@ def build_kv_cache(
             parts = work / "parts"
             learned = _learned(parts, coder, corpus, model, tokenizer, rows, seed)
             shards = [rows[n : n + shard_passages] for n in range(0, len(rows), shard_passages)]
-
             make = make_shards or partial(_make_shards, model, tokenizer)
             _write_shards(parts, shards, partial(make, corpus, coder, kv_keep_ratio), progress)
             _finish(parts, goal, learned)
             move_into_place(parts, out)
-        store = _finished(out, corpus, goal, rows)
+            store = DiskStore(out)
         remove_work(work)
     return store
 
@@ -401,14 +413,6 @@ def _missing(store: DiskStore, corpus: Corpus, rows: Sequence[int]) -> list[int]
             if not stored:
                 missing.setdefault(text_of(passage), row)
     return list(missing.values())
-
-
-def _is_finished(out: Path, corpus: Corpus, goal: KVCacheManifest, rows: Sequence[int]) -> bool:
-    try:
-        _finished(out, corpus, goal, rows)
-    except ImpRAGError:
-        return False
-    return True
 
 
 def _sample(rows: Sequence[int], seed: int = 0) -> list[int]:

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imprag.corpus import Passage
+from imprag.corpus.passage import text_of
 from imprag.errors import ImpRAGError
 from imprag.kv_cache.codecs.base import KINDS, Codec, Parts
-from imprag.kv_cache.stores import Store, text_of
+from imprag.kv_cache.stores import Store
 from imprag.model.kv import PassageKV
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens

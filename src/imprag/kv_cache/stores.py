@@ -1,6 +1,5 @@
 """Stores of coded passage states: in RAM, as many as fit, or in the files of a folder."""
 
-import hashlib
 import itertools
 import threading
 from bisect import bisect_right
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from imprag.corpus import Passage
+from imprag.corpus.passage import TEXT_HASH, KnownTexts, text_of
 from imprag.io.building import damaged
 from imprag.io.files import expand_home
 from imprag.kv_cache.codecs.base import RESERVED_PARTS, Codec, Parts, untrained_codec
@@ -142,32 +140,24 @@ class DiskStore:
     def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
         """The parts of each passage as views of the files; None where it is not stored."""
         return [
-            None if place < 0 else self._parts(place) for place in self._places(passages).tolist()
+            None if place < 0 else self._parts(place)
+            for place in self._texts.find(passages).tolist()
         ]
 
     def has(self, passages: Sequence[Passage]) -> list[bool]:
         """Whether each passage is stored."""
-        found: list[bool] = (self._places(passages) >= 0).tolist()
+        found: list[bool] = (self._texts.find(passages) >= 0).tolist()
         return found
 
     def put(self, passage: Passage, parts: Parts) -> None:
         """Does nothing: a folder does not change."""
 
-    def _places(self, passages: Sequence[Passage]) -> npt.NDArray[np.int64]:
-        """The place of each passage among all that are stored; -1 where it is not."""
-        order, known = self._texts
-        wanted = text_hashes(passages)
-        at = np.searchsorted(known, wanted)
-        at[at == len(known)] = 0
-        return np.where(known[at] == wanted, order[at], -1)
-
     @cached_property
-    def _texts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.void]]:
-        """The places of all passages in the order of their hashes, and these hashes."""
+    def _texts(self) -> KnownTexts:
+        """The texts of all passages, in the order of their places."""
         shards = range(len(self.manifest.shards))
-        hashes = np.concatenate([_as_hashes(self._shard(number)["texts"]) for number in shards])
-        order = np.argsort(hashes, kind="stable")
-        return order, hashes[order]
+        hashes = np.concatenate([self._shard(number)["texts"].numpy() for number in shards])
+        return KnownTexts(hashes.view(TEXT_HASH).ravel())
 
     def _parts(self, place: int) -> Parts:
         number = bisect_right(self._first_places, place) - 1
@@ -217,26 +207,3 @@ def load_codec(path: Path, manifest: KVCacheManifest) -> Codec:
 
 def _bytes(parts: Parts) -> int:
     return sum(part.nbytes for part in parts.values())
-
-
-def text_hashes(passages: Sequence[Passage]) -> npt.NDArray[np.void]:
-    """128-bit hashes of what passages' states depend on, (len(passages),)."""
-    return _as_hashes(torch.tensor([_text_hash(one) for one in passages]).view(-1, 2))
-
-
-def _text_hash(passage: Passage) -> tuple[int, int]:
-    title = passage.title.encode()
-    data = len(title).to_bytes(8, "little") + title + passage.text.encode()
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    low, high = (int.from_bytes(part, "little", signed=True) for part in (digest[:8], digest[8:]))
-    return low, high
-
-
-def _as_hashes(pairs: Tensor) -> npt.NDArray[np.void]:
-    """Pairs of int64 as numbers that can be sorted."""
-    return np.ascontiguousarray(pairs.numpy()).view([("low", "<i8"), ("high", "<i8")]).ravel()
-
-
-def text_of(passage: Passage) -> tuple[str, str]:
-    """The part of a passage that its states depend on; ids of callers need not be unique."""
-    return passage.title, passage.text
