@@ -36,7 +36,7 @@ def vectors(count: int, seed: int) -> np.ndarray:
 
 
 def stored_vectors(count: int) -> np.ndarray:
-    """What ``build`` embeds: batches of 256 passages within shards of 8192."""
+    """What ``build`` embeds: batches of 256 passages within shards of 1024."""
     encoder, corpus = ClusterEncoder(DIMENSION, clusters=200), StubCorpus(count)
     starts = range(0, count, 256)
     return np.vstack(
