@@ -96,8 +96,8 @@ def test_what_is_cut_is_counted_without_the_command_line(tmp_path: Path) -> None
         corpus = Corpus.build([Passage("1", "", text)], tmp_path / name)
         config = ImpRAGConfig(base_model="tiny", b=1, t=3, max_passage_tokens=8)
         encoder = PassageEncoder(ImpRAGModel(tiny_lm(), config), tiny_tokenizer())
-        IndexFolder.build(corpus, encoder, tmp_path / "index", progress=False, **settings)
-        return read_cut(tmp_path / "index")
+        made = IndexFolder.build(corpus, encoder, tmp_path / "index", progress=False, **settings)
+        return read_cut(made.root)
 
     assert cut_of("w1 " * 50)["passages"] == 1
     assert cut_of("w1", overwrite=True) == {"max_passage_tokens": 8, "passages": 0, "tokens": 0}
