@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -186,17 +186,14 @@ def test_overwriting_deletes_collections_and_an_unreachable_server_keeps_states_
     settings = {"kind": kind, "location": location, "progress": False}
     states = [IndexFolder.build(corpora[0], Encoder(), path, **settings)]
 
-    def fail(collection: object) -> None:
-        raise ImpRAGError("the server failed")
-
     def there() -> list[int | None]:
         return [state.index._collection.count() for state in states]
 
     states += [update_index(path, one, Encoder(), progress=False).folder for one in corpora[1:2]]
     with monkeypatch.context() as patch:
-        patch.setattr(f"{_collection_of(kind)}.drop", fail)
+        patch.setattr(f"{_collection_of(kind)}.drop", _raise(ImpRAGError))
         compact(path)
-        with pytest.raises(ImpRAGError, match="the server failed.*by hand"):
+        with pytest.raises(ImpRAGError, match="it failed.*by hand"):
             IndexFolder.build(corpora[3], Encoder(), path, overwrite=True, progress=False)
     assert there() == [1, 1]
     assert [IndexFolder(one.corpus, PassageIndex.open(one.root / "index")) for one in states]
@@ -231,7 +228,7 @@ def test_an_interrupted_build_is_sent_again(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"{_collection_of(kind)}.finish", _interrupt)
+        patch.setattr(f"{_collection_of(kind)}.finish", _raise(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build_it()
     index = build_it()
@@ -245,8 +242,61 @@ def _collection_of(kind: str) -> str:
     return f"imprag.index.{names[kind]}"
 
 
-def _interrupt(collection: object) -> None:
-    raise KeyboardInterrupt
+def collections(kind: str, location: str) -> set[str]:
+    """The names of all collections on a server."""
+    if kind == "milvus":
+        from pymilvus import MilvusClient
+
+        return set(MilvusClient(uri=location).list_collections())
+    import psycopg
+
+    with psycopg.connect(location) as connection:
+        names = connection.execute("SELECT tablename FROM pg_tables WHERE tablename ~ '^imprag'")
+        return {name for (name,) in names}
+
+
+def test_collections_of_unfinished_builds_and_updates_are_deleted(
+    kind: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "index"
+    corpora = [
+        Corpus.build([Passage("p", "", "w" * n)], tmp_path / f"corpus-{n}") for n in range(1, 4)
+    ]
+    settings = {"kind": kind, "location": location, "progress": False}
+    before = collections(kind, location)
+
+    def left(error: type[BaseException], act: Callable[[], object]) -> int:
+        """The number of collections after an action whose sending fails with an error."""
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{_collection_of(kind)}.finish", _raise(error))
+            with pytest.raises(error):
+                act()
+        return len(collections(kind, location) - before)
+
+    def update(corpus: Corpus) -> object:
+        return update_index(path, corpus, Encoder(), progress=False)
+
+    assert left(ImpRAGError, lambda: build(tmp_path / "one", kind, location)) == 0
+    assert left(KeyboardInterrupt, lambda: build(tmp_path / "one", kind, location)) == 1
+    build(tmp_path / "one", "flat", "", overwrite=True)
+    assert collections(kind, location) == before
+    IndexFolder.build(corpora[0], Encoder(), path, **settings)
+    assert left(KeyboardInterrupt, lambda: update(corpora[1])) == 2
+    assert left(KeyboardInterrupt, lambda: update(corpora[2])) == 2  # instead of the other one
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{_collection_of(kind)}.drop", _raise(ImpRAGError))
+        compact(path)
+    assert len(collections(kind, location) - before) == 2
+    compact(path)
+    assert collections(kind, location) - before == {IndexFolder.open(path).index._collection._name}
+    assert not list((path / "states").iterdir())
+
+
+def _raise(error: type[BaseException]) -> Callable[[object], None]:
+    def fail(collection: object) -> None:
+        raise error("it failed")
+
+    return fail
 
 
 def test_a_lost_or_changed_collection_is_told(kind: str, location: str, tmp_path: Path) -> None:
@@ -258,7 +308,9 @@ def test_a_lost_or_changed_collection_is_told(kind: str, location: str, tmp_path
         PassageIndex.open(tmp_path / "index")
     drop_vectors(tmp_path / "index")  # an incomplete collection, too
     with pytest.raises(ImpRAGError, match=r"is not there.*--overwrite"):
-        PassageIndex.open(tmp_path / "index")
+        build(tmp_path / "index", kind, location)
+    again = build(tmp_path / "index", kind, location, overwrite=True)
+    assert again.search(vectors(1), 1)[1] == [["p0"]]
 
 
 @pytest.mark.parametrize(

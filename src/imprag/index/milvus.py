@@ -95,7 +95,6 @@ class _MilvusCollection:
     def create(self) -> None:
         from pymilvus import DataType
 
-        self.drop()
         with self._talking() as client:
             schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=_LONGEST_ID)

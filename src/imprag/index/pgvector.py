@@ -97,7 +97,6 @@ class _Table:
 
     def create(self) -> None:
         with self._cursor() as cursor:
-            cursor.execute(f"DROP TABLE IF EXISTS {self._name}")
             cursor.execute(
                 f"CREATE TABLE {self._name} (id text PRIMARY KEY, row bigint UNIQUE NOT NULL, "
                 f"embedding {self._type}({self._dimension}) NOT NULL)"

@@ -1,9 +1,9 @@
 """Indexes whose vectors lie on a server; the folder names the collection that holds them."""
 
 import abc
+import contextlib
 import hashlib
 import json
-import platform
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,10 +23,11 @@ from imprag.index.passage_index import (
     checked_embeddings,
     checked_queries,
 )
-from imprag.io.building import StoredFile, damaged, write_file
-from imprag.io.files import expand_home, read_json
+from imprag.io.building import StoredFile, building_folder, damaged, write_file
+from imprag.io.files import expand_home, read_json, write_json
 from imprag.io.progress import progress_bar
 
+_NOTE = "parts/collection.json"  # in the working folder of a build
 _BLOCK = 2048  # vectors that are read at a time
 _MORE = 16  # candidates that are scored again, besides k
 
@@ -50,7 +51,7 @@ class Collection(Protocol):
     """The vectors of one index on a server. All methods raise an ImpRAGError if it fails."""
 
     def create(self) -> None:
-        """Make an empty collection, in the place of one that an interrupted build left."""
+        """Make an empty collection under a new name."""
 
     def insert(self, vectors: StoredVectors) -> None:
         """Add vectors, which must have new ids and rows."""
@@ -127,9 +128,11 @@ class RemoteIndex(PassageIndex):
     def create(
         cls, folder: Path, goal: IndexManifest, parts: EmbeddingParts, progress: bool
     ) -> dict[str, StoredFile]:
-        # The name is that of an interrupted build in the same place, whose collection is replaced.
-        made_here = [asdict(goal), str(folder.parent.parent.resolve()), platform.node()]
-        name = _name(json.dumps(made_here, default=str))
+        work = folder.parent.parent
+        for left in _noted(work):  # by an interrupted build
+            cls.connect(left, goal).drop()
+        name = _new_name()
+        write_json(work / _NOTE, {"collection": name})
         place = _write(cls.connect(name, goal), name, _numbered(parts), goal.count, progress)
         return {"collection": _write_place(folder, place)}
 
@@ -197,7 +200,7 @@ class RemoteIndex(PassageIndex):
         here = path.resolve() == self._path.resolve()
 
         def write(folder: Path) -> IndexManifest:
-            name = _name(uuid.uuid4().hex)
+            name = _new_name()
             parts = _renumbered(self._blocks())
             place = _write(self.connect(name, goal), name, parts, goal.count, False)
             if here:
@@ -217,9 +220,13 @@ class RemoteIndex(PassageIndex):
 
     @classmethod
     def drop(cls, path: Path, manifest: IndexManifest) -> None:
-        place = _read_place(path, manifest)
-        for name in {place.collection, place.previous} - {None}:
-            cls.connect(str(name), manifest).drop()
+        if manifest.files:
+            place = _read_place(path, manifest)
+            names = [place.collection, *filter(None, [place.previous])]
+        else:
+            names = _noted(building_folder(path))
+        for name in names:
+            cls.connect(name, manifest).drop()
 
     def _open(self, path: Path, manifest: IndexManifest) -> None:
         self._path = path
@@ -263,7 +270,18 @@ class RemoteIndex(PassageIndex):
 def _write(
     collection: Collection, name: str, blocks: Iterable[StoredVectors], count: int, progress: bool
 ) -> _Place:
-    """Make a collection of vectors."""
+    """Make a collection of vectors; if it fails, nothing is left of it."""
+    try:
+        return _sent(collection, name, blocks, count, progress)
+    except Exception:
+        with contextlib.suppress(ImpRAGError):
+            collection.drop()
+        raise
+
+
+def _sent(
+    collection: Collection, name: str, blocks: Iterable[StoredVectors], count: int, progress: bool
+) -> _Place:
     collection.create()
     with progress_bar("Sending", count, progress) as bar:
 
@@ -294,8 +312,16 @@ def _read_place(folder: Path, manifest: IndexManifest) -> _Place:
         raise damaged(folder / MANIFEST, "it does not name a collection") from error
 
 
-def _name(of: str) -> str:
-    return f"imprag_{hashlib.sha256(of.encode()).hexdigest()[:24]}"
+def _noted(work: Path) -> list[str]:
+    """The collection of an unfinished build, as a list of at most one name."""
+    try:
+        return [read_json(work / _NOTE)["collection"]]
+    except (ImpRAGError, KeyError, TypeError):
+        return []
+
+
+def _new_name() -> str:
+    return f"imprag_{uuid.uuid4().hex[:24]}"
 
 
 def _numbered(parts: EmbeddingParts) -> Iterator[StoredVectors]:

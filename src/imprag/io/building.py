@@ -142,7 +142,7 @@ def claim(work: Path, plan: dict[str, Any], *, alone: bool, overwrite: bool = Fa
         ImpRAGError: the folder has another plan, or holds other files.
     """
     plan_file = work / "plan.json"
-    if plan_file.is_file() and (other := differences(plan, _plan(plan_file))):
+    if plan_file.is_file() and (other := differences(plan, read_plan(work))):
         if not overwrite:
             raise ImpRAGError(
                 f"{work} holds an unfinished build with another {other}; {OVERWRITE}, or build "
@@ -170,9 +170,10 @@ OVERWRITE = "run the command again with --overwrite (in Python, overwrite=True) 
 """Advice for a folder that holds another build."""
 
 
-def _plan(file: Path) -> dict[str, Any]:
+def read_plan(work: Path) -> dict[str, Any]:
+    """The plan of an unfinished build; empty if there is none, or it is damaged."""
     try:
-        plan = read_json(file)
+        plan = read_json(work / "plan.json")
     except ImpRAGError:
         return {}
     return plan if isinstance(plan, dict) else {}
