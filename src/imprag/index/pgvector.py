@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from imprag.errors import ImpRAGError
 from imprag.index.manifest import IndexManifest
 from imprag.index.passage_index import FloatArray
 from imprag.index.remote import (
     Collection,
     RemoteIndex,
     StoredVectors,
-    password_free,
+    check_password_free,
     server_error,
 )
 from imprag.io.optional import require
@@ -49,8 +50,24 @@ class PgvectorIndex(RemoteIndex):
     @classmethod
     def connect(cls, name: str, manifest: IndexManifest) -> Collection:
         require("indexes of the kind pgvector", "pgvector", "psycopg", "pgvector")
-        advice = "set PGPASSWORD or PGPASSFILE"
-        return _Table(name, password_free(manifest.location, advice), manifest)
+        _check_address(manifest.location)
+        return _Table(name, manifest.location, manifest)
+
+
+def _check_address(location: str) -> None:
+    """Refuse what is no address of libpq's, without showing it: it may hold a password."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        parts = conninfo_to_dict(location)
+    except psycopg.Error:
+        raise ImpRAGError(
+            "--uri must be an address of PostgreSQL, such as postgresql://localhost/wiki or "
+            "'host=localhost dbname=wiki'"
+        ) from None
+    secrets = [str(value) for key, value in parts.items() if "password" in key or "secret" in key]
+    check_password_free(secrets, "set PGPASSWORD or PGPASSFILE")
 
 
 class _Table:

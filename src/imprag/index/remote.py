@@ -117,11 +117,13 @@ class RemoteIndex(PassageIndex):
         """A collection of that name, whether or not it exists, on the manifest's server.
 
         Raises:
-            ImpRAGError: the server cannot be reached.
+            ImpRAGError: the location is no address of such a server, or holds a password.
         """
 
     @classmethod
     def check_location(cls, goal: IndexManifest) -> None:
+        if not goal.location:
+            raise ImpRAGError("say where the server is: --uri URI (in Python, location=URI)")
         cls.connect("imprag_check", goal).count()
 
     @classmethod
@@ -368,23 +370,18 @@ def _joined(parts: Sequence[StoredVectors]) -> StoredVectors:
     )
 
 
-def password_free(location: str, advice: str) -> str:
-    """A server's address, which goes into the index folder.
+def check_password_free(secrets: Iterable[str | None], advice: str) -> None:
+    """Refuse a server's address with a password: it goes into the index folder.
+
+    Args:
+        secrets: the parts of the address that must be empty.
+        advice: where the password belongs instead.
 
     Raises:
-        ImpRAGError: it is empty, or holds a password.
+        ImpRAGError: there is a password.
     """
-    from urllib.parse import urlsplit
-
-    if not location:
-        raise ImpRAGError("say where the server is: --uri URI (in Python, location=URI)")
-    try:
-        has_password = bool(urlsplit(location).password)
-    except ValueError as error:
-        raise ImpRAGError(f"--uri {location!r} is no URI: {error}") from error
-    if has_password or "password=" in location:
+    if any(secrets):
         raise ImpRAGError(f"--uri must not hold a password, which would be stored: {advice}")
-    return location
 
 
 def server_error(location: str, error: Exception) -> ImpRAGError:
