@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index import PassageIndex
-from imprag.index.build import build_index
+from imprag.index.build import build_index, check_build
 from imprag.index.folder import IndexFolder
 from imprag.index.manifest import IndexManifest
 from imprag.index.passage_index import drop_vectors
@@ -154,7 +155,20 @@ def test_scores_are_those_of_a_flat_index(
 
 def test_ids_may_hold_any_character(kind: str, location: str, tmp_path: Path) -> None:
     index = build(tmp_path / "index", kind, location)
-    ids = ["l'eau", "c\\d", "a\nb", "a\rb", "t\tx", 'q"q', "\\'", '\\"', "{ids}", "é", "%_", "\x01"]
+    ids = [
+        "l'eau",
+        "c\\d",
+        "a\nb",
+        "a\rb",
+        "t\tx",
+        'q"q',
+        "\\'",
+        '\\"',
+        "{ids}",
+        "é",
+        "%_",
+        "\x01\0",
+    ]
     index.add(ids, vectors(len(ids), seed=1))
     index.save(tmp_path / "index")
     np.testing.assert_allclose(index.embeddings(ids), vectors(len(ids), seed=1), atol=1e-2)
@@ -332,6 +346,51 @@ def test_a_lost_or_changed_collection_is_told(
         build(tmp_path / "index", kind, location)
     again = build(tmp_path / "index", kind, location, overwrite=True)
     assert again.search(vectors(1), 1)[1] == [["p0"]]
+
+
+def test_a_collection_of_another_dimension_is_refused(
+    kind: str, location: str, tmp_path: Path
+) -> None:
+    index = build(tmp_path / "index", kind, location)
+    stored = index._collection.block(range(100))
+    index._collection.drop()
+    narrow = replace(index.manifest, dimension=8)
+    other = index.connect(index._place.collection, narrow)
+    other.create()
+    other.insert(replace(stored, embeddings=stored.embeddings[:, :8]))
+    other.finish()
+    with pytest.raises(ImpRAGError, match=r"of 8 numbers, but .* is of 16.*--overwrite"):
+        PassageIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 2000), ("float16", 4000)])
+def test_too_many_dimensions_are_refused_before_the_server_is_asked(dtype: str, most: int) -> None:
+    uri = "postgresql://127.0.0.1:1/x"
+    with pytest.raises(ImpRAGError, match=f"at most {most} numbers.*have {most + 1}; choose ano"):
+        check_build(NumberedPassages(1), most + 1, kind="pgvector", dtype=dtype, location=uri)
+
+
+def test_a_read_replica_is_searched_also_after_it_was_restarted(
+    postgres: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import psycopg
+
+    build(tmp_path / "index", "pgvector", postgres)
+    monkeypatch.setenv("PGOPTIONS", "-c default_transaction_read_only=on")
+    index = PassageIndex.open(tmp_path / "index")
+    assert index.search(vectors(1), 1)[1] == [["p0"]]
+    with pytest.raises(ImpRAGError, match="read-only"):
+        check_build(NumberedPassages(1), 16, kind="pgvector", location=postgres)
+    with psycopg.connect(postgres) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+    assert index.search(vectors(1), 1)[1] == [["p0"]]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from imprag.index.passage_index import FloatArray
 from imprag.index.remote import (
     Collection,
     RemoteIndex,
+    ServerError,
     StoredVectors,
     check_password_free,
-    server_error,
 )
 from imprag.io.optional import require
 
@@ -110,7 +110,10 @@ class _MilvusCollection:
         try:
             yield self._client
         except (MilvusException, RpcError, ValueError) as error:
-            raise server_error(self._location, error) from error
+            raise ServerError(self._location, error) from error
+
+    def prepare(self) -> None:
+        self.count()
 
     def create(self) -> None:
         from pymilvus import DataType
@@ -152,6 +155,11 @@ class _MilvusCollection:
             client.load_collection(self._name)
             (found,) = client.query(self._name, filter="", output_fields=["count(*)"])
             return int(found["count(*)"])
+
+    def dimension(self) -> int:
+        with self._talking() as client:
+            fields = client.describe_collection(self._name)["fields"]
+        return next(int(one["params"]["dim"]) for one in fields if one["name"] == "embedding")
 
     def search(self, queries: FloatArray, k: int) -> list[StoredVectors]:
         settings = self._settings

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,22 @@ _BLOCK = 2048  # vectors that are read at a time
 _MORE = 16  # candidates that are scored again, besides k
 
 
+class ServerError(ImpRAGError):
+    """A server cannot be reached, or refuses.
+
+    Args:
+        location: its address.
+        error: what its client raised.
+    """
+
+    def __init__(self, location: str, error: Exception) -> None:
+        words = str(error).strip() or type(error).__name__
+        super().__init__(
+            f"the server at {location} failed: {' '.join(words.split())[:300]}; see that it runs "
+            "and that you may use it, then run the same command again"
+        )
+
+
 @dataclass(frozen=True)
 class StoredVectors:
     """Vectors as a server gives them.
@@ -48,7 +64,10 @@ class StoredVectors:
 
 
 class Collection(Protocol):
-    """The vectors of one index on a server. All methods raise an ImpRAGError if it fails."""
+    """The vectors of one index on a server. All methods raise a ServerError if it fails."""
+
+    def prepare(self) -> None:
+        """Make the server ready for new collections, as far as that is needed."""
 
     def create(self) -> None:
         """Make an empty collection under a new name."""
@@ -61,6 +80,9 @@ class Collection(Protocol):
 
     def count(self) -> int | None:
         """Number of vectors; None if there is no such collection."""
+
+    def dimension(self) -> int:
+        """The dimension of the collection's vectors."""
 
     def search(self, queries: FloatArray, k: int) -> list[StoredVectors]:
         """About the k best vectors of each query, in any order; all if there are fewer."""
@@ -124,7 +146,7 @@ class RemoteIndex(PassageIndex):
     def check_location(cls, goal: IndexManifest) -> None:
         if not goal.location:
             raise ImpRAGError("say where the server is: --uri URI (in Python, location=URI)")
-        cls.connect("imprag_check", goal).count()
+        cls.connect("imprag_check", goal).prepare()
 
     @classmethod
     def create(
@@ -241,6 +263,12 @@ class RemoteIndex(PassageIndex):
             raise ImpRAGError(
                 f"the collection {self._place.collection} at {manifest.location} {there}, but "
                 f"{path} is of {manifest.count:,}; build the index again, with --overwrite"
+            )
+        if (dimension := self._collection.dimension()) != manifest.dimension:
+            raise ImpRAGError(
+                f"the collection {self._place.collection} at {manifest.location} has embeddings of "
+                f"{dimension} numbers, but {path} is of {manifest.dimension}; build the index "
+                "again, with --overwrite"
             )
         nothing = np.zeros((0, manifest.dimension), np.float32)
         self._added = StoredVectors([], np.zeros(0, np.int64), nothing)
@@ -382,12 +410,3 @@ def check_password_free(secrets: Iterable[str | None], advice: str) -> None:
     """
     if any(secrets):
         raise ImpRAGError(f"--uri must not hold a password, which would be stored: {advice}")
-
-
-def server_error(location: str, error: Exception) -> ImpRAGError:
-    """The error for a server that cannot be reached or refuses."""
-    words: Any = str(error).strip() or type(error).__name__
-    return ImpRAGError(
-        f"the server at {location} failed: {' '.join(words.split())[:300]}; see that it runs and "
-        "that you may use it, then run the same command again"
-    )
