@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from imprag.errors import ImpRAGError
+from imprag.errors import FaultError, ImpRAGError
 from imprag.index.manifest import MANIFEST, IndexManifest, save_state
 from imprag.index.passage_index import (
     EmbeddingParts,
@@ -32,7 +32,7 @@ _BLOCK = 2048  # vectors that are read at a time
 _MORE = 16  # candidates that are scored again, besides k
 
 
-class ServerError(ImpRAGError):
+class ServerError(FaultError):
     """A server cannot be reached, or refuses.
 
     Args:
@@ -260,12 +260,12 @@ class RemoteIndex(PassageIndex):
         count = self._collection.count()
         if count != manifest.count:
             there = "is not there" if count is None else f"has {count:,} passages"
-            raise ImpRAGError(
+            raise FaultError(
                 f"the collection {self._place.collection} at {manifest.location} {there}, but "
                 f"{path} is of {manifest.count:,}; build the index again, with --overwrite"
             )
         if (dimension := self._collection.dimension()) != manifest.dimension:
-            raise ImpRAGError(
+            raise FaultError(
                 f"the collection {self._place.collection} at {manifest.location} has embeddings of "
                 f"{dimension} numbers, but {path} is of {manifest.dimension}; build the index "
                 "again, with --overwrite"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from imprag.errors import ImpRAGError
+from imprag.errors import FaultError, ImpRAGError
 from imprag.io.files import atomic_path, read_json, sha256, write_error, write_json
 
 _Manifest = TypeVar("_Manifest")
@@ -297,9 +297,9 @@ def is_of_earlier_version(own: str, wanted: str) -> bool:
     return wanted.startswith("v2-") and re.fullmatch("[0-9a-f]{32}", own) is not None
 
 
-def damaged(path: Path, reason: str) -> ImpRAGError:
+def damaged(path: Path, reason: str) -> FaultError:
     """The error for a file that differs from what was written."""
-    return ImpRAGError(f"{path} is damaged ({reason}); delete its folder and build it again")
+    return FaultError(f"{path} is damaged ({reason}); delete its folder and build it again")
 
 
 def versions(**engines: str) -> dict[str, str]:
