@@ -151,6 +151,17 @@ class RayCluster:
                 "there must be at least one worker with one core, and no negative number of GPUs"
             )
 
+    def check(self) -> None:
+        """Refuse a cluster that does not answer, before a build deletes anything.
+
+        Raises:
+            ImpRAGError: it does not.
+        """
+        try:
+            _check_reachable(self.address)
+        except OSError as error:
+            raise self._failed(error) from error
+
     def index_shards(
         self, model: LoadedModel, encoder: PassageEncoder, dtype: str = "float16"
     ) -> Callable[..., Iterator[tuple[int, bytes]]]:
@@ -229,10 +240,13 @@ class RayCluster:
                 for row in shards.iter_rows():
                     yield int(row["number"]), row["content"]
         except (RayError, OSError, ValueError) as error:
-            raise ImpRAGError(
-                f"the job on Ray at {self.address} failed: {_cause(error)}; what is finished is "
-                "kept, and the same command goes on"
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> ImpRAGError:
+        return ImpRAGError(
+            f"the job on Ray at {self.address} failed: {_cause(error)}; what is finished is kept, "
+            "and the same command goes on"
+        )
 
 
 @contextlib.contextmanager
