@@ -13,7 +13,7 @@ import numpy.typing as npt
 from imprag.errors import ImpRAGError
 from imprag.index.backends import INDEX_BACKENDS
 from imprag.index.manifest import IndexManifest
-from imprag.io.building import StoredFile
+from imprag.io.building import StoredFile, building_folder
 from imprag.io.files import expand_home
 
 FloatArray = npt.NDArray[np.float32]
@@ -246,8 +246,9 @@ def drop_vectors(path: Path) -> None:
         try:
             INDEX_BACKENDS.find(manifest.kind).drop(path, manifest)
         except ImpRAGError as error:
+            where = path if manifest.files else building_folder(path)
             raise ImpRAGError(
-                f"the vectors of {path} at {manifest.location} cannot be deleted: {error} (if the "
+                f"the vectors of {where} at {manifest.location} cannot be deleted: {error} (if the "
                 "server is gone for good, delete the folder by hand)"
             ) from error
 
