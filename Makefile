@@ -53,12 +53,14 @@ MADE_BY := examples/default_model
 VERIFICATIONS := $(foreach name,factbook squad renamed counterfactual-renamed counterfactual-squad,\
 	verification-$(name).jsonl)
 
-reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad $(VERIFICATIONS)
+reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad \
+		absent-squad.jsonl $(VERIFICATIONS)
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-broad.yaml runs/broad
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-default.yaml runs/default
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-marks.yaml runs/marks
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-reader.yaml runs/reader
-	$(BIN)/imprag export runs/reader --out runs/shipped
+	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-answers.yaml runs/answers
+	$(BIN)/imprag export runs/answers --out runs/shipped
 	$(BIN)/imprag index default squad/passages.jsonl --model runs/shipped --out runs/shipped-index
 	$(BIN)/imprag adapt --model runs/shipped --index runs/shipped-index --data factbook-bench \
 		--tasks factbook/qa wiki10k/qa factbook/two_hop squad=squad/questions.jsonl \
@@ -79,6 +81,10 @@ verification-factbook.jsonl: factbook-bench
 
 verification-%.jsonl: %
 	$(BIN)/python $(MADE_BY)/verification.py $*/questions.jsonl --out $@
+
+absent-%.jsonl: %
+	$(BIN)/python $(MADE_BY)/absent.py $*/questions.jsonl --corpus $*/passages.jsonl \
+		--limit 12000 --out $@
 
 renamed: factbook-bench squad
 	$(BIN)/python $(MADE_BY)/rename.py factbook-bench --copies 24 \

@@ -48,12 +48,12 @@ LARGE = {
     "rounds": 10,
 }
 TINY = {
-    "passages": 32,
+    "passages": 8,
     "contexts": (200, 400),
     "streams": 4,
-    "prompts": 4,
+    "prompts": 2,
     "product": 256,
-    "rounds": 2,
+    "rounds": 1,
 }
 PASSAGE = 128  # tokens
 PROMPT = 32
@@ -105,10 +105,10 @@ class Bench:
         return found
 
     def seconds(self, work: Callable[[], object], rounds: int | None = None) -> float:
-        """The median time of some work, after a first time."""
+        """The median time of some work, after a first time; tiny work has one round."""
         work()
         times = []
-        for _ in range(rounds or self.sizes["rounds"]):
+        for _ in range(1 if self.tiny else rounds or self.sizes["rounds"]):
             self.wait()
             began = time.perf_counter()
             work()

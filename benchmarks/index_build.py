@@ -2,6 +2,10 @@
 
     python benchmarks/index_build.py                          # 100,000 passages, 192 dimensions
     python benchmarks/index_build.py --passages 1000000 --kinds ivfpq --json
+    python benchmarks/index_build.py --kinds milvus=http://localhost:19530 pgvector=postgresql://localhost/vectors
+
+A kind whose vectors lie on a server is named with the server's URI; what the server holds is
+deleted at the end, and memory and bytes are those on this side only.
 
 Each kind is built, opened and searched in its own process, so that its memory can be measured.
 Clusters overlap (2,000 centres, noise as wide as their spread), and dimensions differ in scale.
@@ -57,13 +61,14 @@ class Clusters:
 
 def measure(task: tuple[str, str, int, int, Path]) -> dict[str, Any]:
     """Build one index, then open and search it."""
-    kind, dtype, count, dimension, folder = task
+    named, dtype, count, dimension, folder = task
+    kind, _, location = named.partition("=")
     clusters = Clusters(count, dimension)
     path = folder / f"{kind}-{dtype}"
     start = time.perf_counter()
     build_index(
         clusters, clusters, path, model_fingerprint="none", dimension=dimension, kind=kind,
-        dtype=dtype, progress=False,
+        dtype=dtype, location=location, progress=False,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -77,6 +82,7 @@ def measure(task: tuple[str, str, int, int, Path]) -> dict[str, Any]:
     single = median(lambda i: index.search(queries[i : i + 1], 10), 100)
     batch = median(lambda i: index.search(queries[:64], 10), 5)
     size = sum(file.stat().st_size for file in path.iterdir())
+    index.drop()
     return {
         "kind": kind,
         "dtype": dtype,

@@ -1,30 +1,55 @@
-"""Fixtures shared by all tests: tiny random models of every family, the real small model."""
+"""Fixtures shared by all tests: tiny random models of every family, the real small model.
 
+The process that only gives tests to others reads this file, too, before they start: so it imports
+no large library by itself.
+"""
+
+import gc
 import importlib.util
 import os
+import sys
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 import pytest
-import torch
 from hypothesis import settings
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
 
 from imprag.corpus import Corpus, Passage
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# ImpRAG and the tests are compiled once, not by each worker and each process that tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give files to workers in their order: by default, those with the fewest tests come last.
+
+    Some of these are the slowest, and workers would wait for each other.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Keep the garbage collector from what imports leave, which stays until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
 
 FAMILIES = {
     "llama": {},
@@ -41,8 +66,11 @@ FAMILIES = {
 }
 
 
-def tiny_lm(family: str = "llama", layers: int = 6, seed: int = 0) -> PreTrainedModel:
+def tiny_lm(family: str = "llama", layers: int = 6, seed: int = 0) -> "PreTrainedModel":
     """A random model in float32: grouped queries, ``layers`` layers, vocabulary of 97 tokens."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     config = AutoConfig.for_model(
         family,
         vocab_size=97,
@@ -81,8 +109,13 @@ needs_smollm2 = pytest.mark.skipif(
 )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     """Words w0 ... w93 and a few signs, one token each; 0 pads, 2 ends a text."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
     names = ["<pad>", "<s>", "</s>", *(f"w{number}" for number in range(94))]
     tokenizer = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -96,7 +129,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The factbook benchmark as a `factbook_built.Built`; it takes most of a minute."""
     from factbook_built import Built
 
-    return Built(tmp_path_factory.mktemp("benchmark"))
+    folder = tmp_path_factory.getbasetemp()
+    workers = "PYTEST_XDIST_WORKER" in os.environ  # with a folder each in the one of all
+    return Built((folder.parent if workers else folder) / "benchmark")
 
 
 TEXTS = [

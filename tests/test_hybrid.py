@@ -20,7 +20,6 @@ from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.retrieval.gate import SCORES
 from imprag.retrieval.hybrid import HybridRetriever
-from imprag.retrieval.implicit import ImplicitRetriever
 
 PROMPTS = ["w1 w2 w3", "w9", "w5 w40 w41 w42 w43"]
 GATE = {"implicit": {"bias": -0.5}, "lexical": {"bias": -1.0}, "attended": {"log_terms": 0.3}}
@@ -46,7 +45,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(home: Path, name: str = "model", **settings: Any) -> ImpRAG:
     settings = {"retrieval": "hybrid", **settings}
-    return ImpRAG.from_pretrained(home / name, home / "index", dtype="float32", **settings)
+    settings = {"index": home / "index", "dtype": "float32", **settings}
+    return ImpRAG.from_pretrained(home / name, **settings)
 
 
 def test_a_score_is_the_weighted_sum_of_the_implicit_and_the_lexical_scores(home: Path) -> None:
@@ -108,11 +108,6 @@ def test_a_model_without_a_gate_weighs_both_scores_alike(home: Path) -> None:
         assert retriever.rank(PROMPTS[:1], 1)[0].weights == pytest.approx((1, 0, weight))
 
 
-def test_retrieval_is_implicit_by_default(home: Path) -> None:
-    rag = ImpRAG.from_pretrained(home / "model", home / "index", dtype="float32")
-    assert isinstance(rag.retriever, ImplicitRetriever)
-
-
 def test_unknown_words_leave_the_implicit_ranking(home: Path) -> None:
     rag, own = load(home), load(home, retrieval="implicit")
     for prompt in ("?!", "…", "zzz " * 3):
@@ -123,8 +118,8 @@ def test_unknown_words_leave_the_implicit_ranking(home: Path) -> None:
 def test_an_index_without_a_lexical_part(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "index", tmp_path / "index")
     shutil.rmtree(tmp_path / "index" / "lexical")
-    assert ImpRAG.from_pretrained(home / "model", tmp_path / "index").retrieve(PROMPTS)
-    for retrieval in ("hybrid", "lexical"):
+    assert load(home, index=tmp_path / "index", retrieval="implicit").retrieve(PROMPTS)
+    for retrieval in (None, "hybrid", "lexical"):
         asked = ImpRAG.from_pretrained(home / "model", tmp_path / "index", retrieval=retrieval)
         with pytest.raises(ImpRAGError, match="add it with: imprag index .* --out") as caught:
             asked.retrieve(PROMPTS)
@@ -149,6 +144,26 @@ def test_bad_settings_are_refused(home: Path, settings: dict[str, Any], message:
         load(home, **settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "retrieval"),
+    [
+        ("model", {}, "hybrid"),
+        ("plain", {}, "implicit"),
+        ("plain", {"lexical_weight": 2.0}, "hybrid"),
+        ("model", {"retrieval": "implicit"}, "implicit"),
+    ],
+)
+def test_a_model_with_a_gate_retrieves_by_hybrid_retrieval(
+    home: Path, name: str, settings: dict[str, Any], retrieval: str
+) -> None:
+    rag = ImpRAG.from_pretrained(home / name, home / "index", **settings)
+    assert rag.retrieval == retrieval
+    found = rag.ask("w1 w2", **MORE).passages
+    (alone,) = load(home, name, **settings | {"retrieval": retrieval}).retrieve(["w1 w2"])
+    assert {one.kind for one in found} == {retrieval}
+    assert [one.score for one in found] == pytest.approx([one.score for one in alone], abs=1e-3)
+
+
 def test_search_explains_its_scores(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = ["--model", str(home / "model"), "--index", str(home / "index"), "--k", "2"]
     hybrid = [*source, "--retrieval", "hybrid"]
@@ -159,7 +174,7 @@ def test_search_explains_its_scores(home: Path, capsys: pytest.CaptureFixture[st
     for passage in printed["passages"]:
         total = sum(printed["weights"][name] * passage["scores"][name] for name in SCORES)
         assert passage["score"] == pytest.approx(total, abs=1e-4)
-    assert main(["search", "w1 w2 w3", *hybrid, "--explain"]) == 0
+    assert main(["search", "w1 w2 w3", *source, "--explain"]) == 0
     text = capsys.readouterr().out
     assert "weights: implicit 0.607, lexical 0.368, attended 1.390" in text
     assert "words: w" in text
@@ -174,7 +189,7 @@ def test_search_explains_its_scores(home: Path, capsys: pytest.CaptureFixture[st
     [
         (["--retrieval", "lexical", "--lexical-weight", "2"], "has no effect with --retrieval"),
         (["--retrieval", "hybrid", "--lexical-weight", "-1"], "must be positive"),
-        (["--lexical-weight", "1"], "has no effect with --retrieval implicit"),
+        (["--retrieval", "implicit", "--lexical-weight", "1"], "has no effect with --retrieval"),
         (["--retriever", "bm25"], "--retriever was removed: use --retrieval"),
     ],
 )

@@ -45,7 +45,8 @@ class ImpRAG:
         tokenizer: the model's tokenizer.
         index: the index folder; without one, prompts read only passages that the caller passes.
         name: name of the model in messages; by default its base model's.
-        retrieval: ``"implicit"``, ``"hybrid"``, ``"lexical"``, ``"dense"`` or a registered name.
+        retrieval: ``"implicit"``, ``"hybrid"``, ``"lexical"``, ``"dense"`` or a registered name;
+            by default hybrid if the model has a gate, otherwise implicit.
         lexical_weight: for hybrid retrieval, the weight of the prompt's words in place of the gate.
 
     Attributes:
@@ -65,7 +66,7 @@ class ImpRAG:
         index: IndexFolder | None = None,
         *,
         name: str | None = None,
-        retrieval: str = "implicit",
+        retrieval: str | None = None,
         lexical_weight: float | None = None,
     ) -> None:
         self.model = model
@@ -73,8 +74,8 @@ class ImpRAG:
         self.tokenizer = tokenizer
         self.encoder = PassageEncoder(model, tokenizer)
         self._retriever: tuple[IndexFolder | None, Retriever] | None = None
-        _check_retrieval(model.config, retrieval, lexical_weight)
-        self.retrieval = retrieval
+        self.retrieval = retrieval or _own_retrieval(model.config, lexical_weight)
+        _check_retrieval(model.config, self.retrieval, lexical_weight)
         self._lexical_weight = lexical_weight
         self._source = IndexSource(self.encoder, self._name, model.config.base_model, index)
         self.kv_cache = PassageKVCache(model, tokenizer)
@@ -86,7 +87,7 @@ class ImpRAG:
         index: Path | str | None = None,
         kv_cache: Path | str | None = None,
         *,
-        retrieval: str = "implicit",
+        retrieval: str | None = None,
         lexical_weight: float | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "auto",
@@ -369,6 +370,11 @@ def make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retr
         lambda: rag.corpus, lambda: implicit_retriever(rag), lambda: rag.index.lexical, gate
     )
     return RETRIEVERS.find(name)(context)
+
+
+def _own_retrieval(config: ImpRAGConfig, lexical_weight: float | None) -> str:
+    """How a model retrieves if nobody says: with the words if it knows what they weigh."""
+    return "implicit" if config.gate is None and lexical_weight is None else "hybrid"
 
 
 def _check_retrieval(config: ImpRAGConfig, name: str, lexical_weight: float | None) -> None:

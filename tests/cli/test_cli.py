@@ -349,11 +349,6 @@ def test_as_a_process() -> None:
     failed = subprocess.run([*command, "ask", ""], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stdout == ""
-    for name in ("ask", "index", "search", "info"):
-        shown = subprocess.run(
-            [*command, name, "--help"], capture_output=True, text=True, check=True
-        )
-        assert f"imprag {name}" in shown.stdout
 
 
 def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, capsys) -> None:

@@ -81,14 +81,6 @@ def index(home: Path, out: Path, loaded: tuple[Any, Any], where: RayCluster | No
     )
 
 
-def test_an_index_of_two_nodes_is_that_of_one_process(
-    home: Path, loaded: tuple[Any, Any], cluster: Cluster, tmp_path: Path
-) -> None:
-    index(home, tmp_path / "here", loaded, None)
-    index(home, tmp_path / "there", loaded, on(cluster))
-    assert files(tmp_path / "here") == files(tmp_path / "there")
-
-
 def test_a_kv_cache_of_two_nodes_is_that_of_one_process(
     home: Path, loaded: tuple[Any, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -107,7 +99,7 @@ def test_a_kv_cache_of_two_nodes_is_that_of_one_process(
     assert files(tmp_path / "here") == files(tmp_path / "there")
 
 
-def test_a_lost_node_costs_its_unfinished_shards_only(
+def test_an_index_of_three_nodes_one_of_which_is_lost_is_that_of_one_process(
     home: Path, loaded: tuple[Any, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
     index(home, tmp_path / "here", loaded, None)
@@ -163,6 +155,8 @@ def test_commands_run_on_a_cluster(
     where = ("--ray", cluster.address, "--workers", "2")
     built = ("index", str(home / "corpus"), "--out", str(tmp_path / "index"), *model, *where)
     assert main([*built]) == 0
+    assert main([*built[:3], str(tmp_path / "here"), *model]) == 0
+    assert files(tmp_path / "index" / "index") == files(tmp_path / "here" / "index")
     capsys.readouterr()
     assert main([*built[:-1], "0"]) == 2
     assert "at least one worker" in capsys.readouterr().err

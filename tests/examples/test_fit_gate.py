@@ -2,10 +2,11 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+import fit_gate
+import pytest
 
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
@@ -14,10 +15,10 @@ from imprag.model import ImpRAGConfig, ImpRAGModel, save_pretrained
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.retrieval.gate import FEATURES, SCORES, Gate
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "default_model" / "fit_gate.py"
 
-
-def test_it_fits_a_gate_and_reports_on_prompts_left_out(tmp_path: Path) -> None:
+def test_it_fits_a_gate_and_reports_on_prompts_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ImpRAGConfig(base_model="tiny", b=2, t=4, k=3, max_passage_tokens=16, trained=True)
     model, tokenizer = ImpRAGModel(tiny_lm(), config), tiny_tokenizer()
     save_pretrained(model, tokenizer, tmp_path / "model")
@@ -38,15 +39,16 @@ def test_it_fits_a_gate_and_reports_on_prompts_left_out(tmp_path: Path) -> None:
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"index": str(tmp_path / "index"), "tasks": [f"squad={questions}"]}
     (tmp_path / "gate.yaml").write_text(json.dumps({"one": source, "other": source}))
-    words = ["gate.yaml", "--model", "model", "--out", "gate.json"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *words], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    monkeypatch.chdir(tmp_path)
+    words = ["fit_gate.py", "gate.yaml", "--model", "model", "--out", "gate.json"]
+    monkeypatch.setattr("sys.argv", words)
+    fit_gate.main()
+    printed = capsys.readouterr().out
     gate = json.loads((tmp_path / "gate.json").read_text())
     assert list(gate) == list(SCORES)
     assert all(list(weights) == list(FEATURES) for weights in gate.values())
     Gate.from_json(gate)
-    (line,) = (row for row in done.stdout.splitlines() if row.startswith("one squad  "))
+    (line,) = (row for row in printed.splitlines() if row.startswith("one squad  "))
     # The words of a passage find it, and the gate finds at least as many as the best score alone.
     first = [float(cell.partition("/")[0]) for cell in line.split()[2:]]
     assert first[1] > 0.9

@@ -78,12 +78,14 @@ def main(folder: Path, how: str) -> None:
         for text in (OLD, "the text between", NEW)
     )
     found = []
+    before = folder / "before"
+    build(old, before)
+    if how == "update":  # so that there are states before the one to replace
+        update(between, before)
+        update(old, before)
     for change in range(0, 1000, 4):
         path = folder / f"index-{change}"
-        build(old, path)
-        if how == "update":  # so that there are states before the one to replace
-            update(between, path)
-            update(old, path)
+        shutil.copytree(before, path, symlinks=True)
         rebuild = partial(build, overwrite=True) if how == "rebuild" else update
         if not killed_at(change, partial(rebuild, new, path)):
             break

@@ -76,8 +76,9 @@ def test_a_signal_under_load_lets_running_answers_finish(home: Path) -> None:
             next(lines)
             for asker in askers:
                 asker.start()
-            while httpx.get(f"{url}/health").json()["waiting"] < 3:
-                pass
+            with httpx.Client() as client:
+                while client.get(f"{url}/health").json()["waiting"] < 3:
+                    pass
             process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         for asker in askers:

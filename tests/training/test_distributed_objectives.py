@@ -149,7 +149,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, T
     """The results of each process, by the number of processes."""
     folder = tmp_path_factory.mktemp("runs")
     train_step(0, 1, str(folder))
-    mp.spawn(worker, (str(folder), mp.get_context("spawn").Barrier(3)), nprocs=3)
+    # Processes are forked from one that has imported the libraries, but has used nothing of them.
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch.nn.parallel", "imprag.training.objectives"])
+    arguments = str(folder), context.Barrier(3)
+    mp.start_processes(worker, arguments, nprocs=3, start_method="forkserver")
     return {
         processes: [
             load_file(folder / f"{rank}-of-{processes}.safetensors") for rank in range(processes)

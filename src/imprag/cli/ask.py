@@ -50,16 +50,16 @@ class Source:
     the one that `imprag adapt` fitted the model to, or the built-in corpus of the default model."""
     k: int | None = None
     """Number of passages to retrieve; the model's own number if not given. Fewer are faster."""
-    retrieval: Retrieval = "implicit"
+    retrieval: Retrieval = None
     dtype: Dtype = "auto"
     device: Device = "auto"
 
     @property
     def by_model(self) -> bool:
         """Whether the model itself retrieves, with or without the words."""
-        return self.retrieval in BY_MODEL
+        return self.retrieval is None or self.retrieval in BY_MODEL
 
-    def load_text_retriever(self) -> "tuple[Retriever, ImpRAGConfig]":
+    def load_text_retriever(self, name: str) -> "tuple[Retriever, ImpRAGConfig]":
         """What retrieves by the prompts' text, and the model's settings.
 
         The model is loaded only if the retriever asks for it or nothing else has its settings.
@@ -72,7 +72,7 @@ class Source:
         context = RetrieverContext(
             self._corpus, lambda: implicit_retriever(model()), self._lexical_index
         )
-        retriever = RETRIEVERS.find(self.retrieval)(context)
+        retriever = RETRIEVERS.find(name)(context)
         return retriever, read_config(self.model) or model().config
 
     def load(self, kv_cache: Path | None = None, lexical_weight: float | None = None) -> "ImpRAG":
@@ -238,7 +238,7 @@ def search(
 
     For example:
 
-    - `imprag search "what's the capital of Chad?" --retrieval hybrid --explain`
+    - `imprag search "what's the capital of Chad?" --explain`
     - `imprag search "Chad [SEP] capital" --index wiki-index --k 5`
     - `imprag search - --json < prompts.txt > passages.jsonl`
 
@@ -256,17 +256,20 @@ def search(
     from imprag.retrieval.hybrid import HybridRetriever
 
     source, prompts = _start(source, prompt)
+    if explain and source.retrieval is None:
+        source = dataclasses.replace(source, retrieval="hybrid")
     where = f"with --retrieval {source.retrieval}"
-    if source.retrieval != "hybrid":
+    if source.retrieval not in (None, "hybrid"):
         if explain:
             raise ImpRAGError("--explain is for hybrid retrieval: add --retrieval hybrid")
         refuse_without_effect(where, lexical_weight=lexical_weight)
-    rag = source.load(None, lexical_weight) if source.by_model else None
-    if rag is None:
-        refuse_without_effect(where, chat=chat, raw=raw)
-        retriever, config = source.load_text_retriever()
-    else:
+    rag = None
+    if source.retrieval is None or source.retrieval in BY_MODEL:
+        rag = source.load(None, lexical_weight)
         retriever, config = rag.retriever, rag.config
+    else:
+        refuse_without_effect(where, chat=chat, raw=raw)
+        retriever, config = source.load_text_retriever(source.retrieval)
     k = config.passages_to_read(source.k, len(retriever.corpus))
     for batch in prompts:
         asked = batch if rag is None else rag.asked_prompts(batch, chat=chat, raw=raw)

@@ -37,7 +37,7 @@ def evaluate(
     kv_cache: Path | None = None,
     corpus: str | None = None,
     passages: Literal["retrieved", "gold", "gold-among-others", "none"] = "retrieved",
-    retrieval: Retrieval = "implicit",
+    retrieval: Retrieval = None,
     lexical_weight: LexicalWeight = None,
     query_template: Literal["none", "oracle"] = "none",
     retrieval_only: Flag = False,
@@ -105,13 +105,14 @@ def evaluate(
     from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
     from imprag.tasks import read_tasks
 
-    make_retriever = RETRIEVERS.find(retrieval)
+    chosen = retrieval or "implicit"  # or hybrid, as the model says; its own in any case
+    make_retriever = RETRIEVERS.find(chosen)
     given = passages != "retrieved"
     if given and retrieval_only:
         raise ImpRAGError(f"--retrieval-only has nothing to measure with --passages {passages}")
     if passages == "gold-among-others" and k is None:
         raise ImpRAGError("--passages gold-among-others needs --k: the number of passages")
-    own = retrieval in BY_MODEL and not given
+    own = chosen in BY_MODEL and not given
     if own and (corpus is not None or query_template != "none"):
         raise ImpRAGError(
             "--corpus and --query-template are not for the model's own retrieval: it searches "
@@ -124,8 +125,7 @@ def evaluate(
     if given:
         oracle = query_template == "oracle"
         where = f"with --passages {passages}"
-        chosen = None if retrieval == "implicit" else retrieval
-        refuse_without_effect(where, retrieval=chosen, query_template=oracle)
+        refuse_without_effect(where, retrieval=retrieval, query_template=oracle)
     if passages == "none":
         where = "with --passages none"
         refuse_without_effect(where, k=k, in_context=in_context, kv_cache=kv_cache, corpus=corpus)
@@ -172,7 +172,7 @@ def evaluate(
             lambda: implicit_retriever(load_model()),
             None if words is None else lambda: words.lexical,
         )
-        source = text_retrieval(retrieval, make_retriever(context), query_template)
+        source = text_retrieval(chosen, make_retriever(context), query_template)
     system = None if retrieval_only else load_model()
     results = run_evaluation(
         system,

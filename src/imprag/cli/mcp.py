@@ -16,7 +16,7 @@ def mcp(*, source: Source | None = None, kv_cache: Path | None = None) -> None:
     For example:
 
     - `imprag mcp`
-    - `imprag mcp --model my-model --index my-index --retrieval hybrid`
+    - `imprag mcp --model my-model --index my-index`
 
     Args:
         kv_cache: A KV cache made by `imprag kv build` with the same model and index: passages are

@@ -38,11 +38,12 @@ Dtype = Annotated[
 ]
 
 Retrieval = Annotated[
-    str,
+    str | None,
     Parameter(
         help="What retrieves: `implicit`, the model's lower layers; `hybrid`, the lower layers and "
         "the prompt's words, weighed for each prompt; by text `lexical` (BM25) or `dense` "
-        "(all-MiniLM-L6-v2); or one that an installed package adds."
+        "(all-MiniLM-L6-v2); or one that an installed package adds. If not given, `hybrid` for a "
+        "model with a gate, such as the default one, and `implicit` for others."
     ),
 ]
 #: The kinds of retrieval that the model does itself, in the prompt's pass.

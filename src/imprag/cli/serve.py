@@ -16,7 +16,7 @@ def serve(
     index: Path | None = None,
     kv_cache: Path | None = None,
     kv_ram: Annotated[float, Parameter(name="--kv-ram")] = 1.0,
-    retrieval: Retrieval = "implicit",
+    retrieval: Retrieval = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: Annotated[str | None, Parameter(env_var="IMPRAG_API_KEY")] = None,

@@ -228,7 +228,7 @@ class RayCluster:
         try:
             with _connection(self.address):
                 # One block for each shard: what is lost with a machine is made again.
-                rows = [{"number": n, "rows": list(one)} for n, one in missing.items()]
+                rows = [{"number": n, "rows": np.array(one)} for n, one in missing.items()]
                 shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                     worker,
                     batch_size=1,

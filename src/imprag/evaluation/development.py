@@ -102,7 +102,7 @@ class DevelopmentSet:
     def _answer_by_retrieval(self, model: ImpRAGModel, tokenizer: Any, out: Path) -> dict[str, Any]:
         encoder = PassageEncoder(model, tokenizer)
         with IndexFolder.temporary(self.corpus, encoder, self._folder / ".index") as index:
-            return evaluate(ImpRAG(model, tokenizer, index), self.tasks, out)
+            return evaluate(ImpRAG(model, tokenizer, index, retrieval="implicit"), self.tasks, out)
 
     def _answer_by_gold(self, model: ImpRAGModel, tokenizer: Any, out: Path) -> dict[str, Any]:
         source = gold_among(self.corpus, _AMONG)

@@ -56,6 +56,7 @@ from imprag.io.files import atomic_path, expand_home
 from imprag.io.locking import only_builder
 from imprag.io.progress import progress_bar
 
+_SHARD = 1024  # half a minute of work on a CPU; the workers of a cluster share a small corpus, too
 _BASE_MEMORY = 150_000_000  # Python with NumPy, Arrow and FAISS
 
 
@@ -88,7 +89,7 @@ def build_index(
     kind: str = "flat",
     dtype: str = "float16",
     location: str = "",
-    shard_size: int = 8192,
+    shard_size: int = _SHARD,
     batch_size: int = 256,
     seed: int = 0,
     overwrite: bool = False,
@@ -239,7 +240,7 @@ def predict_index(
     dimension: int,
     kind: str = "flat",
     dtype: str = "float16",
-    shard_size: int = 8192,
+    shard_size: int = _SHARD,
 ) -> IndexPrediction:
     """The size of an index, computed from its settings and the ids of some passages.
 

@@ -211,7 +211,7 @@ class IndexFolder:
             raise ImpRAGError(
                 f"{self.path} has no lexical index, which hybrid and lexical retrieval need; add "
                 f"it with: {shlex.join([*command, '--model', 'MODEL', '--out', str(self.path)])} "
-                "(the embeddings are kept)"
+                "(the embeddings are kept), or choose implicit retrieval"
             )
         return LexicalIndex(self.root / LEXICAL, self.corpus)
 
