@@ -18,7 +18,6 @@ from imprag.errors import ImpRAGError
 from imprag.index.build import build_index, check_build, discard_index
 from imprag.index.fitting import Cutter, CutText, count_cut, read_cut_tokens
 from imprag.index.lexical import FloatArray, IntArray, LexicalIndex
-from imprag.index.manifest import MANIFEST as INDEX_MANIFEST
 from imprag.index.passage_index import PassageIndex
 from imprag.index.states import CORPUS, INDEX, LEXICAL, current_root, folder_of, forget_states
 from imprag.io.building import OVERWRITE, building_folder, discard, remove_work, sweep
@@ -317,8 +316,7 @@ def _take_corpus(path: Path, corpus: Corpus, overwrite: bool) -> Corpus:
             )
         with only_builder(path / INDEX):
             work = building_folder(path / INDEX)
-            if (path / INDEX / INDEX_MANIFEST).is_file():
-                discard_index(path / INDEX)
+            discard_index(path / INDEX)
             discard(path / CORPUS, work)
             remove_work(work)
     with atomic_path(path / CORPUS) as temporary:
