@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_beir_from_an_index_to_ir_measures(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, out = tmp_path / "index", tmp_path / "run"
-    assert run(home, "index", home / "beir" / "corpus.jsonl", "--out", index) == 0
+    assert run(home, "index", home / "beir", "--out", index) == 0
     evaluate = ("--tasks", f"beir={home / 'beir'}", "--index", index, "--out", out)
     assert run(home, "eval", *evaluate, "--retrieval-only", "--dtype", "float32") == 0
     metrics = json.loads((out / "results.json").read_text())["tasks"]["beir"]["metrics"]
@@ -113,6 +114,21 @@ def test_beir_from_an_index_to_ir_measures(
         other.write_text(content)
         assert main(["compare", str(out), str(other)]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("write", [write_beir, write_flashrag])
+def test_only_the_passages_of_a_folder_with_questions_are_indexed(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "set")
+    (tmp_path / "notes.txt").write_text("a note")
+    corpus = load_corpus(tmp_path / "set")
+    assert len(corpus) == COUNT
+    assert sum(corpus.manifest["skipped"]["unread"].values()) == {write_beir: 3}.get(write, 1)
+    assert len(load_corpus(tmp_path)) == COUNT + 1
+    (tmp_path / "set" / "corpus.jsonl").unlink()
+    with pytest.raises(ImpRAGError, match="holds the questions of a data set without its passages"):
+        load_corpus(tmp_path / "set")
 
 
 def test_the_splits_of_beir(home: Path, tmp_path: Path) -> None:
@@ -147,7 +163,7 @@ def test_flashrag_from_an_index_to_answers(home: Path, tmp_path: Path) -> None:
     corpus = load_corpus(home / "flashrag" / "corpus.jsonl")
     assert (corpus[3].id, corpus[3].title, corpus[3].text) == ("3", "w3", TEXTS["d3"])
     index, out = tmp_path / "index", tmp_path / "run"
-    assert run(home, "index", home / "flashrag" / "corpus.jsonl", "--out", index) == 0
+    assert run(home, "index", home / "flashrag", "--out", index) == 0
     tasks = f"nq={home / 'flashrag' / 'test.jsonl'}"
     (read,) = read_tasks([tasks])
     assert len(read.examples) == 6

@@ -5,16 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from imprag.corpus.questions import beir_queries
 from imprag.errors import ImpRAGError
 from imprag.tasks.example import Answer, Example
 from imprag.tasks.records import read_records
-
-_QUERIES = ("queries.jsonl", "queries.jsonl.gz")
-
-
-def is_beir(folder: Path) -> bool:
-    """Whether a folder holds a data set in BEIR's form."""
-    return _queries(folder) is not None and (folder / "qrels").is_dir()
 
 
 def read_beir(folder: Path, split: str | None = None) -> Iterator[Example]:
@@ -31,7 +25,7 @@ def read_beir(folder: Path, split: str | None = None) -> Iterator[Example]:
         ImpRAGError: there is no such split, or a file has another format.
     """
     relevant = _qrels(folder, split or "test")
-    queries = _queries(folder)
+    queries = beir_queries(folder)
     assert queries is not None
     for record in read_records(queries):
         id = record.identifier("_id")
@@ -39,10 +33,6 @@ def read_beir(folder: Path, split: str | None = None) -> Iterator[Example]:
             ranked = sorted(grades, key=lambda passage: -grades[passage])
             references = [{"passage_id": one, "relevance": grades[one]} for one in ranked]
             yield Example(id, record.text("text"), [Answer("", [one]) for one in references])
-
-
-def _queries(folder: Path) -> Path | None:
-    return next((folder / name for name in _QUERIES if (folder / name).is_file()), None)
 
 
 def _qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
