@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from imprag.errors import ImpRAGError
 from imprag.evaluation.run_folder import PREDICTIONS, RunFolder
-from imprag.evaluation.scoring import summary
+from imprag.evaluation.scoring import RECALL_DEPTHS, summary
 from imprag.evaluation.statistics import PairedTest, paired_bootstrap
 from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
 from imprag.evaluation.trec import read_trec_run, score_trec_run
@@ -132,9 +132,11 @@ def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Co
     if unknown := [metric for metric in metrics if metric not in LABELS]:
         raise ImpRAGError(f"no metric {', '.join(unknown)}; there are {', '.join(LABELS)}")
     paths = [Path(run) for run in runs]
-    scored = [_read_trec(path, paths[0]) if path.is_file() else _read(path) for path in paths]
     rows: list[Row] = []
     notes: list[str] = []
+    scored = [
+        _read_trec(path, paths[0], notes) if path.is_file() else _read(path) for path in paths
+    ]
     for task in dict.fromkeys(task for tasks in scored for task in tasks):
         if lacking := [
             str(path) for path, own in zip(paths, scored, strict=True) if task not in own
@@ -178,14 +180,28 @@ def _read(path: Path) -> dict[str, dict[str, _Scored]]:
     return tasks
 
 
-def _read_trec(path: Path, reference: Path) -> dict[str, dict[str, _Scored]]:
-    """The rankings of a TREC file as a run that was evaluated like the reference."""
+def _read_trec(path: Path, reference: Path, notes: list[str]) -> dict[str, dict[str, _Scored]]:
+    """The rankings of a TREC file as a run that was evaluated like the reference.
+
+    Args:
+        path: the file.
+        reference: a run folder.
+        notes: queries that the file or the run lacks are noted here.
+    """
     if reference.is_file():
         raise ImpRAGError(f"{reference} is a file: give a run folder first, whose gold counts")
-    predictions = list(RunFolder.open(reference).predictions())
+    run = RunFolder.open(reference)
+    predictions = list(run.predictions())
+    depth = run.recipe["settings"].get("passages", {}).get("depth", max(RECALL_DEPTHS))
+    found = score_trec_run(read_trec_run(path), predictions, depth)
+    for task, count in found.lacking.items():
+        if count:
+            notes.append(f"{path} lacks {count:,} queries of {task}: they count as nothing found.")
+    if found.unknown:
+        notes.append(f"{path} has {found.unknown:,} queries that are not in {reference}.")
     answers = {(one["task"], one["id"]): one["answers"] for one in predictions}
     tasks: dict[str, dict[str, _Scored]] = defaultdict(dict)
-    for (task, id), metrics in score_trec_run(read_trec_run(path), predictions).items():
+    for (task, id), metrics in found.metrics.items():
         tasks[task][id] = _Scored(answers[task, id], metrics)
     return tasks
 
