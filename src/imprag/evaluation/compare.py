@@ -10,7 +10,7 @@ from imprag.errors import ImpRAGError
 from imprag.evaluation.run_folder import PREDICTIONS, RunFolder
 from imprag.evaluation.scoring import RECALL_DEPTHS, summary
 from imprag.evaluation.statistics import PairedTest, paired_bootstrap
-from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
+from imprag.evaluation.tables import LABELS, estimate, headline, markdown_table, percent
 from imprag.evaluation.trec import read_trec_run, score_trec_run
 from imprag.io.files import atomic_path
 from imprag.io.optional import missing
@@ -113,7 +113,7 @@ class Comparison:
             temporary.write_text(page, encoding="utf-8")
 
 
-def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Comparison:
+def compare(runs: Sequence[Path | str], metrics: Sequence[str] | None = None) -> Comparison:
     """Compare run folders, example by example.
 
     Only examples that all runs have are compared, and the notes say so.
@@ -121,7 +121,8 @@ def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Co
     Args:
         runs: at least two folders; the first is what the others are compared with. These may also
             be TREC run files, which are scored with the gold passages of the first.
-        metrics: names of the metrics to compare, as in ``results.json``.
+        metrics: names of the metrics to compare, as in ``results.json``; by default those of the
+            short table of a run.
 
     Raises:
         ImpRAGError: fewer than two runs, an unknown metric, an unfinished run, runs without a
@@ -129,7 +130,7 @@ def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Co
     """
     if len(runs) < 2:
         raise ImpRAGError("give at least two run folders to compare")
-    if unknown := [metric for metric in metrics if metric not in LABELS]:
+    if unknown := [metric for metric in metrics or () if metric not in LABELS]:
         raise ImpRAGError(f"no metric {', '.join(unknown)}; there are {', '.join(LABELS)}")
     paths = [Path(run) for run in runs]
     rows: list[Row] = []
@@ -234,7 +235,11 @@ def _common(
     return common
 
 
-def _rows(task: str, runs: Sequence[Sequence[_Scored]], metrics: Sequence[str]) -> Iterator[Row]:
+def _rows(
+    task: str, runs: Sequence[Sequence[_Scored]], metrics: Sequence[str] | None
+) -> Iterator[Row]:
+    if metrics is None:
+        metrics = headline({name for one in runs[0] for name in one.metrics})
     for metric in (name for name in LABELS if name in metrics):
         # A metric may be undefined for some examples.
         values = [
