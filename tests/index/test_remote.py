@@ -15,10 +15,11 @@ import pytest
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index import PassageIndex
-from imprag.index.build import build_index
+from imprag.index.build import build_index, predict_index
 from imprag.index.folder import IndexFolder
 from imprag.index.manifest import IndexManifest
 from imprag.index.passage_index import drop_vectors
+from imprag.index.remote import RemoteIndex
 from imprag.index.update import compact, update_index
 from imprag.testing.index_backend import IndexBackendSuite, NumberedPassages
 
@@ -296,3 +297,29 @@ def test_the_manifest_of_a_local_index_names_no_server(tmp_path: Path) -> None:
     build(tmp_path / "index", "flat", "")
     assert IndexManifest.read(tmp_path / "index").location == ""
     assert os.listdir(tmp_path) == ["index"]
+
+
+@pytest.mark.parametrize(("dimension", "dtype"), [(192, "float16"), (1024, "float16")])
+def test_the_prediction_for_postgresql_is_near(
+    postgres: str, dimension: int, dtype: str, tmp_path: Path
+) -> None:
+    """Whole nodes in pages, and values that PostgreSQL cuts into pieces."""
+    import psycopg
+
+    passages = NumberedPassages(800)
+    embeddings = np.random.default_rng(0).standard_normal((800, dimension), np.float32)
+    goal = {"dimension": dimension, "dtype": dtype, "kind": "pgvector"}
+    index = build_index(
+        passages,
+        lambda batch: embeddings[[int(one.id[1:]) for one in batch]],
+        tmp_path / "index",
+        model_fingerprint="model-one",
+        location=postgres,
+        progress=False,
+        **goal,
+    )
+    assert isinstance(index, RemoteIndex)
+    with psycopg.connect(postgres) as connection:
+        size = "SELECT pg_total_relation_size(%s)"
+        (made,) = connection.execute(size, [index._place.collection]).fetchone()
+    assert made == pytest.approx(predict_index(passages, **goal).server, rel=0.1)

@@ -1,6 +1,9 @@
 """The cost estimate against real models and data, and against the docs."""
 
 import json
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +15,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from conftest import tiny_lm, tiny_tokenizer
+from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
+from imprag.index.build import IndexPrediction, predict_index
+from imprag.io.building import readable_size
 from imprag.tasks.self_supervised import FROM_PASSAGES
 from imprag.training.architecture import model_config
 from imprag.training.cost import CostEstimate
@@ -396,14 +402,80 @@ def test_the_figures_of_the_docs_are_those_of_the_estimate(estimates: list[dict[
     row("device hours", *(f"{t['device_hours']:.1f}" for t in training))
     for part in estimates[0]["memory"]:
         row(part, *(f"{estimate['memory'][part] / 1e9:.2f}" for estimate in estimates))
-    storage = [estimate["storage"]["37M passages"] for estimate in estimates]
-    row("flat, float32", *(f"{s['flat float32'] / 1e9:.0f}" for s in storage))
-    row("flat, float16", *(f"{s['flat float16'] / 1e9:.1f}" for s in storage))
-    row("PQ64", *(f"{s['PQ64'] / 1e9:.2f}" for s in storage))
-    row("KV of all passages at layers b..t", *(f"{s['stored KV'] / 1e9:,.0f}" for s in storage))
-    hours = "{:.2f} hours for the 3B and {:.2f} hours for the 8B model"
-    assert hours.format(*(s["embedding_hours"] for s in storage)) in text
     warmup = estimates[0]["stages"]["warmup"]
     assert f"{warmup['responses']:,} response tokens" in text
     kv = "{:,} bytes in the 3B and {:,} bytes in the 8B model"
     assert kv.format(*(estimate["kv_bytes_per_token"] for estimate in estimates)) in text
+
+
+class ManyPassages:
+    """In the place of a corpus of any size, with ids of eight digits."""
+
+    fingerprint = "many"
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        return [Passage(f"{row:08}", "", "text") for row in rows]
+
+
+def test_the_figures_for_many_passages_are_those_of_the_dry_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "guides" / "scale.md").read_text()
+    sizes = [37_000_000, 10**9]
+    monkeypatch.chdir(tmp_path)
+    small, large = (
+        load_recipe(ROOT / "configs" / f"{name}.yaml") for name in ("llama-3.2-3b", "llama-3.1-8b")
+    )
+
+    def row(name: str, figure: Callable[[int], str]) -> None:
+        expected = f"| {name} | {figure(sizes[0])} | {figure(sizes[1])} |"
+        assert expected in text, expected
+
+    @cache
+    def predicted(kind: str, count: int) -> IndexPrediction:
+        dimension = CostEstimate(small).model.dimension
+        assert dimension == CostEstimate(large).model.dimension == 1024
+        return predict_index(ManyPassages(count), dimension=dimension, kind=kind)
+
+    def of(kind: str, what: str) -> Callable[[int], str]:
+        return lambda count: readable_size(getattr(predicted(kind, count), what))
+
+    storage = CostEstimate(small).storage
+    row("embeddings, float16", lambda n: readable_size(storage(n)["flat float16"]))
+    row("`flat`: disk", of("flat", "disk"))
+    row("`ivfpq`: disk", of("ivfpq", "disk"))
+    row("`ivfpq`: memory while building", of("ivfpq", "memory"))
+    codes = "`ivfpq`: memory that a search reads"
+    row(codes, lambda n: readable_size(predicted("ivfpq", n).disk - predicted("flat", n).disk))
+    row("`hnsw`: disk, and memory that a search reads", of("hnsw", "disk"))
+    row("`hnsw`: memory while building", of("hnsw", "memory"))
+    row("`milvus` (HNSW): server", of("milvus", "server"))
+    row("`milvus-ivf`: server", of("milvus-ivf", "server"))
+    row("`pgvector` (HNSW, `halfvec`): server", of("pgvector", "server"))
+    machines = "Milvus machines with 256 GB of memory"
+    row(machines, lambda n: str(math.ceil(predicted("milvus", n).server / 200e9)))
+    cpu = CostEstimate(small, flops=3.05e11)
+    row("embedding, 3B, two CPU cores, hours", lambda n: f"{cpu.embedding_hours(n):,.0f}")
+    for what, recipe, devices in (
+        ("3B, one GPU", small, 1),
+        ("3B, eight GPUs", small, 8),
+        ("8B, eight GPUs", large, 8),
+    ):
+        hours = CostEstimate(recipe, devices=devices).embedding_hours
+        row(f"embedding, {what}, hours", lambda n, hours=hours: _three_digits(hours(n)))
+    for name, recipe in (("3B", small), ("8B", large)):
+        stored = CostEstimate(recipe).storage
+        row(
+            f"stored KV at layers b..t, {name}, `bf16`",
+            lambda n, stored=stored: readable_size(stored(n)["stored KV"]),
+        )
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.2f}" if number < 10 else f"{number:.3g}"

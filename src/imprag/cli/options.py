@@ -133,14 +133,20 @@ class RayOptions:
         )
 
     def cluster(self) -> "RayCluster | None":
-        """Where shards are made; None for this process."""
+        """Where shards are made; None for this process.
+
+        Raises:
+            ImpRAGError: Ray is not installed, or the cluster does not answer.
+        """
         if self.ray is None:
             return None
         from imprag.distributed.ray_data import RayCluster
 
         given = {"workers": self.workers, "worker_gpus": self.worker_gpus}
         set_ones: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
-        return RayCluster(self.ray, **set_ones)
+        cluster = RayCluster(self.ray, **set_ones)
+        cluster.check()
+        return cluster
 
 
 HERE = RayOptions()

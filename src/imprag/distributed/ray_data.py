@@ -159,6 +159,17 @@ class RayCluster:
                 "there must be at least one worker with one core, and no negative number of GPUs"
             )
 
+    def check(self) -> None:
+        """Refuse a cluster that does not answer, before a build deletes anything.
+
+        Raises:
+            ImpRAGError: it does not.
+        """
+        try:
+            _check_reachable(self.address)
+        except OSError as error:
+            raise self._failed(error) from error
+
     def index_shards(
         self, model: LoadedModel, encoder: PassageEncoder, dtype: str = "float16"
     ) -> Callable[..., Iterator[tuple[int, bytes]]]:
@@ -268,10 +279,13 @@ class RayCluster:
         except (RayError, OSError, ValueError) as error:
             if isinstance(error, ImpRAGError) and not isinstance(error, RayError):
                 raise  # of this process: it says all
-            raise ImpRAGError(
-                f"the job on Ray at {self.address} failed: {_cause(error)}; what is finished is "
-                "kept, and the same command goes on"
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> ImpRAGError:
+        return ImpRAGError(
+            f"the job on Ray at {self.address} failed: {_cause(error)}; what is finished is kept, "
+            "and the same command goes on"
+        )
 
 
 @contextlib.contextmanager

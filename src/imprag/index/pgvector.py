@@ -22,6 +22,7 @@ from imprag.index.remote import (
 )
 from imprag.io.optional import require
 
+_PAGE = 8192  # bytes, PostgreSQL's
 _MOST_SEARCHED = 1000  # pgvector's greatest ef_search
 
 
@@ -36,9 +37,13 @@ class PgvectorIndex(RemoteIndex):
 
     @classmethod
     def server_footprint(cls, goal: IndexManifest) -> int:
-        # The table and the graph hold the vector each; a neighbour's address takes 6 bytes.
-        vector = goal.dimension * np.dtype(goal.dtype).itemsize
-        return goal.count * (2 * (vector + 32) + 12 * goal.settings["neighbours"])
+        vector = 8 + goal.dimension * np.dtype(goal.dtype).itemsize
+        # Values beyond 2 KB are cut into pieces of a quarter of a page, which leave gaps.
+        row = 64 + (vector if vector < 2000 else round(1.35 * vector))
+        # The graph holds the vectors, too. A page takes whole nodes, each with room for twice the
+        # neighbours, at 6 bytes; the keys of ids and rows take 80 bytes.
+        node = vector + 88 + 12 * goal.settings["neighbours"]
+        return goal.count * (row + 80 + _PAGE // max(1, _PAGE // node))
 
     @classmethod
     def versions(cls) -> dict[str, str]:

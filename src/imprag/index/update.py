@@ -165,7 +165,7 @@ def _update(
             return Updated(current, 0, len(corpus), 0)
         reused = ReusedEmbeddings(encoder, current)
         root = next_root(path)
-        shared = {"dtype": manifest.dtype, "progress": progress}
+        shared: dict[str, Any] = {"dtype": manifest.dtype, "progress": progress}
         if make_shards is not None:
             reused.embed_before(corpus, root / _NEW, make_shards=make_shards, **shared)
         if cut is None and isinstance(encoder, Cutter):

@@ -308,8 +308,8 @@ def versions(**engines: str) -> dict[str, str]:
 
 def readable_size(number: float) -> str:
     """A number of bytes in words, such as ``76.3 MB``."""
-    for unit in ("bytes", "KB", "MB", "GB"):
+    for unit in ("bytes", "KB", "MB", "GB", "TB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
         number /= 1000
-    return f"{number:.3g} TB"
+    return f"{number:.3g} PB"
