@@ -224,10 +224,13 @@ class RayCluster:
 
         return make
 
-    def _check_room(self) -> None:
+    def _check_room(self, workers: int) -> None:
         """Compare what workers need with the machines of the cluster.
 
         A cluster that others started may grow, so that a job on it waits; a note says so.
+
+        Args:
+            workers: number of them that have work.
 
         Raises:
             ImpRAGError: no worker fits on this machine.
@@ -240,12 +243,12 @@ class RayCluster:
             min(int(machine.get(name, 0) / need) for name, need in needs.items() if need)
             for machine in machines
         )
-        if room >= self.workers:
+        if room >= workers:
             return
         most = {name: max((one.get(name, 0) for one in machines), default=0) for name in needs}
         needed = f"a worker needs {_resources(needs)}; the largest machine has {_resources(most)}"
         if room:
-            print(f"note: room for {room} of {self.workers} workers: {needed}", file=sys.stderr)
+            print(f"note: room for {room} of {workers} workers: {needed}", file=sys.stderr)
         elif self.address == LOCAL:
             raise ImpRAGError(f"no room for a worker: {needed}")
         else:
@@ -263,13 +266,14 @@ class RayCluster:
 
         try:
             with _connection(self.address):
-                self._check_room()
+                workers = min(self.workers, len(missing))
+                self._check_room(workers)
                 # One block for each shard: what is lost with a machine is made again.
                 rows = [{"number": n, "rows": list(one)} for n, one in missing.items()]
                 shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                     worker,
                     batch_size=1,
-                    compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),
+                    compute=ray.data.ActorPoolStrategy(size=workers),
                     num_cpus=self.worker_cpus,
                     num_gpus=self.worker_gpus or None,
                     fn_constructor_kwargs=arguments,

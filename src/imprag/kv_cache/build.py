@@ -130,7 +130,8 @@ def build_kv_cache(
         codec: the name of a codec, such as ``bf16``, ``int4`` or ``pq``; see `register_codec`.
         kv_keep_ratio: the share of its tokens that each passage keeps, those that receive most
             attention in it.
-        rows: of the passages to store; all if not given.
+        rows: of the passages to store; all if not given. A KV cache of some of them stays one of a
+            selection: updates of it need ``rows``, too.
         shard_passages: passages in a file; by default as many as fit into 256 MB.
         seed: seed of the sample that a codec such as ``pq`` is fitted to.
         overwrite: delete a KV cache of other passages, of another model or with other settings,
@@ -149,6 +150,11 @@ def build_kv_cache(
     check_independent(model)
     if not 0 < kv_keep_ratio <= 1:
         raise ImpRAGError(f"kv_keep_ratio is a share above 0 and at most 1, not {kv_keep_ratio}")
+    if update and rows is None and KVCacheManifest.read(out).selection:
+        raise ImpRAGError(
+            f"{out} holds only the passages that prompts retrieved most often: give --top-passages "
+            "and --prompts, whose choice is added"
+        )
     rows = range(len(corpus)) if rows is None else sorted(set(rows))
     if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
         raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
@@ -174,6 +180,7 @@ def build_kv_cache(
         shards=[],
         codec_file=None,
         versions={},
+        selection=len(rows) < len(corpus),
     )
     plan = {**dataclasses.asdict(goal), "shard_passages": shard_passages, "seed": seed}
     plan["rows"] = hashlib.sha256(np.array(rows).tobytes()).hexdigest()
@@ -382,6 +389,12 @@ def _update(
         manifest = store.manifest
         manifest.check(out, model_fingerprint=states_fingerprint(model, tokenizer))
         missing = _missing(store, corpus, rows)
+        if progress and missing:
+            codec, ratio = manifest.codec, manifest.kv_keep_ratio
+            predicted = predict_kv_cache(
+                corpus, model, tokenizer, codec=codec, kv_keep_ratio=ratio, rows=missing
+            )
+            print(f"to add: {prediction(predicted, codec, out)}", file=sys.stderr)
         with progress_bar("Encoding", len(missing), progress) as bar:
             for start in range(0, len(missing), shard_passages):
                 passages = corpus.passages(missing[start : start + shard_passages])
