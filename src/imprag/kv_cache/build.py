@@ -150,18 +150,11 @@ def build_kv_cache(
     check_independent(model)
     if not 0 < kv_keep_ratio <= 1:
         raise ImpRAGError(f"kv_keep_ratio is a share above 0 and at most 1, not {kv_keep_ratio}")
-    if update and rows is None and KVCacheManifest.read(out).selection:
-        raise ImpRAGError(
-            f"{out} holds only the passages that prompts retrieved most often: give --top-passages "
-            "and --prompts, whose choice is added"
-        )
-    rows = range(len(corpus)) if rows is None else sorted(set(rows))
-    if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
-        raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
     if shard_passages is None:
         shard_passages = _shard_passages(model, codec)
     if update:
         return _update(out, corpus, model, tokenizer, rows, shard_passages, progress)
+    rows = _checked_rows(corpus, rows)
     coder = untrained_codec(codec, model.decoder.head_dim)
     size = coder.bytes_per_vector
     config = model.config
@@ -213,6 +206,14 @@ def build_kv_cache(
             store = DiskStore(out)
         remove_work(work)
     return store
+
+
+def _checked_rows(corpus: Corpus, rows: Sequence[int] | None) -> Sequence[int]:
+    """Rows to store, in ascending order; all if None."""
+    rows = range(len(corpus)) if rows is None else sorted(set(rows))
+    if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
+        raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
+    return rows
 
 
 def prediction(sizes: dict[str, int], codec: str, out: Path) -> str:
@@ -377,7 +378,7 @@ def _update(
     corpus: Corpus,
     model: ImpRAGModel,
     tokenizer: Any,
-    rows: Sequence[int],
+    rows: Sequence[int] | None,
     shard_passages: int,
     progress: bool,
 ) -> DiskStore:
@@ -385,10 +386,8 @@ def _update(
     with only_builder(out) as alone:
         if alone:
             sweep(out)
-        store = DiskStore(out)
+        store, missing = rows_to_add(out, corpus, model, tokenizer, rows)
         manifest = store.manifest
-        manifest.check(out, model_fingerprint=states_fingerprint(model, tokenizer))
-        missing = _missing(store, corpus, rows)
         if progress and missing:
             codec, ratio = manifest.codec, manifest.kv_keep_ratio
             predicted = predict_kv_cache(
@@ -408,6 +407,29 @@ def _update(
                 bar.update(len(passages))
         dataclasses.replace(manifest, corpus_fingerprint=corpus.fingerprint).write(out)
     return DiskStore(out)
+
+
+def rows_to_add(
+    out: Path, corpus: Corpus, model: ImpRAGModel, tokenizer: Any, rows: Sequence[int] | None
+) -> tuple[DiskStore, list[int]]:
+    """A KV cache, and the rows of the passages that an update adds to it, one of each text.
+
+    Args:
+        out: the folder of the KV cache.
+        corpus, model, tokenizer, rows: as for :func:`build_kv_cache`.
+
+    Raises:
+        ImpRAGError: there is no KV cache of this model, or it is one of a selection and ``rows``
+            are not given.
+    """
+    store = DiskStore(out)
+    store.manifest.check(out, model_fingerprint=states_fingerprint(model, tokenizer))
+    if rows is None and store.manifest.selection:
+        raise ImpRAGError(
+            f"{out} holds only the passages that prompts retrieved most often: give --top-passages "
+            "and --prompts, whose choice is added"
+        )
+    return store, _missing(store, corpus, _checked_rows(corpus, rows))
 
 
 def _holds(store: DiskStore, corpus: Corpus, rows: Sequence[int]) -> bool:
