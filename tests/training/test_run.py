@@ -86,7 +86,8 @@ def recipe(world: Path, **sections: Any) -> Recipe:
         },
     }
     for name, section in sections.items():
-        content[name] = {**content[name], **section} if name in content else section
+        known = content.get(name)
+        content[name] = {**known, **section} if isinstance(known, dict) else section
     return Recipe.model_validate(content)
 
 
@@ -124,6 +125,26 @@ def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path
     assert first == [f"p{number}" for number in range(FACTS)]
     answers = [answer.text for answer in rag.generate(prompts, max_new_tokens=3)]
     assert answers == [question["output"][0]["answer"] for question in questions]
+
+
+def test_a_folder_of_beir_trains_retrieval_alone(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    queries = [{"_id": f"q{n}", "text": f"w{10 + n // 8} w{20 + n % 8}"} for n in range(FACTS)]
+    lines = [f"q{n}\tp{n}\t1" for n in range(FACTS)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines))
+    data = [{"tasks": str(folder), "task": "beir", "positives": "gold"}]
+    with pytest.raises(ImpRAGError, match=r"no example .* stages\.warmup\.fraction to 1"):
+        train(recipe(world, data=data), tmp_path / "refused")
+    mined = recipe(world, data=data, stages={"warmup": {"fraction": 1.0}, "mine_every": 2})
+    with pytest.raises(ImpRAGError, match=r"no example .* stages\.mine_every mines"):
+        train(mined, tmp_path / "mined")
+    settings = recipe(world, data=data, stages={"warmup": {"fraction": 1.0}}, train={"steps": 20})
+    train(settings, tmp_path / "run")
+    losses = [one for one in logged(tmp_path / "run") if "retrieval_loss" in one]
+    assert {one["generation_loss"] for one in losses} == {0}
+    assert losses[-1]["retrieval_loss"] < 0.7 * losses[0]["retrieval_loss"]
 
 
 @pytest.mark.parametrize(
