@@ -53,11 +53,17 @@ def test_update_embeds_what_has_changed(home: Path, capsys: pytest.CaptureFixtur
     del new["p5"]
     edited = write(home / "edited.jsonl", new)
     assert change(home, edited, "--update") == 0
-    assert "20 passages; 3 embedded, 17 kept, 1 removed" in capsys.readouterr().err
+    assert (
+        "20 passages; 3 embedded, 17 kept; 1 added, 2 replaced, 1 removed"
+        in capsys.readouterr().err
+    )
     assert texts(home) == new
     assert IndexFolder.open(home / "index").index.manifest.kind == "hnsw"
     assert change(home, edited, "--update") == 0
-    assert "20 passages; 0 embedded, 20 kept, 0 removed" in capsys.readouterr().err
+    assert (
+        "20 passages; 0 embedded, 20 kept; 0 added, 0 replaced, 0 removed"
+        in capsys.readouterr().err
+    )
     assert change(home, edited, "--update", "--kind", "flat", "--compact") == 0
     assert IndexFolder.open(home / "index").index.manifest.kind == "flat"
     assert len(list((home / "index" / "states").iterdir())) == 1
@@ -71,11 +77,18 @@ def test_add_and_remove(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     more = write(home / "more.jsonl", {"p1": "w5 w5", "x": "w6 w6"})
     assert change(home, "--add", more, "--remove", "p17", "p18") == 0
-    assert "19 passages; 2 embedded, 17 kept, 2 removed" in capsys.readouterr().err
+    assert (
+        "19 passages; 2 embedded, 17 kept; 1 added, 1 replaced, 2 removed"
+        in capsys.readouterr().err
+    )
     kept = {name: text for name, text in TEXTS.items() if name not in ("p17", "p18")}
     assert texts(home) == {**kept, "p1": "w5 w5", "x": "w6 w6"}
     assert change(home, "--compact") == 0
     assert texts(home)["x"] == "w6 w6"
+    assert run("info", home / "index", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["state"], facts["changes"]) == (1, {"added": 1, "replaced": 1, "removed": 2})
+    assert facts["corpus"]["source"] == f"{home / 'corpus.jsonl'}; {more}"
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,11 @@ def test_garbage_in_a_large_file_is_refused_when_it_is_read(
 def test_open_refuses_a_folder_without_a_corpus(tmp_path: Path) -> None:
     with pytest.raises(ImpRAGError, match="is not a corpus folder"):
         Corpus.open(tmp_path)
-    for manifest in ([], {"version": 99}, {"version": 1, "files": {}}):
+    entry = {"bytes": 1, "sha256": ""}
+    files = dict.fromkeys((store.PASSAGES, store.ID_HASHES, store.ID_ROWS), entry)
+    others = [{}, [], files, {**files, store.PASSAGES: []}, {**files, store.PASSAGES: {}}]
+    wrong = [{"version": 2, "files": other} for other in others]
+    for manifest in ([], {"version": 99}, {"version": 1, "files": {}}, *wrong):
         (tmp_path / store.MANIFEST).write_text(json.dumps(manifest))
         with pytest.raises(ImpRAGError, match="not in corpus format 2"):
             Corpus.open(tmp_path)

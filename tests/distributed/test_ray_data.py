@@ -166,7 +166,10 @@ def test_commands_run_on_a_cluster(
     more.write_text('{"id": "p1", "text": "w5 w5 w5"}\n{"id": "new", "text": "w6 w7 w8 w9"}\n')
     monkeypatch.setattr(PassageEncoder, "__call__", None)  # here; workers embed
     assert main(["index", *built[2:], "--add", str(more)]) == 0
-    assert "241 passages; 2 embedded, 239 kept, 0 removed" in capsys.readouterr().err
+    assert (
+        "241 passages; 2 embedded, 239 kept; 1 added, 1 replaced, 0 removed"
+        in capsys.readouterr().err
+    )
     assert main([*built[:-4], "--overwrite", "--kind", "hnsw", "--ray", "127.0.0.1:1"]) == 2
     error = capsys.readouterr().err
     assert "the job on Ray at 127.0.0.1:1 failed" in error

@@ -86,7 +86,7 @@ def test_an_update_embeds_new_texts_only_and_is_a_fresh_build(tmp_path: Path, ki
         for n, one in enumerate(edited())
         if one.text.startswith("A new") or "Edit" in one.text
     )
-    assert (updated.embedded, updated.removed) == (len(encoder.embedded), 11)
+    assert (updated.embedded, updated.added, updated.replaced, updated.removed) == (36, 8, 29, 11)
     assert updated.kept + updated.embedded == len(edited())
     fresh = built(edited(), tmp_path / "fresh", kind=kind)
     now = IndexFolder.open(tmp_path / "index")
@@ -187,7 +187,7 @@ def test_passages_are_upserted_in_their_places_and_removed(path: Path) -> None:
     expected = [*PASSAGES[1:7], changes[0], PASSAGES[8], *PASSAGES[10:], changes[1]]
     assert list(updated.folder.corpus) == expected
     assert list(IndexFolder.open(path).corpus) == expected
-    assert updated.removed == 2
+    assert (updated.added, updated.replaced, updated.removed) == (1, 1, 2)
 
 
 def test_parts_of_a_document_replace_all_its_parts(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_parts_of_a_document_replace_all_its_parts(tmp_path: Path) -> None:
         ({"passages": [PASSAGES[0], PASSAGES[0]]}, "'p0' is given twice"),
         ({"passages": [PASSAGES[0]], "ids": ["p0"]}, "'p0' is to be added and to be removed"),
         ({"passages": [Passage("e", "", " ")]}, "has no text"),
-        ({"ids": [one.id for one in PASSAGES]}, "the corpus is empty"),
+        ({"ids": [one.id for one in PASSAGES]}, "an index cannot be empty: leave some, add others"),
     ],
 )
 def test_bad_changes_leave_the_old_state(path: Path, changes: dict, words: str) -> None:
@@ -264,7 +264,8 @@ def test_overwriting_takes_a_damaged_pointer_for_none(path: Path, updates: int) 
         IndexFolder.build(corpus, Encoder(), path, progress=False)
     IndexFolder.build(corpus, Encoder(), path, overwrite=True, progress=False)
     assert list(IndexFolder.open(path).corpus) == PASSAGES[:5]
-    assert {one.name for one in path.iterdir()} == {CORPUS, INDEX, LEXICAL}
+    assert {one.name for one in path.iterdir()} == {POINTER, STATES}
+    assert len(list((path / STATES).iterdir())) == 1
 
 
 def test_overwriting_deletes_nothing_of_another_program(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_a_build_after_updates(path: Path) -> None:
     assert len(IndexFolder.open(path).corpus) == len(edited())
     IndexFolder.build(other, encoder, path, overwrite=True, progress=False)
     assert list(IndexFolder.open(path).corpus) == PASSAGES[:5]
-    assert {one.name for one in path.iterdir()} == {CORPUS, INDEX, LEXICAL}
+    assert [one.name for one in (path / STATES).iterdir()] == ["000002"]
 
 
 def test_two_writers_at_once_both_succeed(path: Path) -> None:

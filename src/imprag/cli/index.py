@@ -64,11 +64,13 @@ def index(
         uri: The server, for kinds that need one, without a password: Milvus reads that from
             `MILVUS_TOKEN`, PostgreSQL from `PGPASSWORD` or `PGPASSFILE`.
         overwrite: Replace an index in `--out` that is of another model, of other passages (edited
-            ones count as others) or has other settings. Without it, the command refuses.
+            ones count as others) or has other settings. Without it, the command refuses. The old
+            index stays until the new one is finished.
         update: Let the index in `--out`, made by the same model, hold these passages instead of its
             own. Embeddings of texts that it holds already are kept.
         add: Corpora whose passages are added to the index in `--out`. They replace passages with
-            the same ids, and the parts of documents of the same name.
+            the same ids. Records without ids, and documents that the index has or that lie in its
+            corpora, are refused: use `--update` with all corpora.
         remove: Ids of passages to remove from the index in `--out`.
         compact: Delete what the index in `--out` keeps of its state before the last change, for
             programs that still read it.

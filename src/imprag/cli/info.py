@@ -73,7 +73,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
     from imprag.corpus.store import MANIFEST as CORPUS_MANIFEST
     from imprag.index.fitting import read_cut
     from imprag.index.folder import IndexFolder
-    from imprag.index.states import INDEX, current_root
+    from imprag.index.states import INDEX, changes, current_root, current_state
     from imprag.kv_cache.manifest import KVCacheManifest, holds_kv_cache
     from imprag.model.config import CONFIG_NAME
 
@@ -84,7 +84,10 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
         if verify:
             folder.corpus.verify()
             folder.index.verify()
-        facts = {"kind": "index", "index": dataclasses.asdict(folder.index.manifest)}
+        facts: dict[str, Any] = {"kind": "index", "state": current_state(path)}
+        if changed := changes(path):
+            facts["changes"] = changed
+        facts["index"] = dataclasses.asdict(folder.index.manifest)
         if folder.has_lexical:
             if verify:
                 folder.lexical.verify()

@@ -62,19 +62,21 @@ _ONLY_BY_NAME = ("arrow",)
 
 @dataclass
 class SkippedLines:
-    """The lines, documents and files that a reader skipped.
+    """The lines, documents and files that a reader skipped, and the ids that it had to make.
 
     Attributes:
         count: the number of lines, rows or files that cannot be read.
         first: the problems of the first hundred of them.
         empty: the number of documents, or KILT pages, without text.
         unread: the number of other files in a folder, by kind.
+        numbered: the number of records without an id, whose number became their id.
     """
 
     count: int = 0
     first: list[str] = field(default_factory=list)
     empty: int = 0
     unread: dict[str, int] = field(default_factory=dict)
+    numbered: int = 0
 
     def add(self, problem: str) -> None:
         """Count a line; ``problem`` says where it is and what is wrong."""
@@ -99,6 +101,7 @@ class SkippedLines:
         self.count += other.count
         self.first = (self.first + other.first)[:_LISTED_LINES]
         self.empty += other.empty
+        self.numbered += other.numbered
         self.unread = dict(Counter(self.unread) + Counter(other.unread))
 
 
@@ -141,7 +144,7 @@ class PassageReader:
         for record in records:
             number += not isinstance(record.fields, Document)
             try:
-                passages = self._passages(record, number)
+                passages = self._passages(record, number, skipped)
             except BadRecord as problem:
                 if not self._skip_bad_lines:
                     has_good = has_good or self._any_good(records)
@@ -163,14 +166,15 @@ class PassageReader:
         else:
             yield from _file_records(self.path, self.path.parent, self._format)
 
-    def _passages(self, record: Record, number: int) -> list[Passage]:
+    def _passages(self, record: Record, number: int, made: SkippedLines) -> list[Passage]:
         if isinstance(record.fields, Document):
             return list(_document_passages(record.fields, self._prefix, self._max_words))
-        make_id = partial(self._generated_id, number)
+        make_id = partial(self._generated_id, number, made)
         return list(_record_passages(record.fields, make_id, self._max_words))
 
-    def _generated_id(self, number: int) -> str:
+    def _generated_id(self, number: int, made: SkippedLines) -> str:
         """The id of a record without one: its number, prefixed if other records have ids."""
+        made.numbered += 1
         if self._number_prefix is None:
             self._number_prefix = self._unused_prefix()
         return f"{self._prefix}{self._number_prefix}{number}"
@@ -190,7 +194,7 @@ class PassageReader:
         try:
             for record in itertools.islice(records, _LOOKED_AHEAD):
                 try:
-                    if self._passages(record, 1):
+                    if self._passages(record, 1, SkippedLines()):
                         return True
                 except BadRecord:
                     continue

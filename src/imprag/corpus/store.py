@@ -72,8 +72,8 @@ class Corpus:
         except (OSError, pa.ArrowInvalid) as error:
             raise _damaged(path / PASSAGES, str(error)) from error
         self._id_columns: dict[int, pa.Array] = {}  # memory-mapped
-        self._hashes: UInt64Array = np.memmap(path / ID_HASHES, _UINT64, mode="r")
-        self._rows: UInt64Array = np.memmap(path / ID_ROWS, _UINT64, mode="r")
+        self._hashes = _mapped(path / ID_HASHES)
+        self._rows = _mapped(path / ID_ROWS)
 
     @classmethod
     def build(
@@ -136,11 +136,7 @@ class Corpus:
         if not (path / MANIFEST).is_file():
             raise ImpRAGError(f"{path} is not a corpus folder: it has no {MANIFEST}")
         manifest = read_json(path / MANIFEST)
-        if (
-            not isinstance(manifest, dict)
-            or manifest.get("version") not in READABLE_VERSIONS
-            or manifest.get("files", {}).keys() != set(_FILES)
-        ):
+        if not _is_manifest(manifest):
             raise ImpRAGError(
                 f"{path / MANIFEST} is not in corpus format {FORMAT_VERSION}; build it again"
             )
@@ -284,6 +280,26 @@ class Corpus:
                 f"the id {passage_id!r} occurs twice, in {places[0]} and in {places[1]}; "
                 "give every passage its own id"
             )
+
+
+def _mapped(file: Path) -> UInt64Array:
+    try:
+        return np.memmap(file, _UINT64, mode="r")
+    except (OSError, ValueError) as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _is_manifest(content: Any) -> bool:
+    """Whether a manifest is complete, and of a version that can be read."""
+    try:
+        return (
+            content["version"] in READABLE_VERSIONS
+            and content["files"].keys() == set(_FILES)
+            and all(file.keys() >= {"bytes", "sha256"} for file in content["files"].values())
+            and content.keys() >= {"count", "fingerprint", "source", "credit", "skipped"}
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _write_passages(passages: Iterable[Passage], folder: Path) -> dict[str, Any]:

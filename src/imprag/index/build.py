@@ -176,6 +176,27 @@ def check_build(
     INDEX_BACKENDS.find(kind).check_location(goal)
 
 
+def holds_index(
+    out: Path,
+    passages: Passages,
+    model_fingerprint: str,
+    dimension: int,
+    *,
+    kind: str = "flat",
+    dtype: str = "float16",
+    location: str = "",
+    seed: int = 0,
+    **other_settings: Any,
+) -> bool:
+    """Whether :func:`build_index` with these arguments would only open what is in ``out``.
+
+    Raises:
+        ImpRAGError: there is no such kind of index, or the corpus is too small for it.
+    """
+    goal = _goal(passages, model_fingerprint, dimension, kind, dtype, location, seed)
+    return _is_finished(out, goal)
+
+
 def discard_index(out: Path) -> None:
     """Delete an index, and what it and an unfinished build of it hold on a server.
 

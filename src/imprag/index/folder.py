@@ -15,12 +15,22 @@ import numpy.typing as npt
 from imprag.corpus import Corpus, Passage
 from imprag.corpus.store import MANIFEST
 from imprag.errors import ImpRAGError
-from imprag.index.build import build_index, check_build, discard_index
+from imprag.index.build import build_index, check_build, discard_index, holds_index
 from imprag.index.fitting import Cutter, CutText, count_cut, read_cut_tokens
 from imprag.index.lexical import FloatArray, IntArray, LexicalIndex
 from imprag.index.passage_index import PassageIndex
-from imprag.index.states import CORPUS, INDEX, LEXICAL, current_root, folder_of, forget_states
-from imprag.io.building import OVERWRITE, building_folder, discard, remove_work, sweep
+from imprag.index.states import (
+    CORPUS,
+    INDEX,
+    LEXICAL,
+    current_root,
+    has_index,
+    make_current,
+    next_root,
+    only_writer,
+    remove_states,
+)
+from imprag.io.building import OVERWRITE, building_folder, discard, remove_work
 from imprag.io.files import atomic_path, expand_home
 from imprag.io.locking import only_builder
 
@@ -44,12 +54,14 @@ class IndexFolder:
     Attributes:
         corpus: in the state's ``corpus/``.
         index: in the state's ``index/``.
+        path: the folder.
         encoder: the model that made the embeddings, for :meth:`upsert`; a pipeline sets it.
     """
 
-    def __init__(self, corpus: Corpus, index: PassageIndex) -> None:
+    def __init__(self, corpus: Corpus, index: PassageIndex, path: Path | None = None) -> None:
         self.corpus = corpus
         self.index = index
+        self.path = path or self.root
         self.encoder: Encoder | None = None
         command = self._rebuild("MODEL")
         index.manifest.check(corpus_fingerprint=corpus.fingerprint, command=command)
@@ -65,10 +77,12 @@ class IndexFolder:
         root = current_root(path)
         try:
             return cls._open(path, root)
-        except ImpRAGError:
-            if current_root(path) == root:
-                raise
-            return cls.open(path)  # there were updates in the meantime
+        except (ImpRAGError, OSError) as error:
+            if current_root(path) != root:
+                return cls.open(path)  # there were changes in the meantime
+            if isinstance(error, OSError):
+                raise ImpRAGError(f"cannot read the index {path}: {error}") from error
+            raise
 
     @classmethod
     def _open(cls, path: Path, root: Path) -> "IndexFolder":
@@ -81,7 +95,7 @@ class IndexFolder:
             raise ImpRAGError(
                 f"{path} is no index folder; make one with: imprag index CORPUS --out {path}"
             )
-        return cls(Corpus.open(root / CORPUS), PassageIndex.open(root / INDEX))
+        return cls(Corpus.open(root / CORPUS), PassageIndex.open(root / INDEX), path)
 
     @classmethod
     def build(
@@ -97,12 +111,14 @@ class IndexFolder:
     ) -> "IndexFolder":
         """Embed a corpus into a new folder, or resume an interrupted build.
 
+        One process at a time builds or changes a folder; the others wait.
+
         Args:
             corpus: its files are linked into the folder, or copied to another disk.
             encoder: embeds the passages.
             path: the folder.
-            overwrite: delete an index of another corpus or model, or with other settings, finished
-                or not, and rebuild.
+            overwrite: replace an index of another corpus or model, or with other settings. A
+                finished one stays valid until the new one is finished, and is deleted then.
             lexical: also make the lexical index, where it is missing.
             cut: what the encoder cuts of the corpus. By default it is counted after the build.
             **build_settings: for :func:`imprag.index.build_index`: kind, dtype, shard size ...
@@ -111,33 +127,83 @@ class IndexFolder:
             ImpRAGError: the folder holds an index of another corpus (an edited one is another), or
                 one that :func:`imprag.index.build_index` refuses.
         """
-        if overwrite:
-            check_build(corpus, encoder.dimension, **build_settings)
-        path = _root_to_build(expand_home(path), corpus, overwrite)
-        own = _own_corpus(path, corpus)
-        if own is None:
-            with only_builder(path) as alone:
-                if alone:
-                    sweep(path)
-                own = _own_corpus(path, corpus) or _take_corpus(path, corpus, overwrite)
+        path = expand_home(path)
+        fingerprint, dimension = encoder.fingerprint(), encoder.dimension
+        how: dict[str, Any] = {
+            **build_settings,
+            "lexical": lexical,
+            "cut": cut,
+            "fingerprint": fingerprint,
+        }
+
+        def found(root: Path) -> IndexFolder | None:
+            own = _own_corpus(root, corpus)
+            if own is None or not holds_index(
+                root / INDEX, corpus, fingerprint, dimension, **build_settings
+            ):
+                return None
+            return cls(own, PassageIndex.open(root / INDEX), path)
+
+        root = _valid_root(path, overwrite)
+        there = found(root) if root else None
+        if there is not None and there._has_all(lexical, cut is not None, encoder):
+            return there
+        check_build(corpus, dimension, **build_settings)
+        with only_writer(path):
+            root = _valid_root(path, overwrite)
+            if root and not (overwrite and has_index(root) and found(root) is None):
+                return cls.build_state(corpus, encoder, path, root, overwrite=overwrite, **how)
+            root = next_root(path, overwrite=True)
+            made = cls.build_state(corpus, encoder, path, root, overwrite=True, **how)
+            make_current(path, root)
+            remove_states(path, 0)
+            return made
+
+    @classmethod
+    def build_state(
+        cls,
+        corpus: Corpus,
+        encoder: Encoder,
+        path: Path,
+        root: Path,
+        *,
+        overwrite: bool = False,
+        lexical: bool = True,
+        cut: CutText | None = None,
+        fingerprint: str | None = None,
+        **build_settings: Any,
+    ) -> "IndexFolder":
+        """Build the parts of one state, or resume; the caller lets it be the valid one.
+
+        Args:
+            path: the index folder. The caller holds :func:`imprag.index.states.only_writer`.
+            root: of the state.
+            corpus, encoder, lexical, cut, **build_settings: as for :meth:`build`.
+            overwrite: delete parts of another corpus or model, or with other settings.
+            fingerprint: the encoder's, if it is known: computing it reads the model.
+
+        Raises:
+            ImpRAGError: as :meth:`build`.
+        """
+        own = _own_corpus(root, corpus) or _take_corpus(path, root, corpus, overwrite)
         index = build_index(
             own,
             encoder,
-            path / INDEX,
-            model_fingerprint=encoder.fingerprint(),
+            root / INDEX,
+            model_fingerprint=fingerprint or encoder.fingerprint(),
             dimension=encoder.dimension,
             overwrite=overwrite,
             # Encoders sort by length, and among a thousand passages little padding is left.
             **{"batch_size": 1024, **build_settings},
         )
         if lexical:
-            LexicalIndex.build(own, path / LEXICAL, progress=build_settings.get("progress", True))
-        uncounted = read_cut_tokens(path, index.manifest) is None
+            LexicalIndex.build(own, root / LEXICAL, progress=build_settings.get("progress", True))
+        uncounted = read_cut_tokens(root, index.manifest) is None
         if uncounted and cut is None and isinstance(encoder, Cutter):
             cut = count_cut(own, encoder)
         if uncounted and cut is not None:
-            cut.write(path, index.manifest)
-        return cls(own, index)
+            cut.write(root, index.manifest)
+        return cls(own, index, path)
 
     @classmethod
     @contextmanager
@@ -153,6 +219,17 @@ class IndexFolder:
             yield cls.build(corpus, encoder, path, lexical=False)
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+    def _has_all(self, lexical: bool, counted: bool, encoder: Encoder) -> bool:
+        """Whether the parts other than corpus and index are there that are wanted."""
+        if lexical:
+            try:
+                LexicalIndex(self.root / LEXICAL, self.corpus)
+            except ImpRAGError:
+                return False
+        if not counted and not isinstance(encoder, Cutter):
+            return True
+        return read_cut_tokens(self.root, self.index.manifest) is not None
 
     def check_model(self, fingerprint: str, model: str) -> None:
         """Refuse an index made by another model.
@@ -226,11 +303,6 @@ class IndexFolder:
         return self.corpus.path.parent
 
     @property
-    def path(self) -> Path:
-        """The folder."""
-        return folder_of(self.root)
-
-    @property
     def is_current(self) -> bool:
         """Whether the folder has no later state."""
         return current_root(self.path) == self.root
@@ -239,7 +311,8 @@ class IndexFolder:
         """Add passages to the folder, or replace those that have their ids.
 
         Args:
-            passages: parts of a document replace all parts of a document of the same name.
+            passages: to add, as a corpus or one by one. Parts of a document replace all parts of a
+                document of the same name.
 
         Returns:
             the folder's new state, which the next search of a pipeline uses.
@@ -247,7 +320,7 @@ class IndexFolder:
         Raises:
             ImpRAGError: as :func:`imprag.index.update.upsert_and_remove`.
         """
-        return self._changed(passages=list(passages))
+        return self._changed(passages=passages)
 
     def remove(self, ids: Sequence[str]) -> "IndexFolder":
         """Remove passages from the folder.
@@ -273,21 +346,14 @@ class IndexFolder:
         return made
 
 
-def _root_to_build(path: Path, corpus: Corpus, overwrite: bool) -> Path:
-    """Where the passages of a corpus are built: the valid state of an index folder.
-
-    States of another corpus are deleted if that is wanted; a build begins with the first.
-    """
+def _valid_root(path: Path, overwrite: bool) -> Path | None:
+    """Where the valid state lies; None if ``state.json`` does not tell and may be overwritten."""
     try:
-        root = current_root(path)
+        return current_root(path)
     except ImpRAGError:
-        if not overwrite:
-            raise
-    else:
-        if root == path or not overwrite or _own_corpus(root, corpus) is not None:
-            return root
-    forget_states(path)
-    return path
+        if overwrite:
+            return None
+        raise
 
 
 def _own_corpus(path: Path, corpus: Corpus) -> Corpus | None:
@@ -299,32 +365,34 @@ def _own_corpus(path: Path, corpus: Corpus) -> Corpus | None:
     return own if own.fingerprint == corpus.fingerprint else None
 
 
-def _take_corpus(path: Path, corpus: Corpus, overwrite: bool) -> Corpus:
-    """Link or copy a corpus into an index folder, in the place of another if that is wanted.
+def _take_corpus(path: Path, root: Path, corpus: Corpus, overwrite: bool) -> Corpus:
+    """Link or copy a corpus into a state, in the place of another if that is wanted.
 
     The other's index goes first: after a kill the folder holds no index, rather than an old one.
     """
-    if (path / CORPUS).exists():
-        if not (path / CORPUS / MANIFEST).is_file():
-            raise ImpRAGError(f"{path / CORPUS} is in the way and no corpus; choose another folder")
+    if (root / CORPUS).exists():
+        if not (root / CORPUS / MANIFEST).is_file():
+            raise ImpRAGError(f"{root / CORPUS} is in the way and no corpus; choose another folder")
         if not overwrite:
-            Corpus.open(path / CORPUS)  # says if it is damaged
+            Corpus.open(root / CORPUS)  # says if it is damaged
             raise ImpRAGError(
-                f"{folder_of(path)} holds an index of another corpus, or of an earlier state of "
+                f"{path} holds an index of another corpus, or of an earlier state of "
                 f"this one; embed what has changed with imprag index --update, or {OVERWRITE}, or "
                 "choose another folder"
             )
-        with only_builder(path / INDEX):
-            work = building_folder(path / INDEX)
-            discard_index(path / INDEX)
-            discard(path / CORPUS, work)
+        with only_builder(root / INDEX):
+            work = building_folder(root / INDEX)
+            discard_index(root / INDEX)
+            discard(root / CORPUS, work)
             remove_work(work)
-    with atomic_path(path / CORPUS) as temporary:
-        shutil.copytree(corpus.path, temporary, copy_function=_link_or_copy)
-    return Corpus.open(path / CORPUS)
+    with atomic_path(root / CORPUS) as temporary:
+        temporary.mkdir()
+        for name in (MANIFEST, *corpus.manifest["files"]):
+            _link_or_copy(corpus.path / name, temporary / name)
+    return Corpus.open(root / CORPUS)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:

@@ -31,6 +31,7 @@ from imprag.io.building import (
     discard,
     move_into_place,
     remove_work,
+    sweep,
     versions,
 )
 from imprag.io.files import expand_home, read_json, sha256, write_json
@@ -260,6 +261,7 @@ def _write(corpus: Corpus, folder: Path, progress: bool) -> None:
         raise ImpRAGError(
             f"cannot write {folder}: {error}; free some space, then run the same command again"
         ) from error
+    sweep(folder)  # a kill while the manifest was written left its temporary file
     files = sorted(path for path in folder.iterdir() if path.suffix != ".lock")
     for file in files:  # tantivy lets nobody else read some of them
         file.chmod((folder / ".tantivy-writer.lock").stat().st_mode)

@@ -1,9 +1,9 @@
 """Updates of an index folder: only passages with a new text are embedded."""
 
-import contextlib
 import itertools
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,19 @@ from imprag.errors import ImpRAGError
 from imprag.index.build import MakeShards
 from imprag.index.fitting import Cutter, CutText, batches, count_cut, is_part, read_cut_tokens
 from imprag.index.folder import Encoder, IndexFolder
-from imprag.index.states import STATES, make_current, next_root, remove_states
+from imprag.index.states import (
+    NEW,
+    changes,
+    make_current,
+    next_root,
+    only_writer,
+    remove_states,
+)
 from imprag.io.files import expand_home
-from imprag.io.locking import only_builder
 
-_ROWS = 1024
-_SCRATCH = ".tmp-update-"
-_NEW = "new"
+_AND = "; "  # between the sources of a corpus
+_NAMED = ("source", "credit")
+_WHOLE = "run imprag index with all corpora of the index and --update, which embeds only new texts"
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,23 @@ class Updated:
         folder: the new state.
         embedded: number of passages that were embedded.
         kept: number of passages whose embeddings were kept.
+        added: number of new ids.
+        replaced: number of ids whose passage is another now: its text, title or metadata.
         removed: number of ids that are gone.
     """
 
     folder: IndexFolder
     embedded: int
     kept: int
-    removed: int
+    added: int = 0
+    replaced: int = 0
+    removed: int = 0
 
     def __str__(self) -> str:
-        return f"{self.embedded:,} embedded, {self.kept:,} kept, {self.removed:,} removed"
+        return (
+            f"{self.embedded:,} embedded, {self.kept:,} kept; {self.added:,} added, "
+            f"{self.replaced:,} replaced, {self.removed:,} removed"
+        )
 
 
 def update_index(
@@ -100,16 +113,20 @@ def upsert_and_remove(
 ) -> Updated:
     """Add passages to an index folder, replace those that have their ids, and remove others.
 
-    Passages that are parts of a document replace all parts of a document of the same name.
+    Passages that are parts of a document replace all parts of a document of the same name. Of a
+    corpus, only ids that its author gave may replace passages: a record's number, or a file's name
+    in one folder, may also be that of another record or file.
 
     Args:
         path, encoder, model, make_shards, progress: as for :func:`update_index`.
-        passages: to add. New ones come after the passages that are there.
+        passages: to add, as a corpus or one by one. New ones come after the passages that are
+            there.
         ids: of passages to remove.
 
     Raises:
         ImpRAGError: as for :func:`update_index`; an id of a passage to remove is not there, an id
-            is given twice, a passage has no id or no text, or nothing would be left.
+            is given twice, a passage has no id or no text, an id that ImpRAG made for a corpus
+            could replace other passages, or nothing would be left.
     """
     path = expand_home(path)
     new = {}
@@ -123,11 +140,19 @@ def upsert_and_remove(
 
     def changed(current: Corpus, scratch: Path) -> Corpus:
         current.rows(list(ids))  # refuses ids that are not there
-        source, credit = current.manifest["source"], current.manifest["credit"]
-        stream = _changed(current, new, removed)
-        return Corpus.build(stream, scratch / "corpus", source=source, credit=credit)
+        if not new and len(removed) == len(current):
+            raise ImpRAGError(
+                f"these are all passages of {path}, and an index cannot be empty: leave some, add "
+                f"others in the same call, or delete the folder {path}"
+            )
+        parts = [current]
+        if isinstance(passages, Corpus):
+            _check_made_ids(current, passages)
+            parts.append(passages)
+        named = {name: _joined(part.manifest[name] for part in parts) for name in _NAMED}
+        return Corpus.build(_changed(current, new, removed), scratch / "corpus", **named)
 
-    return _update(path, changed, encoder, model, progress, make_shards)
+    return _update(path, changed, encoder, model, progress, make_shards, go_on=True)
 
 
 def compact(path: Path | str) -> None:
@@ -139,7 +164,7 @@ def compact(path: Path | str) -> None:
         ImpRAGError: there is no index.
     """
     folder = IndexFolder.open(expand_home(path)).path
-    with _only_update(folder):
+    with only_writer(folder):
         remove_states(folder, 0)
 
 
@@ -152,9 +177,11 @@ def _update(
     make_shards: MakeShards | None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     cut: CutText | None = None,
+    go_on: bool = False,
 ) -> Updated:
+    """Make the next state; ``go_on`` adds its changes to those of the states before."""
     IndexFolder.open(path).check_model(encoder.fingerprint(), model)
-    with _only_update(path) as scratch:
+    with only_writer(path) as scratch:
         current = IndexFolder.open(path)
         manifest = current.index.manifest
         corpus = wanted(current.corpus, scratch)
@@ -162,19 +189,22 @@ def _update(
         after = {**before, **settings, "kind": settings.get("kind") or manifest.kind}
         if corpus.fingerprint == current.corpus.fingerprint and before == after:
             remove_states(path, 1)  # which an update may not have come to
-            return Updated(current, 0, len(corpus), 0)
+            return Updated(current, 0, len(corpus))
         reused = ReusedEmbeddings(encoder, current)
         root = next_root(path)
         shared: dict[str, Any] = {"dtype": manifest.dtype, "progress": progress}
         if make_shards is not None:
-            reused.embed_before(corpus, root / _NEW, make_shards=make_shards, **shared)
+            reused.embed_before(corpus, root / NEW, make_shards=make_shards, **shared)
         if cut is None and isinstance(encoder, Cutter):
             cut = count_cut(corpus, KnownCuts(encoder, current, reused.texts))
-        made = IndexFolder.build(corpus, reused, root, overwrite=True, cut=cut, **shared, **after)
-        shutil.rmtree(root / _NEW, ignore_errors=True)
-        make_current(root)
+        made = IndexFolder.build_state(
+            corpus, reused, path, root, overwrite=True, cut=cut, **shared, **after
+        )
+        shutil.rmtree(root / NEW, ignore_errors=True)
+        counts = Counter(_changes(current.corpus, corpus))
+        make_current(path, root, Counter(changes(path)) + counts if go_on else None)
         remove_states(path, 1)
-        return Updated(made, reused.embedded, reused.kept, _missing(current.corpus, corpus))
+        return Updated(made, reused.embedded, reused.kept, **counts)
 
 
 class ReusedEmbeddings:
@@ -229,11 +259,11 @@ class ReusedEmbeddings:
         new = self._new_passages(corpus)
         if (first := next(new, None)) is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=_SCRATCH) as scratch:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path, prefix=".tmp-") as scratch:
             own = Corpus.build(itertools.chain([first], new), Path(scratch) / "corpus")
-            made = IndexFolder.build(
-                own, self.encoder, path, overwrite=True, lexical=False, **build_settings
+            made = IndexFolder.build_state(
+                own, self.encoder, path, path, overwrite=True, lexical=False, **build_settings
             )
         self._new = made, _texts(made)
 
@@ -306,17 +336,60 @@ def _changed(current: Corpus, new: dict[str, Passage], removed: set[str]) -> Ite
     yield from left.values()
 
 
-def _missing(before: Corpus, after: Corpus) -> int:
-    """How many ids of one corpus another lacks."""
-    batches = (range(n, min(n + _ROWS, len(before))) for n in range(0, len(before), _ROWS))
-    return sum(after.find(before.ids(rows)).count(None) for rows in batches)
+def _changes(before: Corpus, after: Corpus) -> dict[str, int]:
+    """How many ids were added, have another passage now, and are gone."""
+    added = replaced = 0
+    for passages in batches(iter(after)):
+        rows = before.find([passage.id for passage in passages])
+        there = [
+            (passage, row) for passage, row in zip(passages, rows, strict=True) if row is not None
+        ]
+        old = before.passages([row for _, row in there])
+        added += len(passages) - len(there)
+        replaced += sum(new != known for (new, _), known in zip(there, old, strict=True))
+    removed = len(before) - (len(after) - added)
+    return {"added": added, "replaced": replaced, "removed": removed}
 
 
-@contextlib.contextmanager
-def _only_update(path: Path) -> Iterator[Path]:
-    """Hold the lock on the updates of an index folder; a folder for temporary files."""
-    with only_builder(path / STATES):
-        for left in path.glob(f"{_SCRATCH}*"):  # by a killed update
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path) as scratch:
-            yield Path(scratch)
+def _check_made_ids(current: Corpus, added: Corpus) -> None:
+    """Refuse ids that ImpRAG made for a corpus if they could replace other passages of an index.
+
+    Raises:
+        ImpRAGError: the corpus has records without ids; or documents that lie where those of the
+            index come from, or have their names.
+    """
+    source = added.manifest["source"]
+    if count := added.manifest["skipped"].get("numbered"):
+        raise ImpRAGError(
+            f"{count:,} passages of {source} have no id, and their numbers could replace other "
+            f"passages: give every passage an id, or {_WHOLE}"
+        )
+    if not (new := _documents(added)):
+        return
+    pairs = itertools.product(_paths(added), _paths(current))
+    if any(one.is_relative_to(other) or other.is_relative_to(one) for one, other in pairs):
+        raise ImpRAGError(
+            f"{source} has documents of the corpus that the index was made from, where they may "
+            f"have other ids: {_WHOLE}"
+        )
+    if both := new & _documents(current):
+        raise ImpRAGError(
+            f"the index has another document {min(both)} already, which {source} would replace: "
+            f"give it another name, or {_WHOLE}"
+        )
+
+
+def _documents(corpus: Corpus) -> set[str]:
+    return {str(passage.meta["file"]) for passage in corpus if is_part(passage)}
+
+
+def _paths(corpus: Corpus) -> list[Path]:
+    """The files and folders that a corpus was read from."""
+    paths = map(Path, corpus.manifest["source"].split(_AND))
+    return [path for path in paths if path.is_absolute()]
+
+
+def _joined(names: Iterable[str]) -> str:
+    """Sources or credits, each once."""
+    parts = (part for name in names for part in name.split(_AND) if part)
+    return _AND.join(dict.fromkeys(parts))

@@ -15,7 +15,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
-def only_builder(out: Path) -> Iterator[bool]:
+def only_builder(out: Path, *, inside: bool = False) -> Iterator[bool]:
     """Hold the lock on a folder that is being built; wait while another process holds it.
 
     The lock is an advisory lock of the operating system on the file ``OUT.building.lock``. The
@@ -24,6 +24,7 @@ def only_builder(out: Path) -> Iterator[bool]:
 
     Args:
         out: the folder to build.
+        inside: keep the lock file in the folder, which is created, rather than next to it.
 
     Yields:
         Whether the lock is held. It is not on a file system without locks; a note on standard
@@ -32,11 +33,11 @@ def only_builder(out: Path) -> Iterator[bool]:
     Raises:
         ImpRAGError: the lock file cannot be written.
     """
-    path = out.with_name(f"{out.name}.building.lock")
+    path = out / "building.lock" if inside else out.with_name(f"{out.name}.building.lock")
     lock = filelock.FileLock(path, thread_local=False)
     held = True
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
