@@ -44,23 +44,31 @@ def process_share(count: int, block: int = 1) -> range:
 
 @contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Hold all weights that FSDP2 shards in every process, so that each can run the model alone.
+    """Give a model whole weights where FSDP2 shards them, so that each process can run it alone.
 
-    All processes enter and leave together. Inside, they may run any number of passes through parts
-    of the model, but none through ``model`` itself. The weights have the dtype that layers compute
-    in; a model that is sharded as a whole holds them in every training step, too.
+    All processes enter together. Inside, they may run any number of passes through parts of the
+    model, but none through ``model`` itself. Weights are whole in their own dtype, not in the one
+    that layers compute in.
 
     Args:
         model: the module that was given to ``fully_shard``; any other stays as it is.
     """
-    sharded: list[Any] = [module for module in model.modules() if _is_sharded(module)]
-    for module in sharded:
-        module.unshard()
+    # FSDP2's own `unshard` would be undone by the first `state_dict`, such as a fingerprint's.
+    places = [
+        (module, name, weight)
+        for module in model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if _is_sharded(weight)
+    ]
+    sharded: dict[int, Any] = {id(weight): weight for _, _, weight in places}  # tied ones once
+    whole = {key: nn.Parameter(x.detach().full_tensor(), False) for key, x in sharded.items()}
     try:
+        for module, name, weight in places:
+            setattr(module, name, whole[id(weight)])
         yield
     finally:
-        for module in sharded:
-            module.reshard()
+        for module, name, weight in places:
+            setattr(module, name, weight)
 
 
 def shards_of(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -70,7 +78,7 @@ def shards_of(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
         weights: the same in all processes; by other names than the model's, too.
         model: the model.
     """
-    sharded: list[Any] = [x for x in model.parameters() if hasattr(x, "device_mesh")]
+    sharded: list[Any] = [weight for weight in model.parameters() if _is_sharded(weight)]
     if not sharded:
         return dict(weights)
     from torch.distributed.tensor import distribute_tensor
@@ -152,12 +160,8 @@ def _own_rows(parts: list[Tensor]) -> slice:
     return slice(begin, begin + len(parts[rank]))
 
 
-def _is_sharded(module: nn.Module) -> bool:
-    if not _in_group():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(module, FSDPModule)
+def _is_sharded(weight: Tensor) -> bool:
+    return hasattr(weight, "full_tensor")  # a DTensor
 
 
 def _rank() -> int:

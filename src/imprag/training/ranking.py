@@ -39,7 +39,6 @@ def rank_corpus(
     depth: int,
     *,
     limit: int,
-    block: int = _PASSAGES,
 ) -> Ranking:
     """Rank the passages of a corpus for prompts; passages with equal scores keep their order.
 
@@ -56,7 +55,6 @@ def rank_corpus(
         prompts: texts.
         depth: number of passages for each prompt; at most the size of the corpus.
         limit: the most tokens of a prompt.
-        block: passages that are embedded at once.
 
     Raises:
         ImpRAGError: a prompt is empty or too long, or an embedding is not finite.
@@ -67,9 +65,7 @@ def rank_corpus(
     if not prompts:
         return best
     queries = gather_with_gradient(_queries(model, tokenizer, prompts, limit))
-    share = process_share(len(corpus), block)
-    for start in _progress(range(share.start, share.stop, block), "ranking passages"):
-        numbers = range(start, min(start + block, share.stop))
+    for numbers in _progress(_batches(len(corpus), _PASSAGES)):
         embeddings = encode(corpus.passages(numbers))
         embeddings = checked_embeddings(embeddings, encode.dimension, "float16").astype("float16")
         scores = relevance_scores(queries, torch.from_numpy(embeddings).to(device))
@@ -81,14 +77,17 @@ def rank_corpus(
 
 def _queries(model: ImpRAGModel, tokenizer: Any, prompts: Sequence[str], limit: int) -> Tensor:
     """Query embeddings of this process's share of the prompts, (own prompts, h_k * d_h)."""
-    share = process_share(len(prompts), _PROMPTS)
     parts = [torch.empty(0, model.embedding_dim, device=model.device)]
-    for start in range(share.start, share.stop, _PROMPTS):
-        batch = prompts[start : min(start + _PROMPTS, share.stop)]
-        parts.append(
-            model.query_embeddings(*prompt_batch(tokenizer, batch, limit, model.device)).float()
-        )
+    for numbers in _batches(len(prompts), _PROMPTS):
+        batch = prompt_batch(tokenizer, [prompts[n] for n in numbers], limit, model.device)
+        parts.append(model.query_embeddings(*batch).float())
     return torch.cat(parts)
+
+
+def _batches(count: int, size: int) -> list[range]:
+    """This process's share of ``range(count)``, in batches."""
+    share = process_share(count, size)
+    return [range(n, min(n + size, share.stop)) for n in range(share.start, share.stop, size)]
 
 
 def _best(depth: int, *parts: Ranking) -> Ranking:
@@ -98,6 +97,7 @@ def _best(depth: int, *parts: Ranking) -> Ranking:
     return Ranking(rows.gather(1, order), scores.gather(1, order))
 
 
-def _progress(blocks: range, what: str) -> "tqdm[int]":
+def _progress(batches: list[range]) -> "tqdm[range]":
     """A progress bar in the main process; on terminals only, and for long work."""
-    return tqdm(blocks, desc=what, delay=2, disable=None if is_main_process() else True)
+    silent = None if is_main_process() else True
+    return tqdm(batches, desc="ranking passages", delay=2, disable=silent)

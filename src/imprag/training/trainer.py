@@ -32,7 +32,7 @@ from imprag.model.load import save_pretrained
 from imprag.model.peft_adapters import has_adapter, save_adapter
 from imprag.model.weight_files import check_safetensors, named, read_tensors
 from imprag.training.batches import Batches
-from imprag.training.distributed import from_main_process, shards_of
+from imprag.training.distributed import from_main_process, mean_over_processes, shards_of
 from imprag.training.packages import curve_writers
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
@@ -190,9 +190,9 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add both losses to the logs, and append them to ``metrics.jsonl``."""
         if "loss" in logs and self._losses:
-            generation, retrieval = (torch.stack(part) for part in zip(*self._losses, strict=True))
-            logs["generation_loss"] = round(generation.mean().item(), 4)
-            logs["retrieval_loss"] = round(retrieval.mean().item(), 4)
+            for name, part in zip(("generation", "retrieval"), zip(*self._losses, strict=True), strict=True):
+                mean = mean_over_processes(torch.stack(part).float().mean())
+                logs[f"{name}_loss"] = round(mean.item(), 4)
             self._losses.clear()
         super().log(logs, start_time)
         if self.is_world_process_zero():
