@@ -19,12 +19,11 @@ from accelerate.utils import DistributedType
 
 T = TypeVar("T")
 
-MOST = 3
-
 
 @cache
-def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(MOST, mp_context=get_context("spawn"))
+def _process(rank: int) -> ProcessPoolExecutor:
+    # A process keeps its rank: torch.distributed.tensor remembers what it did for one.
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def in_group(size: int, scenario: Callable[..., T], *arguments: Any) -> list[T]:
@@ -33,9 +32,9 @@ def in_group(size: int, scenario: Callable[..., T], *arguments: Any) -> list[T]:
     A scenario is a function of a module, and of its results only those arrive that can be pickled.
     """
     with TemporaryDirectory() as meeting:
-        ranks = range(size)
         runs = [
-            _pool().submit(_member, rank, size, meeting, scenario, *arguments) for rank in ranks
+            _process(rank).submit(_member, rank, size, meeting, scenario, *arguments)
+            for rank in range(size)
         ]
         return [run.result() for run in runs]
 

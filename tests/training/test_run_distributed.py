@@ -39,6 +39,7 @@ def evaluating(world: Path) -> Recipe:
         evaluation={"tasks": [f"nq={world / 'nq.jsonl'}"], "limit": 6},
         train={"steps": STEPS},
         trainer={
+            "learning_rate": 1e-3,
             "save_steps": 3,
             "eval_steps": 4,
             "metric_for_best_model": "passage_recall@10",
