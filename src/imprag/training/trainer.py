@@ -190,7 +190,9 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add both losses to the logs, and append them to ``metrics.jsonl``."""
         if "loss" in logs and self._losses:
-            for name, part in zip(("generation", "retrieval"), zip(*self._losses, strict=True), strict=True):
+            for name, part in zip(
+                ("generation", "retrieval"), zip(*self._losses, strict=True), strict=True
+            ):
                 mean = mean_over_processes(torch.stack(part).float().mean())
                 logs[f"{name}_loss"] = round(mean.item(), 4)
             self._losses.clear()
