@@ -289,6 +289,8 @@ def test_a_documented_shell_block_runs(
         if program == "python" and arguments[0].endswith("/train.py"):
             _, recipe, out, *options = arguments
             program, arguments = "imprag", ["train", "--config", recipe, "--out", out, *options]
+        if program == "torchrun":
+            program, arguments = "imprag", arguments[arguments.index("imprag") + 1 :]
         if program == "imprag":
             parse(arguments)
             if (fast := fast_form(arguments)) is None:

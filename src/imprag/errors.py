@@ -1,4 +1,4 @@
-"""The one exception that users of ImpRAG are meant to see."""
+"""The exceptions that users of ImpRAG are meant to see."""
 
 
 class ImpRAGError(ValueError):
@@ -6,4 +6,12 @@ class ImpRAGError(ValueError):
 
     The message is one line that says what is wrong and what to do. The command line prints it
     without a traceback and exits with status 2.
+    """
+
+
+class FaultError(ImpRAGError):
+    """Stored files or a server that cannot be used: whoever runs ImpRAG can mend it.
+
+    The HTTP server logs the message and answers with the status 500; other errors of requests are
+    described to their senders.
     """

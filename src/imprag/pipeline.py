@@ -338,10 +338,11 @@ def implicit_retriever(rag: ImpRAG) -> ImplicitRetriever:
 def _note_other_passages(kv_cache: DiskStore, corpus: Corpus, options: str) -> None:
     """Say on standard error that a KV cache was not made of the passages of the index."""
     if kv_cache.manifest.corpus_fingerprint != corpus.fingerprint:
+        chosen = "--top-passages N --prompts FILE " if kv_cache.manifest.selection else ""
         print(
             f"note: the KV cache {kv_cache.path} was made from other passages than the index "
             "holds; those that it lacks are encoded when they are read. Add them with: imprag "
-            f"kv build {options} --out {kv_cache.path} --update",
+            f"kv build {options} --out {kv_cache.path} {chosen}--update",
             file=sys.stderr,
         )
 

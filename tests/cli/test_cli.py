@@ -391,6 +391,18 @@ def test_a_kv_cache_of_the_most_retrieved_passages(home: Path, tmp_path: Path, c
     assert ask(home, "ask", "w1 w2", "--json", "--kv-cache", tmp_path / "hot") == 0
     captured = capsys.readouterr()
     assert "1 of 2 passages were not in the KV cache" in captured.err
+    assert ask(home, "kv", "build", "--out", tmp_path / "hot", "--update") == 2
+    assert "give --top-passages and --prompts, whose choice is added" in capsys.readouterr().err
+    assert ask(home, "kv", "build", *hot[:-1], 2, "--update", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 passages, ")
+    assert [line.split("|")[1].strip() for line in printed.splitlines()[4:]] == ["bf16"]
+    assert ask(home, "kv", "build", *hot, "--update", "--dry-run") == 2
+    assert "lacks none of the passages: there is nothing to add" in capsys.readouterr().err
+    assert ask(home, "kv", "build", *hot[:-1], 2, "--update") == 0
+    told = capsys.readouterr().err
+    assert "to add: bf16 KV cache of 1 passages: about " in told
+    assert "hot: 2 passages, " in told
     assert ask(home, "kv", "build", "--out", tmp_path / "x", "--top-passages", 1) == 2
     assert "belong together" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_beir_from_an_index_to_ir_measures(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, out = tmp_path / "index", tmp_path / "run"
-    assert run(home, "index", home / "beir" / "corpus.jsonl", "--out", index) == 0
+    assert run(home, "index", home / "beir", "--out", index) == 0
     evaluate = ("--tasks", f"beir={home / 'beir'}", "--index", index, "--out", out)
     assert run(home, "eval", *evaluate, "--retrieval-only", "--dtype", "float32") == 0
     metrics = json.loads((out / "results.json").read_text())["tasks"]["beir"]["metrics"]
@@ -96,12 +97,15 @@ def test_beir_from_an_index_to_ir_measures(
     assert metrics["ndcg@10"]["mean"] == pytest.approx(expected[nDCG @ 10], abs=1e-6)
     assert metrics["mrr"]["mean"] == pytest.approx(expected[RR], abs=1e-6)
     assert "answer_recall@1" not in metrics
+    assert "nDCG@10" in capsys.readouterr().out
     assert run(home, "eval", *evaluate[:-1], tmp_path / "read", "--limit", 2) == 0
     # Other systems' files are scored like the run.
     other = tmp_path / "other.trec"
     lines = (out / "run.trec").read_text().splitlines()
     other.write_text("\n".join(line.removeprefix("beir:") for line in lines if ":q5" not in line))
     capsys.readouterr()
+    assert main(["compare", *map(str, (out, out / "run.trec", other))]) == 0
+    assert "nDCG@10" in capsys.readouterr().out
     assert main(["compare", *map(str, (out, out / "run.trec", other)), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     (row,) = [one for one in rows if one["metric"] == "ndcg@10"]
@@ -113,6 +117,21 @@ def test_beir_from_an_index_to_ir_measures(
         other.write_text(content)
         assert main(["compare", str(out), str(other)]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("write", [write_beir, write_flashrag])
+def test_only_the_passages_of_a_folder_with_questions_are_indexed(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "set")
+    (tmp_path / "notes.txt").write_text("a note")
+    corpus = load_corpus(tmp_path / "set")
+    assert len(corpus) == COUNT
+    assert sum(corpus.manifest["skipped"]["unread"].values()) == {write_beir: 3}.get(write, 1)
+    assert len(load_corpus(tmp_path)) == COUNT + 1
+    (tmp_path / "set" / "corpus.jsonl").unlink()
+    with pytest.raises(ImpRAGError, match="holds the questions of a data set without its passages"):
+        load_corpus(tmp_path / "set")
 
 
 def test_the_splits_of_beir(home: Path, tmp_path: Path) -> None:
@@ -127,12 +146,53 @@ def test_the_splits_of_beir(home: Path, tmp_path: Path) -> None:
         load_task("beir").response(dev.examples[0])
 
 
-@pytest.mark.parametrize("line", ["q1\td1", "q1\td1\tmuch", "q1 d1 1", ""])
-def test_bad_qrels_are_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (b"q1\td1\n", r"line 2: expected query-id"),
+        (b"q1\td1\tmuch\n", r"line 2: expected a whole number as the score, .* not 'much'"),
+        (b"\nq1\td1\t1.0\n", r"line 3: expected a whole number as the score, .* not '1\.0'"),
+        (b"q1 d1 1\n", r"line 2: expected query-id"),
+        (b"q1\td1\t0\n", r"names no relevant"),
+        (b"q1\td1\t1\nq1\td1\t2\n", r"line 3: query 'q1' grades the passage 'd1' 2 here and 1"),
+        (b"q1\td\xe9\t1\n", r"is not UTF-8 text: .*; save it as UTF-8"),
+    ],
+)
+def test_bad_qrels_are_named(tmp_path: Path, lines: bytes, problem: str) -> None:
     write_beir(tmp_path / "beir")
-    (tmp_path / "beir" / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{line}\n")
-    with pytest.raises(ImpRAGError, match=r"test\.tsv(, line 2: expected| names no relevant)"):
+    content = b"query-id\tcorpus-id\tscore\n" + lines
+    (tmp_path / "beir" / "qrels" / "test.tsv").write_bytes(content)
+    with pytest.raises(ImpRAGError, match=rf"test\.tsv,? {problem}"):
         read_tasks([f"beir={tmp_path / 'beir'}"])
+
+
+def test_queries_that_beir_judges_without_their_text_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_beir(tmp_path / "beir")
+    queries = tmp_path / "beir" / "queries.jsonl"
+    lines = queries.read_text().splitlines()
+    queries.write_text("\n".join(lines[2:]))
+    with open(tmp_path / "beir" / "qrels" / "test.tsv", "a") as qrels:
+        qrels.write("\n")  # a blank line at the end
+    assert len(read_tasks([f"beir={tmp_path / 'beir'}"])[0].examples) == 6
+    note = capsys.readouterr().err
+    assert "note: 2 of 8 queries in " in note
+    assert "such as 'q0'" in note
+    for line, problem in (
+        (lines[4], "line 8: the query 'q4' already occurs in .*line 3"),
+        ('{"_id": "q0", "text": " "}', "line 8: field 'text' is empty text"),
+    ):
+        queries.write_text("\n".join([*lines[2:], line]))
+        with pytest.raises(ImpRAGError, match=problem):
+            read_tasks([f"beir={tmp_path / 'beir'}"])
+
+
+def test_files_and_folders_that_need_a_task_say_so(home: Path) -> None:
+    with pytest.raises(ImpRAGError, match=r"--tasks TASK=.*test\.jsonl"):
+        read_tasks([str(home / "flashrag" / "test.jsonl")])
+    with pytest.raises(ImpRAGError, match=r"--tasks beir=.*beir$"):
+        read_tasks([str(home / "beir")])
 
 
 def test_compressed_queries_of_beir(tmp_path: Path) -> None:
@@ -147,7 +207,7 @@ def test_flashrag_from_an_index_to_answers(home: Path, tmp_path: Path) -> None:
     corpus = load_corpus(home / "flashrag" / "corpus.jsonl")
     assert (corpus[3].id, corpus[3].title, corpus[3].text) == ("3", "w3", TEXTS["d3"])
     index, out = tmp_path / "index", tmp_path / "run"
-    assert run(home, "index", home / "flashrag" / "corpus.jsonl", "--out", index) == 0
+    assert run(home, "index", home / "flashrag", "--out", index) == 0
     tasks = f"nq={home / 'flashrag' / 'test.jsonl'}"
     (read,) = read_tasks([tasks])
     assert len(read.examples) == 6

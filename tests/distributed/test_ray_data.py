@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("ray", reason="runs jobs on many machines")
 
+import ray
 from ray.cluster_utils import Cluster
 
 from conftest import tiny_lm, tiny_tokenizer
@@ -151,13 +152,14 @@ def test_commands_run_on_a_cluster(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = ("--model", str(home / "model"), "--dtype", "float32")
+    monkeypatch.chdir(home)
+    model = ("--model", "model", "--dtype", "float32")
     where = ("--ray", cluster.address, "--workers", "2")
     built = ("index", str(home / "corpus"), "--out", str(tmp_path / "index"), *model, *where)
     assert main([*built]) == 0
+    assert "room for" not in capsys.readouterr().err
     assert main([*built[:3], str(tmp_path / "here"), *model]) == 0
     assert files(tmp_path / "index" / "index") == files(tmp_path / "here" / "index")
-    capsys.readouterr()
     assert main([*built[:-1], "0"]) == 2
     assert "at least one worker" in capsys.readouterr().err
     more = tmp_path / "more.jsonl"
@@ -173,3 +175,19 @@ def test_commands_run_on_a_cluster(
     assert "the job on Ray at 127.0.0.1:1 failed" in error
     assert "Traceback" not in error
     assert len(IndexFolder.open(tmp_path / "index").corpus) == COUNT + 1
+
+
+def test_workers_that_fit_on_no_machine_are_told(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.init(cluster.address)
+    try:
+        RayCluster(cluster.address, workers=1, worker_gpus=1)._check_room(1)
+        with pytest.raises(ImpRAGError, match="no room for a worker: .* needs 1 CPU and 1 GPU; "):
+            RayCluster("local", workers=1, worker_gpus=1)._check_room(1)
+        RayCluster("local")._check_room(3)
+    finally:
+        ray.shutdown()
+    note = capsys.readouterr().err
+    assert "the largest machine has 1 CPU and 0 GPUs; the job waits until" in note
+    assert "note: room for 2 of 3 workers: a worker needs 1 CPU and 0 GPUs; " in note

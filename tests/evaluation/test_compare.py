@@ -85,6 +85,67 @@ def test_only_common_examples_count_and_a_note_says_so(tmp_path: Path) -> None:
     assert comparison.notes[0] in comparison.to_markdown()
 
 
+# --- TREC files of other systems ----------------------------------------------------------------
+
+
+def graded(task: str, id: str) -> dict[str, Any]:
+    """A prediction whose gold passage is ``d`` and the id."""
+    metrics = {"mrr": 1.0, "ndcg@10": 1.0, "passage_recall@1": 1.0}
+    return {"task": task, "id": id, "metrics": metrics, "gold": [[f"d{id}"]]}
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    keys = [("nq", "1"), ("nq", "2"), ("fever", "2"), ("fever", "3"), ("coqa", "4")]
+    run = [graded(*key) for key in keys]
+    write_run(
+        tmp_path / "run", [{**one, "gold": []} if one["task"] == "coqa" else one for one in run]
+    )
+    return tmp_path / "run"
+
+
+def compared(reference: Path, *lines: str) -> tuple[dict[str, float], list[str]]:
+    """The MRR of each task by a TREC file of ``query passage score``, and the notes."""
+    file = reference.parent / "other.trec"
+    forms = [
+        f"{query} Q0 {rest.replace(' ', ' 0 ')} tag"
+        for query, _, rest in (one.partition(" ") for one in lines)
+    ]
+    file.write_text("\n".join(forms) + "\n")
+    comparison = compare([reference, file], ["mrr"])
+    notes = [note.replace(f"{reference.parent}/", "") for note in comparison.notes]
+    return {row.task: row.estimates[1]["mean"] for row in comparison.rows}, notes
+
+
+def test_tasks_that_a_trec_file_lacks_are_left_out_with_a_note(reference: Path) -> None:
+    means, notes = compared(reference, "1 d0 2", "1 d1 1", "9 d1 1")
+    assert means == {"nq": 0.25}
+    assert notes == [
+        "other.trec lacks 1 queries of nq: they count as nothing found.",
+        "other.trec has 1 queries that are not in run.",
+        "fever is left out: it is not in other.trec.",
+        "coqa is left out: it is not in other.trec.",
+    ]
+
+
+def test_ids_of_several_tasks_need_the_task(reference: Path) -> None:
+    with pytest.raises(ImpRAGError, match="query 2 .* may be of the task nq or fever: .*TASK:ID"):
+        compared(reference, "1 d1 1", "2 d2 1")
+    assert compared(reference, "fever:2 d2 1", "nq:2 d2 1")[0] == {"nq": 0.5, "fever": 0.5}
+    assert compared(reference, "fever:2 d2 1", "2 d2 1")[0] == {"nq": 0.5, "fever": 0.5}
+
+
+def test_a_passage_that_a_query_ranks_twice_is_refused(reference: Path) -> None:
+    with pytest.raises(ImpRAGError, match="line 3: query 1 ranks passage d1 twice"):
+        compared(reference, "1 d1 1", "1 d2 1", "1 d1 3")
+
+
+def test_ranks_below_those_of_the_run_do_not_count(reference: Path) -> None:
+    lower = [f"1 x{n} {200 - n}" for n in range(100)]
+    assert compared(reference, *lower[:99], "1 d1 1")[0] == {"nq": 0.5 * 0.01}
+    assert compared(reference, *lower, "1 d1 1")[0] == {"nq": 0.0}
+
+
 def test_examples_without_a_metric_are_left_out(tmp_path: Path) -> None:
     without = predictions(1)
     for one in without[:45]:

@@ -261,7 +261,7 @@ def test_finished_evaluations_are_read(
         raise AssertionError("asked again")
 
     monkeypatch.setattr("imprag.evaluation.development.evaluate", refuse)
-    monkeypatch.setattr(IndexFolder, "build", refuse)
+    monkeypatch.setattr("imprag.evaluation.development.rank_corpus", refuse)
     assert development(make_model(seed=1), tiny_tokenizer(), 5) == means
     with pytest.raises(AssertionError, match="asked again"):
         development(make_model(), tiny_tokenizer(), 6)
@@ -274,14 +274,12 @@ def test_an_interrupted_evaluation_restarts(data: Path, corpus: Corpus, tmp_path
     # Left by a training that was killed; the weights of the resumed one differ.
     other = make_model(seed=1)
     development(other, tokenizer, 2)
-    IndexFolder.build(corpus, ImpRAG(other, tokenizer).encoder, tmp_path / "dev/.index")
     (tmp_path / "dev/step-2/results.json").unlink()
     (tmp_path / "dev/step-2-gold/results.json").unlink()
     assert development(model, tokenizer, 2) == means
     for run in ("step-{}", "step-{}-gold"):
         first, second = (read_predictions(tmp_path / "dev" / run.format(n)) for n in (1, 2))
         assert first == second
-    assert not (tmp_path / "dev/.index").exists()
 
 
 # --- Bad input ----------------------------------------------------------------------------------

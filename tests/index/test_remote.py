@@ -1,12 +1,15 @@
 """Milvus and PostgreSQL with pgvector, both as real servers on this machine."""
 
 import contextlib
+import logging
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.index import PassageIndex
-from imprag.index.build import build_index, predict_index
+from imprag.index.build import build_index, check_build, predict_index
 from imprag.index.folder import IndexFolder
 from imprag.index.manifest import IndexManifest
 from imprag.index.passage_index import drop_vectors
@@ -151,6 +154,28 @@ def test_scores_are_those_of_a_flat_index(
     np.testing.assert_array_equal(remote.embeddings(every), flat.embeddings(every))
 
 
+def test_ids_may_hold_any_character(kind: str, location: str, tmp_path: Path) -> None:
+    index = build(tmp_path / "index", kind, location)
+    ids = [
+        "l'eau",
+        "c\\d",
+        "a\nb",
+        "a\rb",
+        "t\tx",
+        'q"q',
+        "\\'",
+        '\\"',
+        "{ids}",
+        "é",
+        "%_",
+        "\x01\0",
+    ]
+    index.add(ids, vectors(len(ids), seed=1))
+    index.save(tmp_path / "index")
+    np.testing.assert_allclose(index.embeddings(ids), vectors(len(ids), seed=1), atol=1e-2)
+    assert index.remove(ids) == len(ids)
+
+
 def test_passages_are_updated_and_old_collections_deleted(
     kind: str, location: str, tmp_path: Path
 ) -> None:
@@ -191,15 +216,12 @@ def test_overwriting_deletes_collections_and_an_unreachable_server_keeps_states_
     settings = {"kind": kind, "location": location, "progress": False}
     states = [IndexFolder.build(corpora[0], Encoder(), path, **settings)]
 
-    def fail(collection: object) -> None:
-        raise ImpRAGError("the server failed")
-
     def there() -> list[int | None]:
         return [state.index._collection.count() for state in states]
 
     states += [update_index(path, one, Encoder(), progress=False).folder for one in corpora[1:2]]
     with monkeypatch.context() as patch:
-        patch.setattr(f"{_collection_of(kind)}.drop", fail)
+        patch.setattr(f"{_collection_of(kind)}.drop", _raise(ImpRAGError))
         compact(path)
         IndexFolder.build(corpora[3], Encoder(), path, overwrite=True, progress=False)
     assert capsys.readouterr().err.count("the server failed (if the server is gone for good") == 3
@@ -236,7 +258,7 @@ def test_an_interrupted_build_is_sent_again(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"{_collection_of(kind)}.finish", _interrupt)
+        patch.setattr(f"{_collection_of(kind)}.finish", _raise(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build_it()
     index = build_it()
@@ -250,11 +272,70 @@ def _collection_of(kind: str) -> str:
     return f"imprag.index.{names[kind]}"
 
 
-def _interrupt(collection: object) -> None:
-    raise KeyboardInterrupt
+def collections(kind: str, location: str) -> set[str]:
+    """The names of all collections on a server."""
+    if kind == "milvus":
+        from pymilvus import MilvusClient
+
+        return set(MilvusClient(uri=location).list_collections())
+    import psycopg
+
+    with psycopg.connect(location) as connection:
+        names = connection.execute("SELECT tablename FROM pg_tables WHERE tablename ~ '^imprag'")
+        return {name for (name,) in names}
 
 
-def test_a_lost_or_changed_collection_is_told(kind: str, location: str, tmp_path: Path) -> None:
+def test_collections_of_unfinished_builds_and_updates_are_deleted(
+    kind: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "index"
+    corpora = [
+        Corpus.build([Passage("p", "", "w" * n)], tmp_path / f"corpus-{n}") for n in range(1, 4)
+    ]
+    settings = {"kind": kind, "location": location, "progress": False}
+    before = collections(kind, location)
+
+    def left(error: type[BaseException], act: Callable[[], object]) -> int:
+        """The number of collections after an action whose sending fails with an error."""
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{_collection_of(kind)}.finish", _raise(error))
+            with pytest.raises(error):
+                act()
+        return len(collections(kind, location) - before)
+
+    def update(corpus: Corpus) -> object:
+        return update_index(path, corpus, Encoder(), progress=False)
+
+    assert left(ImpRAGError, lambda: build(tmp_path / "one", kind, location)) == 0
+    assert left(KeyboardInterrupt, lambda: build(tmp_path / "one", kind, location)) == 1
+    build(tmp_path / "one", "flat", "", overwrite=True)
+    assert collections(kind, location) == before
+    IndexFolder.build(corpora[0], Encoder(), path, **settings)
+    assert left(KeyboardInterrupt, lambda: update(corpora[1])) == 2
+    assert left(KeyboardInterrupt, lambda: update(corpora[2])) == 2  # instead of the other one
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{_collection_of(kind)}.drop", _raise(ImpRAGError))
+        compact(path)
+    assert len(collections(kind, location) - before) == 2
+    compact(path)
+    assert collections(kind, location) - before == {IndexFolder.open(path).index._collection._name}
+    assert not list((path / "states").iterdir())
+
+
+def _raise(error: type[BaseException]) -> Callable[[object], None]:
+    def fail(collection: object) -> None:
+        raise error("it failed")
+
+    return fail
+
+
+def test_a_lost_or_changed_collection_is_told(
+    kind: str,
+    location: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     index = build(tmp_path / "index", kind, location)
     extra = index._collection.block(range(1))
     extra.ids[0], extra.rows[0] = "extra", 1000
@@ -262,8 +343,59 @@ def test_a_lost_or_changed_collection_is_told(kind: str, location: str, tmp_path
     with pytest.raises(ImpRAGError, match=r"has 101 passages, .*--overwrite"):
         PassageIndex.open(tmp_path / "index")
     drop_vectors(tmp_path / "index")  # an incomplete collection, too
+    monkeypatch.setattr(logging.getLogger("pymilvus"), "handlers", [caplog.handler])
+    with pytest.raises(ImpRAGError, match="failed: "):
+        index.search(vectors(1), 1)
+    assert not caplog.records
     with pytest.raises(ImpRAGError, match=r"is not there.*--overwrite"):
+        build(tmp_path / "index", kind, location)
+    again = build(tmp_path / "index", kind, location, overwrite=True)
+    assert again.search(vectors(1), 1)[1] == [["p0"]]
+
+
+def test_a_collection_of_another_dimension_is_refused(
+    kind: str, location: str, tmp_path: Path
+) -> None:
+    index = build(tmp_path / "index", kind, location)
+    stored = index._collection.block(range(100))
+    index._collection.drop()
+    narrow = replace(index.manifest, dimension=8)
+    other = index.connect(index._place.collection, narrow)
+    other.create()
+    other.insert(replace(stored, embeddings=stored.embeddings[:, :8]))
+    other.finish()
+    with pytest.raises(ImpRAGError, match=r"of 8 numbers, but .* is of 16.*--overwrite"):
         PassageIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 2000), ("float16", 4000)])
+def test_too_many_dimensions_are_refused_before_the_server_is_asked(dtype: str, most: int) -> None:
+    uri = "postgresql://127.0.0.1:1/x"
+    with pytest.raises(ImpRAGError, match=f"at most {most} numbers.*have {most + 1}; choose ano"):
+        check_build(NumberedPassages(1), most + 1, kind="pgvector", dtype=dtype, location=uri)
+
+
+def test_a_read_replica_is_searched_also_after_it_was_restarted(
+    postgres: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import psycopg
+
+    build(tmp_path / "index", "pgvector", postgres)
+    monkeypatch.setenv("PGOPTIONS", "-c default_transaction_read_only=on")
+    index = PassageIndex.open(tmp_path / "index")
+    assert index.search(vectors(1), 1)[1] == [["p0"]]
+    with pytest.raises(ImpRAGError, match="read-only"):
+        check_build(NumberedPassages(1), 16, kind="pgvector", location=postgres)
+    with psycopg.connect(postgres) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+    assert index.search(vectors(1), 1)[1] == [["p0"]]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -273,19 +405,28 @@ def test_a_lost_or_changed_collection_is_told(kind: str, location: str, tmp_path
         ("pgvector", "", "say where the server is: --uri"),
         ("milvus", "http://u:secret@127.0.0.1:1", "set MILVUS_TOKEN"),
         ("pgvector", "postgresql://u:secret@127.0.0.1:1/x", "set PGPASSWORD"),
-        ("pgvector", "host=127.0.0.1 password=secret", "set PGPASSWORD"),
+        ("pgvector", "host=127.0.0.1 password = 'secret'", "set PGPASSWORD"),
+        ("pgvector", "postgresql://127.0.0.1:1/x?pass%77ord=secret", "set PGPASSWORD"),
+        ("pgvector", "postgresql://u:secret@[::1", "must be an address of PostgreSQL"),
+        ("milvus", "http://root:secret@[::1", "must be the address of a Milvus server"),
+        ("milvus", "root:secret@127.0.0.1:1", "must be the address of a Milvus server"),
+        ("milvus", "./vectors.db", "must be the address of a Milvus server.*choose another kind"),
         ("pgvector", "postgresql://127.0.0.1:1/x", "the server at postgresql://127.0.0.1:1/x fail"),
         ("milvus", "http://127.0.0.1:1", "the server at http://127.0.0.1:1 failed"),
     ],
 )
 def test_bad_locations(
-    kind: str, uri: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    uri: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip({"milvus": "pymilvus", "pgvector": "psycopg"}[kind])
     monkeypatch.setattr("imprag.index.milvus._PATIENCE", 1.0)
     with pytest.raises(ImpRAGError) as refused:
         build(tmp_path / "index", kind, uri)
-    assert words in str(refused.value)
+    assert re.search(words, str(refused.value))
     assert "secret" not in str(refused.value)
     assert not (tmp_path / "index").exists()
     assert not any("secret" in path.read_text() for path in tmp_path.rglob("*.json"))

@@ -151,7 +151,7 @@ class TestUpdating:
         )
 
     def test_an_interrupted_update_goes_on(self, corpus, tmp_path) -> None:
-        build(corpus, tmp_path / "cache", rows=range(300))
+        build(Corpus.build(passages(300), tmp_path / "part"), tmp_path / "cache")
         whole = interrupted_after(10**6)
         build(corpus, tmp_path / "whole", whole, rows=range(300, 600))
         half = interrupted_after(whole.calls // 2)
@@ -164,6 +164,14 @@ class TestUpdating:
         assert rest.calls < whole.calls
         again = interrupted_after(0)
         assert len(build(corpus, tmp_path / "cache", again, update=True)) == COUNT
+
+    def test_a_selection_is_updated_by_a_selection(self, corpus, tmp_path) -> None:
+        build(corpus, tmp_path / "cache", rows=[1, 2])
+        with pytest.raises(ImpRAGError, match="give --top-passages and --prompts, whose choice"):
+            build(corpus, tmp_path / "cache", update=True)
+        store = build(corpus, tmp_path / "cache", update=True, rows=[2, 5])
+        assert store.has(corpus.passages([1, 2, 3, 5])) == [True, True, False, True]
+        assert store.manifest.selection
 
     def test_another_model_and_a_missing_cache_are_refused(self, corpus, tmp_path) -> None:
         build(corpus, tmp_path / "cache")

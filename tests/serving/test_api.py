@@ -13,6 +13,7 @@ from tiny_api import MESSAGES, PROMPT, asking_rag, tiny_app
 from tiny_server import PASSAGES, tiny_rag
 
 from imprag.corpus import Passage
+from imprag.index.remote import ServerError
 from imprag.pipeline import ImpRAG
 from imprag.retrieval import RetrievedPassage
 from imprag.serving.citations import passage_url
@@ -311,6 +312,37 @@ def test_a_model_without_an_index_answers_from_documents(rag: ImpRAG) -> None:
         body = {"messages": MESSAGES, "documents": [{"text": "w1"}], "max_tokens": 2}
         assert client.post(CHAT, json=body).status_code == 200
         assert client.get("/v1/vector_stores").status_code == 400
+
+
+def test_a_fault_of_the_index_is_logged_but_not_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rag = asking_rag(tmp_path)
+    body = {"messages": MESSAGES, "max_tokens": 2}
+
+    def fail(*arguments: object) -> None:
+        raise ServerError(str(tmp_path), ConnectionError("nobody is there"))
+
+    def refused(path: str, body: dict[str, Any] | None) -> str:
+        caplog.clear()
+        reply = client.get(path) if body is None else client.post(path, json=body)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["type"]) == (500, "server_error")
+        assert str(tmp_path) not in error["message"]
+        assert str(tmp_path) in caplog.text
+        return caplog.text
+
+    with TestClient(tiny_app(rag)) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(rag.index.index), "search", fail)
+            assert "nobody is there" in refused(CHAT, body)
+            assert "nobody is there" in refused(CHAT, {**body, "stream": True})
+        state = rag.index.path / "state.json"
+        state.write_text("{")
+        assert "state.json is damaged" in refused(CHAT, body)
+        assert "state.json is damaged" in refused("/v1/vector_stores", None)
+        state.unlink()
+        assert client.post(CHAT, json=body).status_code == 200
 
 
 def test_work_outside_the_engine_has_a_bound(rag: ImpRAG) -> None:

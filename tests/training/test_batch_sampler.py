@@ -231,6 +231,23 @@ def test_neighbours_in_a_grid_are_generated(corpus: Corpus) -> None:
     assert len(firsts) > 3
 
 
+def test_prompts_without_a_response_only_retrieve(corpus: Corpus) -> None:
+    examples = [
+        replace(question(f"{n}", [n // 2]), response=f" {n}" if n % 2 else "") for n in range(20)
+    ]
+    given = BatchSettings(
+        examples=8, generate=2, questions_per_passage=1, hard_negatives=0, candidates=2
+    )
+    sampler = BatchSampler([TrainingSource("a", examples)], given, corpus)
+    for step in range(10):
+        batch = sampler(step)
+        answered = [bool(sampler.examples[number].response) for number in batch.examples]
+        assert sum(batch.generated[:8]) == min(2, sum(answered[:8]))
+        for number, able in enumerate(answered):
+            assert able or not (batch.generated[number] or batch.candidates[number])
+            assert batch.positive[number].any()
+
+
 def test_extra_questions_come_from_the_same_source(corpus: Corpus) -> None:
     sources = [
         TrainingSource(name, [question(f"{name} {n}", [n // 3]) for n in range(30)])

@@ -362,6 +362,34 @@ def test_passages_of_a_batch_are_read_or_embedded(
     assert step.read <= step.prefixes * (1 + 1e-9)
 
 
+def test_the_memory_of_whole_weights_in_the_docs_is_that_of_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "guides" / "scale.md").read_text()
+    rows: dict[str, list[str]] = {}
+    for name in ("llama-3.2-3b", "llama-3.1-8b"):
+        recipe = load_recipe(ROOT / "configs" / f"{name}.yaml")
+        on = {n: CostEstimate(recipe, devices=n).memory() for n in (2, 4, 8)}
+        total = {n: memory["total, sharded (FSDP2)"] / 1e9 for n, memory in on.items()}
+        whole = (on[2]["weights"] + on[2]["gradients"]) / 2e9  # in bfloat16
+        figures = whole, total[2], total[2] - whole, total[8] - whole
+        for row, figure in zip(
+            (
+                "whole weights and gradients, 2 P + 2 T",
+                "total on 2 devices",
+                "total on 2 devices, without them",
+                "total on 8 devices, without them",
+            ),
+            figures,
+            strict=True,
+        ):
+            rows.setdefault(row, []).append(f"{figure:.2f}")
+    for row, cells in rows.items():
+        assert f"| {row} | {' | '.join(cells)} |" in text
+    assert f"needs 4 ({total[4]:.1f} GB)" in text
+
+
 @pytest.fixture
 def estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     names = ("llama-3.2-3b", "llama-3.1-8b")

@@ -1,11 +1,11 @@
 """Several processes (gloo) give the losses and gradients of one process with the whole batch."""
 
-from multiprocessing.synchronize import Barrier
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_group
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -106,7 +106,7 @@ def gathered_columns() -> list[int]:
     return [passage for _, passages in SHARES[processes] for passage in passages]
 
 
-def train_step(rank: int, processes: int, folder: str) -> None:
+def train_step(rank: int, processes: int, folder: Path) -> None:
     """One process's part: losses and gradients of its share, and what gathering gives."""
     results: dict[str, Tensor] = {}
     for objective, trained in OBJECTIVES.items():
@@ -129,31 +129,16 @@ def train_step(rank: int, processes: int, folder: str) -> None:
     assert rows.grad is not None
     results["rows' gradient"] = rows.grad
     results["mean"] = mean_over_processes(torch.tensor(rank))
-    save_file(results, f"{folder}/{rank}-of-{processes}.safetensors")
-
-
-def worker(rank: int, folder: str, everyone: Barrier) -> None:
-    torch.set_num_threads(1)
-    for processes in (2, 3):
-        if rank < processes:
-            meeting = f"file://{folder}/meeting-of-{processes}"
-            dist.init_process_group("gloo", meeting, rank=rank, world_size=processes)
-            train_step(rank, processes, folder)
-        everyone.wait()  # gloo fails in who still listens to one that has left
-        if rank < processes:
-            dist.destroy_process_group()
+    save_file(results, folder / f"{rank}-of-{processes}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Tensor]]]:
     """The results of each process, by the number of processes."""
     folder = tmp_path_factory.mktemp("runs")
-    train_step(0, 1, str(folder))
-    # Processes are forked from one that has imported the libraries, but has used nothing of them.
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torch.nn.parallel", "imprag.training.objectives"])
-    arguments = str(folder), context.Barrier(3)
-    mp.start_processes(worker, arguments, nprocs=3, start_method="forkserver")
+    train_step(0, 1, folder)
+    for processes in (2, 3):
+        in_group(processes, train_step, processes, folder)
     return {
         processes: [
             load_file(folder / f"{rank}-of-{processes}.safetensors") for rank in range(processes)

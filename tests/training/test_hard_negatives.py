@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_batches import tiny_model
 
-from conftest import tiny_lm, tiny_tokenizer
+from conftest import tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.model import ImpRAGConfig, ImpRAGModel, PassageEncoder
+from imprag.model import PassageEncoder
 from imprag.model.text import prompt_batch
 from imprag.training.hard_negatives import HardNegativeMiner
 from imprag.training.recipe import Recipe
@@ -22,7 +23,8 @@ PROMPTS = ["w1 w2", "w3", "w4 w5 w6 w7"]
 def test_mined_ranks_are_the_models_and_are_stored(tmp_path: Path) -> None:
     passages = [Passage(f"p{n}", f"w{n}", f"w{n + 20} w{n * 7 % 90}") for n in range(30)]
     corpus = Corpus.build(passages, tmp_path / "corpus")
-    model = ImpRAGModel(tiny_lm(), ImpRAGConfig(base_model="tiny", b=1, t=3)).train()
+    training = tiny_model().train()
+    model = training.model
     tokenizer = tiny_tokenizer()
 
     def expected() -> np.ndarray:
@@ -32,9 +34,10 @@ def test_mined_ranks_are_the_models_and_are_stored(tmp_path: Path) -> None:
         scores = queries @ PassageEncoder(model, tokenizer)(passages).T
         return np.argsort(-scores, axis=1)
 
-    ranks = HardNegativeMiner(model, tokenizer, corpus, tmp_path / "ranks", torch.float32)
+    ranks = HardNegativeMiner(training, tokenizer, corpus, tmp_path / "ranks", torch.float32)
     before = expected()
     assert ranks(PROMPTS, 5, 10).tolist() == before[:, :5].tolist()
+    assert training.training
     assert model.training
     with torch.no_grad():
         for parameter in model.parameters():

@@ -18,8 +18,9 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import PeftModel
 from safetensors.torch import load_file
+from tiny_runs import FACTS, logged, make_world, recipe, weights
 
-from conftest import tiny_lm, tiny_tokenizer
+from conftest import tiny_lm
 from imprag import ImpRAG
 from imprag.cli import main
 from imprag.corpus import load_corpus
@@ -32,75 +33,13 @@ from imprag.model.base import load_base_model
 from imprag.model.load import EMBEDDINGS
 from imprag.training.export import export
 from imprag.training.lora import add_adapters, begin_with, halve_frozen
-from imprag.training.recipe import LoraGroup, LoraSettings, Recipe
+from imprag.training.recipe import LoraGroup, LoraSettings
 from imprag.training.run import check_fsdp, train, training_time
-
-FACTS = 64
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight entities × eight relations; the value of each pair is in one passage."""
-    path = tmp_path_factory.mktemp("world")
-    tiny_lm().save_pretrained(path / "lm")
-    tiny_tokenizer().save_pretrained(path / "lm")
-    values = random.Random(0).sample(range(30, 94), FACTS)
-    passages, questions = [], []
-    for number in range(FACTS):
-        entity, relation = f"w{10 + number // 8}", f"w{20 + number % 8}"
-        value = f"w{values[number]}"
-        passages.append({"id": f"p{number}", "title": entity, "text": f"{relation} {value}"})
-        questions.append(
-            {
-                "id": f"q{number}",
-                "input": f"{entity} {relation}",
-                "output": [{"answer": value, "provenance": [{"passage_id": f"p{number}"}]}],
-            }
-        )
-    for name, rows in (("corpus", passages), ("nq", questions)):
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def recipe(world: Path, **sections: Any) -> Recipe:
-    content: dict[str, Any] = {
-        "model": {
-            "base": str(world / "lm"),
-            "b": 2,
-            "t": 4,
-            "k": 2,
-            "max_passage_tokens": 8,
-            "passage_template": "{text} {title}",
-        },
-        "corpus": str(world / "corpus.jsonl"),
-        "data": [{"tasks": str(world / "nq.jsonl"), "task": "nq", "positives": "gold"}],
-        "batch": {"examples": 16, "candidates": 2, "hard_negatives": 0},
-        "stages": {"warmup": {"fraction": 0.5}},
-        "train": {"steps": 8},
-        "trainer": {
-            "learning_rate": 3e-3,
-            "warmup_steps": 5,
-            "bf16": False,
-            "save_steps": 3,
-            "logging_steps": 1,
-        },
-    }
-    for name, section in sections.items():
-        content[name] = {**content[name], **section} if name in content else section
-    return Recipe.model_validate(content)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def logged(out: Path) -> list[dict[str, Any]]:
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    timing = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch")
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in timing}
-        for line in lines
-    ]
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path) -> None:
@@ -124,6 +63,26 @@ def test_a_tiny_model_learns_to_retrieve_and_to_read(world: Path, tmp_path: Path
     assert first == [f"p{number}" for number in range(FACTS)]
     answers = [answer.text for answer in rag.generate(prompts, max_new_tokens=3)]
     assert answers == [question["output"][0]["answer"] for question in questions]
+
+
+def test_a_folder_of_beir_trains_retrieval_alone(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    queries = [{"_id": f"q{n}", "text": f"w{10 + n // 8} w{20 + n % 8}"} for n in range(FACTS)]
+    lines = [f"q{n}\tp{n}\t1" for n in range(FACTS)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines))
+    data = [{"tasks": str(folder), "task": "beir", "positives": "gold"}]
+    with pytest.raises(ImpRAGError, match=r"no example .* stages\.warmup\.fraction to 1"):
+        train(recipe(world, data=data), tmp_path / "refused")
+    mined = recipe(world, data=data, stages={"warmup": {"fraction": 1.0}, "mine_every": 2})
+    with pytest.raises(ImpRAGError, match=r"no example .* stages\.mine_every mines"):
+        train(mined, tmp_path / "mined")
+    settings = recipe(world, data=data, stages={"warmup": {"fraction": 1.0}}, train={"steps": 20})
+    train(settings, tmp_path / "run")
+    losses = [one for one in logged(tmp_path / "run") if "retrieval_loss" in one]
+    assert {one["generation_loss"] for one in losses} == {0}
+    assert losses[-1]["retrieval_loss"] < 0.7 * losses[0]["retrieval_loss"]
 
 
 @pytest.mark.parametrize(
@@ -284,19 +243,20 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_fsdp_refuses_sharded_layers_mining_and_evaluation(world: Path) -> None:
-    whole = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP")
-    by_layer = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="SIZE_BASED_WRAP")
-    plain = recipe(world)
-    check_fsdp(whole, plain)
-    with pytest.raises(ImpRAGError, match="NO_WRAP"):
-        check_fsdp(by_layer, plain)
-    mining = recipe(world, stages={"mine_every": 2})
-    with pytest.raises(ImpRAGError, match="mine_every needs all weights"):
-        check_fsdp(whole, mining)
-    evaluating = recipe(world, evaluation={"tasks": [str(world / "nq.jsonl")]})
-    with pytest.raises(ImpRAGError, match="evaluation needs all weights"):
-        check_fsdp(whole, evaluating)
+def test_fsdp_refuses_other_versions_wraps_and_checkpoints() -> None:
+    fits = {
+        "fsdp_version": 2,
+        "auto_wrap_policy": "NO_WRAP",
+        "state_dict_type": "FULL_STATE_DICT",
+    }
+    check_fsdp(FullyShardedDataParallelPlugin(**fits))
+    for name, value, message in (
+        ("fsdp_version", 1, "FSDP_VERSION=2"),
+        ("auto_wrap_policy", "SIZE_BASED_WRAP", "FSDP_AUTO_WRAP_POLICY=NO_WRAP"),
+        ("state_dict_type", "SHARDED_STATE_DICT", "FSDP_STATE_DICT_TYPE=FULL_STATE_DICT"),
+    ):
+        with pytest.raises(ImpRAGError, match=message):
+            check_fsdp(FullyShardedDataParallelPlugin(**{**fits, name: value}))
 
 
 def test_another_optimizer_of_transformers_trains(world: Path, tmp_path: Path) -> None:
@@ -509,21 +469,3 @@ def test_other_finished_and_unknown_run_folders_are_refused(world: Path, tmp_pat
     other = recipe(world, train={"steps": 2})
     with pytest.raises(ImpRAGError, match=r"another recipe \(train.steps: 1, not 2\)"):
         train(other, tmp_path / "run", resume=True)
-
-
-def test_two_processes_train_the_same_model(world: Path, tmp_path: Path) -> None:
-    settings = recipe(world, train={"steps": 4}, trainer={"save_steps": 4})
-    alone = train(settings, tmp_path / "alone")
-    (tmp_path / "recipe.yaml").write_text(settings.to_yaml())
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
-            *("-m", "imprag", "train", "--config", str(tmp_path / "recipe.yaml")),
-            *("--out", str(tmp_path / "two")),
-        ],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    expected = weights(Path(alone["model"]))
-    for name, value in weights(tmp_path / "two" / "model").items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)

@@ -1,14 +1,12 @@
 """Under DDP and FSDP2, two processes (gloo) take the same step as one process."""
 
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_group
 from safetensors.torch import load_file, save_file
 from tiny_batches import random_batch, tiny_model
 from torch import Tensor, nn
@@ -93,22 +91,17 @@ def train_step(name: str, rank: int = 0, manner: str | None = None) -> dict[str,
     return {**results, **get_model_state_dict(model, options=options)}
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
-    dist.init_process_group("gloo", meeting, patience, rank=rank, world_size=PROCESSES)
+def take_steps(rank: int, folder: Path) -> None:
     for manner in MANNERS:
         for name in BATCHES:
-            save_file(train_step(name, rank, manner), f"{folder}/{manner} {name} {rank}")
-    dist.barrier()  # gloo fails in a process that waits for one that has left
-    dist.destroy_process_group()
+            save_file(train_step(name, rank, manner), folder / f"{manner} {name} {rank}")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file of results for each manner, batch and process."""
     folder = tmp_path_factory.mktemp("runs")
-    mp.spawn(worker, (str(folder),), nprocs=PROCESSES)
+    in_group(PROCESSES, take_steps, folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Training examples: from tasks, from the teacher's ranks or gold passages, from the corpus."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,15 @@ def test_the_teacher_runs_only_if_its_ranks_are_used(
     ):
         with pytest.raises(AssertionError, match="the teacher was asked"):
             load_sources(needed, corpus)
+
+
+def test_questions_of_flashrag_are_trained_on(corpus: Corpus, tmp_path: Path) -> None:
+    fields = {"id": "train_0", "question": "Where is Ptolemy in Chad?", "golden_answers": ["Land"]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(fields) + "\n")
+    (source,) = load_sources(recipe({"tasks": str(tmp_path / "train.jsonl"), "task": "nq"}), corpus)
+    (found,) = source.examples
+    assert (found.prompt, found.response) == ("Q: Where is Ptolemy in Chad? A:", " Land")
+    assert len(found.positives) == 2
 
 
 def test_examples_are_read_from_files(corpus: Corpus, tmp_path: Path) -> None:

@@ -22,18 +22,18 @@ def compare(*runs: Path, html: Path | None = None, json: Json = False) -> None:
     Args:
         runs: Run folders, two at least. All but the first may be TREC run files of other systems,
             whose queries are named `TASK:ID` or `ID`: retrieval is scored with the first run's gold
-            passages.
+            passages, by as many ranks as the first run has.
         html: A file for a page with the table and plots; none is written if not given.
         json: Print one JSON object, with all metrics, instead of the table, which has exact match
-            or accuracy, and recall@1 and @10.
+            or accuracy, recall@1 and @10 and, of tasks without answers, nDCG@10.
     """
     from imprag.evaluation.compare import compare as compare_runs
     from imprag.evaluation.report import require_packages
-    from imprag.evaluation.tables import HEADLINE, LABELS
+    from imprag.evaluation.tables import LABELS
 
     if html is not None:
         require_packages()
-    comparison = compare_runs(runs, list(LABELS if json else HEADLINE))
+    comparison = compare_runs(runs, list(LABELS) if json else None)
     if json:
         print_json(comparison.to_json())
     else:

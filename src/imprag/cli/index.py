@@ -98,6 +98,7 @@ def index(
     if dry_run:
         where = "with --dry-run"
         refuse_without_effect(where, add=add, remove=remove, update=update, compact=compact)
+        refuse_without_effect(where, overwrite=overwrite, uri=uri or None)
         ray.refuse(where)
     if update and overwrite:
         raise ImpRAGError("--update keeps embeddings and --overwrite drops them: choose one")

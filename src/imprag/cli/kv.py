@@ -19,6 +19,7 @@ from imprag.cli.options import (
 from imprag.corpus.passage import Passage
 from imprag.corpus.prompt_files import prompts_of_file
 from imprag.errors import ImpRAGError
+from imprag.io.files import expand_home
 
 if TYPE_CHECKING:
     from imprag.cli.planning import Plan
@@ -73,8 +74,8 @@ def build(
         overwrite: Replace a KV cache in `--out` that is of another model or of other passages, or
             has other settings. Without it, the command refuses.
         update: Add the passages that the KV cache in `--out` lacks, in its own format.
-        dry_run: Print what the KV cache would take, in each format or in `--codec`: time, disk,
-            memory. Build nothing.
+        dry_run: Print what the KV cache, or its update, would take, in each format or in `--codec`:
+            time, disk, memory. Build nothing.
         json: Print that as JSON, with sizes in bytes.
     """
     if (top_passages is None) != (prompts is None):
@@ -84,11 +85,11 @@ def build(
         refuse_without_effect("with --update", **options)
         ray.refuse("with --update")
     if dry_run:
-        refuse_without_effect("with --dry-run", overwrite=overwrite, update=update)
+        refuse_without_effect("with --dry-run", overwrite=overwrite)
         ray.refuse("with --dry-run")
     else:
         refuse_without_effect("without --dry-run", json=json)
-    from imprag.kv_cache.build import build_kv_cache
+    from imprag.kv_cache.build import build_kv_cache, rows_to_add
     from imprag.kv_cache.hot import most_retrieved
     from imprag.kv_cache.manifest import states_fingerprint
 
@@ -101,6 +102,12 @@ def build(
         rows = rag.corpus.rows(found)
     what = (rag.corpus, rag.model, rag.tokenizer)
     if dry_run:
+        if update:
+            held, rows = rows_to_add(expand_home(out), *what, rows)
+            if not rows:
+                raise ImpRAGError(f"{out} lacks none of the passages: there is nothing to add")
+            manifest = held.manifest
+            settings = {"codec": manifest.codec, "kv_keep_ratio": manifest.kv_keep_ratio}
         plan = _plan(rag, rows, settings)
         print(plan.as_json() if json else plan)
         return

@@ -30,14 +30,20 @@ def is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def folder_files(folder: Path, is_read: Callable[[Path], bool]) -> FolderFiles:
+def kind_by_name(file: Path) -> str:
+    """The kind of a file according to its name, as :class:`FolderFiles` counts it."""
+    return f"{file.suffix.lower()} files" if file.suffix else "other files"
+
+
+def folder_files(folder: Path, kind_if_unread: Callable[[Path], str | None]) -> FolderFiles:
     """Find the files to read in a folder and its subfolders.
 
     Links to folders are followed; each folder is visited once.
 
     Args:
         folder: the folder.
-        is_read: decides by a file's name, and possibly its beginning, whether it is read.
+        kind_if_unread: decides by a file's name, and possibly its beginning, whether it is read:
+            None if it is, otherwise the kind to count it as.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -51,10 +57,10 @@ def folder_files(folder: Path, is_read: Callable[[Path], bool]) -> FolderFiles:
             continue
         if special:
             found.unread["FIFOs, sockets or devices"] += 1
-        elif is_read(file):
+        elif (kind := kind_if_unread(file)) is None:
             found.files.append(file)
         else:
-            found.unread[f"{file.suffix.lower()} files" if file.suffix else "other files"] += 1
+            found.unread[kind] += 1
     return found
 
 

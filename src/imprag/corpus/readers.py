@@ -15,10 +15,11 @@ from typing import Any
 
 from imprag.corpus import documents
 from imprag.corpus.decoding import READ_ERRORS, name_without_compression
-from imprag.corpus.folders import FolderFiles, folder_files, is_special
+from imprag.corpus.folders import FolderFiles, folder_files, is_special, kind_by_name
 from imprag.corpus.json_records import json_records
 from imprag.corpus.kilt_page import kilt_passages
 from imprag.corpus.passage import Passage
+from imprag.corpus.questions import QUESTIONS, holds_passages, kind_of_questions
 from imprag.corpus.records import BadRecord, Document, Record
 from imprag.corpus.tables import arrow_records, dataset_records, parquet_records
 from imprag.corpus.text import split_spans
@@ -275,6 +276,9 @@ def corpus_files(folder: Path, format: str | None = None) -> FolderFiles:
         ImpRAGError: there are no such files, or a folder cannot be listed.
     """
 
+    def kind_if_unread(file: Path) -> str | None:
+        return kind_of_questions(file) or (None if is_read(file) else kind_by_name(file))
+
     def is_read(file: Path) -> bool:
         name = _format_of(file)
         if format in ("jsonl", "kilt"):
@@ -282,14 +286,19 @@ def corpus_files(folder: Path, format: str | None = None) -> FolderFiles:
         if format is not None or name is None:
             return name == format and name is not None
         if file.name.lower().endswith(".json"):
-            return _holds_passages(file)
+            return holds_passages(file)
         return name not in _ONLY_BY_NAME
 
     try:
-        found = folder_files(folder, is_read)
+        found = folder_files(folder, kind_if_unread)
     except OSError as error:
         raise ImpRAGError(f"cannot read {folder}: {error}") from error
     if not found.files:
+        if found.unread.keys() & QUESTIONS:
+            raise ImpRAGError(
+                f"{folder} holds the questions of a data set without its passages; give the file "
+                "of the passages, which BEIR and FlashRAG name corpus.jsonl"
+            )
         known = [suffix for suffix in _SUFFIXES if _SUFFIXES[suffix] not in _ONLY_BY_NAME]
         raise ImpRAGError(f"{folder} holds no file in a known format ({', '.join(known)})")
     return found
@@ -302,18 +311,6 @@ def source_files(path: Path) -> list[Path]:
     if _folder_format(path) == "datasets":
         return sorted(file for file in path.rglob("*") if file.is_file())
     return corpus_files(path).files
-
-
-def _holds_passages(file: Path) -> bool:
-    """Whether a ``.json`` file begins with a passage; such files may hold anything."""
-    try:
-        first = next(json_records(file), None)
-    except (ImpRAGError, *READ_ERRORS):
-        return False
-    names = {"text", "contents", "wikipedia_title"}
-    return (
-        first is not None and isinstance(first.fields, dict) and bool(names & first.fields.keys())
-    )
 
 
 def _format_of(file: Path) -> str | None:

@@ -9,6 +9,7 @@ is lost costs its unfinished shards, which Ray gives to others.
 import contextlib
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ import safetensors.torch
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.index.build import shard_content as index_shard
+from imprag.io.files import expand_home
 from imprag.io.optional import require
 from imprag.kv_cache.build import shard_content as kv_shard
 from imprag.kv_cache.codecs.base import Codec, needs_fit, untrained_codec
 from imprag.kv_cache.manifest import states_fingerprint
-from imprag.model.load import load_pretrained
+from imprag.model.load import DEFAULT, load_pretrained
 from imprag.model.passage_encoder import PassageEncoder
 
 LOCAL = "local"
@@ -36,7 +38,8 @@ class LoadedModel:
     """Which model a worker loads, by the arguments of :func:`imprag.model.load_pretrained`.
 
     Attributes:
-        name, dtype, device: as there; a folder must be there on every machine.
+        name, dtype, device: as there; a folder or file must be there on every machine. Its path
+            becomes absolute, because workers run in other folders.
         compile: compile the layers that embed.
     """
 
@@ -44,6 +47,11 @@ class LoadedModel:
     dtype: str = "auto"
     device: str = "auto"
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        path = expand_home(self.name)
+        if self.name != DEFAULT and path.exists():
+            object.__setattr__(self, "name", str(path.resolve()))
 
     def load(self) -> tuple[Any, Any]:
         """The model and its tokenizer."""
@@ -216,6 +224,37 @@ class RayCluster:
 
         return make
 
+    def _check_room(self, workers: int) -> None:
+        """Compare what workers need with the machines of the cluster.
+
+        A cluster that others started may grow, so that a job on it waits; a note says so.
+
+        Args:
+            workers: number of them that have work.
+
+        Raises:
+            ImpRAGError: no worker fits on this machine.
+        """
+        import ray
+
+        needs = {"CPU": float(self.worker_cpus), "GPU": self.worker_gpus}
+        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+        room = sum(
+            min(int(machine.get(name, 0) / need) for name, need in needs.items() if need)
+            for machine in machines
+        )
+        if room >= workers:
+            return
+        most = {name: max((one.get(name, 0) for one in machines), default=0) for name in needs}
+        needed = f"a worker needs {_resources(needs)}; the largest machine has {_resources(most)}"
+        if room:
+            print(f"note: room for {room} of {workers} workers: {needed}", file=sys.stderr)
+        elif self.address == LOCAL:
+            raise ImpRAGError(f"no room for a worker: {needed}")
+        else:
+            wait = "the job waits until the cluster has grown, or is stopped"
+            print(f"note: no room for a worker: {needed}; {wait}", file=sys.stderr)
+
     def _run(
         self, worker: type[_Worker], arguments: dict[str, Any], missing: Shards
     ) -> Iterator[tuple[int, bytes]]:
@@ -227,12 +266,14 @@ class RayCluster:
 
         try:
             with _connection(self.address):
+                workers = min(self.workers, len(missing))
+                self._check_room(workers)
                 # One block for each shard: what is lost with a machine is made again.
                 rows = [{"number": n, "rows": np.array(one)} for n, one in missing.items()]
                 shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                     worker,
                     batch_size=1,
-                    compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),
+                    compute=ray.data.ActorPoolStrategy(size=workers),
                     num_cpus=self.worker_cpus,
                     num_gpus=self.worker_gpus or None,
                     fn_constructor_kwargs=arguments,
@@ -240,6 +281,8 @@ class RayCluster:
                 for row in shards.iter_rows():
                     yield int(row["number"]), row["content"]
         except (RayError, OSError, ValueError) as error:
+            if isinstance(error, ImpRAGError) and not isinstance(error, RayError):
+                raise  # of this process: it says all
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> ImpRAGError:
@@ -278,6 +321,11 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _resources(amounts: Mapping[str, float]) -> str:
+    counts = (f"{n:g} {name}{'' if n == 1 else 's'}" for name, n in amounts.items())
+    return " and ".join(counts)
 
 
 def _corpus(corpus: Corpus) -> dict[str, str]:

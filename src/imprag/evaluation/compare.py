@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from imprag.errors import ImpRAGError
 from imprag.evaluation.run_folder import PREDICTIONS, RunFolder
-from imprag.evaluation.scoring import summary
+from imprag.evaluation.scoring import RECALL_DEPTHS, summary
 from imprag.evaluation.statistics import PairedTest, paired_bootstrap
-from imprag.evaluation.tables import HEADLINE, LABELS, estimate, markdown_table, percent
+from imprag.evaluation.tables import LABELS, estimate, headline, markdown_table, percent
 from imprag.evaluation.trec import read_trec_run, score_trec_run
 from imprag.io.files import atomic_path
 from imprag.io.optional import missing
@@ -113,7 +113,7 @@ class Comparison:
             temporary.write_text(page, encoding="utf-8")
 
 
-def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Comparison:
+def compare(runs: Sequence[Path | str], metrics: Sequence[str] | None = None) -> Comparison:
     """Compare run folders, example by example.
 
     Only examples that all runs have are compared, and the notes say so.
@@ -121,7 +121,8 @@ def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Co
     Args:
         runs: at least two folders; the first is what the others are compared with. These may also
             be TREC run files, which are scored with the gold passages of the first.
-        metrics: names of the metrics to compare, as in ``results.json``.
+        metrics: names of the metrics to compare, as in ``results.json``; by default those of the
+            short table of a run.
 
     Raises:
         ImpRAGError: fewer than two runs, an unknown metric, an unfinished run, runs without a
@@ -129,12 +130,14 @@ def compare(runs: Sequence[Path | str], metrics: Sequence[str] = HEADLINE) -> Co
     """
     if len(runs) < 2:
         raise ImpRAGError("give at least two run folders to compare")
-    if unknown := [metric for metric in metrics if metric not in LABELS]:
+    if unknown := [metric for metric in metrics or () if metric not in LABELS]:
         raise ImpRAGError(f"no metric {', '.join(unknown)}; there are {', '.join(LABELS)}")
     paths = [Path(run) for run in runs]
-    scored = [_read_trec(path, paths[0]) if path.is_file() else _read(path) for path in paths]
     rows: list[Row] = []
     notes: list[str] = []
+    scored = [
+        _read_trec(path, paths[0], notes) if path.is_file() else _read(path) for path in paths
+    ]
     for task in dict.fromkeys(task for tasks in scored for task in tasks):
         if lacking := [
             str(path) for path, own in zip(paths, scored, strict=True) if task not in own
@@ -178,14 +181,28 @@ def _read(path: Path) -> dict[str, dict[str, _Scored]]:
     return tasks
 
 
-def _read_trec(path: Path, reference: Path) -> dict[str, dict[str, _Scored]]:
-    """The rankings of a TREC file as a run that was evaluated like the reference."""
+def _read_trec(path: Path, reference: Path, notes: list[str]) -> dict[str, dict[str, _Scored]]:
+    """The rankings of a TREC file as a run that was evaluated like the reference.
+
+    Args:
+        path: the file.
+        reference: a run folder.
+        notes: queries that the file or the run lacks are noted here.
+    """
     if reference.is_file():
         raise ImpRAGError(f"{reference} is a file: give a run folder first, whose gold counts")
-    predictions = list(RunFolder.open(reference).predictions())
+    run = RunFolder.open(reference)
+    predictions = list(run.predictions())
+    depth = run.recipe["settings"].get("passages", {}).get("depth", max(RECALL_DEPTHS))
+    found = score_trec_run(read_trec_run(path), predictions, depth)
+    for task, count in found.lacking.items():
+        if count:
+            notes.append(f"{path} lacks {count:,} queries of {task}: they count as nothing found.")
+    if found.unknown:
+        notes.append(f"{path} has {found.unknown:,} queries that are not in {reference}.")
     answers = {(one["task"], one["id"]): one["answers"] for one in predictions}
     tasks: dict[str, dict[str, _Scored]] = defaultdict(dict)
-    for (task, id), metrics in score_trec_run(read_trec_run(path), predictions).items():
+    for (task, id), metrics in found.metrics.items():
         tasks[task][id] = _Scored(answers[task, id], metrics)
     return tasks
 
@@ -218,7 +235,11 @@ def _common(
     return common
 
 
-def _rows(task: str, runs: Sequence[Sequence[_Scored]], metrics: Sequence[str]) -> Iterator[Row]:
+def _rows(
+    task: str, runs: Sequence[Sequence[_Scored]], metrics: Sequence[str] | None
+) -> Iterator[Row]:
+    if metrics is None:
+        metrics = headline({name for one in runs[0] for name in one.metrics})
     for metric in (name for name in LABELS if name in metrics):
         # A metric may be undefined for some examples.
         values = [

@@ -12,16 +12,17 @@ from typing import Any
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.evaluation.passage_sources import gold_among
+from imprag.evaluation.passage_sources import PassageSource, Question, gold_among
 from imprag.evaluation.report import require_packages
 from imprag.evaluation.run_folder import RESULTS, RunFolder
 from imprag.evaluation.runner import check_distinct, evaluate, gold_pages
-from imprag.evaluation.scoring import score_answer, score_retrieval
-from imprag.index.folder import IndexFolder
+from imprag.evaluation.scoring import RECALL_DEPTHS, score_answer, score_retrieval
 from imprag.model import ImpRAGModel
-from imprag.model.passage_encoder import PassageEncoder
 from imprag.pipeline import ImpRAG
+from imprag.retrieval.retriever import IMPLICIT, RetrievedPassage, retrieved_passages
 from imprag.tasks import TaskExamples, load_benchmark, read_tasks, split_of_passages
+from imprag.training.distributed import from_main_process, is_main_process
+from imprag.training.ranking import rank_corpus
 from imprag.training.recipe import EvaluationSettings
 
 _AMONG = 3
@@ -32,9 +33,12 @@ GOLD_AMONG = f"gold_among_{_AMONG}/"
 class DevelopmentSet:
     """The examples and passages that evaluate a model during training.
 
-    An evaluation embeds the passages with the current weights, retrieves, reads and answers, and
-    writes a run folder ``step-N`` as ``imprag eval`` does. A second one, ``step-N-gold``, measures
-    reading without retrieval: the model reads the gold passage among three.
+    An evaluation ranks the passages with the current weights, reads and answers, and writes a run
+    folder ``step-N`` as ``imprag eval`` does. A second one, ``step-N-gold``, measures reading
+    without retrieval: the model reads the gold passage among three.
+
+    All processes of a training evaluate together: each embeds its share of the passages and
+    searches it, and the main process answers and writes.
 
     Args:
         settings: the recipe's section `evaluation`.
@@ -84,29 +88,47 @@ class DevelopmentSet:
         Returns:
             the mean of each metric over the tasks that have it and, with several tasks, its mean in
             each as ``TASK/METRIC``; then the same for answers that are read from a gold passage
-            among three, with the prefix ``gold_among_3/``.
+            among three, with the prefix ``gold_among_3/``. Empty in all but the main process.
         """
         training = model.training
         model.eval()
         try:
-            by_retrieval = partial(self._answer_by_retrieval, model, tokenizer)
-            means = _means(_finish(self._folder / f"step-{step}", by_retrieval))
+            out = self._folder / f"step-{step}"
+            finished = from_main_process((out / RESULTS).is_file())
+            source = None if finished else self._retrieval(model, tokenizer)
+            if not is_main_process():
+                return {}
+            rag = ImpRAG(model, tokenizer)
+            means = _means(_finish(out, partial(evaluate, rag, self.tasks, source=source)))
             if self._with_gold:
-                by_gold = partial(self._answer_by_gold, model, tokenizer)
+                source = gold_among(self.corpus, _AMONG)
+                by_gold = partial(evaluate, rag, self._with_gold, source=source, k=_AMONG)
                 gold = _means(_finish(self._folder / f"step-{step}-gold", by_gold))
                 means |= {GOLD_AMONG + name: mean for name, mean in gold.items()}
         finally:
             model.train(training)
         return means
 
-    def _answer_by_retrieval(self, model: ImpRAGModel, tokenizer: Any, out: Path) -> dict[str, Any]:
-        encoder = PassageEncoder(model, tokenizer)
-        with IndexFolder.temporary(self.corpus, encoder, self._folder / ".index") as index:
-            return evaluate(ImpRAG(model, tokenizer, index, retrieval="implicit"), self.tasks, out)
+    def _retrieval(self, model: ImpRAGModel, tokenizer: Any) -> PassageSource:
+        """The model's own retrieval, for the prompts of all examples at once."""
+        prompts = dict.fromkeys(
+            item.task.prompt(example)
+            for item in self.tasks
+            if item.task.retrieval
+            for example in item.examples
+        )
+        depth = min(max(model.config.k, *RECALL_DEPTHS), len(self.corpus))
+        ranking = rank_corpus(
+            model, tokenizer, self.corpus, list(prompts), depth, limit=model.positions_limit
+        )
+        rows, scores = (part.cpu().numpy() for part in ranking)
+        number_of = {prompt: number for number, prompt in enumerate(prompts)}
 
-    def _answer_by_gold(self, model: ImpRAGModel, tokenizer: Any, out: Path) -> dict[str, Any]:
-        source = gold_among(self.corpus, _AMONG)
-        return evaluate(ImpRAG(model, tokenizer), self._with_gold, out, source=source, k=_AMONG)
+        def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
+            asked = [number_of[question.prompt] for question in questions]
+            return retrieved_passages(self.corpus, rows[asked, :k], scores[asked, :k], IMPLICIT)
+
+        return PassageSource(IMPLICIT, find, self.corpus)
 
 
 def _development_corpus(settings: EvaluationSettings, corpus: Corpus, folder: Path) -> Corpus:

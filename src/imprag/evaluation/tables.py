@@ -1,6 +1,6 @@
 """Markdown tables that are also readable in a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from imprag.evaluation.scoring import RECALL_DEPTHS
@@ -37,13 +37,24 @@ def estimate(value: Mapping[str, float]) -> str:
     return f"{percent(value['mean'])} [{percent(value['low'])}, {percent(value['high'])}]"
 
 
+def headline(metrics: Collection[str]) -> list[str]:
+    """The metrics of the short table, of those that a task has.
+
+    A task without answers, such as BEIR's, also has its usual measure, nDCG@10.
+    """
+    judged = any(name.startswith(("exact_match", "accuracy", "answer_")) for name in metrics)
+    short = HEADLINE if judged else (*HEADLINE, "ndcg@10")
+    return [name for name in LABELS if name in short and name in metrics]
+
+
 def results_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     """The headline metrics of a run in percent, with one row per task.
 
     Args:
         tasks: ``tasks`` of ``results.json``.
     """
-    names = [name for name in HEADLINE if any(name in task["metrics"] for task in tasks.values())]
+    shown = {name for task in tasks.values() for name in headline(task["metrics"])}
+    names = [name for name in LABELS if name in shown]
     rows = []
     for task, result in tasks.items():
         cells = [_cell(result["metrics"].get(name), result["n"]) for name in names]

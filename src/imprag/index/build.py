@@ -132,7 +132,7 @@ def build_index(
     replace = overwrite and not _is_finished(out, goal)
     if replace or is_free(out) or work.exists():
         with only_builder(out) as alone:
-            if replace and (out / MANIFEST).is_file() and not _is_finished(out, goal):
+            if replace and not _is_finished(out, goal):
                 discard_index(out)
             if is_free(out):
                 claim(work, plan, alone=alone, overwrite=overwrite)
@@ -198,13 +198,18 @@ def holds_index(
 
 
 def discard_index(out: Path) -> None:
-    """Delete a finished index, and what it holds on a server. The caller must hold its lock.
+    """Delete an index, and what it and an unfinished build of it hold on a server.
+
+    The caller must hold its lock. An unfinished build can be resumed afterwards.
 
     Raises:
-        ImpRAGError: the server fails. Nothing is deleted then.
+        ImpRAGError: the server fails. The finished index is not deleted then.
     """
+    work = building_folder(out)
+    shutil.rmtree(work / "index", ignore_errors=True)  # made again of its parts
     drop_vectors(out)
-    discard(out, building_folder(out))
+    if (out / MANIFEST).is_file():
+        discard(out, work)
 
 
 def _finished(out: Path, goal: IndexManifest) -> IndexManifest:
@@ -223,8 +228,9 @@ def _finished(out: Path, goal: IndexManifest) -> IndexManifest:
 
 
 def _is_finished(out: Path, goal: IndexManifest) -> bool:
+    """Whether the index to build is there and can be opened."""
     try:
-        _finished(out, goal)
+        INDEX_BACKENDS.find(goal.kind)(out, _finished(out, goal))
     except ImpRAGError:
         return False
     return True

@@ -3,8 +3,7 @@
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -205,21 +204,6 @@ class IndexFolder:
             cut.write(root, index.manifest)
         return cls(own, index, path)
 
-    @classmethod
-    @contextmanager
-    def temporary(cls, corpus: Corpus, encoder: Encoder, path: Path) -> Iterator["IndexFolder"]:
-        """Embed a corpus for as long as the context lasts.
-
-        Args:
-            corpus, encoder: as for :meth:`build`.
-            path: the folder; what a killed process left there is deleted.
-        """
-        shutil.rmtree(path, ignore_errors=True)
-        try:
-            yield cls.build(corpus, encoder, path, lexical=False)
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-
     def _has_all(self, lexical: bool, counted: bool, encoder: Encoder) -> bool:
         """Whether the parts other than corpus and index are there that are wanted."""
         if lexical:
@@ -382,8 +366,7 @@ def _take_corpus(path: Path, root: Path, corpus: Corpus, overwrite: bool) -> Cor
             )
         with only_builder(root / INDEX):
             work = building_folder(root / INDEX)
-            if has_index(root):
-                discard_index(root / INDEX)
+            discard_index(root / INDEX)
             discard(root / CORPUS, work)
             remove_work(work)
     with atomic_path(root / CORPUS) as temporary:

@@ -1,12 +1,19 @@
 """``index.json``: the contents of an index folder, its origin, and checksums of its files."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from imprag.errors import ImpRAGError
-from imprag.io.building import StoredFile, check_fingerprints, is_free, read_manifest
+from imprag.io.building import (
+    StoredFile,
+    building_folder,
+    check_fingerprints,
+    is_free,
+    read_manifest,
+    read_plan,
+)
 from imprag.io.files import atomic_path, write_json
 
 FORMAT_VERSION = 1
@@ -66,6 +73,15 @@ class IndexManifest:
         for file in manifest.files.values():
             file.check(folder)
         return manifest
+
+    @classmethod
+    def unfinished(cls, folder: Path) -> "IndexManifest | None":
+        """The manifest, without files, that an unfinished build of a folder is to make, if any."""
+        plan = read_plan(building_folder(folder))
+        try:
+            return cls(**{field.name: plan[field.name] for field in fields(cls)})
+        except KeyError:
+            return None
 
     def write(self, folder: Path) -> None:
         """Write the manifest; from this moment the folder holds this index."""

@@ -4,11 +4,13 @@ The token, or user and password as ``user:password``, comes from the environment
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import isqrt
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
@@ -18,15 +20,16 @@ from imprag.index.passage_index import FloatArray
 from imprag.index.remote import (
     Collection,
     RemoteIndex,
+    ServerError,
     StoredVectors,
-    password_free,
-    server_error,
+    check_password_free,
 )
 from imprag.io.optional import require
 
 _FIELDS = ["id", "row", "embedding"]
 _LONGEST_ID = 65_535  # bytes, Milvus's limit
 _PATIENCE = 60.0  # seconds to wait for an answer
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r"})
 
 
 class MilvusIndex(RemoteIndex):
@@ -56,8 +59,23 @@ class MilvusIndex(RemoteIndex):
     @classmethod
     def connect(cls, name: str, manifest: IndexManifest) -> Collection:
         require(f"indexes of the kind {manifest.kind}", "milvus", "pymilvus")
-        location = password_free(manifest.location, "set MILVUS_TOKEN to user:password")
-        return _MilvusCollection(name, location, manifest)
+        _check_address(manifest.location)
+        return _MilvusCollection(name, manifest.location, manifest)
+
+
+def _check_address(location: str) -> None:
+    """Refuse what is no address of a server, without showing it: it may hold a password."""
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https"):
+        raise ImpRAGError(
+            "--uri must be the address of a Milvus server, such as http://localhost:19530; for an "
+            "index in files choose another kind, such as flat or hnsw"
+        )
+    secrets = [parts.password, *(parse_qs(parts.query).get("token", []))]
+    check_password_free(secrets, "set MILVUS_TOKEN to user:password")
 
 
 class _MilvusCollection:
@@ -79,6 +97,8 @@ class _MilvusCollection:
     def _client(self) -> Any:
         from pymilvus import MilvusClient
 
+        # It logs errors that it raises, with their tracebacks.
+        logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)
         token = os.environ.get("MILVUS_TOKEN", "")
         return MilvusClient(uri=self._location, token=token, timeout=_PATIENCE)
 
@@ -90,12 +110,14 @@ class _MilvusCollection:
         try:
             yield self._client
         except (MilvusException, RpcError, ValueError) as error:
-            raise server_error(self._location, error) from error
+            raise ServerError(self._location, error) from error
+
+    def prepare(self) -> None:
+        self.count()
 
     def create(self) -> None:
         from pymilvus import DataType
 
-        self.drop()
         with self._talking() as client:
             schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=_LONGEST_ID)
@@ -134,6 +156,11 @@ class _MilvusCollection:
             (found,) = client.query(self._name, filter="", output_fields=["count(*)"])
             return int(found["count(*)"])
 
+    def dimension(self) -> int:
+        with self._talking() as client:
+            fields = client.describe_collection(self._name)["fields"]
+        return next(int(one["params"]["dim"]) for one in fields if one["name"] == "embedding")
+
     def search(self, queries: FloatArray, k: int) -> list[StoredVectors]:
         settings = self._settings
         search = {"nprobe": settings.get("nprobe")}
@@ -157,8 +184,14 @@ class _MilvusCollection:
         return [self._vectors([hit["entity"] for hit in hits]) for hits in found]
 
     def fetch(self, ids: Sequence[str]) -> StoredVectors:
+        if not ids:
+            return self._vectors([])
+        # pymilvus's own `get` does not escape, and not every server takes filter templates.
+        condition = f"id in [{', '.join(map(_quoted, ids))}]"
         with self._talking() as client:
-            return self._vectors(client.get(self._name, list(ids), output_fields=_FIELDS))
+            return self._vectors(
+                client.query(self._name, filter=condition, output_fields=_FIELDS, limit=len(ids))
+            )
 
     def block(self, rows: range) -> StoredVectors:
         condition = f"row >= {rows.start} and row < {rows.stop}"
@@ -177,3 +210,8 @@ class _MilvusCollection:
         embeddings = np.array([one["embedding"] for one in records], np.float32).reshape(shape)
         rows = np.array([one["row"] for one in records], np.int64)
         return StoredVectors([one["id"] for one in records], rows, embeddings)
+
+
+def _quoted(text: str) -> str:
+    """A string literal of Milvus's filter expressions."""
+    return f'"{text.translate(_ESCAPES)}"'

@@ -1,6 +1,7 @@
 """The contract of every index: passage embeddings go in, the best passages' ids come out."""
 
 import abc
+import contextlib
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from imprag.errors import ImpRAGError
 from imprag.index.backends import INDEX_BACKENDS
 from imprag.index.manifest import IndexManifest
-from imprag.io.building import StoredFile
+from imprag.io.building import StoredFile, building_folder
 from imprag.io.files import expand_home
 
 FloatArray = npt.NDArray[np.float32]
@@ -211,7 +212,8 @@ class PassageIndex(abc.ABC):
 
         Args:
             path: the folder.
-            manifest: what it holds; its ``location`` is not empty.
+            manifest: what it holds; its ``location`` is not empty. Without files, it is that of a
+                build in :func:`imprag.io.building.building_folder` that is not finished.
 
         Raises:
             ImpRAGError: the server fails.
@@ -227,24 +229,26 @@ class PassageIndex(abc.ABC):
 
 
 def drop_vectors(path: Path) -> None:
-    """Delete what an index holds on a server, if anything, before its folder is deleted.
+    """Delete what an index and an unfinished build of it hold on a server, if anything.
 
     Args:
-        path: the folder; one without a readable manifest names no server.
+        path: the folder, before it is deleted; one without a readable manifest names no server.
 
     Raises:
         ImpRAGError: the server fails.
     """
-    try:
-        manifest = IndexManifest.read(path)
-    except ImpRAGError:
-        return
-    if manifest.location:
+    found = [IndexManifest.unfinished(path)]
+    with contextlib.suppress(ImpRAGError):
+        found.append(IndexManifest.read(path))
+    for manifest in found:
+        if manifest is None or not manifest.location:
+            continue
         try:
             INDEX_BACKENDS.find(manifest.kind).drop(path, manifest)
         except ImpRAGError as error:
+            where = path if manifest.files else building_folder(path)
             raise ImpRAGError(
-                f"the vectors of {path} at {manifest.location} cannot be deleted: {error} (if the "
+                f"the vectors of {where} at {manifest.location} cannot be deleted: {error} (if the "
                 "server is gone for good, delete the folder by hand)"
             ) from error
 

@@ -5,25 +5,28 @@ User and password come from libpq's environment (``PGUSER``, ``PGPASSWORD``, ``P
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from imprag.errors import ImpRAGError
 from imprag.index.manifest import IndexManifest
 from imprag.index.passage_index import FloatArray
 from imprag.index.remote import (
     Collection,
     RemoteIndex,
+    ServerError,
     StoredVectors,
-    password_free,
-    server_error,
+    check_password_free,
 )
 from imprag.io.optional import require
 
 _PAGE = 8192  # bytes, PostgreSQL's
 _MOST_SEARCHED = 1000  # pgvector's greatest ef_search
+_MOST_DIMENSIONS = {"float16": 4000, "float32": 2000}  # of pgvector's HNSW
+_T = TypeVar("_T")
 
 
 class PgvectorIndex(RemoteIndex):
@@ -34,6 +37,15 @@ class PgvectorIndex(RemoteIndex):
     @classmethod
     def settings(cls, kind: str, dimension: int, count: int, seed: int) -> dict[str, int]:
         return {"neighbours": 32, "ef_construction": 128, "ef_search": 200}
+
+    @classmethod
+    def check_location(cls, goal: IndexManifest) -> None:
+        if goal.dimension > (most := _MOST_DIMENSIONS[goal.dtype]):
+            raise ImpRAGError(
+                f"pgvector searches {goal.dtype} embeddings of at most {most} numbers, and the "
+                f"model's have {goal.dimension}; choose another kind of index"
+            )
+        super().check_location(goal)
 
     @classmethod
     def server_footprint(cls, goal: IndexManifest) -> int:
@@ -54,12 +66,32 @@ class PgvectorIndex(RemoteIndex):
     @classmethod
     def connect(cls, name: str, manifest: IndexManifest) -> Collection:
         require("indexes of the kind pgvector", "pgvector", "psycopg", "pgvector")
-        advice = "set PGPASSWORD or PGPASSFILE"
-        return _Table(name, password_free(manifest.location, advice), manifest)
+        _check_address(manifest.location)
+        return _Table(name, manifest.location, manifest)
+
+
+def _check_address(location: str) -> None:
+    """Refuse what is no address of libpq's, without showing it: it may hold a password."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        parts = conninfo_to_dict(location)
+    except psycopg.Error:
+        raise ImpRAGError(
+            "--uri must be an address of PostgreSQL, such as postgresql://localhost/wiki or "
+            "'host=localhost dbname=wiki'"
+        ) from None
+    secrets = [str(value) for key, value in parts.items() if "password" in key or "secret" in key]
+    check_password_free(secrets, "set PGPASSWORD or PGPASSFILE")
+
+
+class _LostConnectionError(ServerError):
+    """The server, or something on the way to it, has closed the connection."""
 
 
 class _Table:
-    """A table with ids, rows and embeddings.
+    """A table with ids, as UTF-8 in bytes since text cannot hold every one, rows and embeddings.
 
     Args:
         name: of the table.
@@ -81,8 +113,8 @@ class _Table:
         from pgvector.psycopg import register_vector
 
         connection = psycopg.connect(self._location, autocommit=True)
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        register_vector(connection)
+        with contextlib.suppress(psycopg.ProgrammingError):  # a server without pgvector yet
+            register_vector(connection)
         return connection
 
     @contextlib.contextmanager
@@ -90,30 +122,45 @@ class _Table:
         """A cursor in a transaction."""
         import psycopg
 
-        try:
-            with self._lock:
-                if self._connection.closed:
-                    del self._connection
+        with self._lock:
+            if "_connection" in self.__dict__ and self._connection.closed:
+                del self._connection
+            try:
                 with self._connection.transaction(), self._connection.cursor() as cursor:
                     yield cursor
-        except psycopg.Error as error:
-            self.__dict__.pop("_connection", None)
-            raise server_error(self._location, error) from error
+            except psycopg.Error as error:
+                lost = "_connection" in self.__dict__ and self._connection.closed
+                failure = _LostConnectionError if lost else ServerError
+                raise failure(self._location, error) from error
+
+    def _read(self, read: Callable[[Any], _T]) -> _T:
+        """The result of a function of a cursor, which is called again if the connection is lost."""
+        try:
+            with self._cursor() as cursor:
+                return read(cursor)
+        except _LostConnectionError:
+            with self._cursor() as cursor:
+                return read(cursor)
+
+    def prepare(self) -> None:
+        with self._cursor() as cursor:
+            cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")
 
     def create(self) -> None:
         with self._cursor() as cursor:
-            cursor.execute(f"DROP TABLE IF EXISTS {self._name}")
             cursor.execute(
-                f"CREATE TABLE {self._name} (id text PRIMARY KEY, row bigint UNIQUE NOT NULL, "
+                f"CREATE TABLE {self._name} (id bytea PRIMARY KEY, row bigint UNIQUE NOT NULL, "
                 f"embedding {self._type}({self._dimension}) NOT NULL)"
             )
 
     def insert(self, vectors: StoredVectors) -> None:
         command = f"COPY {self._name} (id, row, embedding) FROM STDIN WITH (FORMAT BINARY)"
         with self._cursor() as cursor, cursor.copy(command) as copy:
-            copy.set_types(["text", "int8", self._type])
-            for one in zip(vectors.ids, vectors.rows.tolist(), vectors.embeddings, strict=True):
-                copy.write_row([*one[:2], self._value(one[2])])
+            copy.set_types(["bytea", "int8", self._type])
+            for one, row, embedding in zip(
+                vectors.ids, vectors.rows.tolist(), vectors.embeddings, strict=True
+            ):
+                copy.write_row([one.encode(), row, self._value(embedding)])
 
     def finish(self) -> None:
         build = "m = {neighbours}, ef_construction = {ef_construction}"
@@ -124,13 +171,21 @@ class _Table:
             )
 
     def count(self) -> int | None:
-        with self._cursor() as cursor:
-            cursor.execute("SELECT to_regclass(%s)", [self._name])
-            if cursor.fetchone()[0] is None:
+        def read(cursor: Any) -> int | None:
+            (there,) = cursor.execute("SELECT to_regclass(%s)", [self._name]).fetchone()
+            if there is None:
                 return None
-            cursor.execute(f"SELECT count(*) FROM {self._name}")
-            count: int = cursor.fetchone()[0]
+            count: int = cursor.execute(f"SELECT count(*) FROM {self._name}").fetchone()[0]
             return count
+
+        return self._read(read)
+
+    def dimension(self) -> int:
+        command = (
+            "SELECT atttypmod FROM pg_attribute "
+            "WHERE attrelid = %s::regclass AND attname = 'embedding'"
+        )
+        return self._read(lambda cursor: int(cursor.execute(command, [self._name]).fetchone()[0]))
 
     def search(self, queries: FloatArray, k: int) -> list[StoredVectors]:
         return [self._nearest(query, k) for query in queries]
@@ -141,16 +196,19 @@ class _Table:
             f"SELECT id, row, embedding FROM {self._name} "
             f"ORDER BY embedding <#> %s::{self._type} LIMIT {int(k)}"
         )
-        with self._cursor() as cursor:
+
+        def read(cursor: Any) -> StoredVectors:
             cursor.execute(f"SET LOCAL hnsw.ef_search = {breadth}")
             found = self._vectors(cursor.execute(command, [self._value(query)]))
             if len(found.ids) < k:  # the part of the graph that was looked at holds fewer
                 cursor.execute("SET LOCAL enable_indexscan = off")
                 found = self._vectors(cursor.execute(command, [self._value(query)]))
-        return found
+            return found
+
+        return self._read(read)
 
     def fetch(self, ids: Sequence[str]) -> StoredVectors:
-        return self._select("id = ANY(%s)", [list(ids)])
+        return self._select("id = ANY(%s::bytea[])", [[one.encode() for one in ids]])
 
     def block(self, rows: range) -> StoredVectors:
         return self._select("row >= %s AND row < %s", [rows.start, rows.stop])
@@ -161,8 +219,7 @@ class _Table:
 
     def _select(self, condition: str, values: list[Any]) -> StoredVectors:
         command = f"SELECT id, row, embedding FROM {self._name} WHERE {condition}"
-        with self._cursor() as cursor:
-            return self._vectors(cursor.execute(command, values))
+        return self._read(lambda cursor: self._vectors(cursor.execute(command, values)))
 
     def _value(self, embedding: FloatArray) -> Any:
         from pgvector import HalfVector, Vector
@@ -175,4 +232,4 @@ class _Table:
         for n, (_, _, value) in enumerate(records):
             embeddings[n] = value if isinstance(value, np.ndarray) else value.to_numpy()
         rows = np.array([row for _, row, _ in records], np.int64)
-        return StoredVectors([one for one, _, _ in records], rows, embeddings)
+        return StoredVectors([one.decode() for one, _, _ in records], rows, embeddings)

@@ -1,19 +1,19 @@
 """Indexes whose vectors lie on a server; the folder names the collection that holds them."""
 
 import abc
+import contextlib
 import hashlib
 import json
-import platform
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from imprag.errors import ImpRAGError
+from imprag.errors import FaultError, ImpRAGError
 from imprag.index.manifest import MANIFEST, IndexManifest, save_state
 from imprag.index.passage_index import (
     EmbeddingParts,
@@ -23,12 +23,29 @@ from imprag.index.passage_index import (
     checked_embeddings,
     checked_queries,
 )
-from imprag.io.building import StoredFile, damaged, write_file
-from imprag.io.files import expand_home, read_json
+from imprag.io.building import StoredFile, building_folder, damaged, write_file
+from imprag.io.files import expand_home, read_json, write_json
 from imprag.io.progress import progress_bar
 
+_NOTE = "parts/collection.json"  # in the working folder of a build
 _BLOCK = 2048  # vectors that are read at a time
 _MORE = 16  # candidates that are scored again, besides k
+
+
+class ServerError(FaultError):
+    """A server cannot be reached, or refuses.
+
+    Args:
+        location: its address.
+        error: what its client raised.
+    """
+
+    def __init__(self, location: str, error: Exception) -> None:
+        words = str(error).strip() or type(error).__name__
+        super().__init__(
+            f"the server at {location} failed: {' '.join(words.split())[:300]}; see that it runs "
+            "and that you may use it, then run the same command again"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,10 +64,13 @@ class StoredVectors:
 
 
 class Collection(Protocol):
-    """The vectors of one index on a server. All methods raise an ImpRAGError if it fails."""
+    """The vectors of one index on a server. All methods raise a ServerError if it fails."""
+
+    def prepare(self) -> None:
+        """Make the server ready for new collections, as far as that is needed."""
 
     def create(self) -> None:
-        """Make an empty collection, in the place of one that an interrupted build left."""
+        """Make an empty collection under a new name."""
 
     def insert(self, vectors: StoredVectors) -> None:
         """Add vectors, which must have new ids and rows."""
@@ -60,6 +80,9 @@ class Collection(Protocol):
 
     def count(self) -> int | None:
         """Number of vectors; None if there is no such collection."""
+
+    def dimension(self) -> int:
+        """The dimension of the collection's vectors."""
 
     def search(self, queries: FloatArray, k: int) -> list[StoredVectors]:
         """About the k best vectors of each query, in any order; all if there are fewer."""
@@ -116,20 +139,24 @@ class RemoteIndex(PassageIndex):
         """A collection of that name, whether or not it exists, on the manifest's server.
 
         Raises:
-            ImpRAGError: the server cannot be reached.
+            ImpRAGError: the location is no address of such a server, or holds a password.
         """
 
     @classmethod
     def check_location(cls, goal: IndexManifest) -> None:
-        cls.connect("imprag_check", goal).count()
+        if not goal.location:
+            raise ImpRAGError("say where the server is: --uri URI (in Python, location=URI)")
+        cls.connect("imprag_check", goal).prepare()
 
     @classmethod
     def create(
         cls, folder: Path, goal: IndexManifest, parts: EmbeddingParts, progress: bool
     ) -> dict[str, StoredFile]:
-        # The name is that of an interrupted build in the same place, whose collection is replaced.
-        made_here = [asdict(goal), str(folder.parent.parent.resolve()), platform.node()]
-        name = _name(json.dumps(made_here, default=str))
+        work = folder.parent.parent
+        for left in _noted(work):  # by an interrupted build
+            cls.connect(left, goal).drop()
+        name = _new_name()
+        write_json(work / _NOTE, {"collection": name})
         place = _write(cls.connect(name, goal), name, _numbered(parts), goal.count, progress)
         return {"collection": _write_place(folder, place)}
 
@@ -197,7 +224,7 @@ class RemoteIndex(PassageIndex):
         here = path.resolve() == self._path.resolve()
 
         def write(folder: Path) -> IndexManifest:
-            name = _name(uuid.uuid4().hex)
+            name = _new_name()
             parts = _renumbered(self._blocks())
             place = _write(self.connect(name, goal), name, parts, goal.count, False)
             if here:
@@ -217,9 +244,13 @@ class RemoteIndex(PassageIndex):
 
     @classmethod
     def drop(cls, path: Path, manifest: IndexManifest) -> None:
-        place = _read_place(path, manifest)
-        for name in {place.collection, place.previous} - {None}:
-            cls.connect(str(name), manifest).drop()
+        if manifest.files:
+            place = _read_place(path, manifest)
+            names = [place.collection, *filter(None, [place.previous])]
+        else:
+            names = _noted(building_folder(path))
+        for name in names:
+            cls.connect(name, manifest).drop()
 
     def _open(self, path: Path, manifest: IndexManifest) -> None:
         self._path = path
@@ -229,9 +260,15 @@ class RemoteIndex(PassageIndex):
         count = self._collection.count()
         if count != manifest.count:
             there = "is not there" if count is None else f"has {count:,} passages"
-            raise ImpRAGError(
+            raise FaultError(
                 f"the collection {self._place.collection} at {manifest.location} {there}, but "
                 f"{path} is of {manifest.count:,}; build the index again, with --overwrite"
+            )
+        if (dimension := self._collection.dimension()) != manifest.dimension:
+            raise FaultError(
+                f"the collection {self._place.collection} at {manifest.location} has embeddings of "
+                f"{dimension} numbers, but {path} is of {manifest.dimension}; build the index "
+                "again, with --overwrite"
             )
         nothing = np.zeros((0, manifest.dimension), np.float32)
         self._added = StoredVectors([], np.zeros(0, np.int64), nothing)
@@ -263,7 +300,18 @@ class RemoteIndex(PassageIndex):
 def _write(
     collection: Collection, name: str, blocks: Iterable[StoredVectors], count: int, progress: bool
 ) -> _Place:
-    """Make a collection of vectors."""
+    """Make a collection of vectors; if it fails, nothing is left of it."""
+    try:
+        return _sent(collection, name, blocks, count, progress)
+    except Exception:
+        with contextlib.suppress(ImpRAGError):
+            collection.drop()
+        raise
+
+
+def _sent(
+    collection: Collection, name: str, blocks: Iterable[StoredVectors], count: int, progress: bool
+) -> _Place:
     collection.create()
     with progress_bar("Sending", count, progress) as bar:
 
@@ -294,8 +342,16 @@ def _read_place(folder: Path, manifest: IndexManifest) -> _Place:
         raise damaged(folder / MANIFEST, "it does not name a collection") from error
 
 
-def _name(of: str) -> str:
-    return f"imprag_{hashlib.sha256(of.encode()).hexdigest()[:24]}"
+def _noted(work: Path) -> list[str]:
+    """The collection of an unfinished build, as a list of at most one name."""
+    try:
+        return [read_json(work / _NOTE)["collection"]]
+    except (ImpRAGError, KeyError, TypeError):
+        return []
+
+
+def _new_name() -> str:
+    return f"imprag_{uuid.uuid4().hex[:24]}"
 
 
 def _numbered(parts: EmbeddingParts) -> Iterator[StoredVectors]:
@@ -342,29 +398,15 @@ def _joined(parts: Sequence[StoredVectors]) -> StoredVectors:
     )
 
 
-def password_free(location: str, advice: str) -> str:
-    """A server's address, which goes into the index folder.
+def check_password_free(secrets: Iterable[str | None], advice: str) -> None:
+    """Refuse a server's address with a password: it goes into the index folder.
+
+    Args:
+        secrets: the parts of the address that must be empty.
+        advice: where the password belongs instead.
 
     Raises:
-        ImpRAGError: it is empty, or holds a password.
+        ImpRAGError: there is a password.
     """
-    from urllib.parse import urlsplit
-
-    if not location:
-        raise ImpRAGError("say where the server is: --uri URI (in Python, location=URI)")
-    try:
-        has_password = bool(urlsplit(location).password)
-    except ValueError as error:
-        raise ImpRAGError(f"--uri {location!r} is no URI: {error}") from error
-    if has_password or "password=" in location:
+    if any(secrets):
         raise ImpRAGError(f"--uri must not hold a password, which would be stored: {advice}")
-    return location
-
-
-def server_error(location: str, error: Exception) -> ImpRAGError:
-    """The error for a server that cannot be reached or refuses."""
-    words: Any = str(error).strip() or type(error).__name__
-    return ImpRAGError(
-        f"the server at {location} failed: {' '.join(words.split())[:300]}; see that it runs and "
-        "that you may use it, then run the same command again"
-    )

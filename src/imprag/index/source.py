@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from imprag.corpus import Corpus, load_corpus
-from imprag.errors import ImpRAGError
+from imprag.errors import FaultError, ImpRAGError
 from imprag.index.folder import Encoder, IndexFolder
 from imprag.index.stored_embeddings import OtherEmbeddingsError, StoredEmbeddings
 from imprag.io.files import cache_dir
@@ -38,9 +38,16 @@ class IndexSource:
         self.built_in = False
 
     def latest(self) -> IndexFolder | None:
-        """The index, opened again if it was updated; None if it is not known yet."""
-        if self.folder is not None and not self.folder.is_current:
-            self.folder = self._checked(IndexFolder.open(self.folder.path))
+        """The index, opened again if it was updated; None if it is not known yet.
+
+        Raises:
+            FaultError: it cannot be opened again.
+        """
+        try:
+            if self.folder is not None and not self.folder.is_current:
+                self.folder = self._checked(IndexFolder.open(self.folder.path))
+        except ImpRAGError as error:
+            raise FaultError(str(error)) from error
         return self.folder
 
     @property

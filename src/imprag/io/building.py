@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from imprag.errors import ImpRAGError
+from imprag.errors import FaultError, ImpRAGError
 from imprag.io.files import atomic_path, read_json, sha256, write_error, write_json
 
 _Manifest = TypeVar("_Manifest")
@@ -142,7 +142,7 @@ def claim(work: Path, plan: dict[str, Any], *, alone: bool, overwrite: bool = Fa
         ImpRAGError: the folder has another plan, or holds other files.
     """
     plan_file = work / "plan.json"
-    if plan_file.is_file() and (other := differences(plan, _plan(plan_file))):
+    if plan_file.is_file() and (other := differences(plan, read_plan(work))):
         if not overwrite:
             raise ImpRAGError(
                 f"{work} holds an unfinished build with another {other}; {OVERWRITE}, or build "
@@ -170,9 +170,10 @@ OVERWRITE = "run the command again with --overwrite (in Python, overwrite=True) 
 """Advice for a folder that holds another build."""
 
 
-def _plan(file: Path) -> dict[str, Any]:
+def read_plan(work: Path) -> dict[str, Any]:
+    """The plan of an unfinished build; empty if there is none, or it is damaged."""
     try:
-        plan = read_json(file)
+        plan = read_json(work / "plan.json")
     except ImpRAGError:
         return {}
     return plan if isinstance(plan, dict) else {}
@@ -296,9 +297,9 @@ def is_of_earlier_version(own: str, wanted: str) -> bool:
     return wanted.startswith("v2-") and re.fullmatch("[0-9a-f]{32}", own) is not None
 
 
-def damaged(path: Path, reason: str) -> ImpRAGError:
+def damaged(path: Path, reason: str) -> FaultError:
     """The error for a file that differs from what was written."""
-    return ImpRAGError(f"{path} is damaged ({reason}); delete its folder and build it again")
+    return FaultError(f"{path} is damaged ({reason}); delete its folder and build it again")
 
 
 def versions(**engines: str) -> dict[str, str]:

@@ -130,7 +130,8 @@ def build_kv_cache(
         codec: the name of a codec, such as ``bf16``, ``int4`` or ``pq``; see `register_codec`.
         kv_keep_ratio: the share of its tokens that each passage keeps, those that receive most
             attention in it.
-        rows: of the passages to store; all if not given.
+        rows: of the passages to store; all if not given. A KV cache of some of them stays one of a
+            selection: updates of it need ``rows``, too.
         shard_passages: passages in a file; by default as many as fit into 256 MB.
         seed: seed of the sample that a codec such as ``pq`` is fitted to.
         overwrite: delete a KV cache of other passages, of another model or with other settings,
@@ -149,13 +150,11 @@ def build_kv_cache(
     check_independent(model)
     if not 0 < kv_keep_ratio <= 1:
         raise ImpRAGError(f"kv_keep_ratio is a share above 0 and at most 1, not {kv_keep_ratio}")
-    rows = range(len(corpus)) if rows is None else sorted(set(rows))
-    if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
-        raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
     if shard_passages is None:
         shard_passages = _shard_passages(model, codec)
     if update:
         return _update(out, corpus, model, tokenizer, rows, shard_passages, progress)
+    rows = _checked_rows(corpus, rows)
     coder = untrained_codec(codec, model.decoder.head_dim)
     size = coder.bytes_per_vector
     config = model.config
@@ -174,6 +173,7 @@ def build_kv_cache(
         shards=[],
         codec_file=None,
         versions={},
+        selection=len(rows) < len(corpus),
     )
     plan = {**dataclasses.asdict(goal), "shard_passages": shard_passages, "seed": seed}
     plan["rows"] = hashlib.sha256(np.array(rows).tobytes()).hexdigest()
@@ -206,6 +206,14 @@ def build_kv_cache(
             store = DiskStore(out)
         remove_work(work)
     return store
+
+
+def _checked_rows(corpus: Corpus, rows: Sequence[int] | None) -> Sequence[int]:
+    """Rows to store, in ascending order; all if None."""
+    rows = range(len(corpus)) if rows is None else sorted(set(rows))
+    if not rows or rows[0] < 0 or rows[-1] >= len(corpus):
+        raise ImpRAGError(f"rows to store must be of the corpus, which has {len(corpus)}")
+    return rows
 
 
 def prediction(sizes: dict[str, int], codec: str, out: Path) -> str:
@@ -370,7 +378,7 @@ def _update(
     corpus: Corpus,
     model: ImpRAGModel,
     tokenizer: Any,
-    rows: Sequence[int],
+    rows: Sequence[int] | None,
     shard_passages: int,
     progress: bool,
 ) -> DiskStore:
@@ -378,10 +386,14 @@ def _update(
     with only_builder(out) as alone:
         if alone:
             sweep(out)
-        store = DiskStore(out)
+        store, missing = rows_to_add(out, corpus, model, tokenizer, rows)
         manifest = store.manifest
-        manifest.check(out, model_fingerprint=states_fingerprint(model, tokenizer))
-        missing = _missing(store, corpus, rows)
+        if progress and missing:
+            codec, ratio = manifest.codec, manifest.kv_keep_ratio
+            predicted = predict_kv_cache(
+                corpus, model, tokenizer, codec=codec, kv_keep_ratio=ratio, rows=missing
+            )
+            print(f"to add: {prediction(predicted, codec, out)}", file=sys.stderr)
         with progress_bar("Encoding", len(missing), progress) as bar:
             for start in range(0, len(missing), shard_passages):
                 passages = corpus.passages(missing[start : start + shard_passages])
@@ -395,6 +407,29 @@ def _update(
                 bar.update(len(passages))
         dataclasses.replace(manifest, corpus_fingerprint=corpus.fingerprint).write(out)
     return DiskStore(out)
+
+
+def rows_to_add(
+    out: Path, corpus: Corpus, model: ImpRAGModel, tokenizer: Any, rows: Sequence[int] | None
+) -> tuple[DiskStore, list[int]]:
+    """A KV cache, and the rows of the passages that an update adds to it, one of each text.
+
+    Args:
+        out: the folder of the KV cache.
+        corpus, model, tokenizer, rows: as for :func:`build_kv_cache`.
+
+    Raises:
+        ImpRAGError: there is no KV cache of this model, or it is one of a selection and ``rows``
+            are not given.
+    """
+    store = DiskStore(out)
+    store.manifest.check(out, model_fingerprint=states_fingerprint(model, tokenizer))
+    if rows is None and store.manifest.selection:
+        raise ImpRAGError(
+            f"{out} holds only the passages that prompts retrieved most often: give --top-passages "
+            "and --prompts, whose choice is added"
+        )
+    return store, _missing(store, corpus, _checked_rows(corpus, rows))
 
 
 def _holds(store: DiskStore, corpus: Corpus, rows: Sequence[int]) -> bool:

@@ -49,6 +49,8 @@ class KVCacheManifest:
         shards: the shards in the order in which they were made.
         codec_file: the codec's fitted state, if it has one.
         versions: versions of ImpRAG and of the libraries that wrote the KV cache.
+        selection: whether only some passages of the corpus were asked for, as in a cache of those
+            that are retrieved most often.
     """
 
     model_fingerprint: str
@@ -65,6 +67,7 @@ class KVCacheManifest:
     shards: list[Shard]
     codec_file: StoredFile | None
     versions: dict[str, str]
+    selection: bool = False
     format_version: int = FORMAT_VERSION
 
     @classmethod

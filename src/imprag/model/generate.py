@@ -181,7 +181,8 @@ def generate(
     reading = ReadingPass(decoder)
     reading.begin(retrieve, prompts.attention_mask)
     view = decoder.lm_view(reading.wrappers())
-    return view.generate(**{**prompts.model_inputs(decoder), **arguments})
+    # Each process generates alone, also in a training under FSDP, where transformers would wait.
+    return view.generate(**prompts.model_inputs(decoder), synced_gpus=False, **arguments)
 
 
 class CompiledDecoding:

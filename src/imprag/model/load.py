@@ -4,12 +4,14 @@ import dataclasses
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
 
 from imprag.errors import ImpRAGError
 from imprag.io.files import atomic_path, cache_dir, expand_home
@@ -101,12 +103,23 @@ def load_pretrained(
     return ImpRAGModel(lm, config, frozen.to(dtype)), tokenizer
 
 
-def save_pretrained(model: ImpRAGModel, tokenizer: Any, folder: Path) -> None:
+def save_pretrained(
+    model: ImpRAGModel,
+    tokenizer: Any,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write settings and weights into a new folder, atomically.
 
     If the model carries a LoRA adapter (`imprag.model.peft_adapters.add_adapter`), only the adapter
     is written; the settings name its base model and that model's fingerprint, if known. Otherwise
     the full weights and the tokenizer are written.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        folder: the folder.
+        weights: of ``model.lm``; by default those that it holds. A sharded model holds a part.
 
     Raises:
         ImpRAGError: the folder exists and is not empty, or cannot be written.
@@ -117,9 +130,9 @@ def save_pretrained(model: ImpRAGModel, tokenizer: Any, folder: Path) -> None:
     with atomic_path(folder) as temporary, quiet_transformers():
         if has_adapter(model.lm):
             temporary.mkdir()
-            save_adapter(model.lm, temporary)
+            save_adapter(model.lm, temporary, weights)
         else:
-            model.lm.save_pretrained(temporary)
+            model.lm.save_pretrained(temporary, state_dict=weights)
             tokenizer.save_pretrained(temporary)
         model.config.save(temporary)
 

@@ -1,6 +1,7 @@
 """Errors in OpenAI's form, ``{"error": {...}}``, whatever raised them."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from imprag.errors import ImpRAGError
+from imprag.errors import FaultError, ImpRAGError
 from imprag.serving.replies import ErrorDetail, ErrorReply
 from imprag.serving.requests import BusyError, TimeLimitError
 
@@ -75,7 +76,11 @@ class ErrorResponse(Response):
 
 
 def response_to(error: Exception) -> ErrorResponse:
-    """The response to a request that failed; a fault of the server is not described to clients."""
+    """The response to a request that failed.
+
+    A fault of the server is not described to clients: that of its index is logged here, any other
+    by the server.
+    """
     match error:
         case BusyError():
             wait = {"Retry-After": str(max(1, round(error.retry_after)))}
@@ -84,6 +89,10 @@ def response_to(error: Exception) -> ErrorResponse:
             return ErrorResponse(503, str(error), code="time_limit", headers={"Retry-After": "5"})
         case NotFoundError():
             return ErrorResponse(404, str(error), code=error.code)
+        case FaultError():
+            logging.getLogger(__name__).error("a request failed: %s", error)
+            message = "the server cannot use its index; its log says why"
+            return ErrorResponse(500, message, code="index_error")
         case ImpRAGError():
             return ErrorResponse(400, str(error))
         case _:

@@ -20,6 +20,7 @@ from imprag.errors import ImpRAGError
 from imprag.retrieval import RetrievedPassage
 from imprag.serving.citations import passage_url
 from imprag.serving.engine import Engine
+from imprag.serving.errors import response_to
 from imprag.serving.exchange import hand_over
 from imprag.serving.requests import Completed, Ended, EngineEvent, EngineRequest, Failed, Retrieved
 from imprag.serving.running import Ticket
@@ -84,7 +85,7 @@ class ToolServer(MCPServer[Any]):
             return await super().call_tool(name, arguments, context)
         except UnexpectedToolError as error:
             if isinstance(error.__cause__, ImpRAGError):
-                raise ToolError(str(error.__cause__)) from error
+                raise ToolError(response_to(error.__cause__).error.message) from error
             raise
 
 

@@ -135,7 +135,8 @@ class Failed:
     """The request failed; the last event.
 
     Attributes:
-        error: an :class:`ImpRAGError` for what the caller can mend, anything else is a fault here.
+        error: an :class:`ImpRAGError` for what the caller can mend; a
+            :class:`~imprag.errors.FaultError` among them, or anything else, is a fault here.
     """
 
     error: Exception

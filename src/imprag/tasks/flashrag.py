@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator
 from imprag.tasks.example import Example, answers
 from imprag.tasks.records import Record
 
-FIELDS = {"question", "golden_answers"}
-
 
 def read_flashrag(records: Iterable[Record]) -> Iterator[Example]:
     """Yield the questions of a file in FlashRAG's form; those without an answer are skipped.

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from imprag.corpus.questions import FLASHRAG_FIELDS, beir_queries
 from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home
 from imprag.io.plugins import plugins
 from imprag.io.registry import Registry
-from imprag.tasks.beir import is_beir, read_beir
+from imprag.tasks.beir import read_beir
 from imprag.tasks.example import Example
-from imprag.tasks.flashrag import FIELDS as FLASHRAG
 from imprag.tasks.flashrag import read_flashrag
 from imprag.tasks.records import Record, read_records
 
@@ -120,14 +120,14 @@ class Task:
             raise ImpRAGError(f"{source} holds no example of task '{self.name}'{held}")
 
     def _examples(self, source: str | Path, split: str | None) -> Iterator[Example]:
-        if is_beir(folder := expand_home(source)):
+        if beir_queries(folder := expand_home(source)):
             return read_beir(folder, split)
         records = read_records(source, split or "validation")
         first = next(records, None)
         if first is None:
             raise ImpRAGError(f"{source} is empty; expected examples of task '{self.name}'")
         reader = self.reader
-        if first.keys() >= FLASHRAG:
+        if first.keys() >= FLASHRAG_FIELDS:
             reader = read_flashrag
         elif reader is None or {"input", "output"} <= first.keys():
             reader = read_kilt

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from imprag.corpus.questions import beir_queries
 from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home
 from imprag.tasks.benchmark import load_benchmark
 from imprag.tasks.example import Example, read_examples
+from imprag.tasks.records import read_records
 from imprag.tasks.task import Task, load_task
 
 
@@ -133,6 +135,8 @@ def _of_file(name: str, split: str | None, known: Iterable[str]) -> Iterator[Tas
         yield TaskExamples(found, list(found.read(source, split)), source)
     elif (path := expand_home(name)).is_file():
         yield from _by_task(path)
+    elif beir_queries(path):
+        raise ImpRAGError(f"{name} is a folder in BEIR's form: give it as --tasks beir={name}")
     else:
         of_data = f"; the benchmark has {', '.join(known)}" if known else ""
         raise ImpRAGError(
@@ -142,6 +146,12 @@ def _of_file(name: str, split: str | None, known: Iterable[str]) -> Iterator[Tas
 
 
 def _by_task(path: Path) -> Iterator[TaskExamples]:
+    first = next(read_records(path), None)
+    if first is not None and not {"input", "output"} & first.keys():
+        raise ImpRAGError(
+            f"{path} is not in KILT's form, whose examples name their tasks; if it is a task's "
+            f"official file, or one of FlashRAG, give it as --tasks TASK={path}"
+        )
     examples: dict[str, list[Example]] = defaultdict(list)
     for example in read_examples(path):
         if not example.task:

@@ -275,7 +275,7 @@ class CostEstimate:
             length = source.prompt_tokens + source.response_tokens
             generated = sampled if generating else 0.0
             if source.retrieves:
-                chosen = sampled * self._generated_share
+                chosen = sampled * self._generated_share if source.response_tokens else 0.0
                 total = sampled + chosen * (questions - 1)
                 generated = chosen * questions if generating else 0.0
                 queries += (total - generated) * source.prompt_tokens
@@ -303,10 +303,10 @@ class CostEstimate:
 
     @property
     def _generated_share(self) -> float:
-        """Share of the retrieving prompts that `batch.generate` selects."""
+        """Share of the retrieving prompts with a response that `batch.generate` selects."""
         batch = self.recipe.batch
         retrieving = batch.prompts * sum(
-            source.share for source in self.sources if source.retrieves
+            one.share for one in self.sources if one.retrieves and one.response_tokens
         )
         if batch.generate is None or batch.generate >= retrieving:
             return 1.0

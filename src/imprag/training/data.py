@@ -16,6 +16,7 @@ from imprag.errors import ImpRAGError
 from imprag.tasks import TaskExamples, load_benchmark, load_task, read_tasks, split_of_passages
 from imprag.tasks.benchmark import is_benchmark
 from imprag.tasks.self_supervised import maker_of
+from imprag.training.objectives import make_objective
 from imprag.training.recipe import Recipe, TeacherSettings
 from imprag.training.sources import Synthetic, SyntheticSource, TaskSource
 from imprag.training.teacher import TextRetriever, label_prompts, load_retriever
@@ -30,7 +31,8 @@ class TrainingExample:
     Attributes:
         id: id of the task's example.
         prompt: the task's prompt template, filled in; empty for plain text of the corpus.
-        response: the text that the model should generate.
+        response: the text that the model should generate; empty if no answer is known, so that the
+            example trains retrieval alone.
         positives: corpus rows of the positives, the most certain first; () without retrieval.
         hard_negatives: corpus rows of the pool that batches sample hard negatives from, the
             hardest first.
@@ -79,8 +81,8 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
     Passages about entities that a benchmark of the recipe holds out give no synthetic examples.
 
     Raises:
-        ImpRAGError: data is missing or malformed, a gold passage is not in the corpus, or the
-            teacher is not installed.
+        ImpRAGError: data is missing or malformed, a gold passage is not in the corpus, the teacher
+            is not installed, or no example has an answer, which a stage of the recipe needs.
     """
     retriever: TextRetriever | None = None
     sources: list[TrainingSource] = []
@@ -107,7 +109,27 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
             tasks, corpus, labels, recipe.teacher, source.positives, recipe.batch.positives
         )
         sources.append(TrainingSource(source.task, examples, source.weight))
+    _check_responses(recipe, sources)
     return sources
+
+
+def _check_responses(recipe: Recipe, sources: Iterable[TrainingSource]) -> None:
+    """Refuse stages that learn from responses alone if no example has one."""
+    if any(example.response for source in sources for example in source.examples):
+        return
+    stages = recipe.stages
+    before = stages.warmup.fraction + (stages.bottom.fraction if stages.bottom else 0)
+    last = make_objective(stages.self_distillation.objective)
+    if before < 1 and last.needs_log_likelihood:
+        raise ImpRAGError(
+            "no example of the recipe has an answer, so self-distillation has nothing to learn "
+            "from: set stages.warmup.fraction to 1, or add data with answers"
+        )
+    if stages.mine_every is not None:
+        raise ImpRAGError(
+            "no example of the recipe has an answer, so no prompt reads what stages.mine_every "
+            "mines: leave it out, or add data with answers"
+        )
 
 
 def read_source(
@@ -173,7 +195,7 @@ def retrieval_examples(
             TrainingExample(
                 id=example.id,
                 prompt=task.prompt(example),
-                response=task.response(example),
+                response=task.response(example) if example.answers else "",
                 positives=tuple(rows),
                 hard_negatives=_without(ranks[first - 1 : last], rows),
                 known=tuple(near),

@@ -43,7 +43,8 @@ class SourceCost:
         examples: number of examples; the recipe's limit if the source is not found.
         share: mean share of a batch's prompts.
         retrieves: whether its prompts read passages.
-        prompt_tokens, response_tokens: mean lengths, measured if the source is found.
+        prompt_tokens, response_tokens: mean lengths, measured if the source is found. Without
+            response tokens, prompts only retrieve.
         positives: number of positives of each prompt in a batch.
     """
 
@@ -208,9 +209,9 @@ def _estimate_synthetic(
 def _lengths(
     task: Task, examples: Sequence[Example], count: Callable[[str], float]
 ) -> tuple[float, float]:
-    """Mean tokens of prompts and responses."""
+    """Mean tokens of prompts and responses; of none where no answer is known."""
     prompts = [count(task.prompt(example)) for example in examples]
-    responses = [count(task.response(example)) for example in examples]
+    responses = [count(task.response(one)) if one.answers else 0.0 for one in examples]
     return statistics.fmean(prompts), statistics.fmean(responses)
 
 

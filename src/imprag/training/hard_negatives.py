@@ -7,38 +7,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.index.folder import IndexFolder
 from imprag.io.files import atomic_path
-from imprag.model import ImpRAGModel, PassageEncoder
-from imprag.model.text import prompt_batch
+from imprag.training.distributed import from_main_process, is_main_process
+from imprag.training.ranking import rank_corpus
 from imprag.training.recipe import LONGEST_TEXT
-
-_BATCH = 64
+from imprag.training.step import TrainingModel
 
 
 class HardNegativeMiner:
     """Ranks the corpus for prompts with the model in training, and stores the ranks in a folder.
 
-    A resumed run reads the stored ranks, so that it continues with the same candidates. The main
-    process mines; the others wait for it.
+    A resumed run reads the stored ranks, so that it continues with the same candidates. All
+    processes mine together, each its share of the corpus; the main process stores the ranks.
 
     Args:
         model: the model in training; its weights change between calls.
         tokenizer: the model's tokenizer.
         corpus: the passages.
-        folder: folder of the ranks, and of a temporary index.
+        folder: folder of the ranks.
         dtype: dtype that layers compute in; bfloat16 or float32.
     """
 
     def __init__(
-        self, model: ImpRAGModel, tokenizer: Any, corpus: Corpus, folder: Path, dtype: torch.dtype
+        self, model: TrainingModel, tokenizer: Any, corpus: Corpus, folder: Path, dtype: torch.dtype
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -62,36 +58,26 @@ class HardNegativeMiner:
         """
         depth = min(depth, len(self._corpus))
         path = self._folder / f"step-{step}.safetensors"
-        with PartialState().main_process_first():
-            if not path.exists():
-                rows = self._rank(prompts, depth)
-                with atomic_path(path) as temporary:
-                    save_file({"rows": rows.astype(np.int32)}, temporary)
-            try:
-                stored: npt.NDArray[np.int32] = load_file(path)["rows"]
-            except (OSError, KeyError, SafetensorError) as error:
-                raise ImpRAGError(f"{path} is damaged ({error}); delete it") from error
-        return stored
+        if from_main_process(path.exists()):
+            return _read(path)
+        rows = self._rank(prompts, depth)
+        if is_main_process():
+            with atomic_path(path) as temporary:
+                save_file({"rows": rows}, temporary)
+        return rows
 
-    def _rank(self, prompts: Sequence[str], depth: int) -> npt.NDArray[np.int64]:
-        model, training = self._model, self._model.training
-        encoder = PassageEncoder(model, self._tokenizer)
-        device, low = model.device, self._dtype is not torch.float32
-        model.eval()
-        try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, self._dtype, enabled=low),
-                IndexFolder.temporary(self._corpus, encoder, self._folder / ".index") as index,
-            ):
-                rows = []
-                starts = range(0, len(prompts), _BATCH)
-                for start in tqdm(starts, desc="hard negatives", delay=2, disable=None):
-                    batch = prompts[start : start + _BATCH]
-                    queries = model.query_embeddings(
-                        *prompt_batch(self._tokenizer, batch, LONGEST_TEXT, device)
-                    )
-                    rows.append(index.search(queries.cpu().numpy(), depth)[0])
-            return np.concatenate(rows)
-        finally:
-            model.train(training)
+    def _rank(self, prompts: Sequence[str], depth: int) -> npt.NDArray[np.int32]:
+        device, low = self._model.model.device.type, self._dtype is not torch.float32
+        with self._model.inference() as model, torch.autocast(device, self._dtype, enabled=low):
+            ranking = rank_corpus(
+                model, self._tokenizer, self._corpus, prompts, depth, limit=LONGEST_TEXT
+            )
+        return ranking.rows.cpu().numpy().astype(np.int32)
+
+
+def _read(path: Path) -> npt.NDArray[np.int32]:
+    try:
+        rows: npt.NDArray[np.int32] = load_file(path)["rows"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ImpRAGError(f"{path} is damaged ({error}); delete it") from error
+    return rows

@@ -2,16 +2,18 @@
 
 import copy
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list
+from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
@@ -20,11 +22,12 @@ from imprag.io.files import expand_home, read_json, write_json
 from imprag.io.locking import only_builder
 from imprag.model import ImpRAGModel, load_base_model
 from imprag.model.fingerprint import model_fingerprint
-from imprag.model.load import load_pretrained, save_pretrained
+from imprag.model.load import load_pretrained
 from imprag.tasks.knowledge import QUESTION
 from imprag.tasks.task import load_task
 from imprag.training.batches import Batches
 from imprag.training.data import TrainingSource, load_sources
+from imprag.training.distributed import from_main_process
 from imprag.training.hard_negatives import HardNegativeMiner
 from imprag.training.lora import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.packages import require_packages
@@ -76,7 +79,11 @@ def train(
     """
     require_packages(recipe)
     out = expand_home(out)
-    processes = PartialState(cpu=not torch.cuda.is_available())
+    # accelerate's default under FSDP2 are sharded checkpoints, which nothing but FSDP2 reads.
+    os.environ.setdefault("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
+    # Processes wait for each other while the main one evaluates or makes teacher labels.
+    patience = timedelta(seconds=recipe.trainer.get("ddp_timeout", 1800))
+    processes = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
     with only_builder(out) if processes.is_main_process else nullcontext():
         return _train(recipe, out, resume, evaluator, processes)
 
@@ -89,13 +96,14 @@ def _train(
     processes: PartialState,
 ) -> dict[str, Any]:
     """:func:`train` with the run folder locked."""
-    checkpoint = [_start(recipe, out, resume)] if processes.is_main_process else [None]
-    checkpoint = broadcast_object_list(checkpoint)
+    checkpoint = from_main_process(
+        _start(recipe, out, resume) if processes.is_main_process else None
+    )
     with processes.main_process_first():  # the others read its files from the cache
         corpus = load_corpus(recipe.corpus)
         sources = load_sources(recipe, corpus)
         if processes.is_main_process:
-            _check_inputs(out, corpus, sources, resumed=checkpoint[0] is not None)
+            _check_inputs(out, corpus, sources, resumed=checkpoint is not None)
         evaluate = evaluator(corpus, out / "development") if evaluator else None
 
     set_seed(recipe.seed)
@@ -129,26 +137,23 @@ def _train(
     model = TrainingModel(ImpRAGModel(lm, config, frozen), recipe.stages)
 
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    miner = HardNegativeMiner(model.model, tokenizer, corpus, out / RANKS, dtype)
+    miner = HardNegativeMiner(model, tokenizer, corpus, out / RANKS, dtype)
     part = (processes.process_index, processes.num_processes)
     batches = Batches(sampler, schedule, corpus, tokenizer, recipe, *part, miner)
     trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
     if trainer.is_fsdp_enabled:
-        check_fsdp(trainer.accelerator.state.fsdp_plugin, recipe)
+        check_fsdp(trainer.accelerator.state.fsdp_plugin)
     try:
-        result = trainer.train(resume_from_checkpoint=checkpoint[0])
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     except OSError as error:
         raise ImpRAGError(
             f"training stopped: {error}; the checkpoints in {out} are kept: rerun the same command "
             "with --resume to continue"
         ) from error
     trainer.load_best()
-    folder = out / MODEL
-    if trainer.is_world_process_zero() and not folder.exists():
-        model = trainer.accelerator.unwrap_model(trainer.model).model
-        save_pretrained(model, tokenizer, folder)
+    trainer.save_trained(out / MODEL)
     return {
-        "model": str(folder),
+        "model": str(out / MODEL),
         "steps": result.global_step,
         "seconds": round(result.metrics["train_runtime"], 1),
         "loss": result.training_loss,
@@ -182,23 +187,25 @@ def training_time(out: Path) -> dict[str, float]:
     return {"steps": ends[-1]["step"], "hours": round(seconds / 3600, 2)}
 
 
-def check_fsdp(plugin: FullyShardedDataParallelPlugin, recipe: Recipe) -> None:
-    """Check that a recipe can run under FSDP with these settings.
+def check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Check that a run is possible under FSDP with these settings.
 
     Raises:
-        ImpRAGError: layers would be sharded one by one, or the recipe needs whole weights in one
-            process.
+        ImpRAGError: layers would be sharded one by one, checkpoints would not hold whole weights,
+            or it is FSDP1.
     """
+    if plugin.fsdp_version != 2:
+        raise ImpRAGError("only FSDP2 is supported: set FSDP_VERSION=2 (fsdp_version: 2)")
     if plugin.auto_wrap_policy is not None:
         raise ImpRAGError(
             "FSDP would shard layers one by one, but passages and prompts alternate in them; "
-            "shard the model as a whole with fsdp_auto_wrap_policy: NO_WRAP"
+            "shard the model as a whole with FSDP_AUTO_WRAP_POLICY=NO_WRAP "
+            "(fsdp_auto_wrap_policy: NO_WRAP)"
         )
-    whole = "evaluation" if recipe.evaluation else "stages.mine_every"
-    if recipe.evaluation or recipe.stages.mine_every:
+    if plugin.state_dict_type.name != "FULL_STATE_DICT":
         raise ImpRAGError(
-            f"{whole} needs all weights in one process, which FSDP does not provide: leave it "
-            "out, or train with DDP"
+            "checkpoints hold whole weights: set FSDP_STATE_DICT_TYPE=FULL_STATE_DICT "
+            "(fsdp_state_dict_type: FULL_STATE_DICT)"
         )
 
 

@@ -1,6 +1,7 @@
 """The training step: encodes passages once, runs prompts on them, and computes both losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,11 @@ from imprag.model.generate import fixed
 from imprag.model.inputs import batches_by_length, pad
 from imprag.model.kv import EncodedPassages, PassageKV
 from imprag.model.model import ImpRAGModel
-from imprag.training.distributed import gather_with_gradient, mean_over_processes
+from imprag.training.distributed import (
+    gather_with_gradient,
+    mean_over_processes,
+    whole_weights,
+)
 from imprag.training.objectives import (
     IGNORED,
     ScoredBatch,
@@ -116,6 +121,20 @@ class TrainingModel(nn.Module):
         self._remember(batch, embeddings)
         loss = generation + self.stages.retrieval_weight * retrieval
         return StepOutput(loss, generation, retrieval, scores)
+
+    @contextmanager
+    def inference(self) -> Iterator[ImpRAGModel]:
+        """The model in evaluation mode and, under FSDP2, with all weights in every process.
+
+        All processes enter and leave together.
+        """
+        training = self.training
+        self.eval()
+        try:
+            with whole_weights(self):
+                yield self.model
+        finally:
+            self.train(training)
 
     # The retrieval loss
 

@@ -3,13 +3,12 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,9 +28,11 @@ from imprag.io.files import read_json
 from imprag.model import ImpRAGModel
 from imprag.model.adapter import PREFIX, WEIGHTS
 from imprag.model.base import load_base_model, quiet_transformers
+from imprag.model.load import save_pretrained
 from imprag.model.peft_adapters import has_adapter, save_adapter
 from imprag.model.weight_files import check_safetensors, named, read_tensors
 from imprag.training.batches import Batches
+from imprag.training.distributed import from_main_process, mean_over_processes, shards_of
 from imprag.training.packages import curve_writers
 from imprag.training.recipe import Recipe
 from imprag.training.step import TrainingBatch, TrainingModel
@@ -39,11 +40,14 @@ from imprag.training.step import TrainingBatch, TrainingModel
 METRICS = "metrics.jsonl"
 CROSS_BATCH_MEMORY = "cross_batch_memory.safetensors"  # in a checkpoint
 _OLD_MEMORY = "memory.safetensors"  # its name in older checkpoints
+_FSDP_WEIGHTS = "pytorch_model_fsdp.bin"  # Trainer's own copy of sharded weights
+_CHECKED = ("*.safetensors", "*.pt", "*.pth", "*.bin")  # files of a checkpoint
 _LM = "model.lm."  # what the names of the language model's weights start with in TrainingModel
 
 Evaluate = Callable[[ImpRAGModel, Any, int], dict[str, float]]
-"""``evaluate(model, tokenizer, step)`` measures the model in training and returns metrics by
-name."""
+"""``evaluate(model, tokenizer, step)`` measures the model in training and returns metrics by name.
+
+All processes call it together, and the main process's metrics count."""
 
 
 class ImpRAGTrainer(Trainer):  # type: ignore[misc]
@@ -171,15 +175,12 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: Sequence[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluates the model in the main process and gives its metrics to all processes."""
+        """Evaluates the model and gives the main process's metrics to all processes."""
         assert self._evaluate_model is not None
-        measured: list[dict[str, float]] = [{}]
-        if self.is_world_process_zero():
-            model = self._imprag_model()
-            with self.accelerator.autocast():
-                measured[0] = self._evaluate_model(model, self.tokenizer, self.state.global_step)
-        measured = broadcast_object_list(measured)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured[0].items()}
+        with self._training_model().inference() as model, self.accelerator.autocast():
+            measured = self._evaluate_model(model, self.tokenizer, self.state.global_step)
+        measured = from_main_process(measured)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -189,9 +190,11 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add both losses to the logs, and append them to ``metrics.jsonl``."""
         if "loss" in logs and self._losses:
-            generation, retrieval = (torch.stack(part) for part in zip(*self._losses, strict=True))
-            logs["generation_loss"] = round(generation.mean().item(), 4)
-            logs["retrieval_loss"] = round(retrieval.mean().item(), 4)
+            for name, part in zip(
+                ("generation", "retrieval"), zip(*self._losses, strict=True), strict=True
+            ):
+                mean = mean_over_processes(torch.stack(part).float().mean())
+                logs[f"{name}_loss"] = round(mean.item(), 4)
             self._losses.clear()
         super().log(logs, start_time)
         if self.is_world_process_zero():
@@ -206,11 +209,14 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         Raises:
             ImpRAGError: the checkpoint cannot be written.
         """
+        out = Path(self.args.output_dir)
+        folder = out / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            if self.is_fsdp_enabled and self.args.should_save:
+                (folder / _FSDP_WEIGHTS).unlink()  # `_save` has written them
         except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch.save's
-            out = Path(self.args.output_dir)
-            shutil.rmtree(out / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise ImpRAGError(
                 f"the checkpoint of step {self.state.global_step} cannot be written to {out} "
                 f"({error}); make room and rerun the same command with --resume"
@@ -218,10 +224,11 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the files that ``load_pretrained`` reads, and the cross-batch memory."""
+        if not self.args.should_save:  # under FSDP2, all processes come here
+            return
         folder = Path(output_dir or self.args.output_dir)
-        model = self._imprag_model()
-        if state_dict is not None:
-            state_dict = {name.removeprefix(_LM): x for name, x in state_dict.items()}
+        model = self._training_model().model
+        state_dict = _weights_of_lm(state_dict)
         folder.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
             if has_adapter(model.lm):
@@ -237,7 +244,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         self._load_cross_batch_memory(Path(resume_from_checkpoint))
 
     def _save_cross_batch_memory(self, folder: Path) -> None:
-        memory = self.accelerator.unwrap_model(self.model).cross_batch_memory
+        memory = self._training_model().cross_batch_memory
         if self.recipe.batch.cross_batch_memory and memory:
             rows = torch.tensor(list(memory))
             embeddings = torch.stack(list(memory.values()))
@@ -248,16 +255,24 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         if found := [file for file in files if file.exists()]:
             saved = load_file(found[0])
             memory = dict(zip(saved["rows"].tolist(), saved["embeddings"], strict=True))
-            self.accelerator.unwrap_model(self.model).cross_batch_memory = memory
+            self._training_model().cross_batch_memory = memory
 
     def load_best(self) -> None:
         """Load the weights of the checkpoint with the best metric, if there were evaluations."""
         if self.state.best_model_checkpoint is not None:
-            load_weights(self._imprag_model().lm, Path(self.state.best_model_checkpoint))
+            load_weights(self._training_model().model.lm, Path(self.state.best_model_checkpoint))
 
-    def _imprag_model(self) -> ImpRAGModel:
-        """The model in training, without the wrappers of DDP or FSDP and without its losses."""
-        model: ImpRAGModel = self.accelerator.unwrap_model(self.model).model
+    def save_trained(self, folder: Path) -> None:
+        """Write the model into a new folder, for :func:`load_pretrained`, unless it is there."""
+        # Without FSDP2, the model itself holds whole weights.
+        whole = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        if self.is_world_process_zero() and not folder.exists():
+            model = self._training_model().model
+            save_pretrained(model, self.tokenizer, folder, _weights_of_lm(whole))
+
+    def _training_model(self) -> TrainingModel:
+        """The model in training, without the wrapper of DDP."""
+        model: TrainingModel = self.accelerator.unwrap_model(self.model)
         return model
 
 
@@ -286,10 +301,17 @@ def load_weights(lm: Any, folder: Path) -> None:
         wanted = {name.removeprefix(PREFIX) for name in get_peft_model_state_dict(lm)}
         if lacking := sorted(wanted - plain.keys()):
             raise ImpRAGError(f"{folder / WEIGHTS} lacks {named(lacking)}")
-        set_peft_model_state_dict(lm, plain)
+        set_peft_model_state_dict(lm, shards_of(plain, lm))
     else:
-        saved, _ = load_base_model(folder, lm.dtype, lm.device)
-        lm.load_state_dict(saved.state_dict())
+        saved, _ = load_base_model(folder, lm.dtype, "cpu")
+        lm.load_state_dict(shards_of(saved.state_dict(), lm))
+
+
+def _weights_of_lm(weights: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """The language model's weights among those of a `TrainingModel`, by its own names."""
+    if weights is None:
+        return None
+    return {name.removeprefix(_LM): weight for name, weight in weights.items()}
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -298,7 +320,7 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         ImpRAGError: a file is damaged.
     """
-    for path in (*folder.glob("*.safetensors"), *folder.glob("*.pt"), *folder.glob("*.pth")):
+    for path in (file for kind in _CHECKED for file in folder.glob(kind)):
         if path.suffix == ".safetensors":
             is_whole = _is_safetensors(path)
         else:

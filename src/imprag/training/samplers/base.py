@@ -175,14 +175,17 @@ class Sampler(ABC):
     ) -> BatchIndices:
         """A batch of these examples, with labels.
 
-        A prompt is generated if it reads passages or retrieves none.
+        A prompt is generated if it reads passages or retrieves none. One without a response only
+        retrieves.
 
         Args:
             numbers: of the examples.
-            read: corpus rows that each of them reads; none for one that only retrieves.
+            read: corpus rows that each of them reads; none for one that only retrieves. Those of an
+                example without a response are left out.
             passages: corpus rows that are embedded, too, such as positives and hard negatives.
         """
         examples = [self.examples[number] for number in numbers]
+        read = [rows if one.response else () for one, rows in zip(examples, read, strict=True)]
         rows = tuple(dict.fromkeys([*passages, *(row for each in read for row in each)]))
         place = {row: index for index, row in enumerate(rows)}
         positive, negative = self._masks(examples, rows)

@@ -187,13 +187,13 @@ class BatchSampler(Sampler):
         indices = self._drawn(step)
         examples = [self.examples[index] for index in indices]
         positives = [sample(one.positives, self.settings.positives, generator) for one in examples]
-        retrieving = [n for n, one in enumerate(examples) if one.positives]
-        generated = set(retrieving)
+        answered = [n for n, one in enumerate(examples) if one.positives and one.response]
+        generated = set(answered)
         if self.settings.generate is not None:
             # Neighbours in the grid: what they read of each other is hard to tell apart.
-            count = min(self.settings.generate, len(retrieving))
-            first = generator.randint(0, len(retrieving) - count)
-            generated = set(retrieving[first : first + count])
+            count = min(self.settings.generate, len(answered))
+            first = generator.randint(0, len(answered) - count)
+            generated = set(answered[first : first + count])
         return _Prompts(indices, positives, generated)
 
     def _extra_questions(
