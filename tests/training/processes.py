@@ -44,7 +44,7 @@ def _member(rank: int, size: int, meeting: str, scenario: Callable[..., T], *arg
     torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     torchrun |= {"MASTER_ADDR": "127.0.0.1"}
     with patch.dict(os.environ, {name: str(value) for name, value in torchrun.items()}):
-        place, patience = f"file://{meeting}/group", timedelta(seconds=60)
+        place, patience = f"file://{meeting}/group", timedelta(seconds=240)
         dist.init_process_group("gloo", place, patience, rank=rank, world_size=size)
         try:
             result = scenario(rank, *arguments)

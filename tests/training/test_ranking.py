@@ -74,8 +74,9 @@ def test_ranks_are_by_score_and_then_by_row(corpora: Path) -> None:
         embeddings = PassageEncoder(model, tokenizer)(list(corpus)).astype(np.float16)
         scores = queries @ torch.from_numpy(embeddings.astype(np.float32)).T
     rows, found = rank_corpus(model, tokenizer, corpus, PROMPTS, DEPTH, limit=100)
-    torch.testing.assert_close(found, scores.gather(1, rows))
-    torch.testing.assert_close(found, scores.sort(dim=1, descending=True).values[:, :DEPTH])
+    best = scores.sort(dim=1, descending=True).values[:, :DEPTH]
+    for expected in (scores.gather(1, rows), best):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     tied = found[:, 1:] == found[:, :-1]
     assert tied.sum() > len(PROMPTS)
     assert (rows[:, 1:] > rows[:, :-1])[tied].all()
