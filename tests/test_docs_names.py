@@ -17,7 +17,13 @@ API = ROOT / "docs" / "reference" / "python-api.md"
 #: Where a path in the docs may begin.
 FOLDERS = (ROOT, SRC, SRC / "benchmarks" / "factbook", ROOT / "examples" / "default_model")
 #: Options of other programs: pip, torchrun, and every command's own.
-FOREIGN = {"--add-host", "--no-deps", "--nproc-per-node", "--max-restarts", "--help"}
+FOREIGN = {"--add-host", "--no-deps", "--help"} | {
+    f"--{name}"
+    for name in (
+        *("nnodes", "nproc-per-node", "max-restarts"),
+        *("rdzv-backend", "rdzv-id", "rdzv-endpoint"),
+    )
+}
 #: Classes of other packages that the method's page names.
 ELSEWHERE = {"AttentionInterface": "transformers"}
 
