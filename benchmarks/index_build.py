@@ -31,6 +31,7 @@ import psutil
 
 from imprag.corpus.passage import Passage
 from imprag.index import PassageIndex, build_index
+from imprag.index.passage_index import drop_vectors
 
 
 class Clusters:
@@ -82,7 +83,7 @@ def measure(task: tuple[str, str, int, int, Path]) -> dict[str, Any]:
     single = median(lambda i: index.search(queries[i : i + 1], 10), 100)
     batch = median(lambda i: index.search(queries[:64], 10), 5)
     size = sum(file.stat().st_size for file in path.iterdir())
-    index.drop()
+    drop_vectors(path)
     return {
         "kind": kind,
         "dtype": dtype,
