@@ -59,7 +59,7 @@ class Source:
         """Whether the model itself retrieves, with or without the words."""
         return self.retrieval is None or self.retrieval in BY_MODEL
 
-    def load_text_retriever(self, name: str) -> "tuple[Retriever, ImpRAGConfig]":
+    def load_text_retriever(self) -> "tuple[Retriever, ImpRAGConfig]":
         """What retrieves by the prompts' text, and the model's settings.
 
         The model is loaded only if the retriever asks for it or nothing else has its settings.
@@ -72,7 +72,7 @@ class Source:
         context = RetrieverContext(
             self._corpus, lambda: implicit_retriever(model()), self._lexical_index
         )
-        retriever = RETRIEVERS.find(name)(context)
+        retriever = RETRIEVERS.find(self.retrieval or "implicit")(context)
         return retriever, read_config(self.model) or model().config
 
     def load(self, kv_cache: Path | None = None, lexical_weight: float | None = None) -> "ImpRAG":
@@ -264,12 +264,12 @@ def search(
             raise ImpRAGError("--explain is for hybrid retrieval: add --retrieval hybrid")
         refuse_without_effect(where, lexical_weight=lexical_weight)
     rag = None
-    if source.retrieval is None or source.retrieval in BY_MODEL:
+    if source.by_model:
         rag = source.load(None, lexical_weight)
         retriever, config = rag.retriever, rag.config
     else:
         refuse_without_effect(where, chat=chat, raw=raw)
-        retriever, config = source.load_text_retriever(source.retrieval)
+        retriever, config = source.load_text_retriever()
     k = config.passages_to_read(source.k, len(retriever.corpus))
     for batch in prompts:
         asked = batch if rag is None else rag.asked_prompts(batch, chat=chat, raw=raw)
