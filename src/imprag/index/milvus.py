@@ -46,9 +46,10 @@ class MilvusIndex(RemoteIndex):
 
     @classmethod
     def server_footprint(cls, goal: IndexManifest) -> int:
-        # A float32 vector and, in a graph, twice the neighbours on its lowest level.
+        # A float32 vector with its further coordinate. A graph has, on its lowest level, twice
+        # the neighbours.
         graph = 8 * goal.settings.get("neighbours", 0)
-        return goal.count * (4 * goal.dimension + graph)
+        return goal.count * (4 * (goal.dimension + 1) + graph)
 
     @classmethod
     def versions(cls) -> dict[str, str]:

@@ -25,7 +25,7 @@ from imprag.io.optional import require
 
 _PAGE = 8192  # bytes, PostgreSQL's
 _MOST_SEARCHED = 1000  # pgvector's greatest ef_search
-_MOST_DIMENSIONS = {"float16": 4000, "float32": 2000}  # of pgvector's HNSW
+_MOST_DIMENSIONS = {"float16": 3999, "float32": 1999}  # pgvector's HNSW allows one more
 _T = TypeVar("_T")
 
 
@@ -49,7 +49,7 @@ class PgvectorIndex(RemoteIndex):
 
     @classmethod
     def server_footprint(cls, goal: IndexManifest) -> int:
-        vector = 8 + goal.dimension * np.dtype(goal.dtype).itemsize
+        vector = 8 + (goal.dimension + 1) * np.dtype(goal.dtype).itemsize
         # Values beyond 2 KB are cut into pieces of a quarter of a page, which leave gaps.
         row = 64 + (vector if vector < 2000 else round(1.35 * vector))
         # The graph holds the vectors, too. A page takes whole nodes, each with room for twice the
