@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
+os.environ["IMPRAG_KV_CACHE_GB"] = "0"  # no test uses the cache on disk unless it asks for one
 
 import pytest
 from hypothesis import settings

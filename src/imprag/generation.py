@@ -34,6 +34,8 @@ class Answer:
             ``search``, ``encode`` (passages through layers 0..t, or from the KV cache),
             ``generate`` (the rest of the prompt's pass and all new tokens), ``total``.
         model_prompt: the prompt as the model read it, in its question or chat template.
+        kv_hits, kv_misses: number of passages of the prompt's batch whose keys and values came from
+            the KV cache, and that were encoded.
     """
 
     prompt: str
@@ -41,6 +43,8 @@ class Answer:
     passages: list[RetrievedPassage]
     timings: dict[str, float]
     model_prompt: str
+    kv_hits: int
+    kv_misses: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class GenerationBatch:
             rag.tokenizer, prompts, max(room, 0), rag.model.device
         )
         self.shift = torch.tensor(shifts, device=rag.model.device)
+        self.hits = self.misses = 0
 
     @torch.inference_mode()
     def generate(
@@ -155,7 +160,15 @@ class GenerationBatch:
         decoded = self.rag.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         texts = ["".join(until_stop([text], self.settings.stop)).strip() for text in decoded]
         return [
-            Answer(str(prompt), text, found, self.timings, text_read(self.rag.tokenizer, prompt))
+            Answer(
+                str(prompt),
+                text,
+                found,
+                self.timings,
+                text_read(self.rag.tokenizer, prompt),
+                self.hits,
+                self.misses,
+            )
             for prompt, text, found in zip(self.prompts, texts, self.found, strict=True)
         ]
 
@@ -196,7 +209,10 @@ class GenerationBatch:
         return self._encode()
 
     def _encode(self) -> PassageKV:
+        cache = self.rag.kv_cache
+        hits, misses = cache.hits, cache.misses
         kv = read_passages(self.rag, self.found)
+        self.hits, self.misses = cache.hits - hits, cache.misses - misses
         self._lap("encode")
         return kv
 

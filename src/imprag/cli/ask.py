@@ -14,14 +14,17 @@ from cyclopts import Parameter
 from imprag.cli.console import print_json
 from imprag.cli.options import (
     BY_MODEL,
+    NO_KV_CACHE,
     Device,
     Dtype,
     Flag,
     Json,
+    KVCache,
     LexicalWeight,
     Model,
     Retrieval,
     refuse_without_effect,
+    use_kv_cache,
 )
 from imprag.corpus.prompt_files import prompts_of_standard_input
 from imprag.errors import ImpRAGError
@@ -75,14 +78,13 @@ class Source:
         retriever = RETRIEVERS.find(self.retrieval or "implicit")(context)
         return retriever, read_config(self.model) or model().config
 
-    def load(self, kv_cache: Path | None = None, lexical_weight: float | None = None) -> "ImpRAG":
+    def load(self, lexical_weight: float | None = None) -> "ImpRAG":
         """The model with what it retrieves by."""
         from imprag.pipeline import ImpRAG
 
         rag = ImpRAG.from_pretrained(
             self.model,
             self.index,
-            kv_cache,
             retrieval=self.retrieval,
             lexical_weight=lexical_weight,
             dtype=self.dtype,
@@ -172,7 +174,7 @@ def ask(
     /,
     *,
     source: Source | None = None,
-    kv_cache: Path | None = None,
+    kv_cache: KVCache = None,
     max_new_tokens: int = 32,
     chat: Flag = False,
     raw: Raw = False,
@@ -189,8 +191,6 @@ def ask(
     Args:
         prompt: A question, or the text that the model continues, as in "Chad [SEP] capital A:"; `-`
             reads one prompt per line from standard input, at a terminal until Ctrl-D.
-        kv_cache: A KV cache made by `imprag kv build` with the same model and index: passages are
-            read from it. If not given, they are encoded for each prompt, which takes longer.
         max_new_tokens: Greatest length of the answer in tokens.
         chat: Put the prompt into the model's own chat template. For instruct models.
         json: Print one JSON object per prompt instead of text.
@@ -198,7 +198,9 @@ def ask(
     source, prompts = _start(source, prompt)
     if source.k == 0:
         refuse_without_effect("with --k 0", kv_cache=kv_cache)
-    rag = source.load(kv_cache)
+    rag = source.load()
+    if source.k != 0:
+        use_kv_cache(rag, kv_cache)
     for batch in prompts:
         for answer in rag.generate(
             batch, source.k, max_new_tokens=max_new_tokens, chat=chat, raw=raw
@@ -210,12 +212,13 @@ def ask(
                     answer.timings,
                     model_prompt=answer.model_prompt,
                     answer=answer.text,
+                    kv_cache={"hits": answer.kv_hits, "misses": answer.kv_misses},
                 )
             else:
                 _print_passages(answer.prompt, answer.passages)
                 print(f"\nanswer: {answer.text}\n", flush=True)
-    if kv_cache is not None and rag.kv_cache.misses:
-        cache = rag.kv_cache
+    cache = rag.kv_cache
+    if kv_cache not in (None, NO_KV_CACHE) and cache.misses:
         print(
             f"note: {cache.misses:,} of {cache.misses + cache.hits:,} passages were not in the KV "
             "cache and had to be encoded",
@@ -265,7 +268,7 @@ def search(
         refuse_without_effect(where, lexical_weight=lexical_weight)
     rag = None
     if source.by_model:
-        rag = source.load(None, lexical_weight)
+        rag = source.load(lexical_weight)
         retriever, config = rag.retriever, rag.config
     else:
         refuse_without_effect(where, chat=chat, raw=raw)
@@ -323,7 +326,7 @@ def _print_json(
     passages: "list[RetrievedPassage]",
     timings: dict[str, float],
     ranking: "HybridRanking | None" = None,
-    **texts: str,
+    **facts: Any,
 ) -> None:
     from imprag.retrieval.gate import SCORES
 
@@ -338,7 +341,7 @@ def _print_json(
         }
         for p in passages
     ]
-    value = {"prompt": prompt, **texts, "passages": found, "timings": timings}
+    value = {"prompt": prompt, **facts, "passages": found, "timings": timings}
     if ranking is not None:
         value["weights"] = dict(zip(SCORES, ranking.weights, strict=True))
         value["terms"] = dict(ranking.terms)

@@ -8,6 +8,7 @@ from typing import Any
 from imprag.cli.console import print_json
 from imprag.cli.options import Flag, Json, refuse_without_effect
 from imprag.errors import ImpRAGError
+from imprag.io.file_cache import kv_files
 from imprag.io.files import cache_dir, read_json
 
 PACKAGES = (
@@ -65,7 +66,18 @@ def _installation() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    return {"versions": versions, "cache": str(cache_dir())}
+    kept = kv_files()
+    passages, size = kept.usage()
+    return {
+        "versions": versions,
+        "cache": str(cache_dir()),
+        "kv_cache": {
+            "path": str(kept.folder),
+            "passages": passages,
+            "bytes": size,
+            "max_bytes": kept.max_bytes,
+        },
+    }
 
 
 def _folder(path: Path, verify: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``imprag kv``: build."""
+"""``imprag kv``: build, clear."""
 
 import sys
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ from imprag.cli.options import (
 from imprag.corpus.passage import Passage
 from imprag.corpus.prompt_files import prompts_of_file
 from imprag.errors import ImpRAGError
+from imprag.io.building import readable_size
+from imprag.io.file_cache import kv_files
 from imprag.io.files import expand_home
 
 if TYPE_CHECKING:
@@ -129,6 +131,26 @@ def build(
     )
     size = store.manifest.summary()["bytes_per_passage"]
     print(f"{out}: {len(store):,} passages, {size:,} bytes each", file=sys.stderr)
+
+
+@kv.command
+def clear() -> None:
+    """Delete the passages that `imprag ask`, `serve` and `mcp` have kept on disk.
+
+    They are encoded again when they are next read. `imprag info` says how many there are, where,
+    and how much disk they take. Folders of `imprag kv build` are not touched.
+
+    For example:
+
+    - `imprag kv clear`
+    """
+    kept = kv_files()
+    passages, size = kept.usage()
+    try:
+        kept.clear()
+    except (OSError, NotImplementedError) as error:
+        raise ImpRAGError(f"cannot clear {kept.folder}: {error}; delete it") from error
+    print(f"{kept.folder}: deleted {passages:,} passages, {readable_size(size)}", file=sys.stderr)
 
 
 def _plan(rag: "ImpRAG", rows: Sequence[int] | None, settings: dict[str, Any]) -> "Plan":

@@ -1,13 +1,13 @@
 """``imprag mcp``."""
 
 import signal
-from pathlib import Path
 
 from imprag.cli.ask import Source, uncollected
+from imprag.cli.options import KVCache, use_kv_cache
 from imprag.io.optional import require
 
 
-def mcp(*, source: Source | None = None, kv_cache: Path | None = None) -> None:
+def mcp(*, source: Source | None = None, kv_cache: KVCache = None) -> None:
     """Let an MCP client, such as a desktop assistant, use a corpus.
 
     The client starts this command and speaks with it over standard input and output; it gets the
@@ -17,10 +17,6 @@ def mcp(*, source: Source | None = None, kv_cache: Path | None = None) -> None:
 
     - `imprag mcp`
     - `imprag mcp --model my-model --index my-index`
-
-    Args:
-        kv_cache: A KV cache made by `imprag kv build` with the same model and index: passages are
-            read from it. If not given, they are encoded for each answer, which takes longer.
     """
     require("imprag mcp", "serve", "mcp", "prometheus_client")
     with uncollected():
@@ -29,7 +25,8 @@ def mcp(*, source: Source | None = None, kv_cache: Path | None = None) -> None:
 
     source = source or Source()
     source.note_fitted_index()
-    rag = source.load(kv_cache)
+    rag = source.load()
+    use_kv_cache(rag, kv_cache)
     rag.retriever  # noqa: B018  opens or builds the index before a client waits for it
     # Python's own handler would wait for the thread that reads standard input.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

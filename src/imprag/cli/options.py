@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from imprag.errors import ImpRAGError
+from imprag.io.file_cache import kv_files
 
 if TYPE_CHECKING:
     from imprag.distributed.ray_data import RayCluster
@@ -36,6 +37,17 @@ Dtype = Annotated[
         "that are the same on every machine."
     ),
 ]
+
+KVCache = Annotated[
+    Path | None,
+    Parameter(
+        help="A KV cache made by `imprag kv build` with the same model and index: passages are "
+        "read from it. If not given, passages are kept in 8 bits when they are first read, in the "
+        "cache on disk (`imprag info` says where); `none` encodes them whenever they are read, "
+        "exactly."
+    ),
+]
+NO_KV_CACHE = Path("none")
 
 Retrieval = Annotated[
     str | None,
@@ -79,6 +91,27 @@ class ModelOptions:
 
 
 DEFAULT_MODEL = ModelOptions()
+
+
+def use_kv_cache(rag: "ImpRAG", kv_cache: Path | None) -> None:
+    """Let a pipeline read passages as the option ``--kv-cache`` says.
+
+    Args:
+        rag: the pipeline.
+        kv_cache: the option's value. If not given, the cache on disk is used, unless its size is 0
+            or the model's passages cannot be stored one by one.
+
+    Raises:
+        ImpRAGError: the KV cache does not exist or does not belong to the model.
+    """
+    if kv_cache == NO_KV_CACHE:
+        return
+    if kv_cache is not None:
+        rag.use_kv_cache(kv_cache)
+    elif rag.config.passage_encoding == "independent" and kv_files().max_bytes > 0:
+        from imprag.kv_cache import DiskCache
+
+        rag.use_kv_cache(DiskCache(rag.model, rag.tokenizer))
 
 
 def refuse_without_effect(where: str, **values: Any) -> None:

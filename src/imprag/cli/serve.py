@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from imprag.cli.options import DEFAULT_MODEL, ModelOptions, Retrieval
+from imprag.cli.options import DEFAULT_MODEL, KVCache, ModelOptions, Retrieval, use_kv_cache
 from imprag.errors import ImpRAGError
 
 
@@ -14,7 +14,7 @@ def serve(
     *,
     model: ModelOptions = DEFAULT_MODEL,
     index: Path | None = None,
-    kv_cache: Path | None = None,
+    kv_cache: KVCache = None,
     kv_ram: Annotated[float, Parameter(name="--kv-ram")] = 1.0,
     retrieval: Retrieval = None,
     host: str = "127.0.0.1",
@@ -38,8 +38,6 @@ def serve(
         index: The index folder to retrieve from, made by `imprag index` with the same model. If not
             given, the one that `imprag adapt` fitted the model to, or the built-in corpus of the
             default model.
-        kv_cache: A KV cache made by `imprag kv build` with the same model and index. If not given,
-            passages are encoded when they are first read.
         kv_ram: Gigabytes of RAM for the keys and values of the passages that were read last. Raise
             it if the metrics show that many passages are encoded again.
         host: The address to listen at. Another one than this machine's own needs a key.
@@ -69,7 +67,8 @@ def serve(
         from imprag.serving.engine import Engine
         from imprag.serving.settings import ServerSettings
 
-        rag = model.load(index, kv_cache, retrieval=retrieval)
+        rag = model.load(index, retrieval=retrieval)
+        use_kv_cache(rag, kv_cache)
         rag.retriever  # noqa: B018  builds or opens the index before the first request
         settings = ServerSettings(
             model=_name(model.model),

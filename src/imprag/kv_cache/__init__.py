@@ -2,6 +2,14 @@
 
 from imprag.kv_cache.build import build_kv_cache, predict_kv_cache
 from imprag.kv_cache.cache import PassageKVCache
+from imprag.kv_cache.disk_cache import DiskCache
 from imprag.kv_cache.stores import DiskStore, RamStore
 
-__all__ = ["DiskStore", "PassageKVCache", "RamStore", "build_kv_cache", "predict_kv_cache"]
+__all__ = [
+    "DiskCache",
+    "DiskStore",
+    "PassageKVCache",
+    "RamStore",
+    "build_kv_cache",
+    "predict_kv_cache",
+]

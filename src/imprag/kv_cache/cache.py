@@ -35,7 +35,7 @@ class PassageKVCache:
         ImpRAGError: there is a store, but the model's passages are not encoded independently.
 
     Attributes:
-        hits, misses: number of passages that were found in the store, and that were not.
+        hits, misses: number of passages that were found in the store, and that were encoded.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class PassageKVCache:
         """
         config = self.model.config
         if self.store is None or not any(passages):
-            tokens = iter(
-                passage_tokens(self.tokenizer, config, [one for row in passages for one in row])
-            )
+            read = [one for row in passages for one in row]
+            self.misses += len(read)
+            tokens = iter(passage_tokens(self.tokenizer, config, read))
             return self.model.encode_passages([[next(tokens) for _ in row] for row in passages])
         found = self._parts([one for row in passages for one in row])
         device = self.model.device

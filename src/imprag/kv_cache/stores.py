@@ -86,32 +86,41 @@ class RamStore:
 
 
 class TieredStore:
-    """A folder, and RAM for the passages that it lacks.
+    """RAM in front of a folder.
 
     Args:
         folder: the folder; its codec codes the passages in RAM, too.
         max_bytes: greatest size of the passages in RAM.
+        hold_all: also hold in RAM what the folder has. By default only what it lacks, which is
+            right for memory-mapped folders.
 
     Attributes:
         ram: the passages in RAM.
     """
 
-    def __init__(self, folder: Store, max_bytes: int) -> None:
+    def __init__(self, folder: Store, max_bytes: int, *, hold_all: bool = False) -> None:
         self.folder = folder
+        self.hold_all = hold_all
         self.codec = folder.codec
         self.kv_keep_ratio = folder.kv_keep_ratio
         self.ram = RamStore(self.codec, max_bytes, self.kv_keep_ratio)
 
     def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
-        """The parts of each passage, from the folder if it has them."""
-        stored = self.folder.get(passages)
-        missing = [one for one, parts in zip(passages, stored, strict=True) if parts is None]
-        held = iter(self.ram.get(missing))
-        return [next(held) if parts is None else parts for parts in stored]
+        """The parts of each passage, from RAM or else from the folder."""
+        held = self.ram.get(passages)
+        missing = [one for one, parts in zip(passages, held, strict=True) if parts is None]
+        stored = self.folder.get(missing)
+        if self.hold_all:
+            for passage, parts in zip(missing, stored, strict=True):
+                if parts is not None:
+                    self.ram.put(passage, parts)
+        found = iter(stored)
+        return [next(found) if parts is None else parts for parts in held]
 
     def put(self, passage: Passage, parts: Parts) -> None:
-        """Keep parts in RAM."""
+        """Keep parts in RAM, and offer them to the folder."""
         self.ram.put(passage, parts)
+        self.folder.put(passage, parts)
 
 
 class DiskStore:

@@ -3,12 +3,13 @@
 import torch
 
 from imprag.kv_cache.codecs.base import untrained_codec
+from imprag.kv_cache.disk_cache import DiskCache
 from imprag.kv_cache.stores import RamStore, TieredStore
 from imprag.pipeline import ImpRAG
 
 
 def hold_passages(rag: ImpRAG, max_bytes: int) -> RamStore | None:
-    """Let a pipeline hold the KV of passages in RAM, besides those of a folder that it reads from.
+    """Let a pipeline hold the KV of passages in RAM, besides those of a folder or cache on disk.
 
     Args:
         rag: the pipeline. One that holds passages in RAM already is left as it is.
@@ -25,7 +26,7 @@ def hold_passages(rag: ImpRAG, max_bytes: int) -> RamStore | None:
     if isinstance(store, TieredStore):
         return store.ram
     if store is not None:
-        tiers = TieredStore(store, max_bytes)
+        tiers = TieredStore(store, max_bytes, hold_all=isinstance(store, DiskCache))
         rag.kv_cache.store = tiers
         return tiers.ram
     # Nothing is lost, so that answers do not depend on what is held.
