@@ -54,7 +54,8 @@ def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4) == 0
     (line,) = capsys.readouterr().out.splitlines()
     answer = json.loads(line)
-    assert set(answer) == {"prompt", "model_prompt", "answer", "passages", "timings"}
+    assert set(answer) == {"prompt", "model_prompt", "answer", "kv_cache", "passages", "timings"}
+    assert answer["kv_cache"] == {"hits": 0, "misses": 2}
     assert answer["prompt"] == "w1 w2"
     assert len(answer["passages"]) == 2
     assert set(answer["passages"][0]) == {"id", "title", "text", "row", "score", "kind"}

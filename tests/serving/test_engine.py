@@ -9,7 +9,8 @@ import pytest
 from tiny_server import PASSAGES, Client, running_engine, tiny_rag
 
 from imprag.errors import ImpRAGError
-from imprag.kv_cache import PassageKVCache, build_kv_cache
+from imprag.io.file_cache import FileCache
+from imprag.kv_cache import DiskCache, PassageKVCache, build_kv_cache
 from imprag.model.decoding import DecodingBatch
 from imprag.pipeline import ImpRAG
 from imprag.retrieval.retriever import RetrievedPassage
@@ -414,3 +415,18 @@ def test_passages_of_a_folder_are_read_from_it(tmp_path: Path) -> None:
         engine.ask(request("w1", passages=given))
         assert (rag.kv_cache.hits, rag.kv_cache.misses) == (5, 1)
         assert engine.metrics.registry.get_sample_value("imprag_kv_cache_bytes") > 0
+
+
+def test_an_engine_reads_from_disk_what_an_earlier_one_has_encoded(tmp_path: Path) -> None:
+    texts, counts = [], []
+    for _ in range(2):
+        rag = tiny_rag(tmp_path)
+        disk = DiskCache(rag.model, rag.tokenizer, FileCache(tmp_path / "kv", 10**7))
+        rag.use_kv_cache(disk)
+        with running_engine(rag) as engine:
+            texts.append([engine.ask(request(PROMPTS[0]))[0].text for _ in range(2)])
+            counts.append((engine.kv_cache.hits, engine.kv_cache.misses))
+            assert engine.kv_bytes > 0
+        disk.flush()
+    assert texts[0] == texts[1]
+    assert counts == [(3, 3), (6, 0)]

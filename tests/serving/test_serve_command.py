@@ -60,7 +60,8 @@ def test_a_signal_under_load_lets_running_answers_finish(home: Path) -> None:
     replies: list[httpx.Response] = []
     body = {"model": "my-model", "prompt": "w1 w2", "max_tokens": 250, "stop": []}
     headers = {"Authorization": "Bearer sk-1"}
-    with serving(home, "--slots", "2", IMPRAG_API_KEY="sk-1") as (process, url):
+    environment = {"IMPRAG_API_KEY": "sk-1", "IMPRAG_KV_CACHE_GB": "1"}
+    with serving(home, "--slots", "2", **environment) as (process, url):
 
         def ask() -> None:
             reply = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
@@ -89,6 +90,8 @@ def test_a_signal_under_load_lets_running_answers_finish(home: Path) -> None:
     assert len({reply.json()["usage"]["completion_tokens"] for reply in replies}) == 1
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
+    read = CONFIG["k"]  # passages, which were written before the process ended
+    assert len(list((home / "cache" / "kv").glob("*.cached"))) == read
 
 
 def test_of_two_servers_that_start_at_one_port_the_second_says_so(

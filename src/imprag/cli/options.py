@@ -41,10 +41,10 @@ Dtype = Annotated[
 KVCache = Annotated[
     Path | None,
     Parameter(
-        help="A KV cache made by `imprag kv build` with the same model and index: passages are "
-        "read from it. If not given, passages are kept in 8 bits when they are first read, in the "
-        "cache on disk (`imprag info` says where); `none` encodes them whenever they are read, "
-        "exactly."
+        help="A KV cache made by `imprag kv build` with the same model and index, to read passages "
+        "from. If not given, they are read from a cache on disk, which keeps each in 8 bits when "
+        "it is first read; `imprag info` shows it. `none` encodes passages whenever they are read, "
+        "without loss."
     ),
 ]
 NO_KV_CACHE = Path("none")
