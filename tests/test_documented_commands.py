@@ -100,6 +100,7 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "bench": with_options(),
     "eval": with_options("--limit", "1"),
     "kv build": without_server,
+    "kv clear": with_options(),
     "tasks list": with_options(),
     "tasks build": with_options(),
     "tasks import": with_options(),
@@ -237,6 +238,7 @@ def tiny_world(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packaged models, corpora, benchmark and teacher are tiny; reports are not drawn."""
     corpus = template / "my-corpus"
     monkeypatch.setenv("IMPRAG_CACHE", str(template.parent / "cache"))
+    monkeypatch.setenv("IMPRAG_KV_CACHE_GB", "1")
     for name, value in {
         "imprag.model.load._default": lambda: template / "my-model",
         "imprag.model.load.DEFAULT_FOLDER": template / "my-model",

@@ -32,47 +32,51 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Half:
+    """An open file; half of a content is written when the process is killed."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.file = path.open(mode, buffering=0)
+
+    def __enter__(self) -> "Half":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data[: len(data) // 2])
+        if len(data) > 4:  # more than the checksum
+            kill()
+
+
 def killed_at(step: str, cache: FileCache) -> None:
     """Kill this process at a step of writing number 99."""
-    replace, unlink, held = os.replace, Path.unlink, cache._held
+    replace, unlink = os.replace, Path.unlink
 
-    def killed_before(call: Any) -> Any:
-        return lambda *arguments, **settings: (kill(), call(*arguments, **settings))
+    def killed(*arguments: Any) -> None:
+        kill()
 
-    def killed_after(call: Any) -> Any:
-        return lambda *arguments, **settings: (call(*arguments, **settings), kill())
+    def renamed(*arguments: Any) -> None:
+        replace(*arguments)
+        kill()
 
-    class Half:
-        def __init__(self, path: Path, mode: str) -> None:
-            self.file = path.open(mode, buffering=0)
-
-        def __enter__(self) -> "Half":
-            return self
-
-        def __exit__(self, *raised: object) -> None:
-            self.file.close()
-
-        def write(self, data: bytes) -> None:
-            self.file.write(data[: len(data) // 2])
-            if len(data) > 4:
-                kill()
-
-    def unlinked(path: Path, **settings: Any) -> None:
+    def evicted(path: Path, **settings: Any) -> None:
         unlink(path, **settings)
         if path.suffix == ".cached":
             kill()
 
     match step:
         case "locked":
-            cache._held = killed_before(held)  # type: ignore[method-assign]
+            cache._held = killed
         case "evicted":
-            Path.unlink = unlinked  # type: ignore[method-assign]
+            Path.unlink = evicted
         case "half written":
-            file_cache.open = Half  # type: ignore[attr-defined]
+            file_cache.open = Half
         case "written":
-            file_cache.os.replace = killed_before(replace)  # type: ignore[attr-defined]
+            os.replace = killed
         case "renamed":
-            file_cache.os.replace = killed_after(replace)  # type: ignore[attr-defined]
+            os.replace = renamed
     cache.write([(name(99), content(99))])
 
 

@@ -191,7 +191,7 @@ def test_the_lock_of_a_stopped_process_is_not_waited_for(tmp_path: Path, monkeyp
     monkeypatch.setattr(file_cache, "_LOCK_SECONDS", 0)
     cache, other = filled(tmp_path, 2, places=4), FileCache(tmp_path, 4 * SIZE)
 
-    def contents():  # type: ignore[no-untyped-def]
+    def contents():
         with pytest.raises(TimeoutError):
             other.write([(name(6), content(6))])
         assert other.read(name(1)) == content(1)
