@@ -13,7 +13,7 @@ from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_settings
 
 FORMAT_VERSION = 4
-"""Of KV cache folders and the cache on disk; also changes when a codec codes states in another way."""
+"""Of KV cache folders and the cache on disk; changes, too, when a codec codes in another way."""
 MANIFEST = "kv_cache.json"
 SOURCE = "--model MODEL --index INDEX"
 """Stands for the options of ``imprag kv build`` in messages if they are unknown."""
