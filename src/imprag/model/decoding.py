@@ -92,7 +92,8 @@ def decode(
             tokens = torch.multinomial(scores.softmax(-1), 1).squeeze(1)
         else:
             tokens = scores.argmax(-1)
-        tokens = torch.where(unfinished, tokens, padding)
+        if len(ends):
+            tokens = torch.where(unfinished, tokens, padding)
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         if streamer is not None:
             streamer.put(tokens.cpu())
