@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from imprag.errors import ImpRAGError
@@ -69,8 +68,7 @@ def load_base_model(
     source = str(folder or name_or_path)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _refusing(name_or_path), quiet_transformers():
-        with no_init_weights():  # `check_complete` refuses files that lack weights
-            lm, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **TELL, **options)
+        lm, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **TELL, **options)
         check_complete(found, name_or_path)
         check_without_adapter(lm, name_or_path)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
