@@ -1,13 +1,14 @@
 """Writes docs/performance.md from the files of results; a part that lacks its file is left out."""
 
 import json
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imprag.evaluation.speed_arms import LIVE, NONE, RAG, stored
 from imprag.evaluation.speed_report import write_plots
-from imprag.evaluation.tables import markdown_table
+from imprag.evaluation.tables import markdown_table, percent
 from imprag.io.optional import missing
 
 ROOT = Path(__file__).parent.parent
@@ -39,40 +40,39 @@ def write_page(results: Path, page: Path) -> None:
 
 def page_text(found: Mapping[str, Figures]) -> str:
     """The whole page."""
-    parts = [HEAD, goals(found), SPEED, arms(found), plots(found), CODECS, codecs(found)]
-    parts += [SEARCH, search(found), ENCODING, encoding(found), STARTUP, startup(found)]
-    parts += [TRAINING, training(found), ORIGIN, origins(found)]
+    sections = {
+        "Answers": [arms(found), plots(found)],
+        "What codecs cost in answers": [codecs(found)],
+        "Search": [search(found)],
+        "Encoding and training": [encoding(found), training(found)],
+        "Startup": [startup(found)],
+        "Where the figures come from": [origins(found)],
+    }
+    parts = ["# Speed and memory\n", *map(_wrapped, INTRODUCTION), goals(found)]
+    for name, content in sections.items():
+        shown = [part for part in content if part]
+        parts += [f"## {name}\n", *(shown or [LATER])]
     return "\n".join(part for part in parts if part)
 
 
-HEAD = f"""# Speed and memory
+INTRODUCTION = (
+    f"""
+    The figures are those of the shipped model. `{COMMAND}` (or `make figures`) measures them in
+    half an hour, writes a file for each part into `benchmarks/results/`, and writes this page from
+    the files; a test fails when they are of another model. `imprag bench --out bench` measures any
+    model.""",
+    """
+    *In-context RAG* is the baseline: all-MiniLM-L6-v2 retrieves, and the passages are put into the
+    prompt of the same language model, in the same dtype, with Hugging Face `generate`. All arms
+    answer the same prompts in turn, in one process; figures are medians. *By arithmetic* is the
+    bound that the machine's measured matrix-product rate and memory bandwidth set: a pass takes as
+    long as its products, or as reading every weight and every key and value once. For commands it
+    is a bare `import torch, transformers`.""",
+)
 
-The figures are those of the shipped model. `{COMMAND}` (or `make figures`)
-measures them in half an hour, writes a file for each part into `benchmarks/results/`, and writes
-this page from the files; a test fails when they are of another model. `imprag bench --out bench`
-measures any model.
 
-*In-context RAG* is the baseline: all-MiniLM-L6-v2 retrieves, and the passages are put into the
-prompt of the same language model, in the same dtype, with Hugging Face `generate`. All arms answer
-the same prompts in turn, in one process, with 16 new tokens; figures are medians. *By arithmetic*
-is the bound that the machine's measured matrix-product rate and memory bandwidth set: a pass takes
-as long as its products, or as reading every weight and every key and value once. For commands it is
-a bare `import torch, transformers`.
-"""
-SPEED = "## Answers\n"
-CODECS = """## What codecs cost in answers
-
-The same questions and passages, read from KV that each codec has coded and decoded; paired
-differences from `fp32`.
-"""
-SEARCH = """## Search
-
-Clustered vectors of 192 dimensions in float16, single queries (`benchmarks/index_build.py`).
-"""
-ENCODING = "## Encoding\n"
-STARTUP = "## Startup\n"
-TRAINING = "## Training\n"
-ORIGIN = "## Where the figures come from\n"
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(" ".join(paragraph.split()), 120, break_on_hyphens=False) + "\n"
 
 
 # --- Goals --------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def arms(found: Mapping[str, Figures]) -> str:
     """All arms that read ten passages of 128 tokens, and the main ones of twenty of 256."""
     shown = [found[name] for name in ("speed_10x128", "speed_20x256") if name in found]
     if not shown:
-        return LATER
+        return ""
     rows = []
     for row in (row for speed in shown for row in speed["rows"]):
         stored_bytes = row["memory_bytes"]
@@ -219,14 +219,35 @@ def plots(found: Mapping[str, Figures]) -> str:
 
 
 def codecs(found: Mapping[str, Figures]) -> str:
-    """Exact match by codec."""
-    return LATER
+    """Differences in exact match by codec, with a column for each task."""
+    if (tasks := found.get("kv_quality")) is None:
+        return ""
+    first, *_ = tasks.values()
+    rows = []
+    for number, arm in enumerate(first["arms"]):
+        of_tasks = [task["arms"][number] for task in tasks.values()]
+        cells = [_cost(one["exact_match"], is_first=number == 0) for one in of_tasks]
+        same = [f"{100 * one['same_answer']:.0f} %" for one in of_tasks]
+        rows.append([arm["arm"], f"{arm['bytes']:g}", *cells, " / ".join(same)])
+    sizes = ", ".join(f"{task['n']} questions of `{name}`" for name, task in tasks.items())
+    text = f"""
+        {sizes}, {first["dtype"]}: the same passages, read from KV that each codec has coded and
+        decoded. Exact match of the first codec, then paired differences from it."""
+    header = ["codec", "bytes of a head vector", *tasks, "same answer"]
+    return _wrapped(text) + "\n" + markdown_table(header, rows, texts=1)
+
+
+def _cost(match: Figures, *, is_first: bool) -> str:
+    """Exact match of the first codec, the difference from it of another, with the interval."""
+    value, bounds = ("mean", "interval") if is_first else ("difference", "difference_interval")
+    low, high = (percent(bound, sign=not is_first) for bound in match[bounds])
+    return f"{percent(match[value], sign=not is_first)} [{low}, {high}]"
 
 
 def search(found: Mapping[str, Figures]) -> str:
     """Kinds of indexes by size."""
     if "search" not in found:
-        return LATER
+        return ""
     rows = []
     for index in found["search"]["indexes"]:
         for kind in index["kinds"]:
@@ -241,65 +262,71 @@ def search(found: Mapping[str, Figures]) -> str:
                     f"{kind['recall_at_10']:.3f}",
                 ]
             )
+    text = "Clustered vectors of 192 dimensions in float16 (`benchmarks/index_build.py`):\n\n"
     header = ["vectors", "kind", "building", "opening", "one query", "one of 64", "recall@10"]
-    return markdown_table(header, rows, texts=2)
+    return text + markdown_table(header, rows, texts=2)
 
 
 def encoding(found: Mapping[str, Figures]) -> str:
     """Tokens in a second and the share of the matrix-product rate."""
     if (part := found.get("encode")) is None:
-        return LATER
-    dtype = part["dtype"].removeprefix("torch.")
+        return ""
     tokens = part["tokens"] / part["passages"]
-    return (
-        f"Layers 0..b over {part['passages']:,} passages of {tokens:.0f} tokens on average, "
-        f"{dtype}: {part['tokens_per_second']:,.0f} tokens/s, {part['ratio']:.2f} of the "
-        f"matrix-product rate of {part['matmul_gflops']:.0f} GFLOP/s.\n"
+    return _wrapped(
+        f"""Encoding for an index (`benchmarks/encode.py`): layers 0..b over {part["passages"]:,}
+        passages of {tokens:.0f} tokens on average, {_dtype(part)}: {part["tokens_per_second"]:,.0f}
+        tokens/s, {part["ratio"]:.2f} of the matrix-product rate of {part["matmul_gflops"]:.0f}
+        GFLOP/s."""
     )
-
-
-def startup(found: Mapping[str, Figures]) -> str:
-    """Commands from start to end."""
-    if (part := found.get("startup")) is None:
-        return LATER
-    names = {
-        "imports": "bare `import torch, transformers`",
-        "help": "`imprag --help`",
-        "search": "`imprag search`, warm cache",
-        "ask": "`imprag ask`, warm cache",
-        "first_answer": "first `imprag ask`, empty cache",
-    }
-    took = part["seconds"]
-    rows = [[text, f"{took[name]:.2f}"] for name, text in names.items() if name in took]
-    note = f"Medians of {part['rounds']} runs, {part['first']} with an empty cache.\n\n"
-    return note + markdown_table(["command", "seconds"], rows, texts=1)
 
 
 def training(found: Mapping[str, Figures]) -> str:
     """The training step's share of the matrix-product rate."""
     if (part := found.get("training")) is None:
-        return LATER
-    dtype = part["dtype"].removeprefix("torch.")
-    return (
-        f"Steps of `configs/smollm2-factbook.yaml`, {dtype}: {part['seconds_per_step']:.1f} s, "
-        f"{part['tokens_per_second']:,.0f} tokens/s, {part['ratio']:.2f} of the rate of products.\n"
+        return ""
+    return _wrapped(
+        f"""Steps of `configs/smollm2-factbook.yaml` (`benchmarks/train_step.py`), {_dtype(part)}:
+        {part["seconds_per_step"]:.1f} s, {part["tokens_per_second"]:,.0f} tokens/s,
+        {part["ratio"]:.2f} of the matrix-product rate."""
+    )
+
+
+def _dtype(part: Figures) -> str:
+    return str(part["dtype"]).removeprefix("torch.")
+
+
+def startup(found: Mapping[str, Figures]) -> str:
+    """Commands from start to end."""
+    if (part := found.get("startup")) is None:
+        return ""
+    names = {
+        "imports": "a bare `import torch, transformers`",
+        "help": "`imprag --help`",
+        "search": "`imprag search`",
+        "ask": "`imprag ask`",
+        "first_answer": "the first `imprag ask` with an empty cache",
+    }
+    took = part["seconds"]
+    listed = ", ".join(f"{text} {took[name]:.2f} s" for name, text in names.items() if name in took)
+    return _wrapped(
+        f"""From start to end, medians of {part["rounds"]} runs and {part["first"]} with an empty
+        cache (`benchmarks/startup.py`): {listed}."""
     )
 
 
 def origins(found: Mapping[str, Figures]) -> str:
     """Commit, model, date and machine of every file."""
     rows = []
-    for name, part in found.items():
+    for name, part in entries(found):
         machine = part["machine"]
-        rate = machine["gflops_float32"], machine["gflops_bfloat16"]
         rows.append(
             [
-                f"`{name}.json`",
+                name,
                 part["commit"],
                 part["model_fingerprint"],
                 part["date"],
                 f"{machine['cores']} × {machine['cpu']}, {' '.join(machine['instructions'])}",
-                "{:.0f} / {:.0f}".format(*rate),
+                f"{machine['gflops_float32']:.0f} / {machine['gflops_bfloat16']:.0f}",
                 f"{machine['memory_gb_per_second']:.1f}",
             ]
         )
@@ -309,6 +336,17 @@ def origins(found: Mapping[str, Figures]) -> str:
     return markdown_table(header, rows, texts=5)
 
 
-def stale(found: Mapping[str, Figures], fingerprint: str) -> Sequence[str]:
-    """The files whose figures are of another model than the one with this fingerprint."""
-    return [name for name, part in found.items() if part.get("model_fingerprint") != fingerprint]
+def entries(found: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
+    """Everything that has an origin of its own: the files, and the tasks of `kv_quality.json`."""
+    named = []
+    for name, part in found.items():
+        if name == "kv_quality":
+            named += [(f"`{name}.json`, {task}", one) for task, one in part.items()]
+        else:
+            named.append((f"`{name}.json`", part))
+    return named
+
+
+def stale(found: Mapping[str, Figures], fingerprint: str) -> list[str]:
+    """What was measured with another model than the one with this fingerprint."""
+    return [name for name, one in entries(found) if one.get("model_fingerprint") != fingerprint]

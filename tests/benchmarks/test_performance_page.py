@@ -68,10 +68,10 @@ def test_the_page_is_what_the_files_give(page: ModuleType) -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert text == page.page_text(found), f"run: {page.COMMAND} --page"
     assert len(text.splitlines()) <= 100
-    for name, part in found.items():
+    for name, part in page.entries(found):
         assert part["commit"], name
         assert part["machine"]["cpu"], name
-        assert not part.get("quick"), f"{name}.json is of a try; run: {page.COMMAND} --parts {name}"
+        assert not part.get("quick"), f"{name} is of a try; run: {page.COMMAND}"
 
 
 def test_the_figures_are_of_the_model_that_ships(page: ModuleType) -> None:
@@ -81,7 +81,8 @@ def test_the_figures_are_of_the_model_that_ships(page: ModuleType) -> None:
 
 def test_figures_of_another_model_are_noticed(page: ModuleType) -> None:
     found = {"now": ORIGIN, "before": {**ORIGIN, "model_fingerprint": "f0"}, "never": {}}
-    assert page.stale(found, "f1") == ["before", "never"]
+    assert page.stale(found, "f1") == ["`before.json`", "`never.json`"]
+    assert page.stale({"kv_quality": {"a": ORIGIN, "b": {}}}, "f1") == ["`kv_quality.json`, b"]
 
 
 def test_goals_stand_beside_figures_and_bounds(page: ModuleType) -> None:
@@ -119,6 +120,29 @@ def test_bounds_are_products_or_bytes_whichever_takes_longer(page: ModuleType) -
     assert low["live"] == pytest.approx(low["stored"] + encoding / 100e9)
 
 
+def test_codecs_stand_beside_their_cost_in_each_task(page: ModuleType) -> None:
+    def arm(name: str, mean: float, difference: float) -> dict[str, Any]:
+        match = {
+            "mean": mean,
+            "interval": [mean - 0.1, mean + 0.1],
+            "difference": difference,
+            "difference_interval": [difference - 0.02, difference + 0.02],
+        }
+        return {"arm": name, "bytes": 34.0, "same_answer": 0.9, "exact_match": match}
+
+    task = {**ORIGIN, "n": 500, "dtype": "float32"}
+    arms = [arm("fp32", 0.5, 0.0), arm("int4", 0.49, -0.01)]
+    text = page.codecs(
+        {"kv_quality": {"qa": {**task, "arms": arms}, "squad": {**task, "arms": arms}}}
+    )
+    assert text.startswith("500 questions of `qa`, 500 questions of `squad`, float32: ")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[-2:]]
+    assert rows == [
+        ["fp32", "34", *["50.0 [40.0, 60.0]"] * 2, "90 % / 90 %"],
+        ["int4", "34", *["-1.0 [-3.0, +1.0]"] * 2, "90 % / 90 %"],
+    ]
+
+
 def test_a_part_without_its_file_is_left_out(page: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "encode.json").write_text(
         json.dumps(
@@ -135,7 +159,9 @@ def test_a_part_without_its_file_is_left_out(page: ModuleType, tmp_path: Path) -
     )
     page.write_page(tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "5,000 tokens/s, 0.60 of the matrix-product rate of 100 GFLOP/s" in text.replace("\n", " ")
+    assert "5,000 tokens/s, 0.60 of the matrix-product rate of 100 GFLOP/s" in text.replace(
+        "\n", " "
+    )
     assert "first token" not in text
-    assert text.count(page.LATER) == 5
+    assert text.count(page.LATER) == 4
     assert "| `encode.json` | abc " in text
