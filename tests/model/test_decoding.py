@@ -4,11 +4,19 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+)
+from transformers.generation.streamers import BaseStreamer
 
 from conftest import tiny_lm
 from imprag.model import ImpRAGConfig, ImpRAGModel
-from imprag.model.decoding import DecodingBatch, prefill
-from imprag.model.generate import PromptTokens
+from imprag.model.decoding import DecodingBatch, decode, decoding_config, prefill
+from imprag.model.generate import PromptTokens, fixed, generate
 from imprag.model.inputs import pad
 from imprag.model.kv import RowKV
 
@@ -33,15 +41,9 @@ def alone(model: ImpRAGModel, prompt: int, new: int) -> list[int]:
     """The greedy tokens by Hugging Face ``generate``."""
     ids = torch.tensor([PROMPTS[prompt]])
     kv = passage_kv(model, prompt)
-    output = model.generate(
-        ids,
-        torch.ones_like(ids),
-        lambda queries: kv,
-        position_shift=SHIFT,
-        max_new_tokens=new,
-        do_sample=False,
-        eos_token_id=None,
-    )
+    prompts = PromptTokens(ids, torch.ones_like(ids), SHIFT)
+    arguments = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None}
+    output = generate(model.decoder, lambda queries: kv, prompts, arguments)
     return output[0, ids.shape[1] :].tolist()
 
 
@@ -141,3 +143,107 @@ def test_prefill_counts_positions_without_the_padding(prompts: list[int]) -> Non
     rows = prefilled(tiny_model("llama"), prompts)
     assert [row.position for row in rows] == [SHIFT + len(PROMPTS[n]) for n in prompts]
     assert [row.tokens for row in rows] == [len(PROMPTS[n]) for n in prompts]
+
+
+class Streamed(BaseStreamer):
+    def __init__(self) -> None:
+        self.put_tokens: list[list[int]] = []
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.put_tokens.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+class AfterFour(StoppingCriteria):
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids.shape[1] >= 10 + torch.arange(len(input_ids))
+
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"eos_token_id": [30, 31, *range(60, 97)], "pad_token_id": 1},
+    {"eos_token_id": 40, "pad_token_id": None},
+    {"do_sample": True},
+    {"do_sample": True, "temperature": 2.0, "top_k": 7, "top_p": 0.8},
+    {"do_sample": True, "top_k": 0, "eos_token_id": list(range(20, 60))},
+    {"logits_processor": LogitsProcessorList([SuppressTokensLogitsProcessor([*range(50)])])},
+    {"stopping_criteria": StoppingCriteriaList([AfterFour()])},
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize("prompts", [[2], [0, 1, 2, 3]])
+def test_decoding_makes_the_tokens_of_generate(
+    arguments: dict[str, Any], prompts: list[int]
+) -> None:
+    model = tiny_model("llama")
+    ids, mask = pad([PROMPTS[n] for n in prompts], model.device, left=True)
+    kv = model.encode_passages([PASSAGES[n] for n in prompts])
+    asked = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, **arguments}
+    assert decoding_config(model.lm, asked) is not None
+    results = []
+    for make in (
+        lambda: model.generate(ids, mask, fixed(kv), position_shift=SHIFT, **asked),
+        lambda: generate(model.decoder, fixed(kv), PromptTokens(ids, mask, SHIFT), asked),
+    ):
+        torch.manual_seed(3)
+        results.append(make().tolist())
+    assert results[0] == results[1]
+
+
+def test_decoding_makes_the_tokens_of_generate_in_every_family(family: str) -> None:
+    model = tiny_model(family)
+    ids, mask = pad(PROMPTS, model.device, left=True)
+    kv = model.encode_passages(PASSAGES)
+    prompts = PromptTokens(ids, mask, SHIFT)
+    asked = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    config = decoding_config(model.lm, asked)
+    assert config is not None
+    made = decode(model.decoder, fixed(kv), prompts, config)
+    assert made.tolist() == generate(model.decoder, fixed(kv), prompts, asked).tolist()
+
+
+def test_tokens_are_streamed_as_by_generate() -> None:
+    model = tiny_model("llama")
+    kv = passage_kv(model, 0)
+    prompts = PromptTokens(torch.tensor([PROMPTS[0]]), torch.ones(1, 3, dtype=torch.long), SHIFT)
+    streams = []
+    for make in (model.generate, None):
+        stream = Streamed()
+        asked = {"max_new_tokens": 5, "do_sample": False, "streamer": stream}
+        if make is None:
+            generate(model.decoder, fixed(kv), prompts, asked)
+        else:
+            make(
+                prompts.input_ids, prompts.attention_mask, fixed(kv), position_shift=SHIFT, **asked
+            )
+        assert stream.ended
+        streams.append(stream.put_tokens)
+    assert streams[0] == streams[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_beams": 2},
+        {"repetition_penalty": 1.3},
+        {"min_new_tokens": 2},
+        {"return_dict_in_generate": True},
+        {"num_return_sequences": 2},
+        {"prefix_allowed_tokens_fn": lambda batch, ids: [1]},
+        {"cache_implementation": "static"},
+        {"generation_config": GenerationConfig(max_new_tokens=3)},
+        {"max_new_tokens": None},
+    ],
+)
+def test_what_decoding_does_not_do_is_left_to_generate(arguments: dict[str, Any]) -> None:
+    assert decoding_config(tiny_lm("llama"), {"max_new_tokens": 3, **arguments}) is None
+
+
+def test_a_model_with_penalties_of_its_own_is_left_to_generate() -> None:
+    lm = tiny_lm("llama")
+    lm.generation_config.repetition_penalty = 1.2
+    assert decoding_config(lm, {"max_new_tokens": 3}) is None

@@ -1,22 +1,28 @@
 """Training runs in two processes, with DDP and FSDP2, end with the model of one process."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from processes import fsdp2, in_group, quick_evaluation
 from safetensors.torch import load_file
 from tiny_runs import logged, make_world, recipe, weights
 
+from imprag.cli import main
+from imprag.errors import ImpRAGError
 from imprag.evaluation.development import DevelopmentSet
 from imprag.training.recipe import Recipe
 from imprag.training.recipe_file import load_recipe
@@ -64,8 +70,20 @@ def under_fsdp2(rank: int, file: Path, out: Path, resume: bool = False) -> None:
         run(load_recipe(file), out, resume)
 
 
-def under_ddp(rank: int, file: Path, out: Path) -> None:
-    run(load_recipe(file), out)
+def refusal(rank: int, file: Path, out: Path) -> str:
+    """The error of a run that cannot be resumed under FSDP2."""
+    with pytest.raises(ImpRAGError) as error:
+        under_fsdp2(rank, file, out, resume=True)
+    return str(error.value)
+
+
+def command_under_ddp(rank: int, file: Path, out: Path) -> str:
+    """What the command ``imprag train --json`` prints."""
+    shown = io.StringIO()
+    # The group ends with the scenario.
+    with redirect_stdout(shown), patch.object(PartialState, "destroy_process_group"):
+        assert main(["train", "--config", str(file), "--out", str(out), "--json"]) == 0
+    return shown.getvalue()
 
 
 def interrupted(rank: int, file: Path, out: Path) -> None:
@@ -141,6 +159,13 @@ def test_adapters_trained_and_resumed_under_fsdp2_are_those_of_one_process(
     one, two = (load_file(tmp_path / n / "model/adapter_model.safetensors") for n in ("one", "two"))
     assert_same(two, one, 1e-6)
 
+    for name in ("one", "two"):
+        shutil.rmtree(tmp_path / name / "model")
+    with pytest.raises(ImpRAGError, match="began with FSDP2 and cannot be resumed without it"):
+        run(settings, tmp_path / "two", resume=True)
+    for error in in_group(2, refusal, tmp_path / "recipe.yaml", tmp_path / "one"):
+        assert "began without FSDP2 and cannot be resumed with it" in error
+
 
 def test_bfloat16_under_fsdp2_trains_in_float32_weights(world: Path, tmp_path: Path) -> None:
     settings = recipe(world, train={"steps": 2}, trainer={"bf16": True})
@@ -158,5 +183,8 @@ def test_bfloat16_under_fsdp2_trains_in_float32_weights(world: Path, tmp_path: P
 def test_ddp_trains_the_model_of_one_process(world: Path, tmp_path: Path) -> None:
     settings = recipe(world, train={"steps": 4}, stages={"mine_every": 2})
     run(settings, tmp_path / "one")
-    in_group(2, under_ddp, written(settings, tmp_path / "recipe.yaml"), tmp_path / "two")
+    file = written(settings, tmp_path / "recipe.yaml")
+    printed, nothing = in_group(2, command_under_ddp, file, tmp_path / "two")
     assert_same(weights(tmp_path / "two/model"), weights(tmp_path / "one/model"), 1e-5)
+    assert json.loads(printed)["steps"] == 4
+    assert nothing == ""

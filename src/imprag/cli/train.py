@@ -85,8 +85,11 @@ def train(
         evaluator = partial(DevelopmentSet, recipe.evaluation, metric=metric)
     with redirect_stdout(sys.stderr):  # transformers logs to stdout
         results = run_training(recipe, out, resume=resume, evaluator=evaluator)
+    processes = PartialState()
     # Else its threads may still run when the interpreter ends, which aborts the process.
-    PartialState().destroy_process_group()
+    processes.destroy_process_group()
+    if not processes.is_main_process:
+        return
     if json:
         print_json(results)
     else:

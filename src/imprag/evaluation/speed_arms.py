@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from imprag.model.generate import compile_config
+from imprag.model.linear import plain_products
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens, prompt_batch
 from imprag.pipeline import ImpRAG
@@ -87,7 +88,7 @@ class ReadingArm:
 
 
 class InContextArm:
-    """In-context RAG.
+    """In-context RAG, by transformers' own model and ``generate``.
 
     Args:
         model: whose language model answers, as it is.
@@ -117,15 +118,16 @@ class InContextArm:
     def __call__(self, prompt: str, stamps: Stamps) -> None:
         """Answer."""
         ids = self._input(prompt)
-        self.model.lm.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
-            eos_token_id=None,
-            do_sample=False,
-            logits_processor=LogitsProcessorList([stamps]),
-            **self.arguments,
-        )
+        with plain_products(self.model.lm):
+            self.model.lm.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NEW_TOKENS,
+                eos_token_id=None,
+                do_sample=False,
+                logits_processor=LogitsProcessorList([stamps]),
+                **self.arguments,
+            )
 
     def kv_bytes(self, prompt: str) -> int:
         """Those of all tokens at all layers."""

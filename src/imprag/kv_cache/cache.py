@@ -85,7 +85,7 @@ class PassageKVCache:
         codec, dtype = self.store.codec, self.model.lm.dtype
         if self.keep_coded:
             return CodedPassageKV.of(joined, codec, dtype, config.b, lengths)
-        blocks = [codec.decode(parts, dtype) for parts in joined]
+        blocks = [codec.decode(parts, codec.held_dtype(dtype)) for parts in joined]
         return PassageKV.from_blocks(blocks, config.b, lengths)
 
     def _parts(self, passages: Sequence[Passage]) -> dict[tuple[str, str], Parts]:

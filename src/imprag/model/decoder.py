@@ -12,6 +12,7 @@ from imprag.model.config import ImpRAGConfig
 from imprag.model.generate_arguments import own_generation_config
 from imprag.model.hooks import view_of
 from imprag.model.inputs import positions
+from imprag.model.linear import share_products
 from imprag.model.rotary import held_rotary
 
 
@@ -33,6 +34,7 @@ class Decoder:
 
     def __init__(self, lm: PreTrainedModel, config: ImpRAGConfig) -> None:
         open_attention(lm)
+        share_products(lm)
         self.lm = lm
         self.config = config
         if config.attention_score_bias and not self.uses_sdpa:

@@ -1,24 +1,151 @@
-"""Decoding in a batch that rows join and leave between tokens (continuous batching).
+"""Decoding with states that grow in place: of one batch, or of rows that come and go.
 
-:func:`prefill` runs new prompts through the model once, with retrieval at layer b. What comes of it
-joins a :class:`DecodingBatch`, whose steps give every row its next token's logits.
+:func:`decode` does what ``generate`` does for greedy search and sampling, in less time: nothing is
+copied for a new token. In continuous batching, :func:`prefill` runs new prompts through the model
+once, with retrieval at layer b. What comes of it joins a :class:`DecodingBatch`, whose steps give
+every row its next token's logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.cache_utils import DynamicLayer
+from transformers.generation.streamers import BaseStreamer
 
 from imprag.model.decoder import Decoder
 from imprag.model.generate import PromptTokens, ReadingPass, Retrieve
+from imprag.model.generate_arguments import own_generation_config
 from imprag.model.hooks import cache_argument
 from imprag.model.kv import PassageKV, RowKV
 
 _ROOM = 64  # tokens that a cache grows by
+
+
+def decoding_config(lm: PreTrainedModel, arguments: Mapping[str, Any]) -> GenerationConfig | None:
+    """The settings of a call of ``generate``, if :func:`decode` does all that it asks for.
+
+    Args:
+        lm: the model; its own settings apply where the call says nothing.
+        arguments: for ``generate``, checked.
+    """
+    given = {name: x for name, x in arguments.items() if name not in DECODE_CALLBACKS}
+    config = own_generation_config(lm)
+    asked = {**config.to_dict(), **given}
+    set_ = {name for name, x in asked.items() if x is not None and x != _UNSET.get(name)}
+    if set_ - _DECODED or asked.get("num_beams") not in (None, 1) or not given.get(_LENGTH):
+        return None
+    config.update(**given)
+    return config
+
+
+@torch.inference_mode()
+def decode(
+    decoder: Decoder,
+    retrieve: Retrieve,
+    prompts: PromptTokens,
+    config: GenerationConfig,
+    *,
+    logits_processor: Sequence[LogitsProcessor] = (),
+    stopping_criteria: Sequence[StoppingCriteria] = (),
+    streamer: BaseStreamer | None = None,
+) -> Tensor:
+    """The tokens that ``generate`` makes, by greedy search or sampling.
+
+    Args:
+        decoder: the model.
+        retrieve: called once, at layer b of the prompts' pass.
+        prompts: padded on the left.
+        config: as :func:`decoding_config` returns it.
+        logits_processor, stopping_criteria, streamer: as for ``generate``.
+
+    Returns:
+        prompts and new tokens, (prompts, length + new tokens) int64.
+    """
+    ids, mask = prompts.input_ids, prompts.attention_mask
+    processors = LogitsProcessorList([*logits_processor, *_warpers(config)])
+    ends, padding = _end_tokens(config, ids.device)
+    unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    reading = ReadingPass(decoder)
+    reading.begin(retrieve, mask)
+    passes, layers = _Passes(decoder, reading), _growing_layers(decoder)
+    inputs = prompts.model_inputs(decoder)
+    if streamer is not None:
+        streamer.put(ids.cpu())
+    for _ in range(config.max_new_tokens):
+        scores = processors(ids, passes(inputs, layers).float())
+        if config.do_sample:
+            tokens = torch.multinomial(scores.softmax(-1), 1).squeeze(1)
+        else:
+            tokens = scores.argmax(-1)
+        if len(ends):
+            tokens = torch.where(unfinished, tokens, padding)
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        if streamer is not None:
+            streamer.put(tokens.cpu())
+        unfinished &= ~torch.isin(tokens, ends)
+        for stops in stopping_criteria:
+            unfinished &= ~stops(ids, scores)
+        if not unfinished.any():
+            break
+        mask = F.pad(mask, (0, 1), value=1)
+        inputs = {
+            "input_ids": tokens[:, None],
+            "attention_mask": mask,
+            "position_ids": inputs["position_ids"][:, -1:] + 1,
+        }
+    if streamer is not None:
+        streamer.end()
+    return ids
+
+
+DECODE_CALLBACKS = frozenset({"logits_processor", "stopping_criteria", "streamer"})
+"""Arguments of ``generate`` that :func:`decode` has, too."""
+_LENGTH = "max_new_tokens"
+_DECODED = {
+    *(_LENGTH, "do_sample", "temperature", "top_k", "top_p", "num_beams"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"),
+}
+_UNSET = GenerationConfig().to_dict()
+_TOP_K = 50  # transformers' own, where a configuration says nothing
+
+
+def _warpers(config: GenerationConfig) -> Iterator[LogitsProcessor]:
+    if not config.do_sample:
+        return
+    if config.temperature not in (None, 1.0):
+        yield TemperatureLogitsWarper(config.temperature)
+    if top_k := _TOP_K if config.top_k is None else config.top_k:
+        yield TopKLogitsWarper(top_k)
+    if config.top_p is not None and config.top_p < 1:
+        yield TopPLogitsWarper(config.top_p)
+
+
+def _end_tokens(config: GenerationConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tokens that end an answer, and the one that follows its end."""
+    ends = config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    padding = config.pad_token_id
+    if padding is None:
+        padding = ends[0] if ends else 0
+    return (
+        torch.tensor(ends, dtype=torch.long, device=device),
+        torch.tensor(padding, dtype=torch.long, device=device),
+    )
 
 
 @dataclass(frozen=True)
@@ -55,9 +182,9 @@ def prefill(decoder: Decoder, retrieve: Retrieve, prompts: PromptTokens) -> list
     """
     reading = ReadingPass(decoder)
     reading.begin(retrieve, prompts.attention_mask)
-    layers = [_GrowingLayer() for _ in range(len(decoder.lm.base_model.layers))]
+    layers = _growing_layers(decoder)
     inputs = prompts.model_inputs(decoder)
-    logits = _run(decoder, reading, inputs, Cache(layers=layers))
+    logits = _Passes(decoder, reading)(inputs, layers)
     assert isinstance(reading.kv, RowKV)
     next_positions = (inputs["position_ids"][:, -1] + 1).tolist()
     rows = []
@@ -82,6 +209,7 @@ class DecodingBatch:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._reading = ReadingPass(decoder)
+        self._passes = _Passes(decoder, self._reading)
         self._layers: list[_GrowingLayer] = []
         self._lengths: list[int] = []
         self._positions: list[int] = []
@@ -92,8 +220,7 @@ class DecodingBatch:
 
     def join(self, rows: Sequence[DecodingRow]) -> None:
         """Append rows to the batch."""
-        count = len(self.decoder.lm.base_model.layers)
-        layers = self._layers or [_GrowingLayer() for _ in range(count)]
+        layers = self._layers or _growing_layers(self.decoder)
         lengths = [*self._lengths, *(row.tokens for row in rows)]
         for number, layer in enumerate(layers):
             layer.arrange(
@@ -137,18 +264,33 @@ class DecodingBatch:
             "position_ids": torch.tensor(self._positions, device=device)[:, None],
         }
         self._reading.kv = self._kv
-        logits = _run(self.decoder, self._reading, inputs, Cache(layers=self._layers))
+        logits = self._passes(inputs, self._layers)
         self._lengths = [length + 1 for length in self._lengths]
         self._positions = [position + 1 for position in self._positions]
         return logits
 
 
-def _run(decoder: Decoder, reading: ReadingPass, inputs: dict[str, Tensor], cache: Cache) -> Tensor:
-    """The logits of each row's last token, (rows, vocabulary)."""
-    view = decoder.lm_view(reading.wrappers())
-    own = {cache_argument(decoder.lm): cache}
-    logits: Tensor = view(**inputs, **own, use_cache=True, logits_to_keep=1).logits
-    return logits[:, -1]
+class _Passes:
+    """Passes of a batch through all layers.
+
+    Args:
+        decoder: the model.
+        reading: retrieves in the first pass, and holds what is read.
+    """
+
+    def __init__(self, decoder: Decoder, reading: ReadingPass) -> None:
+        self._view = decoder.lm_view(reading.wrappers())
+        self._cache_argument = cache_argument(decoder.lm)
+
+    def __call__(self, inputs: dict[str, Tensor], layers: list["_GrowingLayer"]) -> Tensor:
+        """The logits of each row's last token, (rows, vocabulary)."""
+        own = {self._cache_argument: Cache(layers=layers)}
+        logits: Tensor = self._view(**inputs, **own, use_cache=True, logits_to_keep=1).logits
+        return logits[:, -1]
+
+
+def _growing_layers(decoder: Decoder) -> list["_GrowingLayer"]:
+    return [_GrowingLayer() for _ in range(len(decoder.lm.base_model.layers))]
 
 
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # untyped in transformers

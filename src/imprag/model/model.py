@@ -16,6 +16,7 @@ from imprag.errors import ImpRAGError
 from imprag.model import query
 from imprag.model.config import ImpRAGConfig, PassageEncoding
 from imprag.model.decoder import Decoder
+from imprag.model.decoding import DECODE_CALLBACKS, decode, decoding_config
 from imprag.model.encode import (
     PassageTokens,
     arrange,
@@ -276,6 +277,9 @@ class ImpRAGModel(nn.Module):
         prompts = PromptTokens(input_ids, attention_mask, position_shift)
         if self._compiled_decoding is not None:
             return self._compiled_decoding.generate(retrieve, prompts, arguments)
+        if (config := decoding_config(self.lm, arguments)) is not None:
+            callbacks = {name: x for name, x in arguments.items() if name in DECODE_CALLBACKS}
+            return decode(self.decoder, retrieve, prompts, config, **callbacks)
         return generate(self.decoder, retrieve, prompts, arguments)
 
     def compile_decoding(self) -> None:

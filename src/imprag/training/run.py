@@ -143,6 +143,8 @@ def _train(
     trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
     if trainer.is_fsdp_enabled:
         check_fsdp(trainer.accelerator.state.fsdp_plugin)
+    if checkpoint:
+        trainer.check_optimizer(Path(checkpoint))
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     except OSError as error:

@@ -41,6 +41,7 @@ METRICS = "metrics.jsonl"
 CROSS_BATCH_MEMORY = "cross_batch_memory.safetensors"  # in a checkpoint
 _OLD_MEMORY = "memory.safetensors"  # its name in older checkpoints
 _FSDP_WEIGHTS = "pytorch_model_fsdp.bin"  # Trainer's own copy of sharded weights
+_OPTIMIZERS = {False: "optimizer.pt", True: "optimizer.bin"}  # in a checkpoint, under FSDP2
 _CHECKED = ("*.safetensors", "*.pt", "*.pth", "*.bin")  # files of a checkpoint
 _LM = "model.lm."  # what the names of the language model's weights start with in TrainingModel
 
@@ -238,6 +239,21 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         model.config.save(folder)
         self.tokenizer.save_pretrained(folder)
         self._save_cross_batch_memory(folder)
+
+    def check_optimizer(self, checkpoint: Path) -> None:
+        """Check that a checkpoint's optimizer has the form that this run reads.
+
+        Raises:
+            ImpRAGError: the one was written under FSDP2, and the other is not, or vice versa.
+        """
+        fsdp = self.is_fsdp_enabled
+        if (checkpoint / _OPTIMIZERS[not fsdp]).exists():
+            began, this = ("without", "with") if fsdp else ("with", "without")
+            raise ImpRAGError(
+                f"the run of {checkpoint} began {began} FSDP2 and cannot be resumed {this} it: "
+                f"start the command as before, {began} ACCELERATE_USE_FSDP=true FSDP_VERSION=2; "
+                "the number of processes may change"
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights((model or self.model).model.lm, Path(resume_from_checkpoint))

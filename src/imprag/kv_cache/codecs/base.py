@@ -59,6 +59,14 @@ class Codec(ABC):
         defines `decode_layer`, too.
         """
 
+    def held_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which a prompt's states are held: the model's, or one that loses nothing.
+
+        Args:
+            dtype: the model's.
+        """
+        return dtype
+
     def decode_layer(self, parts: Parts, kind: str, layer: int, dtype: torch.dtype) -> Tensor:
         """The keys or values of one layer alone, (key heads, tokens, d_h).
 

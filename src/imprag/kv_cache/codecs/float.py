@@ -21,6 +21,9 @@ class Floats(Codec):
     def bytes_per_vector(self) -> int:
         return self.head_dim * self.dtype.itemsize
 
+    def held_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.dtype if self.dtype.itemsize < dtype.itemsize else dtype
+
     def encode(self, block: Tensor) -> dict[str, Tensor]:
         return {"states": block.to(self.dtype)}
 
