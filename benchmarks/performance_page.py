@@ -66,8 +66,9 @@ INTRODUCTION = (
     prompt of the same language model, in the same dtype, with Hugging Face `generate`. All arms
     answer the same prompts in turn, in one process; figures are medians. *By arithmetic* is the
     bound that the machine's measured matrix-product rate and memory bandwidth set: a pass takes as
-    long as its products, or as reading every weight and every key and value once. For commands it
-    is a bare `import torch, transformers`.""",
+    long as its products, or as reading every weight and every key and value once. A ratio can be
+    better than that where the other side is farther from its own bound. For commands the bound is a
+    bare `import torch, transformers`.""",
 )
 
 
