@@ -36,9 +36,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus.build(passages, tmp_path_factory.mktemp("corpus") / "corpus")
 
 
-@pytest.fixture
-def rows(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    rows, failures = measure(corpus, tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def rows(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        rows, failures = measure(corpus, tmp_path_factory.mktemp("speed"), monkeypatch)
     assert failures == []
     return rows
 
