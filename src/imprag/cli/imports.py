@@ -97,8 +97,8 @@ class _LazyPackage(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         assert self.__spec__ is not None
         assert self.__spec__.loader is not None
-        self.__class__ = ModuleType
-        self.__path__ = self.__spec__.submodule_search_locations
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        self.__path__ = self.__spec__.submodule_search_locations or []
         self.__spec__.loader.exec_module(self)
         return getattr(self, name)
 

@@ -70,6 +70,8 @@ class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]
     A slice of ``numpy.memmap`` is ten times as slow, and the vocabulary takes half a million.
     """
 
+    data: Any
+
     def _get(self, *arguments: Any, **settings: Any) -> Any:
         if isinstance(self.data, np.memmap):
             self.data = self.data.view(np.ndarray)
