@@ -7,6 +7,7 @@
 # make test-newest, make test-lowest     run the tests that depend on versions with the newest and
 #                               the lowest versions of all dependencies; FULL=1 runs the whole suite
 # make bench   measures time and memory against in-context RAG (over an hour; nothing else should run)
+# make figures  measures every figure of docs/performance.md, in half an hour, and writes the page
 # make check   lint and types
 # make docs    builds the documentation as a site, build/site; any warning is an error
 PYTHON ?= python3
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-newest test-lowest bench check docs clean reproduce-default reproduce-default-quick
+.PHONY: demo test test-newest test-lowest bench figures check docs clean reproduce-default reproduce-default-quick
 demo: $(VENV)/demo
 	@$(BIN)/imprag ask - < examples/prompts.txt
 
@@ -42,6 +43,9 @@ test-newest test-lowest: test-%: .venv-%/$(if $(FULL),full,fast)
 
 bench: $(VENV)/dev
 	@$(BIN)/imprag bench --out bench
+
+figures: $(VENV)/dev
+	@$(BIN)/python benchmarks/performance.py
 
 # glibc keeps freed memory and asks for large pages: a training step takes a tenth less time.
 TUNED := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:$\

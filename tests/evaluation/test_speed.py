@@ -1,12 +1,16 @@
 """The speed benchmark's arithmetic, on a tiny model and a retriever that costs nothing."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from conftest import tiny_lm, tiny_tokenizer
+from imprag.cli import main
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.evaluation import speed, speed_arms, speed_measure
@@ -32,9 +36,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus.build(passages, tmp_path_factory.mktemp("corpus") / "corpus")
 
 
-@pytest.fixture
-def rows(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    rows, failures = measure(corpus, tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def rows(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        rows, failures = measure(corpus, tmp_path_factory.mktemp("speed"), monkeypatch)
     assert failures == []
     return rows
 
@@ -53,10 +58,9 @@ def measure(
         tiny_tokenizer(),
         corpus,
         tmp_path,
-        passage_tokens=(10,),
         runs=2,
         passages=12,
-        **{**given, **settings},
+        **{"passage_tokens": (10,), **given, **settings},
     )
 
 
@@ -85,6 +89,56 @@ def test_an_arm_that_fails_is_left_out_and_the_others_are_kept(
     }
     assert all(failure["k"] == 1 and failure["passage_tokens"] == 10 for failure in failures)
     assert ratios(rows) == {}
+
+
+def write_teacher(folder: Path) -> Path:
+    """A tiny random text encoder."""
+    config = BertConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    BertModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_quick_benchmark_measures_all_arms_and_codecs_and_draws_plots(
+    tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Only sizes differ from what users run: model, teacher, corpus and number of runs are tiny."""
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("matplotlib")
+    texts = [" ".join(f"w{(7 * n + i) % 94}" for i in range(130)) for n in range(64)]
+    passages = [Passage(f"p{n}", f"w{n}", text) for n, text in enumerate(texts)]
+    corpus = Corpus.build(passages, tmp_path / "corpus")
+    teacher = write_teacher(tmp_path / "teacher")
+    monkeypatch.setattr("imprag.corpus.load_corpus", lambda name: corpus)
+    monkeypatch.setattr("imprag.retrieval.dense._folder", lambda name: teacher)
+    monkeypatch.setattr(speed, "QUICK_RUNS", 1)
+    monkeypatch.setattr(speed_measure, "WARM_UP", 0)
+    out = tmp_path / "bench"
+    model = shutil.copytree(tiny_home / "model", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["max_position_embeddings"] = 4096
+    (model / "config.json").write_text(json.dumps(config))
+    assert main(["bench", "--quick", "--model", str(model), "--out", str(out)]) == 0
+    results = json.loads((out / "speed.json").read_text())
+    assert results["failures"] == []
+    assert [row["arm"] for row in results["rows"]] == [
+        *(speed_arms.NONE, speed_arms.RAG, speed_arms.LIVE, speed_arms.FULL),
+        *map(speed_arms.stored, ("bf16", "int8", "int4", "pq")),
+        speed_arms.CODED,
+    ]
+    assert "ttft_stored_vs_rag" in results["ratios"]
+    assert len(list(out.glob("*.svg"))) == len(list(out.glob("*.png"))) == 2
+    assert "ImpRAG, stored int4" in capsys.readouterr().out
+
+
+def test_a_length_that_cannot_be_measured_leaves_the_others(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = {"passage_tokens": (90, 10), "k": (1,), "codecs": (), "compiled": False}
+    rows, failures = measure(corpus, tmp_path, monkeypatch, **lengths)
+    assert {row["passage_tokens"] for row in rows} == {10}
+    assert [(failed["arm"], failed["passage_tokens"]) for failed in failures] == [("all arms", 90)]
+    assert "the corpus has only" in failures[0]["error"]
 
 
 def test_a_benchmark_of_nothing_but_failures_is_refused(

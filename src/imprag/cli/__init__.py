@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import cyclopts
 
+from imprag.cli import imports
 from imprag.cli.adapt import adapt
 from imprag.cli.ask import ask, search
 from imprag.cli.bench import bench
@@ -46,6 +47,7 @@ app.command(kv)
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     prepare_console()
+    imports.own_process = arguments is None
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:

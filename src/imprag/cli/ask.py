@@ -1,9 +1,7 @@
 """``imprag ask`` and ``imprag search``."""
 
-import contextlib
 import dataclasses
 import functools
-import gc
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
+from imprag.cli.imports import quick_imports
 from imprag.cli.options import (
     BY_MODEL,
     NO_KV_CACHE,
@@ -26,7 +25,6 @@ from imprag.cli.options import (
     refuse_without_effect,
     use_kv_cache,
 )
-from imprag.corpus.prompt_files import prompts_of_standard_input
 from imprag.errors import ImpRAGError
 from imprag.io.text_checks import check_prompts
 
@@ -135,17 +133,6 @@ class Source:
             )
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Import without garbage collection, which would take 1.6 s and find nothing."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.freeze()
-
-
 Prompt = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
@@ -163,7 +150,7 @@ def _start(source: Source | None, prompt: str) -> tuple[Source, Iterable[list[st
     """The source and the batches of prompts, which are checked before anything is loaded."""
     source = source or Source()
     prompts = _prompts(prompt)
-    with uncollected():
+    with quick_imports():
         import imprag.pipeline  # noqa: F401
     source.note_fitted_index()
     return source, prompts
@@ -299,6 +286,8 @@ def _prompts(prompt: str) -> Iterable[list[str]]:
     if prompt != "-":
         check_prompts([prompt])
         return [[prompt]]
+    from imprag.corpus.prompt_files import prompts_of_standard_input
+
     # At a terminal, each prompt is answered before the next is typed.
     return _batches(prompts_of_standard_input(), 1 if sys.stdin.isatty() else BATCH)
 

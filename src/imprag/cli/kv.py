@@ -16,8 +16,6 @@ from imprag.cli.options import (
     RayOptions,
     refuse_without_effect,
 )
-from imprag.corpus.passage import Passage
-from imprag.corpus.prompt_files import prompts_of_file
 from imprag.errors import ImpRAGError
 from imprag.io.building import readable_size
 from imprag.io.file_cache import kv_files
@@ -25,6 +23,7 @@ from imprag.io.files import expand_home
 
 if TYPE_CHECKING:
     from imprag.cli.planning import Plan
+    from imprag.corpus import Passage
     from imprag.pipeline import ImpRAG
 
 kv = cyclopts.App(
@@ -91,6 +90,7 @@ def build(
         ray.refuse("with --dry-run")
     else:
         refuse_without_effect("without --dry-run", json=json)
+    from imprag.corpus.prompt_files import prompts_of_file
     from imprag.kv_cache.build import build_kv_cache, rows_to_add
     from imprag.kv_cache.hot import most_retrieved
     from imprag.kv_cache.manifest import states_fingerprint
@@ -175,7 +175,7 @@ def _plan(rag: "ImpRAG", rows: Sequence[int] | None, settings: dict[str, Any]) -
     plain = untrained_codec("fp32", rag.model.decoder.head_dim)
     ratio = settings.get("kv_keep_ratio", 1.0)
 
-    def encode(passages: Sequence[Passage]) -> object:
+    def encode(passages: "Sequence[Passage]") -> object:
         return encode_parts(rag.model, rag.tokenizer, passages, plain, ratio)
 
     stored = range(len(rag.corpus)) if rows is None else rows

@@ -2,7 +2,8 @@
 
 import signal
 
-from imprag.cli.ask import Source, uncollected
+from imprag.cli.ask import Source
+from imprag.cli.imports import quick_imports
 from imprag.cli.options import KVCache, use_kv_cache
 from imprag.io.optional import require
 
@@ -19,7 +20,7 @@ def mcp(*, source: Source | None = None, kv_cache: KVCache = None) -> None:
     - `imprag mcp --model my-model --index my-index`
     """
     require("imprag mcp", "serve", "mcp", "prometheus_client")
-    with uncollected():
+    with quick_imports():
         from imprag.serving.engine import Engine
         from imprag.serving.mcp import run_stdio
 

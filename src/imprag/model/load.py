@@ -163,12 +163,17 @@ def _base_of_adapter(folder: Path) -> str:
     return name
 
 
-def _default() -> Path:
-    """The cache folder of the default model, which is merged once, in some seconds."""
+def default_fingerprint() -> str:
+    """Fingerprint of the default model as it lies in the package: weights and all settings."""
     key = hashlib.sha256()
     for name in (SETTINGS, WEIGHTS, CONFIG_NAME):
         key.update((DEFAULT_FOLDER / name).read_bytes())
-    folder = cache_dir() / "models" / f"{DEFAULT}-{key.hexdigest()[:12]}"
+    return key.hexdigest()[:12]
+
+
+def _default() -> Path:
+    """The cache folder of the default model, which is merged once, in some seconds."""
+    folder = cache_dir() / "models" / f"{DEFAULT}-{default_fingerprint()}"
 
     def make() -> None:
         config = ImpRAGConfig.load(DEFAULT_FOLDER)

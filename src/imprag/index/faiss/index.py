@@ -11,7 +11,6 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from imprag.errors import ImpRAGError
 from imprag.index.faiss.structures import STRUCTURES
@@ -187,6 +186,8 @@ class FaissIndex(PassageIndex):
 
     def _rows(self, ids: Sequence[str]) -> dict[str, int]:
         """Rows of those ids that are in the index."""
+        import pyarrow.compute as pc  # takes a tenth of a second, and searches need none of it
+
         wanted = pa.array(ids, pa.large_string())
         found = np.flatnonzero(pc.is_in(self._ids, value_set=wanted).to_numpy())
         found = np.setdiff1d(found, self._removed)

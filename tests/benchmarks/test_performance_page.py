@@ -1,0 +1,167 @@
+"""docs/performance.md: written from files of results, about the model that ships."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from imprag.evaluation.speed_arms import LIVE, NONE, RAG, stored
+from imprag.model.load import default_fingerprint
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+MACHINE = {
+    "cpu": "A CPU",
+    "cores": 2,
+    "instructions": ["avx2"],
+    "gflops_float32": 100.0,
+    "gflops_bfloat16": 10.0,
+    "memory_gb_per_second": 10.0,
+}
+ORIGIN = {"commit": "abc", "model_fingerprint": "f1", "machine": MACHINE, "date": "2026-01-02"}
+
+
+@pytest.fixture(scope="module")
+def page() -> ModuleType:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("performance_page")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def speed(k: int, tokens: int, first_token: dict[str, float]) -> dict[str, Any]:
+    rate = {NONE: 30.0, RAG: 20.0, LIVE: 32.0, stored("bf16"): 32.0}
+    rows = [
+        {
+            "arm": arm,
+            "k": k,
+            "passage_tokens": tokens,
+            "first_token": seconds,
+            "tokens_per_second": rate[arm],
+            "memory": 1e6,
+            "kv_bytes": 2e6,
+            "memory_bytes": None,
+            "runs": 30,
+        }
+        for arm, seconds in first_token.items()
+    ]
+    sizes = {
+        "layers": 4,
+        "b": 1,
+        "t": 2,
+        "layer_parameters": 1_000_000,
+        "head_parameters": 500_000,
+        "hidden_size": 50,
+        "kv_bytes_of_layer": 100,
+        "bytes_of_parameter": 4,
+        "prompt_tokens": 10,
+    }
+    return {**ORIGIN, "rows": rows, "sizes": sizes, "environment": {"dtype": "float32"}}
+
+
+def test_the_page_is_what_the_files_give(page: ModuleType) -> None:
+    found = page.read_results(page.RESULTS)
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.page_text(found), f"run: {page.COMMAND} --page"
+    assert len(text.splitlines()) <= 100
+    for name, part in page.entries(found):
+        assert part["commit"], name
+        assert part["machine"]["cpu"], name
+        assert not part.get("quick"), f"{name} is of a try; run: {page.COMMAND}"
+
+
+def test_the_figures_are_of_the_model_that_ships(page: ModuleType) -> None:
+    old = page.stale(page.read_results(page.RESULTS), default_fingerprint())
+    assert old == [], f"these are of another model; measure them again with: {page.COMMAND}"
+
+
+def test_figures_of_another_model_are_noticed(page: ModuleType) -> None:
+    found = {"now": ORIGIN, "before": {**ORIGIN, "model_fingerprint": "f0"}, "never": {}}
+    assert page.stale(found, "f1") == ["`before.json`", "`never.json`"]
+    assert page.stale({"kv_quality": {"a": ORIGIN, "b": {}}}, "f1") == ["`kv_quality.json`, b"]
+
+
+def test_goals_stand_beside_figures_and_bounds(page: ModuleType) -> None:
+    first = {NONE: 0.1, RAG: 2.0, LIVE: 1.2, stored("bf16"): 0.125}
+    found = {
+        "speed_10x128": speed(10, 128, first),
+        "startup": {**ORIGIN, "seconds": {"imports": 2.0, "ask": 4.0, "help": 0.25}},
+    }
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.goals(found).splitlines()[2:]
+    ]
+    assert [row[1:3] for row in rows] == [
+        ["≤ 1.2", "1.25"],
+        ["≤ .55", "0.6"],
+        ["≥ 1.5", "1.6"],
+        ["≤ 4.5", "4"],
+        ["≤ .3", "0.25"],
+    ]
+    assert page.goals({}) == ""
+
+
+def test_bounds_are_products_or_bytes_whichever_takes_longer(page: ModuleType) -> None:
+    low = page.floors(speed(10, 128, {}), 10, 128)
+    weights = 4 * (4 * 1_000_000 + 500_000)
+    kept = 1280 * 100 * 2  # layers b..t
+    assert low["none"] == pytest.approx(weights / 10e9)
+    assert low["stored"] == pytest.approx((weights + kept) / 10e9)
+    assert low["stored_token"] == pytest.approx((weights + 10 * 100 * 4 + kept) / 10e9)
+    assert low["rag_token"] == pytest.approx((weights + 1290 * 100 * 4) / 10e9)
+    attention = 4 * 50 * 1290 * 1290 / 2
+    products = 4 * (2 * 1_000_000 * 1290 + attention) + 2 * 500_000
+    assert low["rag"] == pytest.approx(products / 100e9)
+    encoding = 2 * (2 * 1_000_000 * 1280 + 4 * 50 * 1280 * 64)
+    assert low["live"] == pytest.approx(low["stored"] + encoding / 100e9)
+
+
+def test_codecs_stand_beside_their_cost_in_each_task(page: ModuleType) -> None:
+    def arm(name: str, mean: float, difference: float) -> dict[str, Any]:
+        match = {
+            "mean": mean,
+            "interval": [mean - 0.1, mean + 0.1],
+            "difference": difference,
+            "difference_interval": [difference - 0.02, difference + 0.02],
+        }
+        return {"arm": name, "bytes": 34.0, "same_answer": 0.9, "exact_match": match}
+
+    task = {**ORIGIN, "n": 500, "dtype": "float32"}
+    arms = [arm("fp32", 0.5, 0.0), arm("int4", 0.49, -0.01)]
+    text = page.codecs(
+        {"kv_quality": {"qa": {**task, "arms": arms}, "squad": {**task, "arms": arms}}}
+    )
+    assert text.startswith("500 questions of `qa`, 500 questions of `squad`, float32: ")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[-2:]]
+    assert rows == [
+        ["fp32", "34", *["50.0 [40.0, 60.0]"] * 2, "90 % / 90 %"],
+        ["int4", "34", *["-1.0 [-3.0, +1.0]"] * 2, "90 % / 90 %"],
+    ]
+
+
+def test_a_part_without_its_file_is_left_out(page: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "encode.json").write_text(
+        json.dumps(
+            {
+                **ORIGIN,
+                "dtype": "torch.float32",
+                "passages": 2,
+                "tokens": 300,
+                "tokens_per_second": 5000.0,
+                "ratio": 0.6,
+                "matmul_gflops": 99.6,
+            }
+        )
+    )
+    page.write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "5,000 tokens/s, 0.60 of the matrix-product rate of 100 GFLOP/s" in text.replace(
+        "\n", " "
+    )
+    assert "first token" not in text
+    assert text.count(page.LATER) == 4
+    assert "| `encode.json` | abc " in text
