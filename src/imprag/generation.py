@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from imprag.errors import ImpRAGError
+from imprag.model.attribution import Attribution, ReadingShares, attribute
 from imprag.model.generate import fixed
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
 from imprag.model.kv import PassageKV
@@ -36,6 +37,7 @@ class Answer:
         model_prompt: the prompt as the model read it, in its question or chat template.
         kv_hits, kv_misses: number of passages of the prompt's batch whose keys and values came from
             the KV cache, and that were encoded.
+        attribution: how much each passage was read for each token; None if not asked for.
     """
 
     prompt: str
@@ -45,6 +47,7 @@ class Answer:
     model_prompt: str
     kv_hits: int
     kv_misses: int
+    attribution: Attribution | None = None
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,22 @@ class GenerationSettings:
         max_new_tokens: the most new tokens of an answer.
         stop: strings that end an answer.
         arguments: further arguments of ``generate``, checked.
+        attribution: sum up what each token read.
     """
 
     max_new_tokens: int
     stop: Sequence[str]
     arguments: dict[str, Any]
+    attribution: bool = False
 
     @classmethod
     def of(
-        cls, max_new_tokens: int, stop: Sequence[str] | str | None, arguments: dict[str, Any]
+        cls,
+        max_new_tokens: int,
+        stop: Sequence[str] | str | None,
+        arguments: dict[str, Any],
+        *,
+        attribution: bool = False,
     ) -> "GenerationSettings":
         """Check and bundle the settings.
 
@@ -71,7 +81,7 @@ class GenerationSettings:
             ImpRAGError: an argument does not work with retrieval, or a stop string is empty.
         """
         arguments = _checked(arguments, max_new_tokens)
-        return cls(arguments.pop("max_new_tokens"), _stops(stop), arguments)
+        return cls(arguments.pop("max_new_tokens"), _stops(stop), arguments, attribution)
 
 
 class GenerationBatch:
@@ -122,6 +132,7 @@ class GenerationBatch:
         )
         self.shift = torch.tensor(shifts, device=rag.model.device)
         self.hits = self.misses = 0
+        self.shares = ReadingShares(rag.model.decoder) if settings.attribution else None
 
     @torch.inference_mode()
     def generate(
@@ -148,6 +159,7 @@ class GenerationBatch:
             self.mask,
             retrieve,
             position_shift=self.shift,
+            shares=self.shares,
             stopping_criteria=StoppingCriteriaList(ends),
             **{"do_sample": False, "max_new_tokens": self.settings.max_new_tokens, **arguments},
         )
@@ -168,24 +180,35 @@ class GenerationBatch:
                 text_read(self.rag.tokenizer, prompt),
                 self.hits,
                 self.misses,
+                self._attribution(row, tokens[row].tolist(), text),
             )
-            for prompt, text, found in zip(self.prompts, texts, self.found, strict=True)
+            for row, (prompt, text, found) in enumerate(
+                zip(self.prompts, texts, self.found, strict=True)
+            )
         ]
 
-    def stream(self) -> Iterator[str]:
+    def _attribution(self, row: int, tokens: list[int], text: str) -> Attribution | None:
+        if self.shares is None:
+            return None
+        passages = len(self.found[row])
+        shares = self.shares.of_row(row, passages)
+        return attribute(self.rag.tokenizer, tokens, shares, text, passages)
+
+    def stream(self) -> Generator[str, None, Answer]:
         """The text of the first prompt's answer, piece by piece.
 
         Generation runs in its own thread, which stops at the next token when the iterator is
-        closed.
+        closed. The generator returns the answer.
         """
         tokenizer = self.rag.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         left = threading.Event()
         failure: list[BaseException] = []
+        made: list[Tensor] = []
 
         def work() -> None:
             try:
-                self.generate(streamer=streamer, left=left)
+                made.append(self.generate(streamer=streamer, left=left))
             except BaseException as error:
                 failure.append(error)
                 streamer.end()
@@ -199,6 +222,7 @@ class GenerationBatch:
             thread.join()
         if failure:
             raise failure[0]
+        return self.answers(made[0])[0]
 
     def _retrieve(self, queries: Queries) -> PassageKV:
         retriever = self.rag.retriever
@@ -220,6 +244,33 @@ class GenerationBatch:
         now = time.perf_counter()
         self.timings[name] = now - self._last
         self._last = now
+
+
+class AnswerStream(Generator[str, None, Answer]):
+    """The text of an answer, piece by piece.
+
+    Args:
+        pieces: yields the text and returns the answer.
+
+    Attributes:
+        answer: the whole answer; None before its last piece has come.
+    """
+
+    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
+        self._pieces = pieces
+        self.answer: Answer | None = None
+
+    def send(self, value: None) -> str:
+        """The next piece."""
+        try:
+            return self._pieces.send(value)
+        except StopIteration as end:
+            self.answer = end.value or self.answer
+            raise
+
+    def throw(self, *failure: Any) -> str:
+        """Stop generation at the next token; ``close`` does so, too."""
+        return self._pieces.throw(*failure)
 
 
 def read_passages(rag: "ImpRAG", found: Sequence[Sequence[RetrievedPassage]]) -> PassageKV:

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.generation import Answer, GenerationBatch, GenerationSettings
+from imprag.generation import Answer, AnswerStream, GenerationBatch, GenerationSettings
 from imprag.index.folder import IndexFolder
 from imprag.index.source import IndexSource
 from imprag.io.files import expand_home
@@ -34,7 +34,7 @@ from imprag.retrieval.implicit import ImplicitRetriever
 from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
 from imprag.retrieval.retriever import RetrievedPassage, Retriever
 
-__all__ = ["Answer", "ImpRAG"]
+__all__ = ["Answer", "AnswerStream", "ImpRAG"]
 
 
 class ImpRAG:
@@ -232,6 +232,7 @@ class ImpRAG:
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
         raw: bool = False,
+        attribution: bool = False,
         batch_size: int = 8,
         **generate_arguments: Any,
     ) -> list[Answer]:
@@ -251,6 +252,9 @@ class ImpRAG:
                 follows instructions.
             raw: read each prompt as it is. By default, plain questions are put into the model's
                 ``question_template``.
+            attribution: also say how much each passage was read for each token of the answer,
+                from the same pass (:class:`imprag.model.attribution.Attribution`). Not for beam
+                search.
             batch_size: number of prompts in a batch; prompts of similar length share one.
             **generate_arguments: arguments of Hugging Face ``generate`` (``do_sample``,
                 ``num_beams`` ...); greedy by default. :mod:`imprag.model.generate_arguments` lists
@@ -264,7 +268,9 @@ class ImpRAG:
                 index, or an argument does not work with retrieval.
         """
         prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
-        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
+        settings = GenerationSettings.of(
+            max_new_tokens, stop, generate_arguments, attribution=attribution
+        )
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
         if passages is not None and len(passages) != len(prompts):
@@ -286,21 +292,25 @@ class ImpRAG:
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
         raw: bool = False,
+        attribution: bool = False,
         **generate_arguments: Any,
-    ) -> Iterator[str]:
+    ) -> AnswerStream:
         """Stream the answer to one prompt; arguments as for :meth:`generate`.
 
         Generation runs in its own thread. It stops at the next token when the answer has ended or
-        the iterator is closed, for example by leaving a loop over it.
+        the iterator is closed, for example by leaving a loop over it. Its ``answer`` is what
+        :meth:`ask` returns, once the last piece has come.
         """
         if not isinstance(prompt, str):
             raise ImpRAGError("stream takes one prompt as a string")
-        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
+        settings = GenerationSettings.of(
+            max_new_tokens, stop, generate_arguments, attribution=attribution
+        )
         if settings.arguments.setdefault("num_beams", 1) != 1:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
         prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
-        return GenerationBatch(self, prompts, k, given, settings).stream()
+        return AnswerStream(GenerationBatch(self, prompts, k, given, settings).stream())
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Save the settings and the weights, or the adapter, in a new folder."""

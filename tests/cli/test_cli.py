@@ -66,6 +66,31 @@ def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["timings"]["total"] > 0
 
 
+def test_ask_cites_the_passages_that_carried_the_answer(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("ask", "w1 w2", "--k", 3, "--max-new-tokens", 4, "--cite")
+    assert ask(home, *options, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    attribution = found["attribution"]
+    assert set(attribution) == {"shares", "tokens", "own", "carried_by"}
+    assert len(attribution["shares"]) == 3
+    assert sum(attribution["shares"]) + attribution["own"] == pytest.approx(1)
+    assert "".join(token["text"] for token in attribution["tokens"]) == found["answer"]
+    assert ask(home, *options) == 0
+    lines = capsys.readouterr().out.rstrip().split("\n")
+    start = next(n for n, line in enumerate(lines) if line.startswith("answer: "))
+    numbers = [f"[{n + 1}]" for n in attribution["carried_by"]]
+    assert lines[start] == " ".join(["answer:", found["answer"], *numbers])
+    assert lines[start + 1 :] == [
+        *(
+            f"  [{n + 1}] {attribution['shares'][n]:.1%} {found['passages'][n]['title']}"
+            for n in attribution["carried_by"]
+        ),
+        f"  own text {attribution['own']:.1%}",
+    ]
+
+
 def test_another_retriever_finds_by_the_prompts_words(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from imprag.index.folder import IndexFolder
     from imprag.index.lexical import LexicalIndex
     from imprag.model.config import ImpRAGConfig
-    from imprag.pipeline import ImpRAG
+    from imprag.pipeline import Answer, ImpRAG
     from imprag.retrieval import RetrievedPassage, Retriever
     from imprag.retrieval.hybrid import HybridRanking
 
@@ -165,6 +165,7 @@ def ask(
     max_new_tokens: int = 32,
     chat: Flag = False,
     raw: Raw = False,
+    cite: Flag = False,
     json: Json = False,
 ) -> None:
     """Answer a prompt and show the passages that the model read.
@@ -172,6 +173,7 @@ def ask(
     For example:
 
     - `imprag ask "what's the capital of Chad?"`
+    - `imprag ask "when did Ghana become independent?" --cite`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
     - `imprag ask -`, to type one prompt after another: only the first waits for the model.
 
@@ -180,6 +182,8 @@ def ask(
             reads one prompt per line from standard input, at a terminal until Ctrl-D.
         max_new_tokens: Greatest length of the answer in tokens.
         chat: Put the prompt into the model's own chat template. For instruct models.
+        cite: Name the passages that carried the answer, each with its share of the attention that
+            the answer's tokens paid. With `--json`, the shares of all passages for each token.
         json: Print one JSON object per prompt instead of text.
     """
     source, prompts = _start(source, prompt)
@@ -190,9 +194,12 @@ def ask(
         use_kv_cache(rag, kv_cache)
     for batch in prompts:
         for answer in rag.generate(
-            batch, source.k, max_new_tokens=max_new_tokens, chat=chat, raw=raw
+            batch, source.k, max_new_tokens=max_new_tokens, chat=chat, raw=raw, attribution=cite
         ):
             if json:
+                more: dict[str, Any] = {}
+                if answer.attribution is not None:
+                    more["attribution"] = answer.attribution.to_json()
                 _print_json(
                     answer.prompt,
                     answer.passages,
@@ -200,10 +207,11 @@ def ask(
                     model_prompt=answer.model_prompt,
                     answer=answer.text,
                     kv_cache={"hits": answer.kv_hits, "misses": answer.kv_misses},
+                    **more,
                 )
             else:
                 _print_passages(answer.prompt, answer.passages)
-                print(f"\nanswer: {answer.text}\n", flush=True)
+                print(f"\nanswer: {answer.text}{_citations(answer)}\n", flush=True)
     cache = rag.kv_cache
     if kv_cache not in (None, NO_KV_CACHE) and cache.misses:
         print(
@@ -211,6 +219,17 @@ def ask(
             "cache and had to be encoded",
             file=sys.stderr,
         )
+
+
+def _citations(answer: "Answer") -> str:
+    """Marks of the passages that carried an answer, and what they stand for."""
+    attribution = answer.attribution
+    if attribution is None:
+        return ""
+    cited = [(n, answer.passages[n].passage.title) for n in attribution.carried_by]
+    marks = "".join(f" [{n + 1}]" for n, _ in cited)
+    lines = [f"\n  [{n + 1}] {attribution.shares[n]:.1%} {title}" for n, title in cited]
+    return marks + "".join(lines) + f"\n  own text {attribution.own:.1%}"
 
 
 def search(

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
+from imprag.model.attribution import ReadingShares
 from imprag.model.decoder import Decoder
 from imprag.model.generate import PromptTokens, ReadingPass, Retrieve
 from imprag.model.generate_arguments import own_generation_config
@@ -63,6 +64,7 @@ def decode(
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriteria] = (),
     streamer: BaseStreamer | None = None,
+    shares: ReadingShares | None = None,
 ) -> Tensor:
     """The tokens that ``generate`` makes, by greedy search or sampling.
 
@@ -72,6 +74,7 @@ def decode(
         prompts: padded on the left.
         config: as :func:`decoding_config` returns it.
         logits_processor, stopping_criteria, streamer: as for ``generate``.
+        shares: sums up what each token's pass reads.
 
     Returns:
         prompts and new tokens, (prompts, length + new tokens) int64.
@@ -80,7 +83,7 @@ def decode(
     processors = LogitsProcessorList([*logits_processor, *_warpers(config)])
     ends, padding = _end_tokens(config, ids.device)
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    reading = ReadingPass(decoder)
+    reading = ReadingPass(decoder, shares)
     reading.begin(retrieve, mask)
     passes, layers = _Passes(decoder, reading), _growing_layers(decoder)
     inputs = prompts.model_inputs(decoder)
@@ -172,15 +175,21 @@ class DecodingRow:
 
 
 @torch.inference_mode()
-def prefill(decoder: Decoder, retrieve: Retrieve, prompts: PromptTokens) -> list[DecodingRow]:
+def prefill(
+    decoder: Decoder,
+    retrieve: Retrieve,
+    prompts: PromptTokens,
+    shares: ReadingShares | None = None,
+) -> list[DecodingRow]:
     """Run prompts through all layers once.
 
     Args:
         decoder: the model.
         retrieve: called once, at layer b; returns a `RowKV`.
         prompts: padded on the left.
+        shares: sums up what the prompts' last positions read.
     """
-    reading = ReadingPass(decoder)
+    reading = ReadingPass(decoder, shares)
     reading.begin(retrieve, prompts.attention_mask)
     layers = _growing_layers(decoder)
     inputs = prompts.model_inputs(decoder)
@@ -246,11 +255,12 @@ class DecodingBatch:
         self._kv = RowKV([self._kv.rows[n] for n in rows])
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int]) -> Tensor:
+    def step(self, tokens: Sequence[int], shares: ReadingShares | None = None) -> Tensor:
         """Append a token to every row.
 
         Args:
             tokens: one for each row.
+            shares: sums up what the rows read in this step.
 
         Returns:
             the logits of each row's next token, (rows, vocabulary).
@@ -263,7 +273,7 @@ class DecodingBatch:
             "attention_mask": (torch.arange(longest, device=device) >= longest - lengths).long(),
             "position_ids": torch.tensor(self._positions, device=device)[:, None],
         }
-        self._reading.kv = self._kv
+        self._reading.kv, self._reading.shares = self._kv, shares
         logits = self._passes(inputs, self._layers)
         self._lengths = [length + 1 for length in self._lengths]
         self._positions = [position + 1 for position in self._positions]

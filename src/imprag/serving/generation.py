@@ -8,7 +8,7 @@ from imprag.errors import ImpRAGError
 from imprag.retrieval import RetrievedPassage
 from imprag.serving.citations import read_passages
 from imprag.serving.exchange import Numbered
-from imprag.serving.replies import Details, Usage
+from imprag.serving.replies import AnswerShares, Details, Usage
 from imprag.serving.requests import (
     Completed,
     Ended,
@@ -68,6 +68,7 @@ def engine_requests(
                 stop=DEFAULT_STOP if stop is None else tuple(stop),
                 sampling=sampling,
                 n=body.n or 1,
+                attribution=bool(options.attribution),
             )
             for prompt in marked()
         ]
@@ -79,7 +80,7 @@ def _check_retrieval(
     service: Service, options: ImpRAGOptions, documents: list[Document] | None
 ) -> None:
     """Refuse options of retrieval that cannot be followed."""
-    asked = options.model_dump(exclude_none=True, exclude={"min_tokens"})
+    asked = options.model_dump(exclude_none=True, exclude={"min_tokens", "attribution"})
     if documents is not None and asked:
         names = " and ".join(f"imprag.{name}" for name in asked)
         raise ImpRAGError(f"with documents, nothing is retrieved: leave {names} out")
@@ -116,8 +117,10 @@ class Outcome:
         retrieved: what each prompt reads.
         ended: the answers, by number of the prompt and of the answer.
         timings: of each completed prompt.
+        n: number of answers to each prompt.
     """
 
+    n: int
     notes: tuple[str, ...] = ()
     retrieved: dict[int, Retrieved] = field(default_factory=dict)
     ended: dict[tuple[int, int], Ended] = field(default_factory=dict)
@@ -146,6 +149,15 @@ class Outcome:
         )
 
     @property
+    def attributions(self) -> list[AnswerShares]:
+        """What each answer was read from, if asked for."""
+        return [
+            AnswerShares(index=number * self.n + choice, **ended.attribution.to_json())
+            for (number, choice), ended in sorted(self.ended.items())
+            if ended.attribution is not None
+        ]
+
+    @property
     def details(self) -> Details:
         """ImpRAG's part of the response."""
         numbers = sorted(self.retrieved)
@@ -157,6 +169,7 @@ class Outcome:
             ],
             model_prompts=[self.retrieved[number].model_prompt for number in numbers],
             timings=[self.timings[number] for number in sorted(self.timings)],
+            attributions=self.attributions,
             notes=list(self.notes),
         )
 

@@ -1,12 +1,13 @@
 """The pass of new requests' prompts through the model, with retrieval and reading inside it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from imprag.generation import read_passages
+from imprag.model.attribution import ReadingShares
 from imprag.model.decoding import DecodingRow, prefill
 from imprag.model.generate import PromptTokens
 from imprag.model.inputs import pad
@@ -42,7 +43,18 @@ def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[Decodi
             run.lap(name)
 
     shift = torch.tensor([run.shift for run in runs], device=rag.model.device)
-    return prefill(rag.model.decoder, retrieve, PromptTokens(ids, mask, shift))
+    shares = shares_of(rag, runs)
+    rows = prefill(rag.model.decoder, retrieve, PromptTokens(ids, mask, shift), shares)
+    if shares is not None:
+        for n, run in enumerate(runs):
+            run.shares = shares.of_row(n, len(run.found))
+    return rows
+
+
+def shares_of(rag: ImpRAG, runs: Iterable[RunningRequest]) -> ReadingShares | None:
+    """What sums up the reading of requests in a pass; None if none asks for it."""
+    asked = any(run.request.attribution for run in runs)
+    return ReadingShares(rag.model.decoder) if asked else None
 
 
 def _by_row(queries: Queries) -> Iterator[Queries]:

@@ -63,12 +63,35 @@ class ReadPassage(BaseModel):
     kind: str
 
 
+class TokenShares(BaseModel):
+    """What was read for the token at ``start`` to ``end`` of the answer."""
+
+    text: str
+    start: int
+    end: int
+    shares: list[float]
+
+
+class AnswerShares(BaseModel):
+    """What the answer with a number was read from."""
+
+    index: int
+    shares: Annotated[list[float], Field(description="Of the attention, for each passage.")]
+    own: Annotated[float, Field(description="The share of the prompt's and answer's own tokens.")]
+    carried_by: Annotated[
+        list[int],
+        Field(description="The passages that got at least half of what all passages got."),
+    ]
+    tokens: list[TokenShares]
+
+
 class Details(BaseModel):
     """What the answer was made from, and how long it took."""
 
     passages: list[ReadPassage]
     model_prompts: Annotated[list[str], Field(description="Each prompt as the model read it.")]
     timings: Annotated[list[dict[str, float]], Field(description="Seconds, for each prompt.")]
+    attributions: Annotated[list[AnswerShares], Field(description="For each answer, if asked for.")]
     notes: Annotated[list[str], Field(description="What of the request was not used.")]
 
 

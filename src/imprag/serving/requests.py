@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from imprag.errors import ImpRAGError
+from imprag.model.attribution import Attribution
 from imprag.retrieval.retriever import RetrievedPassage
 
 FinishReason = Literal["stop", "length"]
@@ -56,6 +57,7 @@ class EngineRequest:
         stop: strings that end an answer and are not part of it.
         sampling: how the next token is chosen.
         n: number of answers; all read the same passages.
+        attribution: say how much each passage was read.
         time_limit: seconds after which a waiting request fails with :class:`TimeLimitError` and a
             running answer ends with the reason ``length``; None is the engine's.
     """
@@ -70,6 +72,7 @@ class EngineRequest:
     stop: tuple[str, ...] = ("\n",)
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
+    attribution: bool = False
     time_limit: float | None = None
 
 
@@ -110,12 +113,14 @@ class Ended:
         text: the whole answer, stripped, as :meth:`imprag.ImpRAG.ask` returns it.
         reason: ``stop`` for an end token or stop string, ``length`` for a limit of tokens or time.
         tokens: number of its tokens.
+        attribution: as in :class:`imprag.Answer`.
     """
 
     choice: int
     text: str
     reason: FinishReason
     tokens: int
+    attribution: Attribution | None = None
 
 
 @dataclass(frozen=True)

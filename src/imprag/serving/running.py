@@ -7,9 +7,19 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
+from imprag.model.attribution import Attribution, ReadingShares, attribute
 from imprag.retrieval.retriever import RetrievedPassage, Retriever
 from imprag.serving.answer_text import AnswerText
-from imprag.serving.requests import Completed, EngineEvent, EngineRequest, Failed, OnEvent
+from imprag.serving.requests import (
+    Completed,
+    Ended,
+    EngineEvent,
+    EngineRequest,
+    Failed,
+    FinishReason,
+    NewText,
+    OnEvent,
+)
 from imprag.serving.sampler import Sampler
 
 
@@ -38,6 +48,7 @@ class RunningRequest:
 
     Attributes:
         found: the passages that it reads.
+        shares: what each passage was read for the first token, if asked for.
         answers: number of answers that have not ended.
         timings: seconds by part, as in :class:`Completed`.
         outcome: how it ended: ``completed``, ``cancelled`` or ``failed``; None before.
@@ -62,6 +73,7 @@ class RunningRequest:
         self.k = k
         self.ticket = Ticket()
         self.found: list[RetrievedPassage] = []
+        self.shares: list[list[float]] = []
         self.answers = 0
         self.timings: dict[str, float] = {}
         self._outcome: str | None = None
@@ -143,6 +155,7 @@ class RunningAnswer:
         self.tokens: list[int] = []
         self.text = AnswerText(tokenizer, run.request.stop)
         self.ended = False
+        self._shares = [*run.shares]
         self._sampler = Sampler(run.request.sampling, choice, config, ends)
         self._last = run.arrived
 
@@ -151,6 +164,11 @@ class RunningAnswer:
         may_end = len(self.tokens) >= self.run.request.min_new_tokens
         return self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
 
+    def note_shares(self, shares: ReadingShares | None, row: int) -> None:
+        """Note what was read for the next token in a row of the batch."""
+        if shares is not None and self.run.request.attribution:
+            self._shares += shares.of_row(row, len(self.run.found))
+
     def note_token(self) -> float:
         """Seconds since the token before, or since the request arrived."""
         now = time.perf_counter()
@@ -158,12 +176,23 @@ class RunningAnswer:
         self.run.timings.setdefault("first_token", waited)
         return waited
 
-    def push(self, token: int, *, is_end: bool) -> str:
-        """Append a token; the text that is certain now and was not before."""
+    def push(self, token: int, *, is_end: bool) -> list[EngineEvent]:
+        """Append a token: the text that is certain now and was not before, if any."""
         self.tokens.append(token)
-        return "" if is_end else self.text.push(token)
+        return [] if is_end else self._new(self.text.push(token))
 
-    def end(self) -> str:
-        """Complete the answer; the text that was held back."""
+    def end(self, reason: FinishReason) -> list[EngineEvent]:
+        """Complete the answer: the text that was held back, and its end."""
         self.ended = True
-        return self.text.finish()
+        rest, text = self.text.finish(), self.text.text
+        ended = Ended(self.choice, text, reason, len(self.tokens), self._attribution(text))
+        return [*self._new(rest), ended]
+
+    def _new(self, text: str) -> list[EngineEvent]:
+        return [NewText(self.choice, text)] if text else []
+
+    def _attribution(self, text: str) -> Attribution | None:
+        if not self.run.request.attribution:
+            return None
+        passages = len(self.run.found)
+        return attribute(self.text.tokenizer, self.tokens, self._shares, text, passages)

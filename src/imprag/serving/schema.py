@@ -67,6 +67,10 @@ class ImpRAGOptions(RetrievalChoice):
     min_tokens: Annotated[
         int | None, Field(ge=0, description="Before so many tokens, no answer ends by itself.")
     ] = None
+    attribution: Annotated[
+        bool | None,
+        Field(description="Say how much each passage was read, and cite those that were."),
+    ] = None
 
 
 class Document(Body):

@@ -36,7 +36,6 @@ async def server_sent_events(
     form: Form,
     head: dict[str, Any],
     outcome: Outcome,
-    n: int,
     include_usage: bool,
 ) -> AsyncIterator[str]:
     """The lines of a streamed response, up to ``[DONE]``.
@@ -49,7 +48,6 @@ async def server_sent_events(
         form: of the choices.
         head: the fields that all chunks have.
         outcome: notes the events.
-        n: number of answers to each prompt.
         include_usage: whether a last chunk, without choices, has the numbers of tokens.
     """
     more = {"usage": None} if include_usage else {}
@@ -57,7 +55,7 @@ async def server_sent_events(
         async with contextlib.aclosing(events):
             async for numbered in events:
                 outcome.note(numbered)
-                for choice, details in _choices(numbered, form, outcome, n):
+                for choice, details in _choices(numbered, form, outcome):
                     yield _line({**head, "choices": [choice], **more, **details})
         if include_usage:
             yield _line({**head, "choices": [], "usage": outcome.usage.model_dump()})
@@ -71,7 +69,7 @@ async def server_sent_events(
 
 
 def _choices(
-    numbered: Numbered, form: Form, outcome: Outcome, n: int
+    numbered: Numbered, form: Form, outcome: Outcome
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The choices that an event adds, each with what its chunk says under ``imprag``.
 
@@ -79,20 +77,24 @@ def _choices(
     prompt has its timings.
     """
     number, event = numbered
+    n = outcome.n
     first = number * n
     match event:
         case Retrieved():
-            own = Outcome(outcome.notes, {number: event}).details.model_dump(exclude={"timings"})
+            only = Outcome(n, outcome.notes, {number: event})
+            own = only.details.model_dump(exclude={"timings", "attributions"})
             for choice in range(n):
                 yield form.opening(first + choice), {} if choice else {"imprag": own}
         case NewText():
             yield form.piece(first + event.choice, event.text), {}
         case Completed():
-            timings = {"imprag": {"timings": [event.timings]}}
+            answers = {(number, choice): outcome.ended[number, choice] for choice in range(n)}
+            only = Outcome(n, ended=answers, timings={number: event.timings})
+            last = only.details.model_dump(include={"timings", "attributions"})
             for choice in range(n):
                 ended = outcome.ended[number, choice]
                 end = form.ending(first + choice, outcome.retrieved[number], ended)
-                yield end, timings if choice == n - 1 else {}
+                yield end, {"imprag": last} if choice == n - 1 else {}
 
 
 def _line(chunk: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ class ChatForm:
 
     def ending(self, choice: int, retrieved: Retrieved, ended: Ended) -> dict[str, Any]:
         """The citations, and why the answer ended."""
-        cited = [one.model_dump() for one in annotations(retrieved.passages, ended.text)]
+        cited = [one.model_dump() for one in annotations(retrieved.passages, ended)]
         return self._choice(choice, {"annotations": cited}, ended.reason)
 
     def _choice(
@@ -63,7 +63,7 @@ async def create_chat_completion(
     choices = [
         ChatChoice(
             index=choice,
-            message=Answer(content=ended.text, annotations=annotations(passages, ended.text)),
+            message=Answer(content=ended.text, annotations=annotations(passages, ended)),
             finish_reason=ended.reason,
         )
         for (_, choice), ended in sorted(outcome.ended.items())
