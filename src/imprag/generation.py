@@ -4,14 +4,21 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from transformers import LogitsProcessorList, StoppingCriteriaList, TextIteratorStreamer
 
 from imprag.errors import ImpRAGError
-from imprag.model.attribution import Attribution, ReadingShares, attribute
+from imprag.model.attribution import Attribution, ReadingShares, attribute, token_spans
+from imprag.model.confidence import (
+    NOT_FOUND,
+    Confidence,
+    TokenProbabilities,
+    check_min_confidence,
+    features,
+)
 from imprag.model.generate import fixed
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
 from imprag.model.kv import PassageKV
@@ -29,7 +36,8 @@ class Answer:
 
     Attributes:
         prompt: the prompt as it was typed.
-        text: the new text, without the prompt and the stop string.
+        text: the new text, without the prompt and the stop string; "not found in the corpus" if
+            the confidence in it is too low.
         passages: the retrieved passages that were read, best first.
         timings: seconds of the prompt's batch: ``query`` (prompt through layers 0..b-1),
             ``search``, ``encode`` (passages through layers 0..t, or from the KV cache),
@@ -37,7 +45,12 @@ class Answer:
         model_prompt: the prompt as the model read it, in its question or chat template.
         kv_hits, kv_misses: number of passages of the prompt's batch whose keys and values came from
             the KV cache, and that were encoded.
-        attribution: how much each passage was read for each token; None if not asked for.
+        attribution: how much each passage was read for each token; None if not asked for, or if
+            the text was withheld.
+        confidence: how likely the text that was written is right, 0 to 1; None if not asked for.
+        evidence: the numbers that the confidence comes from, by name
+            (:data:`imprag.model.confidence.FEATURES`); None if not asked for.
+        abstained: whether the text was withheld.
     """
 
     prompt: str
@@ -48,6 +61,9 @@ class Answer:
     kv_hits: int
     kv_misses: int
     attribution: Attribution | None = None
+    confidence: float | None = None
+    evidence: dict[str, float] | None = None
+    abstained: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,12 +75,14 @@ class GenerationSettings:
         stop: strings that end an answer.
         arguments: further arguments of ``generate``, checked.
         attribution: sum up what each token read.
+        min_confidence: withhold answers with less; None computes no confidence.
     """
 
     max_new_tokens: int
     stop: Sequence[str]
     arguments: dict[str, Any]
     attribution: bool = False
+    min_confidence: float | None = None
 
     @classmethod
     def of(
@@ -72,16 +90,18 @@ class GenerationSettings:
         max_new_tokens: int,
         stop: Sequence[str] | str | None,
         arguments: dict[str, Any],
-        *,
         attribution: bool = False,
+        min_confidence: float | None = None,
     ) -> "GenerationSettings":
         """Check and bundle the settings.
 
         Raises:
             ImpRAGError: an argument does not work with retrieval, or a stop string is empty.
         """
+        check_min_confidence(min_confidence)
         arguments = _checked(arguments, max_new_tokens)
-        return cls(arguments.pop("max_new_tokens"), _stops(stop), arguments, attribution)
+        length = arguments.pop("max_new_tokens")
+        return cls(length, _stops(stop), arguments, attribution, min_confidence)
 
 
 class GenerationBatch:
@@ -132,7 +152,10 @@ class GenerationBatch:
         )
         self.shift = torch.tensor(shifts, device=rag.model.device)
         self.hits = self.misses = 0
-        self.shares = ReadingShares(rag.model.decoder) if settings.attribution else None
+        judged = settings.min_confidence is not None
+        self.judge = Judge.of(rag, settings.min_confidence, attribution=settings.attribution)
+        self.shares = ReadingShares(rag.model.decoder) if settings.attribution or judged else None
+        self.probabilities = TokenProbabilities() if judged else None
 
     @torch.inference_mode()
     def generate(
@@ -154,6 +177,9 @@ class GenerationBatch:
             ends.append(_StopAt(self.settings.stop, self.rag.tokenizer, self.input_ids.shape[1]))
         if left is not None:
             ends.append(_StopWhen(left))
+        if self.probabilities is not None:
+            others = arguments.get("logits_processor") or ()
+            arguments["logits_processor"] = LogitsProcessorList([*others, self.probabilities])
         output: Tensor = self.rag.model.generate(
             self.input_ids,
             self.mask,
@@ -163,6 +189,8 @@ class GenerationBatch:
             stopping_criteria=StoppingCriteriaList(ends),
             **{"do_sample": False, "max_new_tokens": self.settings.max_new_tokens, **arguments},
         )
+        if self.probabilities is not None:
+            self.probabilities.note(output[:, -1])
         self._lap("generate")
         self.timings["total"] = sum(self.timings.values())
         return output[:, self.input_ids.shape[1] :]
@@ -170,29 +198,24 @@ class GenerationBatch:
     def answers(self, tokens: Tensor) -> list[Answer]:
         """The answers: texts of the new tokens, cut at the stop strings."""
         decoded = self.rag.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        texts = ["".join(until_stop([text], self.settings.stop)).strip() for text in decoded]
+        texts = ["".join(until_stop([text], self.settings.stop)) for text in decoded]
         return [
-            Answer(
-                str(prompt),
-                text,
-                found,
-                self.timings,
-                text_read(self.rag.tokenizer, prompt),
-                self.hits,
-                self.misses,
-                self._attribution(row, tokens[row].tolist(), text),
-            )
-            for row, (prompt, text, found) in enumerate(
-                zip(self.prompts, texts, self.found, strict=True)
-            )
+            self._answer(row, tokens[row].tolist(), text.strip()) for row, text in enumerate(texts)
         ]
 
-    def _attribution(self, row: int, tokens: list[int], text: str) -> Attribution | None:
-        if self.shares is None:
-            return None
-        passages = len(self.found[row])
-        shares = self.shares.of_row(row, passages)
-        return attribute(self.rag.tokenizer, tokens, shares, text, passages)
+    def _answer(self, row: int, tokens: list[int], text: str) -> Answer:
+        prompt, found = self.prompts[row], self.found[row]
+        shares = [] if self.shares is None else self.shares.of_row(row, len(found))
+        probabilities = [] if self.probabilities is None else self.probabilities.of_row(row)
+        return Answer(
+            prompt=str(prompt),
+            passages=found,
+            timings=self.timings,
+            model_prompt=text_read(self.rag.tokenizer, prompt),
+            kv_hits=self.hits,
+            kv_misses=self.misses,
+            **self.judge(tokens, text, found, shares, probabilities),
+        )
 
     def stream(self) -> Generator[str, None, Answer]:
         """The text of the first prompt's answer, piece by piece.
@@ -215,14 +238,20 @@ class GenerationBatch:
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
+        held = self.settings.min_confidence is not None
         try:
-            yield from until_stop(streamer, self.settings.stop)
+            for piece in until_stop(streamer, self.settings.stop):
+                if not held:
+                    yield piece
         finally:
             left.set()
             thread.join()
         if failure:
             raise failure[0]
-        return self.answers(made[0])[0]
+        answer = self.answers(made[0])[0]
+        if held:  # it is only known now whether it is given
+            yield answer.text
+        return answer
 
     def _retrieve(self, queries: Queries) -> PassageKV:
         retriever = self.rag.retriever
@@ -244,6 +273,83 @@ class GenerationBatch:
         now = time.perf_counter()
         self.timings[name] = now - self._last
         self._last = now
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says of a complete answer what was read for it and how likely it is right.
+
+    Attributes:
+        tokenizer: the model's.
+        attribution: whether the attribution is asked for.
+        confidence: the model's; None if not asked for.
+        least: the least confidence of an answer that is given.
+    """
+
+    tokenizer: Any
+    attribution: bool
+    confidence: Confidence | None
+    least: float
+
+    @classmethod
+    def of(cls, rag: "ImpRAG", min_confidence: float | None, *, attribution: bool) -> "Judge":
+        """The judge of a pipeline's answers.
+
+        Raises:
+            ImpRAGError: confidence is asked for, but the model has none.
+        """
+        asked = min_confidence is not None
+        confidence = (
+            Confidence.of_model(rag.config.confidence, rag.config.base_model) if asked else None
+        )
+        return cls(rag.tokenizer, attribution, confidence, min_confidence or 0.0)
+
+    def __call__(
+        self,
+        tokens: Sequence[int],
+        text: str,
+        found: Sequence[RetrievedPassage],
+        shares: Sequence[list[float]],
+        log_probabilities: Sequence[float],
+    ) -> "Judged":
+        """The answer's ``text``, ``attribution``, ``confidence``, ``evidence`` and ``abstained``.
+
+        Args:
+            tokens: the new tokens.
+            text: the answer.
+            found: the passages that were read.
+            shares: of each token, if noted.
+            log_probabilities: of each token, if noted.
+        """
+        if not self.attribution and self.confidence is None:
+            return Judged(text=text)
+        read = attribute(self.tokenizer, tokens, shares, text, len(found))
+        judged = Judged(text=text)
+        if self.attribution:
+            judged["attribution"] = read
+        if self.confidence is not None:
+            spans = token_spans(self.tokenizer, tokens, text)
+            own = [
+                p for p, (start, end) in zip(log_probabilities, spans, strict=False) if start < end
+            ]
+            ranked = all(one.kind in LOGITS for one in found)
+            scores = [one.score for one in found] if ranked else []
+            evidence = features(scores, read.shares, own)
+            confidence = self.confidence.of(evidence)
+            judged |= {"evidence": evidence, "confidence": confidence}
+            if confidence < self.least:
+                judged |= {"text": NOT_FOUND, "abstained": True, "attribution": None}
+        return judged
+
+
+class Judged(TypedDict, total=False):
+    """What a `Judge` says, by the names of `Answer`'s attributes."""
+
+    text: Required[str]
+    attribution: Attribution | None
+    confidence: float | None
+    evidence: dict[str, float] | None
+    abstained: bool
 
 
 class AnswerStream(Generator[str, None, Answer]):

@@ -17,6 +17,7 @@ from imprag.io.files import expand_home
 from imprag.kv_cache.cache import PassageKVCache
 from imprag.kv_cache.manifest import states_fingerprint
 from imprag.kv_cache.stores import DiskStore, Store
+from imprag.model.confidence import Confidence
 from imprag.model.config import ImpRAGConfig
 from imprag.model.fitted import fitted_index, fitted_to_default
 from imprag.model.inputs import by_length
@@ -75,7 +76,7 @@ class ImpRAG:
         self.encoder = PassageEncoder(model, tokenizer)
         self._retriever: tuple[IndexFolder | None, Retriever] | None = None
         self.retrieval = retrieval or _own_retrieval(model.config, lexical_weight)
-        _check_retrieval(model.config, self.retrieval, lexical_weight)
+        _check_settings(model.config, self.retrieval, lexical_weight)
         self._lexical_weight = lexical_weight
         self._source = IndexSource(self.encoder, self._name, model.config.base_model, index)
         self.kv_cache = PassageKVCache(model, tokenizer)
@@ -232,8 +233,9 @@ class ImpRAG:
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
         raw: bool = False,
-        attribution: bool = False,
         batch_size: int = 8,
+        attribution: bool = False,
+        min_confidence: float | None = None,
         **generate_arguments: Any,
     ) -> list[Answer]:
         """Retrieve, read and answer, in one pass of each prompt through the model.
@@ -252,10 +254,13 @@ class ImpRAG:
                 follows instructions.
             raw: read each prompt as it is. By default, plain questions are put into the model's
                 ``question_template``.
+            batch_size: number of prompts in a batch; prompts of similar length share one.
             attribution: also say how much each passage was read for each token of the answer,
                 from the same pass (:class:`imprag.model.attribution.Attribution`). Not for beam
                 search.
-            batch_size: number of prompts in a batch; prompts of similar length share one.
+            min_confidence: also say how likely each answer is right (``Answer.confidence``), and
+                answer "not found in the corpus" where that is less. 0 gives all answers. For models
+                with a fitted confidence; not for beam search. A stream gives its answer at the end.
             **generate_arguments: arguments of Hugging Face ``generate`` (``do_sample``,
                 ``num_beams`` ...); greedy by default. :mod:`imprag.model.generate_arguments` lists
                 those that work with retrieval inside the prompt's pass; others are refused.
@@ -268,9 +273,8 @@ class ImpRAG:
                 index, or an argument does not work with retrieval.
         """
         prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
-        settings = GenerationSettings.of(
-            max_new_tokens, stop, generate_arguments, attribution=attribution
-        )
+        judging = attribution, min_confidence
+        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments, *judging)
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
         if passages is not None and len(passages) != len(prompts):
@@ -293,6 +297,7 @@ class ImpRAG:
         chat: bool = False,
         raw: bool = False,
         attribution: bool = False,
+        min_confidence: float | None = None,
         **generate_arguments: Any,
     ) -> AnswerStream:
         """Stream the answer to one prompt; arguments as for :meth:`generate`.
@@ -303,9 +308,8 @@ class ImpRAG:
         """
         if not isinstance(prompt, str):
             raise ImpRAGError("stream takes one prompt as a string")
-        settings = GenerationSettings.of(
-            max_new_tokens, stop, generate_arguments, attribution=attribution
-        )
+        judging = attribution, min_confidence
+        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments, *judging)
         if settings.arguments.setdefault("num_beams", 1) != 1:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
@@ -369,7 +373,7 @@ def make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retr
         ImpRAGError: there is no such retriever, the index lacks the lexical part that it needs, or
             the lexical weight has no effect.
     """
-    _check_retrieval(rag.config, name, lexical_weight)
+    _check_settings(rag.config, name, lexical_weight)
     fitted = rag.config.gate
 
     def gate() -> Gate:
@@ -388,9 +392,11 @@ def _own_retrieval(config: ImpRAGConfig, lexical_weight: float | None) -> str:
     return "implicit" if config.gate is None and lexical_weight is None else "hybrid"
 
 
-def _check_retrieval(config: ImpRAGConfig, name: str, lexical_weight: float | None) -> None:
-    """Refuse an unknown retriever, a bad gate, and a lexical weight without effect."""
+def _check_settings(config: ImpRAGConfig, name: str, lexical_weight: float | None) -> None:
+    """Refuse an unknown retriever, bad weights in the model, a lexical weight without effect."""
     RETRIEVERS.find(name)
+    if config.confidence is not None:
+        Confidence.from_json(config.confidence)
     if config.gate is not None:
         Gate.from_json(config.gate)
     if lexical_weight is not None:

@@ -91,6 +91,28 @@ def test_ask_cites_the_passages_that_carried_the_answer(
     ]
 
 
+def test_ask_abstains_below_the_least_confidence(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(home / "model", model)
+    settings = json.loads((model / "imprag.json").read_text())
+    (model / "imprag.json").write_text(json.dumps({**settings, "confidence": {"bias": 0.0}}))
+    options = ("ask", "w1 w2", "--max-new-tokens", 4, "--model", model)
+    assert ask(home, *options, "--min-confidence", 0.5, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["confidence"] == 0.5
+    assert found["evidence"]["bias"] == 1
+    assert found["abstained"] is False
+    assert found["answer"].startswith("w")
+    assert ask(home, *options, "--min-confidence", 0.6) == 0
+    assert "\nanswer: not found in the corpus\n  confidence 50%\n" in capsys.readouterr().out
+    assert ask(home, *options, "--min-confidence", 1.5) == 2
+    assert "min_confidence must be between 0 and 1" in capsys.readouterr().err
+    assert ask(home, *options[:-2], "--min-confidence", 0.5) == 2
+    assert "no fitted confidence" in capsys.readouterr().err
+
+
 def test_another_retriever_finds_by_the_prompts_words(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

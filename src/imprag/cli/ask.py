@@ -20,6 +20,7 @@ from imprag.cli.options import (
     Json,
     KVCache,
     LexicalWeight,
+    MinConfidence,
     Model,
     Retrieval,
     refuse_without_effect,
@@ -166,6 +167,7 @@ def ask(
     chat: Flag = False,
     raw: Raw = False,
     cite: Flag = False,
+    min_confidence: MinConfidence = None,
     json: Json = False,
 ) -> None:
     """Answer a prompt and show the passages that the model read.
@@ -194,12 +196,21 @@ def ask(
         use_kv_cache(rag, kv_cache)
     for batch in prompts:
         for answer in rag.generate(
-            batch, source.k, max_new_tokens=max_new_tokens, chat=chat, raw=raw, attribution=cite
+            batch,
+            source.k,
+            max_new_tokens=max_new_tokens,
+            chat=chat,
+            raw=raw,
+            attribution=cite,
+            min_confidence=min_confidence,
         ):
             if json:
                 more: dict[str, Any] = {}
                 if answer.attribution is not None:
                     more["attribution"] = answer.attribution.to_json()
+                if answer.confidence is not None:
+                    for name in ("confidence", "evidence", "abstained"):
+                        more[name] = getattr(answer, name)
                 _print_json(
                     answer.prompt,
                     answer.passages,
@@ -222,14 +233,16 @@ def ask(
 
 
 def _citations(answer: "Answer") -> str:
-    """Marks of the passages that carried an answer, and what they stand for."""
+    """Marks of the passages that carried an answer, what they stand for, and the confidence."""
     attribution = answer.attribution
+    confidence = answer.confidence
+    known = "" if confidence is None else f"\n  confidence {confidence:.0%}"
     if attribution is None:
-        return ""
+        return known
     cited = [(n, answer.passages[n].passage.title) for n in attribution.carried_by]
     marks = "".join(f" [{n + 1}]" for n, _ in cited)
     lines = [f"\n  [{n + 1}] {attribution.shares[n]:.1%} {title}" for n, title in cited]
-    return marks + "".join(lines) + f"\n  own text {attribution.own:.1%}"
+    return marks + "".join(lines) + f"\n  own text {attribution.own:.1%}" + known
 
 
 def search(

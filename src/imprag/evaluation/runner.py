@@ -31,6 +31,7 @@ from imprag.retrieval.retriever import LOGITS
 from imprag.tasks import TaskExamples
 
 if TYPE_CHECKING:
+    from imprag.generation import Answer
     from imprag.pipeline import ImpRAG
     from imprag.retrieval.retriever import RetrievedPassage
 
@@ -260,8 +261,13 @@ class _System:
         if self.rag is not None:
             answers = self._answers(self.rag, batch, [passages[: self.k] for passages in found])
             for question, prediction, answer in zip(batch, predictions, answers, strict=True):
-                prediction["answer"] = answer
-                prediction["metrics"] |= score_answer(task, question.example, answer)
+                prediction["answer"] = answer.text
+                prediction["metrics"] |= score_answer(task, question.example, answer.text)
+                if answer.confidence is not None and answer.evidence is not None:
+                    prediction["confidence"] = round(answer.confidence, 6)
+                    prediction["evidence"] = {
+                        name: round(value, 6) for name, value in answer.evidence.items()
+                    }
         return predictions
 
     def _found(self, item: "RetrievedPassage") -> dict[str, Any]:
@@ -275,7 +281,7 @@ class _System:
 
     def _answers(
         self, rag: "ImpRAG", batch: Sequence[Question], read: "list[list[RetrievedPassage]]"
-    ) -> list[str]:
+    ) -> "list[Answer]":
         prompts = [question.prompt for question in batch]
         if self.in_context:
             from imprag.model.text import passage_tokens
@@ -287,14 +293,16 @@ class _System:
                 kind = ChatPrompt if isinstance(prompts[number], ChatPrompt) else PlainPrompt
                 prompts[number] = kind("\n\n".join([*texts, prompts[number]]))
             read = [[] for _ in batch]
-        answers = rag.generate(
+        # What was read is not known of a prompt that holds the passages.
+        judged = rag.config.confidence is not None and not self.in_context
+        return rag.generate(
             prompts,
             passages=read,
             max_new_tokens=batch[0].task.max_new_tokens,
             batch_size=len(batch),
             raw=True,
+            min_confidence=0.0 if judged else None,
         )
-        return [answer.text for answer in answers]
 
 
 def _conclude(run: RunFolder, source: PassageSource) -> dict[str, Any]:

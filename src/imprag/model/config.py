@@ -56,6 +56,8 @@ class ImpRAGConfig:
             that are encoded as one sequence (``full``).
         gate: weights of hybrid retrieval, for `imprag.retrieval.gate.Gate`; a model without them
             retrieves by its own scores alone.
+        confidence: weights of the confidence in an answer, for
+            `imprag.model.confidence.Confidence`; a model without them cannot abstain.
         base_model_fingerprint: fingerprint of the weights that an adapter belongs to.
         trained: whether the weights were trained to retrieve and read; plain models were not.
     """
@@ -72,6 +74,7 @@ class ImpRAGConfig:
     score_scale: float | None = None
     attention_score_bias: float = 0.0
     gate: dict[str, dict[str, float]] | None = None
+    confidence: dict[str, float] | None = None
     base_model_fingerprint: str | None = None
     trained: bool = False
     format_version: int = FORMAT_VERSION

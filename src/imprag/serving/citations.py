@@ -22,8 +22,10 @@ def annotations(passages: Sequence[RetrievedPassage], ended: Ended) -> list[Anno
 
     With an attribution, a citation stands for a stretch of the answer, and cites the passage that
     its tokens read most, of those that carried the answer. Otherwise every passage that was read is
-    cited, each for the whole answer.
+    cited, each for the whole answer. An answer that was withheld cites nothing.
     """
+    if ended.abstained:
+        return []
     if ended.attribution is None:
         stretches = [(found, 0, len(ended.text)) for found in passages]
     else:

@@ -53,7 +53,7 @@ def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[Decodi
 
 def shares_of(rag: ImpRAG, runs: Iterable[RunningRequest]) -> ReadingShares | None:
     """What sums up the reading of requests in a pass; None if none asks for it."""
-    asked = any(run.request.attribution for run in runs)
+    asked = any(run.request.is_judged for run in runs)
     return ReadingShares(rag.model.decoder) if asked else None
 
 

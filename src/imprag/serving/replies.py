@@ -85,6 +85,15 @@ class AnswerShares(BaseModel):
     tokens: list[TokenShares]
 
 
+class AnswerConfidence(BaseModel):
+    """How likely the answer with a number is right; ``abstained`` if it was withheld."""
+
+    index: int
+    confidence: float
+    evidence: dict[str, float]
+    abstained: bool
+
+
 class Details(BaseModel):
     """What the answer was made from, and how long it took."""
 
@@ -92,6 +101,9 @@ class Details(BaseModel):
     model_prompts: Annotated[list[str], Field(description="Each prompt as the model read it.")]
     timings: Annotated[list[dict[str, float]], Field(description="Seconds, for each prompt.")]
     attributions: Annotated[list[AnswerShares], Field(description="For each answer, if asked for.")]
+    confidences: Annotated[
+        list[AnswerConfidence], Field(description="For each answer, if asked for.")
+    ]
     notes: Annotated[list[str], Field(description="What of the request was not used.")]
 
 

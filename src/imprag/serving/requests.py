@@ -58,6 +58,8 @@ class EngineRequest:
         sampling: how the next token is chosen.
         n: number of answers; all read the same passages.
         attribution: say how much each passage was read.
+        min_confidence: say how likely the answer is right, and withhold it where that is less; its
+            text comes at the end. None says nothing.
         time_limit: seconds after which a waiting request fails with :class:`TimeLimitError` and a
             running answer ends with the reason ``length``; None is the engine's.
     """
@@ -73,7 +75,13 @@ class EngineRequest:
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     attribution: bool = False
+    min_confidence: float | None = None
     time_limit: float | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it asks for what is noted while an answer is written."""
+        return self.attribution or self.min_confidence is not None
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class Ended:
         text: the whole answer, stripped, as :meth:`imprag.ImpRAG.ask` returns it.
         reason: ``stop`` for an end token or stop string, ``length`` for a limit of tokens or time.
         tokens: number of its tokens.
-        attribution: as in :class:`imprag.Answer`.
+        attribution, confidence, evidence, abstained: as in :class:`imprag.Answer`.
     """
 
     choice: int
@@ -121,6 +129,9 @@ class Ended:
     reason: FinishReason
     tokens: int
     attribution: Attribution | None = None
+    confidence: float | None = None
+    evidence: dict[str, float] | None = None
+    abstained: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
-from imprag.model.attribution import Attribution, ReadingShares, attribute
+from imprag.generation import Judge
+from imprag.model.attribution import ReadingShares
 from imprag.retrieval.retriever import RetrievedPassage, Retriever
 from imprag.serving.answer_text import AnswerText
 from imprag.serving.requests import (
@@ -44,6 +45,7 @@ class RunningRequest:
         shift: of the prompt's positions.
         retriever: finds its passages; None if it reads given ones or none.
         k: number of passages to retrieve.
+        judge: says of its answers what is asked for.
         time_limit: seconds from now; None for no limit.
 
     Attributes:
@@ -63,6 +65,7 @@ class RunningRequest:
         shift: int,
         retriever: Retriever | None,
         k: int,
+        judge: Judge,
         time_limit: float | None,
     ) -> None:
         self.request = request
@@ -71,6 +74,7 @@ class RunningRequest:
         self.shift = shift
         self.retriever = retriever
         self.k = k
+        self.judge = judge
         self.ticket = Ticket()
         self.found: list[RetrievedPassage] = []
         self.shares: list[list[float]] = []
@@ -156,17 +160,22 @@ class RunningAnswer:
         self.text = AnswerText(tokenizer, run.request.stop)
         self.ended = False
         self._shares = [*run.shares]
+        self._log_probabilities: list[float] = []
+        self._held = run.request.min_confidence is not None
         self._sampler = Sampler(run.request.sampling, choice, config, ends)
         self._last = run.arrived
 
     def choose(self, logits: Tensor) -> int:
         """The next token for these logits, (vocabulary,)."""
         may_end = len(self.tokens) >= self.run.request.min_new_tokens
-        return self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
+        token = self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
+        if self._held:
+            self._log_probabilities.append(float(logits.float().log_softmax(-1)[token]))
+        return token
 
     def note_shares(self, shares: ReadingShares | None, row: int) -> None:
         """Note what was read for the next token in a row of the batch."""
-        if shares is not None and self.run.request.attribution:
+        if shares is not None and self.run.request.is_judged:
             self._shares += shares.of_row(row, len(self.run.found))
 
     def note_token(self) -> float:
@@ -179,20 +188,17 @@ class RunningAnswer:
     def push(self, token: int, *, is_end: bool) -> list[EngineEvent]:
         """Append a token: the text that is certain now and was not before, if any."""
         self.tokens.append(token)
-        return [] if is_end else self._new(self.text.push(token))
+        text = "" if is_end else self.text.push(token)
+        return [NewText(self.choice, text)] if text and not self._held else []
 
     def end(self, reason: FinishReason) -> list[EngineEvent]:
         """Complete the answer: the text that was held back, and its end."""
         self.ended = True
-        rest, text = self.text.finish(), self.text.text
-        ended = Ended(self.choice, text, reason, len(self.tokens), self._attribution(text))
-        return [*self._new(rest), ended]
-
-    def _new(self, text: str) -> list[EngineEvent]:
-        return [NewText(self.choice, text)] if text else []
-
-    def _attribution(self, text: str) -> Attribution | None:
-        if not self.run.request.attribution:
-            return None
-        passages = len(self.run.found)
-        return attribute(self.text.tokenizer, self.tokens, self._shares, text, passages)
+        rest = self.text.finish()
+        judged = self.run.judge(
+            self.tokens, self.text.text, self.run.found, self._shares, self._log_probabilities
+        )
+        if self._held:
+            rest = judged["text"]
+        ended = Ended(self.choice, reason=reason, tokens=len(self.tokens), **judged)
+        return [NewText(self.choice, rest), ended] if rest else [ended]

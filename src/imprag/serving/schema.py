@@ -71,6 +71,15 @@ class ImpRAGOptions(RetrievalChoice):
         bool | None,
         Field(description="Say how much each passage was read, and cite those that were."),
     ] = None
+    min_confidence: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Say how likely the answer is right, and answer `not found in the corpus` "
+            "where that is less; the server's own if not given.",
+        ),
+    ] = None
 
 
 class Document(Body):

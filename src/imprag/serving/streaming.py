@@ -18,6 +18,10 @@ from imprag.serving.requests import Completed, Ended, NewText, Retrieved
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
+#: What is known of a prompt when its answers have ended.
+_AT_THE_END = {"timings", "attributions", "confidences"}
+
+
 class Form(Protocol):
     """How the choices of a chunk look."""
 
@@ -82,7 +86,7 @@ def _choices(
     match event:
         case Retrieved():
             only = Outcome(n, outcome.notes, {number: event})
-            own = only.details.model_dump(exclude={"timings", "attributions"})
+            own = only.details.model_dump(exclude=_AT_THE_END)
             for choice in range(n):
                 yield form.opening(first + choice), {} if choice else {"imprag": own}
         case NewText():
@@ -90,7 +94,7 @@ def _choices(
         case Completed():
             answers = {(number, choice): outcome.ended[number, choice] for choice in range(n)}
             only = Outcome(n, ended=answers, timings={number: event.timings})
-            last = only.details.model_dump(include={"timings", "attributions"})
+            last = only.details.model_dump(include=_AT_THE_END)
             for choice in range(n):
                 ended = outcome.ended[number, choice]
                 end = form.ending(first + choice, outcome.retrieved[number], ended)

@@ -194,8 +194,9 @@ class Turn {
 
   /** Takes in one chunk of the stream. */
   take(chunk) {
-    const { passages, timings, attributions } = chunk.imprag ?? {};
+    const { passages, timings, attributions, confidences } = chunk.imprag ?? {};
     if (passages) this.showPassages(passages);
+    if (confidences?.length) [this.confidence] = confidences;
     if (attributions?.length) this.showShares(attributions[0]); // one for each answer
     if (timings?.length) [this.timings] = timings; // one for each prompt
     if (chunk.usage) this.usage = chunk.usage;
@@ -252,6 +253,7 @@ class Turn {
       ["First token", duration(this.timings.first_token)],
       ["Total", duration(this.timings.total)],
       ["Tokens", this.usage?.completion_tokens],
+      ["Confidence", this.confidence && percent(this.confidence.confidence)],
       ["Retrieval", this.passages.length ? this.settings.retrieval : undefined],
     ]);
   }
