@@ -29,6 +29,7 @@ from imprag.model.load import (
 from imprag.model.model import ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.question import asked_prompts
+from imprag.model.schedule import PassagesKept, RetrievalSchedule
 from imprag.retrieval.gate import Gate
 from imprag.retrieval.implicit import ImplicitRetriever
 from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
@@ -228,6 +229,8 @@ class ImpRAG:
         k: int | None = None,
         *,
         passages: Sequence[Sequence[RetrievedPassage]] | None = None,
+        retrieve: str | None = None,
+        passages_kept: PassagesKept | None = None,
         max_new_tokens: int = 32,
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
@@ -244,6 +247,12 @@ class ImpRAG:
             passages: read these, for each prompt, instead of retrieving. The setting
                 ``attention_score_bias`` applies to a prompt's passages if all of them come from
                 the model's own retriever.
+            retrieve: when the answer retrieves: ``once``, at the end of the prompt; ``every:N``,
+                also after every N new tokens; ``on:SEPARATOR``, also whenever the answer's text
+                contains the separator once more, as in ``on:;``. By default the model's setting;
+                ``once`` if passages are given or k is 0.
+            passages_kept: whether a later retrieval's passages are read ``beside`` the former ones
+                or ``instead`` of them; by default the model's setting.
             max_new_tokens: the most new tokens of an answer.
             stop: strings that end an answer and are not part of it. White space before an answer
                 does not end it. With None, only the end token and ``max_new_tokens`` do.
@@ -265,6 +274,7 @@ class ImpRAG:
         """
         prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
         settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
+        schedule = self.schedule(retrieve, passages_kept, retrieves=passages is None and k != 0)
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
         if passages is not None and len(passages) != len(prompts):
@@ -272,7 +282,7 @@ class ImpRAG:
         answers: dict[int, Answer] = {}
         for batch in by_length(prompts, batch_size):
             given = None if passages is None else [passages[n] for n in batch]
-            run = GenerationBatch(self, [prompts[n] for n in batch], k, given, settings)
+            run = GenerationBatch(self, [prompts[n] for n in batch], k, given, settings, schedule)
             answers.update(zip(batch, run.answers(run.generate()), strict=True))
         return [answers[n] for n in range(len(prompts))]
 
@@ -282,6 +292,8 @@ class ImpRAG:
         k: int | None = None,
         *,
         passages: Sequence[RetrievedPassage] | None = None,
+        retrieve: str | None = None,
+        passages_kept: PassagesKept | None = None,
         max_new_tokens: int = 32,
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
@@ -300,7 +312,8 @@ class ImpRAG:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
         prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
-        return GenerationBatch(self, prompts, k, given, settings).stream()
+        schedule = self.schedule(retrieve, passages_kept, retrieves=passages is None and k != 0)
+        return GenerationBatch(self, prompts, k, given, settings, schedule).stream()
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Save the settings and the weights, or the adapter, in a new folder."""
@@ -320,6 +333,32 @@ class ImpRAG:
         """The checked prompts, marked for the template that the model reads each of them in."""
         template = self.config.question_template
         return asked_prompts(prompts, template, self.tokenizer, chat=chat, raw=raw)
+
+    def schedule(
+        self,
+        retrieve: str | None = None,
+        passages_kept: PassagesKept | None = None,
+        *,
+        retrieves: bool = True,
+    ) -> RetrievalSchedule:
+        """When answers retrieve, from arguments of :meth:`generate` and the model's settings.
+
+        Args:
+            retrieve, passages_kept: the arguments.
+            retrieves: whether the prompts retrieve, so that the model's setting applies.
+
+        Raises:
+            ImpRAGError: the schedule is none, or passages would be kept although none follow.
+        """
+        own = self.config.retrieve if retrieves else "once"
+        kept = passages_kept or self.config.passages_kept
+        schedule = RetrievalSchedule.parse(own if retrieve is None else retrieve, kept)
+        if passages_kept is not None and not schedule.again:
+            raise ImpRAGError(
+                "passages_kept has no effect, because nothing is retrieved after the prompt: leave "
+                "it out, or choose retrieve, such as on:;"
+            )
+        return schedule
 
     def passages_to_read(self, k: int | None = None) -> int:
         """Number of passages that a prompt retrieves; see :meth:`ImpRAGConfig.passages_to_read`."""

@@ -2,9 +2,9 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,58 @@ from imprag.model.decoder import Decoder
 from imprag.model.hooks import LayerInput, LayerWrapper, RecordingLayer, cache_argument
 from imprag.model.inputs import last_tokens, positions
 from imprag.model.kv import PassageKV, RowKV
-from imprag.model.query import Queries, attention_layer, query_embeddings, token_attention
+from imprag.model.query import (
+    Queries,
+    attention_layer,
+    new_token_attention,
+    query_embeddings,
+    token_attention,
+)
 
 Retrieve = Callable[[Queries], PassageKV | RowKV]
 """Maps the implicit queries of prompts to the KV of the passages of each prompt."""
+
+
+class RetrieveAgain(Protocol):
+    """What rows of a batch retrieve at later tokens of their answers."""
+
+    def due(self, answers: Tensor) -> Sequence[int]:
+        """The rows whose last token retrieves.
+
+        Args:
+            answers: the new tokens so far, (rows, tokens).
+        """
+
+    def __call__(
+        self, rows: Sequence[int], queries: Queries, read: Sequence[PassageKV]
+    ) -> Sequence[PassageKV]:
+        """What each of these rows reads from now on, a batch of one each.
+
+        Args:
+            rows: that are due.
+            queries: of these rows.
+            read: what each of these rows read until now, a batch of one each.
+        """
+
+
+Reread = Callable[[Sequence[int], Queries, Sequence[PassageKV]], Sequence[PassageKV]]
+"""Gives what rows read from now on, as `RetrieveAgain` does."""
+
+
+class LaterQueries(NamedTuple):
+    """What a pass of one token of each row needs, for rows that retrieve in it.
+
+    Attributes:
+        rows: that retrieve.
+        retrieve: called at layer b.
+        keys: gives the keys of `attention_layer`, (all rows, key heads, length, d_h).
+        attention_mask: (all rows, length), the new tokens' column included.
+    """
+
+    rows: Sequence[int]
+    retrieve: Reread
+    keys: Callable[[], Tensor]
+    attention_mask: Tensor
 
 
 def fixed(kv: PassageKV) -> Retrieve:
@@ -95,6 +143,7 @@ class ReadingPass:
         self.query_tokens = query_tokens
         self.query_embeddings: Tensor | None = None
         self.kv: PassageKV | RowKV | None = None
+        self.later: LaterQueries | None = None
 
     def wrappers(self) -> dict[int, LayerWrapper]:
         """The wrappers that replace layers b..t."""
@@ -113,6 +162,8 @@ class ReadingPass:
 
     def _retrieve(self, given: LayerInput) -> None:
         if self.kv is not None:  # a decoding step
+            if self.later is not None:
+                self._retrieve_again(given, self.later)
             return
         rows, length, _ = given.hidden_states.shape
         index = self.query_tokens
@@ -127,6 +178,26 @@ class ReadingPass:
         )
         self.query_embeddings = queries.embeddings
         self.kv = self.retrieve(queries).repeat(times)
+
+    def _retrieve_again(self, given: LayerInput, later: LaterQueries) -> None:
+        """Let the rows that are due read something else from this token on."""
+        only = torch.zeros(len(given.hidden_states), dtype=torch.long, device=self.decoder.device)
+        rows, words = list(later.rows), self.recording.input
+        queries = Queries(
+            query_embeddings(self.decoder, given.at(only).rows(rows)),
+            lambda: new_token_attention(
+                self.decoder,
+                words.at(only).rows(rows),
+                later.keys()[rows],
+                later.attention_mask[rows],
+            ),
+        )
+        assert self.kv is not None
+        reads = list(self.kv.rows if isinstance(self.kv, RowKV) else self.kv.split())
+        former = [reads[row] for row in rows]
+        for row, kv in zip(rows, later.retrieve(rows, queries, former), strict=True):
+            reads[row] = kv
+        self.kv = RowKV(reads)
 
     def _prepend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None

@@ -7,7 +7,7 @@ clean-up, and lets several threads use one model. A shorter list of layers runs 
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,6 +60,15 @@ class LayerInput(NamedTuple):
             "attention_mask": None,
         }
         return LayerInput(token, {**self.without_cache().arguments, **own})
+
+    def rows(self, numbers: Sequence[int]) -> "LayerInput":
+        """Some rows of a result of :meth:`at`."""
+        cos, sin = self.arguments["position_embeddings"]
+        own = {
+            "position_embeddings": (cos[numbers], sin[numbers]),
+            "position_ids": self.arguments["position_ids"][numbers],
+        }
+        return LayerInput(self.hidden_states[numbers], {**self.arguments, **own})
 
     def without_cache(self) -> "LayerInput":
         """The same without a key and value cache, so that running a layer again adds nothing."""

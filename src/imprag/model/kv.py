@@ -1,5 +1,6 @@
 """Keys and values of passages at the reading layers, and how prompts attend to them."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -147,6 +148,57 @@ class PassageKV:
             passage_value=self.values[layer],
             passage_bias=self.bias,
             **kwargs,
+        )
+
+    def split(self) -> list["PassageKV"]:
+        """The rows, without padding: a batch of one each."""
+        return [self.passages(row, range(len(lengths))) for row, lengths in enumerate(self.lengths)]
+
+    def passages(self, row: int, kept: Sequence[int]) -> "PassageKV":
+        """Some passages of one row, as a batch of one.
+
+        Args:
+            row: its number.
+            kept: numbers of its passages, ascending.
+        """
+        lengths = self.lengths[row]
+        ends = list(itertools.accumulate(lengths))
+        places = [n for p in kept for n in range(ends[p] - lengths[p], ends[p])]
+        whole = len(places) == (ends[-1] if ends else 0)
+        bias = None if self.passage_bias is None else [[self.passage_bias[row][p] for p in kept]]
+
+        def taken(states: Tensor) -> Tensor:
+            own = states[row : row + 1]
+            return own[:, :, : len(places)] if whole else own[:, :, places]
+
+        return PassageKV(
+            {layer: taken(states) for layer, states in self.keys.items()},
+            {layer: taken(states) for layer, states in self.values.items()},
+            [[lengths[p] for p in kept]],
+            bias,
+        )
+
+    @classmethod
+    def beside(cls, parts: Sequence["PassageKV"]) -> "PassageKV":
+        """What one prompt reads of several retrievals: their passages after each other.
+
+        Args:
+            parts: a batch of one each.
+        """
+
+        def join(states: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+            return {layer: torch.cat([x[layer] for x in states], dim=2) for layer in states[0]}
+
+        bias = None
+        if any(part.passage_bias is not None for part in parts):
+            none = ([0.0] * len(part.lengths[0]) for part in parts)
+            own = zip(parts, none, strict=True)
+            bias = [[x for part, zeros in own for x in (part.passage_bias or [zeros])[0]]]
+        return cls(
+            join([part.keys for part in parts]),
+            join([part.values for part in parts]),
+            [[length for part in parts for length in part.lengths[0]]],
+            bias,
         )
 
     def repeat(self, times: int) -> "PassageKV":

@@ -31,6 +31,7 @@ from imprag.model.generate import (
     PromptTokens,
     ReadingOutput,
     Retrieve,
+    RetrieveAgain,
     generate,
     read,
 )
@@ -251,17 +252,20 @@ class ImpRAGModel(nn.Module):
         retrieve: Retrieve,
         *,
         position_shift: Tensor | int,
+        again: RetrieveAgain | None = None,
         **generate_arguments: Any,
     ) -> Any:
         """Hugging Face ``generate`` (greedy, sampling, beams, streamer ...).
 
         The prompts run through the model once. At layer b their query embeddings go to
         ``retrieve``, and the same hidden states continue, reading what it returns; later tokens
-        read the same.
+        read the same, unless they retrieve ``again``.
 
         Args:
             input_ids, attention_mask, retrieve, position_shift: as for :meth:`forward`, but padded
                 on the left.
+            again: says which later tokens retrieve, and what their rows read from then on; for
+                greedy search and sampling.
             **generate_arguments: for ``transformers``' ``generate``; see
                 :mod:`imprag.model.generate_arguments` for those that work.
 
@@ -275,11 +279,17 @@ class ImpRAGModel(nn.Module):
             raise ImpRAGError("generate needs prompts padded on the left")
         arguments = check_arguments(generate_arguments, {*CHOICES, *CALLBACKS, *OUTPUTS})
         prompts = PromptTokens(input_ids, attention_mask, position_shift)
-        if self._compiled_decoding is not None:
+        if self._compiled_decoding is not None and again is None:
             return self._compiled_decoding.generate(retrieve, prompts, arguments)
         if (config := decoding_config(self.lm, arguments)) is not None:
             callbacks = {name: x for name, x in arguments.items() if name in DECODE_CALLBACKS}
-            return decode(self.decoder, retrieve, prompts, config, **callbacks)
+            return decode(self.decoder, retrieve, prompts, config, again=again, **callbacks)
+        if again is not None:
+            raise ImpRAGError(
+                "retrieving again works with greedy search and sampling by temperature, top_k and "
+                "top_p: set retrieve to once, or leave out the other arguments of generate (and "
+                "penalties in the model's generation_config.json)"
+            )
         return generate(self.decoder, retrieve, prompts, arguments)
 
     def compile_decoding(self) -> None:

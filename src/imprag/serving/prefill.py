@@ -1,10 +1,8 @@
 """The pass of new requests' prompts through the model, with retrieval and reading inside it."""
 
-from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from imprag.generation import read_passages
 from imprag.model.decoding import DecodingRow, prefill
@@ -13,7 +11,8 @@ from imprag.model.inputs import pad
 from imprag.model.kv import RowKV
 from imprag.model.query import Queries
 from imprag.pipeline import ImpRAG
-from imprag.retrieval.retriever import InPassRetriever, PromptBatch, RetrievedPassage
+from imprag.retrieval.again import search
+from imprag.retrieval.retriever import PromptBatch, RetrievedPassage
 from imprag.serving.running import RunningRequest
 
 
@@ -30,7 +29,7 @@ def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[Decodi
 
     def retrieve(queries: Queries) -> RowKV:
         lap("query")
-        for run, row, own in zip(runs, ids[:, None], _by_row(queries), strict=True):
+        for run, row, own in zip(runs, ids[:, None], queries.split(), strict=True):
             run.found = _search(run, PromptBatch([run.request.prompt], row), own)
         lap("search")
         kv = RowKV([read_passages(rag, [run.found]) for run in runs])
@@ -45,21 +44,8 @@ def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[Decodi
     return prefill(rag.model.decoder, retrieve, PromptTokens(ids, mask, shift))
 
 
-def _by_row(queries: Queries) -> Iterator[Queries]:
-    """The queries of each prompt of a batch; token attention is computed once for all."""
-    attention = cache(queries.token_attention)
-
-    def rows(n: int) -> Tensor:
-        return attention()[n : n + 1]
-
-    for n in range(len(queries.embeddings)):
-        yield Queries(queries.embeddings[n : n + 1], partial(rows, n))
-
-
 def _search(run: RunningRequest, prompt: PromptBatch, queries: Queries) -> list[RetrievedPassage]:
     """The passages that a request reads."""
     if run.retriever is None:
         return list(run.request.passages or ())
-    if isinstance(run.retriever, InPassRetriever):
-        return run.retriever.search(prompt, queries, run.k)[0]
-    return run.retriever.retrieve([run.request.prompt], run.k)[0]
+    return search(run.retriever, prompt, queries, run.k)[0]

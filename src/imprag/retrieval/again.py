@@ -1,0 +1,129 @@
+"""What one answer retrieves, at its prompt and at later tokens, and what it reads of that."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from imprag.model.kv import PassageKV
+from imprag.model.query import Queries
+from imprag.model.schedule import MOST_RETRIEVALS, ContinuedPrompt, RetrievalSchedule
+from imprag.retrieval.retriever import InPassRetriever, PromptBatch, RetrievedPassage, Retriever
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """One retrieval of an answer.
+
+    Attributes:
+        tokens: the answer's tokens that were written before; 0 for the prompt's retrieval.
+        passages: what was found, best first.
+        written: the text of these tokens.
+    """
+
+    tokens: int
+    passages: list[RetrievedPassage]
+    written: str = ""
+
+
+@dataclass(frozen=True)
+class LaterSearch:
+    """How answers retrieve again.
+
+    Attributes:
+        schedule: the tokens that retrieve, and what becomes of the former passages.
+        retriever: finds the passages.
+        k: number of passages of each retrieval.
+        read: the passage KV of one prompt's passages, a batch of one.
+        decode: the text of an answer's tokens.
+    """
+
+    schedule: RetrievalSchedule
+    retriever: Retriever
+    k: int
+    read: Callable[[list[RetrievedPassage]], PassageKV]
+    decode: Callable[[Sequence[int]], str]
+
+
+class AnswerRetrievals:
+    """The retrievals of one answer, and the passage KV that its next token reads.
+
+    Every retrieval's passages take the same positions, from 0 on, so neither the prompt's nor the
+    answer's positions move. A passage that is found again is read once, with its new score.
+
+    Args:
+        later: how it retrieves again.
+        prompt: the prompt, marked for its template.
+        found: what the prompt reads.
+
+    Attributes:
+        retrievals: so far, the prompt's first.
+    """
+
+    def __init__(self, later: LaterSearch, prompt: str, found: list[RetrievedPassage]) -> None:
+        self.retrievals = [Retrieval(0, found)]
+        self._later = later
+        self._prompt = prompt
+        self._parts: list[tuple[list[RetrievedPassage], PassageKV]] = []
+
+    def due(self, tokens: Sequence[int]) -> bool:
+        """Whether the last of the answer's tokens retrieves."""
+        later = self._later
+        return len(self.retrievals) < MOST_RETRIEVALS and later.schedule.due(tokens, later.decode)
+
+    def again(
+        self, tokens: Sequence[int], input_ids: Tensor, queries: Queries, kv: PassageKV
+    ) -> PassageKV:
+        """Retrieve at the answer's last token.
+
+        Args:
+            tokens: the answer so far.
+            input_ids: the prompt and the answer so far, (1, length).
+            queries: the implicit query of the last token.
+            kv: what the answer reads until now, a batch of one.
+
+        Returns:
+            what it reads from this token on, a batch of one.
+        """
+        later = self._later
+        written = later.decode(tokens)
+        text = ContinuedPrompt(self._prompt, written, tokens)
+        found = search(later.retriever, PromptBatch([text], input_ids), queries, later.k)[0]
+        if not self._parts:
+            self._parts = [(self.retrievals[0].passages, kv)]
+        self.retrievals.append(Retrieval(len(tokens), found, written.strip()))
+        former = self._parts if later.schedule.kept == "beside" else []
+        self._parts = [*_without(former, found), (found, later.read(found))]
+        return PassageKV.beside([kv for _, kv in self._parts])
+
+
+def search(
+    retriever: Retriever, prompts: PromptBatch, queries: Queries, k: int
+) -> list[list[RetrievedPassage]]:
+    """The k best passages for every prompt whose pass has reached layer b, by any retriever."""
+    if isinstance(retriever, InPassRetriever):
+        return retriever.search(prompts, queries, k)
+    return retriever.retrieve(prompts.texts, k)
+
+
+def all_read(retrievals: Sequence[Retrieval]) -> list[RetrievedPassage]:
+    """The passages of all retrievals in order, each once, as it was found first."""
+    read = {one.passage.id: one for found in reversed(retrievals) for one in found.passages[::-1]}
+    return list(reversed(read.values())) if len(retrievals) > 1 else list(retrievals[0].passages)
+
+
+def _without(
+    parts: Sequence[tuple[list[RetrievedPassage], PassageKV]], found: Sequence[RetrievedPassage]
+) -> list[tuple[list[RetrievedPassage], PassageKV]]:
+    """The parts without passages that are found again.
+
+    Passages that were encoded as one sequence stay: none can be taken out.
+    """
+    again = {one.passage.id for one in found}
+    left = []
+    for passages, kv in parts:
+        kept = [n for n, one in enumerate(passages) if one.passage.id not in again]
+        if len(kv.lengths[0]) == len(passages) and len(kept) < len(passages):
+            passages, kv = [passages[n] for n in kept], kv.passages(0, kept)
+        left.append((passages, kv))
+    return left
