@@ -265,11 +265,11 @@ def test_once_is_the_default_and_the_same(folder: Path) -> None:
 
 def test_text_retrievers_see_what_was_written(folder: Path) -> None:
     rag = rag_of(folder, "lexical")
-    answer = rag.ask("w9", retrieve="every:3", max_new_tokens=6, stop=(), raw=True)
+    answer = rag.ask("w77 w3", retrieve="every:3", max_new_tokens=6, stop=(), raw=True)
     later = answer.retrievals[1]
     assert answer.text.startswith(later.written)
     assert len(later.written.split()) == later.tokens == 3
-    (expected,) = rag.retriever.retrieve([f"w9 {later.written}"], 2)
+    (expected,) = rag.retriever.retrieve([f"w77 w3 {later.written}"], 2)
     assert later.passages == expected
 
 

@@ -29,7 +29,7 @@ from imprag.model.load import (
 from imprag.model.model import ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.question import asked_prompts
-from imprag.model.schedule import PassagesKept, RetrievalSchedule
+from imprag.model.schedule import PassagesKept
 from imprag.retrieval.gate import Gate
 from imprag.retrieval.implicit import ImplicitRetriever
 from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
@@ -179,16 +179,13 @@ class ImpRAG:
             ImpRAGError: the KV cache does not exist or belongs to another model, or the model does
                 not encode passages independently.
         """
-        source = ["--model", self._name]
-        if self._source.folder is not None:
-            source += ["--index", str(self._source.folder.path)]
-        options = shlex.join(source)
         if isinstance(kv_cache, Path | str):
             kv_cache = DiskStore(kv_cache)
         if isinstance(kv_cache, DiskStore):
-            fingerprint = states_fingerprint(self.model, self.tokenizer)
-            kv_cache.manifest.check(kv_cache.path, model_fingerprint=fingerprint, source=options)
-            _note_other_passages(kv_cache, self.corpus, options)
+            source = ["--model", self._name]
+            if self._source.folder is not None:
+                source += ["--index", str(self._source.folder.path)]
+            _check_store(self, kv_cache, shlex.join(source))
         self.kv_cache = PassageKVCache(self.model, self.tokenizer, kv_cache)
 
     def retrieve(
@@ -274,7 +271,8 @@ class ImpRAG:
         """
         prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
         settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
-        schedule = self.schedule(retrieve, passages_kept, retrieves=passages is None and k != 0)
+        retrieves = passages is None and k != 0
+        schedule = self.config.schedule(retrieve, passages_kept, retrieves=retrieves)
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
         if passages is not None and len(passages) != len(prompts):
@@ -292,12 +290,12 @@ class ImpRAG:
         k: int | None = None,
         *,
         passages: Sequence[RetrievedPassage] | None = None,
-        retrieve: str | None = None,
-        passages_kept: PassagesKept | None = None,
         max_new_tokens: int = 32,
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
         raw: bool = False,
+        retrieve: str | None = None,
+        passages_kept: PassagesKept | None = None,
         **generate_arguments: Any,
     ) -> Iterator[str]:
         """Stream the answer to one prompt; arguments as for :meth:`generate`.
@@ -312,7 +310,8 @@ class ImpRAG:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
         prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
-        schedule = self.schedule(retrieve, passages_kept, retrieves=passages is None and k != 0)
+        retrieves = given is None and k != 0
+        schedule = self.config.schedule(retrieve, passages_kept, retrieves=retrieves)
         return GenerationBatch(self, prompts, k, given, settings, schedule).stream()
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -334,32 +333,6 @@ class ImpRAG:
         template = self.config.question_template
         return asked_prompts(prompts, template, self.tokenizer, chat=chat, raw=raw)
 
-    def schedule(
-        self,
-        retrieve: str | None = None,
-        passages_kept: PassagesKept | None = None,
-        *,
-        retrieves: bool = True,
-    ) -> RetrievalSchedule:
-        """When answers retrieve, from arguments of :meth:`generate` and the model's settings.
-
-        Args:
-            retrieve, passages_kept: the arguments.
-            retrieves: whether the prompts retrieve, so that the model's setting applies.
-
-        Raises:
-            ImpRAGError: the schedule is none, or passages would be kept although none follow.
-        """
-        own = self.config.retrieve if retrieves else "once"
-        kept = passages_kept or self.config.passages_kept
-        schedule = RetrievalSchedule.parse(own if retrieve is None else retrieve, kept)
-        if passages_kept is not None and not schedule.again:
-            raise ImpRAGError(
-                "passages_kept has no effect, because nothing is retrieved after the prompt: leave "
-                "it out, or choose retrieve, such as on:;"
-            )
-        return schedule
-
     def passages_to_read(self, k: int | None = None) -> int:
         """Number of passages that a prompt retrieves; see :meth:`ImpRAGConfig.passages_to_read`."""
         return 0 if k == 0 else self.config.passages_to_read(k, len(self.index.index))
@@ -374,9 +347,17 @@ def implicit_retriever(rag: ImpRAG) -> ImplicitRetriever:
     return ImplicitRetriever(rag.model, rag.tokenizer, rag.index)
 
 
-def _note_other_passages(kv_cache: DiskStore, corpus: Corpus, options: str) -> None:
-    """Say on standard error that a KV cache was not made of the passages of the index."""
-    if kv_cache.manifest.corpus_fingerprint != corpus.fingerprint:
+def _check_store(rag: ImpRAG, kv_cache: DiskStore, options: str) -> None:
+    """Refuse a KV cache of another model; note on standard error one of other passages.
+
+    Args:
+        rag: the pipeline.
+        kv_cache: the folder.
+        options: of the command that makes it.
+    """
+    fingerprint = states_fingerprint(rag.model, rag.tokenizer)
+    kv_cache.manifest.check(kv_cache.path, model_fingerprint=fingerprint, source=options)
+    if kv_cache.manifest.corpus_fingerprint != rag.corpus.fingerprint:
         chosen = "--top-passages N --prompts FILE " if kv_cache.manifest.selection else ""
         print(
             f"note: the KV cache {kv_cache.path} was made from other passages than the index "

@@ -144,6 +144,32 @@ class ImpRAGConfig:
             )
         return k
 
+    def schedule(
+        self,
+        retrieve: str | None = None,
+        passages_kept: PassagesKept | None = None,
+        *,
+        retrieves: bool = True,
+    ) -> RetrievalSchedule:
+        """When answers retrieve, from a call's arguments and these settings.
+
+        Args:
+            retrieve, passages_kept: the arguments.
+            retrieves: whether its prompts retrieve, so that these settings apply.
+
+        Raises:
+            ImpRAGError: the schedule is none, or passages would be kept although none follow.
+        """
+        own = self.retrieve if retrieves else "once"
+        kept = passages_kept or self.passages_kept
+        schedule = RetrievalSchedule.parse(own if retrieve is None else retrieve, kept)
+        if passages_kept is not None and not schedule.again:
+            raise ImpRAGError(
+                "passages_kept has no effect, because nothing is retrieved after the prompt: leave "
+                "it out, or choose retrieve, such as on:;"
+            )
+        return schedule
+
     def position_shift(self, passages: int) -> int:
         """The first position of a prompt that reads a number of passages (paper, section 2).
 

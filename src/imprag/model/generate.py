@@ -83,10 +83,12 @@ class ReadingOutput(NamedTuple):
     Attributes:
         logits: (batch, length, vocabulary).
         query_embeddings: (batch, h_k * d_h) float32.
+        later_embeddings: those of later tokens, (n, h_k * d_h) float32; None if none was asked for.
     """
 
     logits: Tensor
     query_embeddings: Tensor
+    later_embeddings: Tensor | None = None
 
 
 class PromptTokens(NamedTuple):
@@ -123,13 +125,18 @@ class ReadingPass:
 
     Attributes:
         query_embeddings: (prompts, h_k * d_h) float32; None before layer b has run.
+        later_embeddings: those of later tokens of the same pass.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
 
     def begin(
-        self, retrieve: Retrieve, attention_mask: Tensor, query_tokens: Tensor | None = None
+        self,
+        retrieve: Retrieve,
+        attention_mask: Tensor,
+        query_tokens: Tensor | None = None,
+        later_tokens: Tensor | None = None,
     ) -> None:
         """Reset the state for a new call.
 
@@ -137,7 +144,10 @@ class ReadingPass:
             retrieve: called once, at layer b.
             attention_mask: (prompts, length), 1 where a token of a prompt stands.
             query_tokens: (prompts,) index of each prompt's last token; the last column if None.
+            later_tokens: (n, 2) row and index of other tokens whose query embeddings are wanted.
         """
+        self.later_tokens = later_tokens
+        self.later_embeddings: Tensor | None = None
         self.retrieve = retrieve
         self.attention_mask = attention_mask
         self.query_tokens = query_tokens
@@ -177,17 +187,21 @@ class ReadingPass:
             lambda: token_attention(self.decoder, words, index, mask)[::times],
         )
         self.query_embeddings = queries.embeddings
+        if self.later_tokens is not None:
+            row, place = self.later_tokens.unbind(dim=1)
+            token = given.rows(row.tolist()).at(place)
+            self.later_embeddings = query_embeddings(self.decoder, token)
         self.kv = self.retrieve(queries).repeat(times)
 
     def _retrieve_again(self, given: LayerInput, later: LaterQueries) -> None:
         """Let the rows that are due read something else from this token on."""
-        only = torch.zeros(len(given.hidden_states), dtype=torch.long, device=self.decoder.device)
         rows, words = list(later.rows), self.recording.input
+        only = torch.zeros(len(rows), dtype=torch.long, device=self.decoder.device)
         queries = Queries(
-            query_embeddings(self.decoder, given.at(only).rows(rows)),
+            query_embeddings(self.decoder, given.rows(rows).at(only)),
             lambda: new_token_attention(
                 self.decoder,
-                words.at(only).rows(rows),
+                words.rows(rows).at(only),
                 later.keys()[rows],
                 later.attention_mask[rows],
             ),
@@ -217,6 +231,7 @@ def read(
     retrieve: Retrieve,
     prompts: PromptTokens,
     query_tokens: Tensor | None,
+    later_tokens: Tensor | None,
     lm_arguments: dict[str, Any],
 ) -> ReadingOutput:
     """One pass of prompts through all layers.
@@ -226,16 +241,17 @@ def read(
         retrieve: called once, at layer b.
         prompts: padded on either side.
         query_tokens: (prompts,) index of each prompt's last token; that of its row if None.
+        later_tokens: (n, 2) row and index of other tokens whose query embeddings are wanted.
         lm_arguments: for the language model's own ``forward``.
     """
     if query_tokens is None:
         query_tokens = last_tokens(prompts.attention_mask)
     reading = ReadingPass(decoder)
-    reading.begin(retrieve, prompts.attention_mask, query_tokens)
+    reading.begin(retrieve, prompts.attention_mask, query_tokens, later_tokens)
     view = decoder.lm_view(reading.wrappers())
     logits: Tensor = view(**prompts.model_inputs(decoder), use_cache=False, **lm_arguments).logits
     assert reading.query_embeddings is not None
-    return ReadingOutput(logits, reading.query_embeddings)
+    return ReadingOutput(logits, reading.query_embeddings, reading.later_embeddings)
 
 
 def generate(

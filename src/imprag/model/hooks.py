@@ -62,13 +62,11 @@ class LayerInput(NamedTuple):
         return LayerInput(token, {**self.without_cache().arguments, **own})
 
     def rows(self, numbers: Sequence[int]) -> "LayerInput":
-        """Some rows of a result of :meth:`at`."""
-        cos, sin = self.arguments["position_embeddings"]
-        own = {
-            "position_embeddings": (cos[numbers], sin[numbers]),
-            "position_ids": self.arguments["position_ids"][numbers],
-        }
-        return LayerInput(self.hidden_states[numbers], {**self.arguments, **own})
+        """Some rows, for :meth:`at`; a row may come several times."""
+        states, numbers = self.hidden_states, list(numbers)
+        cos, sin = (x.expand(len(states), -1, -1) for x in self.arguments["position_embeddings"])
+        own = {"position_embeddings": (cos[numbers], sin[numbers])}
+        return LayerInput(states[numbers], {**self.arguments, **own})
 
     def without_cache(self) -> "LayerInput":
         """The same without a key and value cache, so that running a layer again adds nothing."""

@@ -28,12 +28,16 @@ class PassageKV:
             follows the last.
         passage_bias: for every prompt, the bias that is added to the attention logits of each of
             its passages' tokens. None adds nothing.
+        windows: for every prompt, the first of its tokens that reads each of its passages and the
+            first one that does not any more, counted in the columns of a pass of all tokens. None
+            lets all tokens read all passages.
     """
 
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
     lengths: Sequence[Sequence[int]]
     passage_bias: Sequence[Sequence[float]] | None = None
+    windows: Sequence[Sequence[tuple[int, int]]] | None = None
 
     @classmethod
     def from_blocks(
@@ -111,11 +115,27 @@ class PassageKV:
             # kernel's own causal mask would start at the first passage token.
             mask = causal_mask(queries, own, query.device)
         passages = self.mask[:, None, None, :].expand(batch, 1, queries, -1)
+        if self.windows is not None:
+            passages = passages & self._in_window(queries)
         return (
             torch.cat([self.keys[layer].to(key.dtype), key], dim=2),
             torch.cat([self.values[layer].to(value.dtype), value], dim=2),
             torch.cat([passages, mask.expand(batch, 1, queries, own)], dim=3),
         )
+
+    def _in_window(self, queries: int) -> Tensor:
+        """Which tokens of a pass read which passage tokens, (batch, 1, queries, S)."""
+        assert self.windows is not None
+        columns = torch.arange(queries)
+        rows = []
+        for windows, lengths in zip(self.windows, self.lengths, strict=True):
+            bounds = torch.tensor(windows, dtype=torch.long).view(-1, 2)
+            bounds = bounds.repeat_interleave(torch.tensor(lengths, dtype=torch.long), dim=0)
+            first, end = bounds.unbind(dim=1)
+            rows.append((columns[:, None] >= first) & (columns[:, None] < end))
+        longest = max(row.shape[1] for row in rows)
+        padded = [F.pad(row, (0, longest - row.shape[1])) for row in rows]
+        return torch.stack(padded)[:, None].to(self.mask.device)
 
     def attend(
         self,
@@ -134,7 +154,7 @@ class PassageKV:
             module, query, key, value, mask, **kwargs: as transformers passes them.
         """
         costly = torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1)
-        if costly and self.passage_bias is None:
+        if self.windows is not None or (costly and self.passage_bias is None):
             return sdpa_attention(
                 module, query, *self.prepend(layer, query, key, value, mask), **kwargs
             )

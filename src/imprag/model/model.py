@@ -226,6 +226,7 @@ class ImpRAGModel(nn.Module):
         retrieve: Retrieve,
         *,
         query_tokens: Tensor | None = None,
+        later_tokens: Tensor | None = None,
         position_shift: Tensor | int,
         **lm_arguments: Any,
     ) -> ReadingOutput:
@@ -240,10 +241,12 @@ class ImpRAGModel(nn.Module):
                 k * l_max.
             query_tokens: (batch,) index of each prompt's last token, where the query embedding
                 is taken; the last token of each row if not given.
+            later_tokens: (n, 2) row and index of other tokens whose query embeddings are wanted, of
+                responses that retrieve again.
             **lm_arguments: for the language model's own ``forward``.
         """
         prompts = PromptTokens(input_ids, attention_mask, position_shift)
-        return read(self.decoder, retrieve, prompts, query_tokens, lm_arguments)
+        return read(self.decoder, retrieve, prompts, query_tokens, later_tokens, lm_arguments)
 
     def generate(
         self,

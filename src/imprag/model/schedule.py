@@ -65,6 +65,12 @@ class RetrievalSchedule:
             "(such as on:;)"
         )
 
+    def __str__(self) -> str:
+        """The text that :meth:`parse` reads."""
+        if self.every is not None:
+            return f"every:{self.every}"
+        return "once" if self.separator is None else f"on:{self.separator}"
+
     @property
     def again(self) -> bool:
         """Whether an answer may retrieve at all."""

@@ -107,9 +107,10 @@ def search(
 
 
 def all_read(retrievals: Sequence[Retrieval]) -> list[RetrievedPassage]:
-    """The passages of all retrievals in order, each once, as it was found first."""
-    read = {one.passage.id: one for found in reversed(retrievals) for one in found.passages[::-1]}
-    return list(reversed(read.values())) if len(retrievals) > 1 else list(retrievals[0].passages)
+    """The passages of all retrievals in order, each once, with the score that it was read with."""
+    if len(retrievals) == 1:
+        return list(retrievals[0].passages)
+    return list({one.passage.id: one for found in retrievals for one in found.passages}.values())
 
 
 def _without(

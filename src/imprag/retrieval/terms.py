@@ -38,8 +38,10 @@ def prompt_terms(
         tokenizer: the model's tokenizer.
         prompts: the texts.
         input_ids: their tokens, (prompts, length).
-        attention: of each prompt's last token to all of them, (prompts, length).
+        attention: of each prompt's last token to all of them, (prompts, length or more).
     """
+    # The tokens may stand in a wider batch, whose padding is on the left.
+    attention = attention[:, attention.shape[1] - input_ids.shape[1] :]
     rows = zip(prompts, input_ids.tolist(), attention.tolist(), strict=True)
     return [_terms(tokenizer, prompt, ids, weights) for prompt, ids, weights in rows]
 

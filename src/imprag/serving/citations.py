@@ -5,7 +5,8 @@ from urllib.parse import quote
 
 from imprag.corpus import Passage
 from imprag.retrieval import RetrievedPassage
-from imprag.serving.replies import Annotation, ReadPassage, UrlCitation
+from imprag.serving.replies import Annotation, LaterRetrieval, ReadPassage, UrlCitation
+from imprag.serving.requests import Ended
 
 
 def passage_url(passage: Passage) -> str:
@@ -26,6 +27,25 @@ def annotations(passages: Sequence[RetrievedPassage], answer: str) -> list[Annot
             )
         )
         for found in passages
+    ]
+
+
+def later_retrievals(prompt: int, ended: Ended) -> list[LaterRetrieval]:
+    """What later tokens of an answer retrieved.
+
+    Args:
+        prompt: number of the prompt.
+        ended: the answer.
+    """
+    return [
+        LaterRetrieval(
+            prompt=prompt,
+            choice=ended.choice,
+            tokens=one.tokens,
+            written=one.written,
+            passages=read_passages(one.passages, prompt),
+        )
+        for one in ended.retrievals
     ]
 
 

@@ -34,7 +34,7 @@ from imprag.serving.requests import (
     Retrieved,
     TimeLimitError,
 )
-from imprag.serving.running import RunningAnswer, RunningRequest, Ticket
+from imprag.serving.running import RunningAnswer, RunningRequest, Ticket, last_tokens
 
 _PREFILL = 4  # prompts in one pass: more would let running answers wait
 
@@ -284,7 +284,7 @@ class Engine:
         try:
             self._leave()
             if self._answers:
-                logits = self._batch.step([answer.tokens[-1] for answer in self._answers])
+                logits = self._batch.step(*last_tokens(self._answers))
                 for answer, row in zip(self._answers, logits, strict=True):
                     self._append(answer, answer.choose(row))
                 self._leave()
@@ -331,7 +331,7 @@ class Engine:
         run = answer.run
         if rest := answer.end():
             run.report(NewText(answer.choice, rest))
-        run.report(Ended(answer.choice, answer.text.text, reason, len(answer.tokens)))
+        run.report(answer.ended_by(reason))
         run.answers -= 1
         if run.answers == 0:
             run.complete()

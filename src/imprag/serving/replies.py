@@ -63,10 +63,23 @@ class ReadPassage(BaseModel):
     kind: str
 
 
+class LaterRetrieval(BaseModel):
+    """What a later token of an answer retrieved, after ``written`` had been written."""
+
+    prompt: int
+    choice: int
+    tokens: int
+    written: str
+    passages: list[ReadPassage]
+
+
 class Details(BaseModel):
     """What the answer was made from, and how long it took."""
 
     passages: list[ReadPassage]
+    retrievals: Annotated[
+        list[LaterRetrieval], Field(description="What later tokens of the answers retrieved.")
+    ]
     model_prompts: Annotated[list[str], Field(description="Each prompt as the model read it.")]
     timings: Annotated[list[dict[str, float]], Field(description="Seconds, for each prompt.")]
     notes: Annotated[list[str], Field(description="What of the request was not used.")]

@@ -4,12 +4,25 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from imprag.model.decoding import LaterRows
+from imprag.model.kv import PassageKV
+from imprag.model.query import Queries
+from imprag.retrieval.again import AnswerRetrievals, LaterSearch
 from imprag.retrieval.retriever import RetrievedPassage, Retriever
 from imprag.serving.answer_text import AnswerText
-from imprag.serving.requests import Completed, EngineEvent, EngineRequest, Failed, OnEvent
+from imprag.serving.requests import (
+    Completed,
+    Ended,
+    EngineEvent,
+    EngineRequest,
+    Failed,
+    FinishReason,
+    OnEvent,
+)
 from imprag.serving.sampler import Sampler
 
 
@@ -35,6 +48,7 @@ class RunningRequest:
         retriever: finds its passages; None if it reads given ones or none.
         k: number of passages to retrieve.
         time_limit: seconds from now; None for no limit.
+        later: how its answers retrieve again, if they do.
 
     Attributes:
         found: the passages that it reads.
@@ -53,6 +67,7 @@ class RunningRequest:
         retriever: Retriever | None,
         k: int,
         time_limit: float | None,
+        later: LaterSearch | None = None,
     ) -> None:
         self.request = request
         self.on_event = on_event
@@ -60,6 +75,7 @@ class RunningRequest:
         self.shift = shift
         self.retriever = retriever
         self.k = k
+        self.later = later
         self.ticket = Ticket()
         self.found: list[RetrievedPassage] = []
         self.answers = 0
@@ -143,6 +159,9 @@ class RunningAnswer:
         self.tokens: list[int] = []
         self.text = AnswerText(tokenizer, run.request.stop)
         self.ended = False
+        self._retrievals = (
+            AnswerRetrievals(run.later, run.request.prompt, run.found) if run.later else None
+        )
         self._sampler = Sampler(run.request.sampling, choice, config, ends)
         self._last = run.arrived
 
@@ -150,6 +169,32 @@ class RunningAnswer:
         """The next token for these logits, (vocabulary,)."""
         may_end = len(self.tokens) >= self.run.request.min_new_tokens
         return self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
+
+    @property
+    def due(self) -> bool:
+        """Whether its last token retrieves again."""
+        return self._retrievals is not None and self._retrievals.due(self.tokens)
+
+    def ended_by(self, reason: FinishReason) -> Ended:
+        """The event of its end."""
+        later = () if self._retrievals is None else self._retrievals.retrievals[1:]
+        return Ended(self.choice, self.text.text, reason, len(self.tokens), later)
+
+    def retrieve(self, queries: Queries, kv: PassageKV) -> PassageKV:
+        """What it reads from its last token on, after ``kv``.
+
+        A retrieval that fails ends the request alone.
+        """
+        assert self._retrievals is not None
+        began = time.perf_counter()
+        ids = torch.tensor([[*self.run.ids, *self.tokens]], device=queries.embeddings.device)
+        try:
+            return self._retrievals.again(self.tokens, ids, queries, kv)
+        except Exception as error:
+            self.run.fail(error)
+            return kv
+        finally:
+            self.run.timings["search"] += time.perf_counter() - began
 
     def note_token(self) -> float:
         """Seconds since the token before, or since the request arrived."""
@@ -167,3 +212,16 @@ class RunningAnswer:
         """Complete the answer; the text that was held back."""
         self.ended = True
         return self.text.finish()
+
+
+def last_tokens(answers: Sequence[RunningAnswer]) -> tuple[list[int], LaterRows]:
+    """The last token of each answer, and which of them retrieve, for a step of their batch."""
+
+    def retrieve(
+        rows: Sequence[int], queries: Queries, read: Sequence[PassageKV]
+    ) -> list[PassageKV]:
+        both = zip(queries.split(), read, strict=True)
+        return [answers[row].retrieve(*one) for row, one in zip(rows, both, strict=True)]
+
+    due = [n for n, answer in enumerate(answers) if answer.due]
+    return [answer.tokens[-1] for answer in answers], (due, retrieve)

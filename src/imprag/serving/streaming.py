@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from starlette.requests import ClientDisconnect
 
 from imprag.errors import ImpRAGError
+from imprag.serving.citations import later_retrievals
 from imprag.serving.errors import response_to
 from imprag.serving.exchange import Numbered
 from imprag.serving.generation import Outcome
@@ -42,7 +43,7 @@ async def server_sent_events(
     """The lines of a streamed response, up to ``[DONE]``.
 
     The first chunk of each prompt has the passages that it reads under ``imprag``, the last one the
-    timings.
+    timings, and what later tokens retrieved, if any did.
 
     Args:
         events: of the exchange.
@@ -82,17 +83,25 @@ def _choices(
     first = number * n
     match event:
         case Retrieved():
-            own = Outcome(outcome.notes, {number: event}).details.model_dump(exclude={"timings"})
+            own = Outcome(outcome.notes, {number: event}).details.model_dump(
+                exclude={"timings", "retrievals"}
+            )
             for choice in range(n):
                 yield form.opening(first + choice), {} if choice else {"imprag": own}
         case NewText():
             yield form.piece(first + event.choice, event.text), {}
         case Completed():
-            timings = {"imprag": {"timings": [event.timings]}}
+            last: dict[str, Any] = {"timings": [event.timings]}
+            if later := [
+                one.model_dump()
+                for choice in range(n)
+                for one in later_retrievals(number, outcome.ended[number, choice])
+            ]:
+                last["retrievals"] = later
             for choice in range(n):
                 ended = outcome.ended[number, choice]
                 end = form.ending(first + choice, outcome.retrieved[number], ended)
-                yield end, timings if choice == n - 1 else {}
+                yield end, {"imprag": last} if choice == n - 1 else {}
 
 
 def _line(chunk: dict[str, Any]) -> str:
