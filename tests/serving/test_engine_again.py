@@ -98,7 +98,8 @@ def test_a_later_retrieval_that_fails_ends_its_request_alone(
 
 def test_asking_again_without_retrieval_is_refused(rag: ImpRAG) -> None:
     with running_engine(rag, slots=2) as engine:
-        for own in ({"k": 0}, {"passages": []}):
+        settings: list[dict[str, Any]] = [{"k": 0}, {"passages": []}]
+        for own in settings:
             with pytest.raises(ImpRAGError, match="leave it out"):
                 engine.ask(EngineRequest("w1", retrieve="every:2", **own))
         with pytest.raises(ImpRAGError, match="once, every:N"):

@@ -47,9 +47,11 @@ def prompt_terms(
 
 
 def _terms(tokenizer: Any, prompt: str, ids: list[int], attention: list[float]) -> Terms:
-    own, written = query_terms(prompt), ()
+    own = query_terms(prompt)
+    written: Sequence[int] = ()
     if isinstance(prompt, ContinuedPrompt):
-        prompt, written = prompt.prompt, prompt.tokens
+        written = prompt.tokens
+        prompt = prompt.prompt
     text = (prompt if isinstance(prompt, ChatPrompt) else text_read(tokenizer, prompt)).strip()
     own_ids, offsets = text_offsets(tokenizer, text)
     start = _place(own_ids, ids[: len(ids) - len(written)])

@@ -1,6 +1,6 @@
 """The schema of a recipe's section ``model``."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import NonNegativeFloat, model_validator
 
@@ -80,5 +80,5 @@ class ModelSettings(Section):
     def to_config(self) -> ImpRAGConfig:
         """The configuration that is stored with the trained model."""
         settings = self.model_dump(exclude={"base", "start", "retrieve"})
-        own = {"retrieve": str(self.schedule), "passages_kept": self.schedule.kept}
+        own: dict[str, Any] = {"retrieve": str(self.schedule), "passages_kept": self.schedule.kept}
         return ImpRAGConfig(base_model=self.base, **settings, **own)

@@ -416,7 +416,7 @@ class _Encoded(NamedTuple):
         beside = model.config.passages_kept == "beside"
         read, windows = [], []
         for row, own in enumerate(later):
-            found = [(0, candidates[row])]
+            found: list[tuple[int, Collection[int]]] = [(0, candidates[row])]
             for one, start in zip(own, starts[row], strict=True):
                 former = found[-1][1] if beside else ()
                 found.append((start, dict.fromkeys([*former, *one.candidates])))
