@@ -1,7 +1,7 @@
 """``imprag eval``."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +10,8 @@ from imprag.cli.console import print_json
 from imprag.cli.options import (
     BY_MODEL,
     DEFAULT_MODEL,
+    OWN_SCHEDULE,
+    AskingAgain,
     Flag,
     Json,
     LexicalWeight,
@@ -43,6 +45,7 @@ def evaluate(
     retrieval_only: Flag = False,
     k: int | None = None,
     in_context: Flag = False,
+    again: AskingAgain = OWN_SCHEDULE,
     chat: Flag = False,
     attention_score_bias: float | None = None,
     limit: int | None = None,
@@ -57,6 +60,8 @@ def evaluate(
     - `imprag eval --data factbook-bench --model my-model --index my-index --out run`
     - `imprag eval --data factbook-bench --tasks factbook/qa --passages none --limit 200 --out run`
     - `imprag eval --data factbook-bench --retrieval lexical --retrieval-only --out run`
+    - `imprag eval --data factbook-bench --tasks factbook/two_hop --model two-hop --index my-index
+      --retrieve 'on:;' --k 10 --out run`
     - `imprag eval --tasks nq=NQ-open.dev.jsonl trex=trex-dev.jsonl --index wiki-index --out run`
 
     Args:
@@ -119,9 +124,11 @@ def evaluate(
             "--index by the prompt"
         )
     weight = attention_score_bias
+    again.check()
     if not own:
         where = "without the model's own retrieval"
         refuse_without_effect(where, attention_score_bias=weight, lexical_weight=lexical_weight)
+        refuse_without_effect(where, **asdict(again))
     if given:
         oracle = query_template == "oracle"
         where = f"with --passages {passages}"
@@ -134,9 +141,11 @@ def evaluate(
         refuse_without_effect(
             where, in_context=in_context, kv_cache=kv_cache, attention_score_bias=weight
         )
+        refuse_without_effect(where, **asdict(again))
     if in_context:
         where = "with --in-context"
         refuse_without_effect(where, kv_cache=kv_cache, attention_score_bias=weight)
+        refuse_without_effect(where, **asdict(again))
     if tasks and data is None and all(map(_is_file, tasks)):
         refuse_without_effect("on files", split=split)
     require_packages()
@@ -181,6 +190,7 @@ def evaluate(
         source=source,
         k=k,
         in_context=in_context,
+        **asdict(again),
         chat=chat,
         limit=limit,
         batch_size=_batch_size(system),

@@ -4,10 +4,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
 from imprag.model.attribution import Attribution, ReadingShares, attribute
+from imprag.model.decoding import LaterRows
+from imprag.model.kv import PassageKV
+from imprag.model.query import Queries
+from imprag.retrieval.again import AnswerRetrievals, LaterSearch
 from imprag.retrieval.retriever import RetrievedPassage, Retriever
 from imprag.serving.answer_text import AnswerText
 from imprag.serving.requests import (
@@ -45,10 +50,11 @@ class RunningRequest:
         retriever: finds its passages; None if it reads given ones or none.
         k: number of passages to retrieve.
         time_limit: seconds from now; None for no limit.
+        later: how its answers retrieve again, if they do.
 
     Attributes:
         found: the passages that it reads.
-        shares: what each passage was read for the first token, if asked for.
+        shares: of what is read for the first token, if asked for.
         answers: number of answers that have not ended.
         timings: seconds by part, as in :class:`Completed`.
         outcome: how it ended: ``completed``, ``cancelled`` or ``failed``; None before.
@@ -64,6 +70,7 @@ class RunningRequest:
         retriever: Retriever | None,
         k: int,
         time_limit: float | None,
+        later: LaterSearch | None = None,
     ) -> None:
         self.request = request
         self.on_event = on_event
@@ -71,6 +78,7 @@ class RunningRequest:
         self.shift = shift
         self.retriever = retriever
         self.k = k
+        self.later = later
         self.ticket = Ticket()
         self.found: list[RetrievedPassage] = []
         self.shares: list[list[float]] = []
@@ -155,6 +163,7 @@ class RunningAnswer:
         self.tokens: list[int] = []
         self.text = AnswerText(tokenizer, run.request.stop)
         self.ended = False
+        self._retrievals = AnswerRetrievals(run.later, run.request.prompt, run.found)
         self._shares = [*run.shares]
         self._sampler = Sampler(run.request.sampling, choice, config, ends)
         self._last = run.arrived
@@ -167,7 +176,27 @@ class RunningAnswer:
     def note_shares(self, shares: ReadingShares | None, row: int) -> None:
         """Note what was read for the next token in a row of the batch."""
         if shares is not None and self.run.request.attribution:
-            self._shares += shares.of_row(row, len(self.run.found))
+            self._shares += shares.of_row(row)
+
+    @property
+    def due(self) -> bool:
+        """Whether its last token retrieves again."""
+        return self._retrievals.due(self.tokens)
+
+    def retrieve(self, queries: Queries, kv: PassageKV) -> PassageKV:
+        """What it reads from its last token on, after ``kv``.
+
+        A retrieval that fails ends the request alone.
+        """
+        began = time.perf_counter()
+        ids = torch.tensor([[*self.run.ids, *self.tokens]], device=queries.embeddings.device)
+        try:
+            return self._retrievals.again(self.tokens, ids, queries, kv)
+        except Exception as error:
+            self.run.fail(error)
+            return kv
+        finally:
+            self.run.timings["search"] += time.perf_counter() - began
 
     def note_token(self) -> float:
         """Seconds since the token before, or since the request arrived."""
@@ -185,7 +214,8 @@ class RunningAnswer:
         """Complete the answer: the text that was held back, and its end."""
         self.ended = True
         rest, text = self.text.finish(), self.text.text
-        ended = Ended(self.choice, text, reason, len(self.tokens), self._attribution(text))
+        later, attribution = self._retrievals.retrievals[1:], self._attribution(text)
+        ended = Ended(self.choice, text, reason, len(self.tokens), later, attribution)
         return [*self._new(rest), ended]
 
     def _new(self, text: str) -> list[EngineEvent]:
@@ -194,5 +224,18 @@ class RunningAnswer:
     def _attribution(self, text: str) -> Attribution | None:
         if not self.run.request.attribution:
             return None
-        passages = len(self.run.found)
-        return attribute(self.text.tokenizer, self.tokens, self._shares, text, passages)
+        shares, passages = self._retrievals.shares(self._shares), self._retrievals.passages
+        return attribute(self.text.tokenizer, self.tokens, shares, text, len(passages))
+
+
+def last_tokens(answers: Sequence[RunningAnswer]) -> tuple[list[int], LaterRows]:
+    """The last token of each answer, and which of them retrieve, for a step of their batch."""
+
+    def retrieve(
+        rows: Sequence[int], queries: Queries, read: Sequence[PassageKV]
+    ) -> list[PassageKV]:
+        both = zip(queries.split(), read, strict=True)
+        return [answers[row].retrieve(*one) for row, one in zip(rows, both, strict=True)]
+
+    due = [n for n, answer in enumerate(answers) if answer.due]
+    return [answer.tokens[-1] for answer in answers], (due, retrieve)
