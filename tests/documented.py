@@ -261,5 +261,6 @@ def make_home(home: Path) -> None:
     for name in ("asked.txt", "prompts.txt"):
         (home / name).write_text("Q: what is the capital of Chad? A:\nQ: who? A:\n")
     shutil.copytree(home / "my-model", home / "runs" / "shipped")
-    for name in ("factbook", "t25", "distilled", "warmed", "default", "broad", "marks"):
+    names = ("factbook", "t25", "distilled", "warmed", "default", "broad", "marks", "two-hop")
+    for name in names:
         shutil.copytree(home / "my-model", home / "runs" / name / "model")

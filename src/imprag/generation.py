@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import torch
@@ -23,7 +24,9 @@ from imprag.model.generate import fixed
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
 from imprag.model.kv import PassageKV
 from imprag.model.query import Queries
+from imprag.model.schedule import RetrievalSchedule
 from imprag.model.text import prompt_batch, text_read
+from imprag.retrieval.again import AnswerRetrievals, LaterSearch, Retrieval
 from imprag.retrieval.retriever import LOGITS, InPassRetriever, PromptBatch, RetrievedPassage
 
 if TYPE_CHECKING:
@@ -38,13 +41,15 @@ class Answer:
         prompt: the prompt as it was typed.
         text: the new text, without the prompt and the stop string; "not found in the corpus" if
             the confidence in it is too low.
-        passages: the retrieved passages that were read, best first.
+        passages: the passages that were read, best first; those that later retrievals add follow.
         timings: seconds of the prompt's batch: ``query`` (prompt through layers 0..b-1),
             ``search``, ``encode`` (passages through layers 0..t, or from the KV cache),
             ``generate`` (the rest of the prompt's pass and all new tokens), ``total``.
         model_prompt: the prompt as the model read it, in its question or chat template.
         kv_hits, kv_misses: number of passages of the prompt's batch whose keys and values came from
             the KV cache, and that were encoded.
+        retrievals: what the prompt retrieved, and each later token that retrieved again; [] if
+            nothing was retrieved.
         attribution: how much each passage was read for each token; None if not asked for, or if
             the text was withheld.
         confidence: how likely the text that was written is right, 0 to 1; None if not asked for.
@@ -60,6 +65,7 @@ class Answer:
     model_prompt: str
     kv_hits: int
     kv_misses: int
+    retrievals: list[Retrieval] = field(default_factory=list)
     attribution: Attribution | None = None
     confidence: float | None = None
     evidence: dict[str, float] | None = None
@@ -113,6 +119,7 @@ class GenerationBatch:
         k: number of passages to retrieve per prompt; None takes the configured number.
         passages: read these passages instead of retrieving.
         settings: settings of generation.
+        schedule: which later tokens retrieve again.
 
     Raises:
         ImpRAGError: a prompt is too long, k is larger than the index, or there is no index.
@@ -125,6 +132,7 @@ class GenerationBatch:
         k: int | None,
         passages: Sequence[Sequence[RetrievedPassage]] | None,
         settings: GenerationSettings,
+        schedule: RetrievalSchedule,
     ) -> None:
         self.rag = rag
         self.prompts = prompts
@@ -136,6 +144,14 @@ class GenerationBatch:
             )
         # The shift of positions must be known before the prompt's room is computed.
         self.k = rag.passages_to_read(k) if passages is None else 0
+        self._retrieved = self.k > 0
+        self._later: LaterSearch | None = None
+        if schedule.again:
+            if k == 0:
+                raise ImpRAGError("k is 0, so nothing is retrieved: leave out k or retrieve")
+            count = self.k or rag.passages_to_read(k)
+            text = partial(rag.tokenizer.decode, skip_special_tokens=True)
+            self._later = LaterSearch(schedule, rag.retriever, count, self._encode_one, text)
         start = time.perf_counter()
         if self.k and not isinstance(rag.retriever, InPassRetriever):
             passages, self.k = rag.retriever.retrieve(prompts, self.k), 0
@@ -156,6 +172,7 @@ class GenerationBatch:
         self.judge = Judge.of(rag, settings.min_confidence, attribution=settings.attribution)
         self.shares = ReadingShares(rag.model.decoder) if settings.attribution or judged else None
         self.probabilities = TokenProbabilities() if judged else None
+        self._answers: list[AnswerRetrievals] = []
 
     @torch.inference_mode()
     def generate(
@@ -168,7 +185,7 @@ class GenerationBatch:
             left: stops generation at the next token when it is set.
         """
         self._last = time.perf_counter()
-        retrieve = self._retrieve if self.retrieves else fixed(self._encode())
+        retrieve = self._retrieve if self.retrieves else fixed(self._encode(self.found))
         arguments = {**self.settings.arguments}
         if streamer is not None:
             arguments["streamer"] = streamer
@@ -180,12 +197,14 @@ class GenerationBatch:
         if self.probabilities is not None:
             others = arguments.get("logits_processor") or ()
             arguments["logits_processor"] = LogitsProcessorList([*others, self.probabilities])
+        self._answers = []
         output: Tensor = self.rag.model.generate(
             self.input_ids,
             self.mask,
             retrieve,
             position_shift=self.shift,
             shares=self.shares,
+            again=None if self._later is None else self,
             stopping_criteria=StoppingCriteriaList(ends),
             **{"do_sample": False, "max_new_tokens": self.settings.max_new_tokens, **arguments},
         )
@@ -204,18 +223,45 @@ class GenerationBatch:
         ]
 
     def _answer(self, row: int, tokens: list[int], text: str) -> Answer:
-        prompt, found = self.prompts[row], self.found[row]
-        shares = [] if self.shares is None else self.shares.of_row(row, len(found))
+        prompt, read = self.prompts[row], self._retrievals()[row]
+        shares = [] if self.shares is None else read.shares(self.shares.of_row(row))
         probabilities = [] if self.probabilities is None else self.probabilities.of_row(row)
         return Answer(
             prompt=str(prompt),
-            passages=found,
+            passages=read.passages,
             timings=self.timings,
             model_prompt=text_read(self.rag.tokenizer, prompt),
             kv_hits=self.hits,
             kv_misses=self.misses,
-            **self.judge(tokens, text, found, shares, probabilities),
+            retrievals=[one for one in read.retrievals if one.tokens or self._retrieved],
+            **self.judge(tokens, text, read.passages, shares, probabilities),
         )
+
+    def _retrievals(self) -> list[AnswerRetrievals]:
+        """What each answer reads; known when the prompts have retrieved."""
+        if not self._answers:
+            both = zip(self.prompts, self.found, strict=True)
+            self._answers = [AnswerRetrievals(self._later, *one) for one in both]
+        return self._answers
+
+    def due(self, answers: Tensor) -> list[int]:
+        """The rows whose last token retrieves again; see `RetrieveAgain`."""
+        self._new = answers
+        rows = enumerate(zip(self._retrievals(), answers.tolist(), strict=True))
+        return [n for n, (one, tokens) in rows if one.due(tokens)]
+
+    def __call__(
+        self, rows: Sequence[int], queries: Queries, read: Sequence[PassageKV]
+    ) -> list[PassageKV]:
+        """What rows read from their last token on; see `RetrieveAgain`."""
+        self._lap("generate")
+        ids = torch.cat([self.input_ids, self._new], dim=1)
+        kvs = [
+            self._answers[row].again(self._new[row].tolist(), ids[row : row + 1], own, kv)
+            for row, own, kv in zip(rows, queries.split(), read, strict=True)
+        ]
+        self._lap("search")
+        return kvs
 
     def stream(self) -> Generator[str, None, Answer]:
         """The text of the first prompt's answer, piece by piece.
@@ -259,19 +305,25 @@ class GenerationBatch:
         self._lap("query")
         self.found = retriever.search(PromptBatch(self.prompts, self.input_ids), queries, self.k)
         self._lap("search")
-        return self._encode()
+        return self._encode(self.found)
 
-    def _encode(self) -> PassageKV:
+    def _encode_one(self, found: list[RetrievedPassage]) -> PassageKV:
+        """The passage KV of a later retrieval."""
+        self._lap("search")
+        return self._encode([found])
+
+    def _encode(self, found: Sequence[Sequence[RetrievedPassage]]) -> PassageKV:
         cache = self.rag.kv_cache
         hits, misses = cache.hits, cache.misses
-        kv = read_passages(self.rag, self.found)
-        self.hits, self.misses = cache.hits - hits, cache.misses - misses
+        kv = read_passages(self.rag, found)
+        self.hits += cache.hits - hits
+        self.misses += cache.misses - misses
         self._lap("encode")
         return kv
 
     def _lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.timings[name] = now - self._last
+        self.timings[name] += now - self._last
         self._last = now
 
 

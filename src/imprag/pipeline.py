@@ -30,6 +30,7 @@ from imprag.model.load import (
 from imprag.model.model import ImpRAGModel
 from imprag.model.passage_encoder import PassageEncoder
 from imprag.model.question import asked_prompts
+from imprag.model.schedule import PassagesKept
 from imprag.retrieval.gate import Gate
 from imprag.retrieval.implicit import ImplicitRetriever
 from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
@@ -179,16 +180,10 @@ class ImpRAG:
             ImpRAGError: the KV cache does not exist or belongs to another model, or the model does
                 not encode passages independently.
         """
-        source = ["--model", self._name]
-        if self._source.folder is not None:
-            source += ["--index", str(self._source.folder.path)]
-        options = shlex.join(source)
         if isinstance(kv_cache, Path | str):
             kv_cache = DiskStore(kv_cache)
         if isinstance(kv_cache, DiskStore):
-            fingerprint = states_fingerprint(self.model, self.tokenizer)
-            kv_cache.manifest.check(kv_cache.path, model_fingerprint=fingerprint, source=options)
-            _note_other_passages(kv_cache, self.corpus, options)
+            _check_store(self, kv_cache, ["--model", self._name], self._source.folder)
         self.kv_cache = PassageKVCache(self.model, self.tokenizer, kv_cache)
 
     def retrieve(
@@ -229,6 +224,8 @@ class ImpRAG:
         k: int | None = None,
         *,
         passages: Sequence[Sequence[RetrievedPassage]] | None = None,
+        retrieve: str | None = None,
+        passages_kept: PassagesKept | None = None,
         max_new_tokens: int = 32,
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
@@ -247,6 +244,12 @@ class ImpRAG:
             passages: read these, for each prompt, instead of retrieving. The setting
                 ``attention_score_bias`` applies to a prompt's passages if all of them come from
                 the model's own retriever.
+            retrieve: when the answer retrieves: ``once``, at the end of the prompt; ``every:N``,
+                also after every N new tokens; ``on:SEPARATOR``, also whenever the answer's text
+                contains the separator once more, as in ``on:;``. By default the model's setting;
+                ``once`` if passages are given or k is 0.
+            passages_kept: whether a later retrieval's passages are read ``beside`` the former ones
+                or ``instead`` of them; by default the model's setting.
             max_new_tokens: the most new tokens of an answer.
             stop: strings that end an answer and are not part of it. White space before an answer
                 does not end it. With None, only the end token and ``max_new_tokens`` do.
@@ -275,6 +278,8 @@ class ImpRAG:
         prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
         judging = attribution, min_confidence
         settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments, *judging)
+        retrieves = passages is None and k != 0
+        schedule = self.config.schedule(retrieve, passages_kept, retrieves=retrieves)
         if batch_size < 1:
             raise ImpRAGError(f"batch_size must be at least 1, not {batch_size}")
         if passages is not None and len(passages) != len(prompts):
@@ -282,7 +287,7 @@ class ImpRAG:
         answers: dict[int, Answer] = {}
         for batch in by_length(prompts, batch_size):
             given = None if passages is None else [passages[n] for n in batch]
-            run = GenerationBatch(self, [prompts[n] for n in batch], k, given, settings)
+            run = GenerationBatch(self, [prompts[n] for n in batch], k, given, settings, schedule)
             answers.update(zip(batch, run.answers(run.generate()), strict=True))
         return [answers[n] for n in range(len(prompts))]
 
@@ -296,6 +301,8 @@ class ImpRAG:
         stop: Sequence[str] | str | None = ("\n",),
         chat: bool = False,
         raw: bool = False,
+        retrieve: str | None = None,
+        passages_kept: PassagesKept | None = None,
         attribution: bool = False,
         min_confidence: float | None = None,
         **generate_arguments: Any,
@@ -314,7 +321,8 @@ class ImpRAG:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
         prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
-        return AnswerStream(GenerationBatch(self, prompts, k, given, settings).stream())
+        schedule = self.config.schedule(retrieve, passages_kept, retrieves=given is None and k != 0)
+        return AnswerStream(GenerationBatch(self, prompts, k, given, settings, schedule).stream())
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Save the settings and the weights, or the adapter, in a new folder."""
@@ -349,9 +357,21 @@ def implicit_retriever(rag: ImpRAG) -> ImplicitRetriever:
     return ImplicitRetriever(rag.model, rag.tokenizer, rag.index)
 
 
-def _note_other_passages(kv_cache: DiskStore, corpus: Corpus, options: str) -> None:
-    """Say on standard error that a KV cache was not made of the passages of the index."""
-    if kv_cache.manifest.corpus_fingerprint != corpus.fingerprint:
+def _check_store(
+    rag: ImpRAG, kv_cache: DiskStore, source: Sequence[str], index: IndexFolder | None
+) -> None:
+    """Refuse a KV cache of another model; note on standard error one of other passages.
+
+    Args:
+        rag: the pipeline.
+        kv_cache: the folder.
+        source: options of the command that makes it, which name the model.
+        index: the pipeline's, if it has been given.
+    """
+    options = shlex.join([*source, *(["--index", str(index.path)] if index else [])])
+    fingerprint = states_fingerprint(rag.model, rag.tokenizer)
+    kv_cache.manifest.check(kv_cache.path, model_fingerprint=fingerprint, source=options)
+    if kv_cache.manifest.corpus_fingerprint != rag.corpus.fingerprint:
         chosen = "--top-passages N --prompts FILE " if kv_cache.manifest.selection else ""
         print(
             f"note: the KV cache {kv_cache.path} was made from other passages than the index "

@@ -113,6 +113,16 @@ def test_ask_abstains_below_the_least_confidence(
     assert "no fitted confidence" in capsys.readouterr().err
 
 
+def test_ask_cites_what_later_tokens_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--k", 2, "--max-new-tokens", 6, "--cite", "--retrieve", "every:2", "--json")
+    assert ask(home, "ask", "w1 w2", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    later = [id for one in found["retrievals"] for id in one["passages"]]
+    assert [one["id"] for one in found["passages"]] == list(dict.fromkeys(later))
+    assert len(found["attribution"]["shares"]) == len(found["passages"]) > 2
+    assert sum(found["attribution"]["shares"]) + found["attribution"]["own"] == pytest.approx(1)
+
+
 def test_another_retriever_finds_by_the_prompts_words(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

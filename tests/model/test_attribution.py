@@ -126,9 +126,16 @@ def by_generate(model: ImpRAGModel, prompts: list[int], **arguments: Any) -> Any
 def answers_of(output: Tensor, inputs: PromptTokens, shares: ReadingShares, prompts: Any) -> Any:
     new = output[:, inputs.input_ids.shape[1] :].tolist()
     return [
-        (answer, shares.of_row(row, len(PASSAGES[n])))
+        (answer, shares_of(shares, row, n))
         for row, (n, answer) in enumerate(zip(prompts, new, strict=True))
     ]
+
+
+def shares_of(shares: ReadingShares, row: int, prompt: int) -> list[list[float]]:
+    """The shares of a prompt's passages; the row has none of the others of its batch."""
+    passages = len(PASSAGES[prompt])
+    assert not any(any(one[passages:]) for one in shares.of_row(row))
+    return [one[:passages] for one in shares.of_row(row)]
 
 
 def assert_close(found: list[list[float]], expected: list[list[float]]) -> None:
@@ -190,15 +197,15 @@ def test_rows_that_join_and_leave_have_the_shares_of_their_prompt(family: str) -
         batch.join(rows)
         for n, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
             answers[prompt] = [int(row.logits.argmax())]
-            found[prompt] = shares.of_row(n, len(PASSAGES[prompt]))
+            found[prompt] = shares_of(shares, n, prompt)
             order.append(prompt)
 
     def step() -> None:
         shares = ReadingShares(model.decoder)
-        logits = batch.step([answers[prompt][-1] for prompt in order], shares)
+        logits = batch.step([answers[prompt][-1] for prompt in order], shares=shares)
         for n, (prompt, token) in enumerate(zip(order, logits.argmax(-1).tolist(), strict=True)):
             answers[prompt].append(token)
-            found[prompt] += shares.of_row(n, len(PASSAGES[prompt]))
+            found[prompt] += shares_of(shares, n, prompt)
 
     join(0, 1)
     step()

@@ -235,6 +235,54 @@ def test_citations_come_with_the_last_delta(client: TestClient) -> None:
     assert streamed[0]["imprag"]["passages"] == whole["imprag"]["passages"]
 
 
+def test_an_answer_may_retrieve_again(client: TestClient, rag: ImpRAG) -> None:
+    own: dict[str, Any] = {"retrieve": "every:3", "passages_kept": "instead"}
+    answer = rag.ask(PROMPT, max_new_tokens=8, **own)
+    later = [
+        (one.tokens, one.written, [found.passage.id for found in one.passages])
+        for one in answer.retrievals[1:]
+    ]
+    assert later
+    body: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 8, "imprag": own}
+    reply = post(client, CHAT, **body)
+    message = reply["choices"][0]["message"]
+    assert message["content"] == answer.text
+    cited = [one["url_citation"]["title"] for one in message["annotations"]]
+    assert cited == [found.passage.title for found in answer.passages]
+    *_, last = chunks(client, CHAT, **body)
+    assert last["choices"][0]["delta"]["annotations"] == message["annotations"]
+    for given in (reply, last):
+        told = given["imprag"]["retrievals"]
+        assert later == [
+            (one["tokens"], one["written"], [found["id"] for found in one["passages"]])
+            for one in told
+        ]
+        assert {(one["prompt"], one["choice"]) for one in told} == {(0, 0)}
+    assert post(client, CHAT, messages=MESSAGES)["imprag"]["retrievals"] == []
+    for own in ({"retrieve": "now"}, {"passages_kept": "beside"}, {"retrieve": "every:2", "k": 0}):
+        assert client.post(CHAT, json={**body, "imprag": own}).status_code == 400
+
+
+def test_attributions_of_an_answer_that_retrieves_again(client: TestClient, rag: ImpRAG) -> None:
+    own: dict[str, Any] = {"retrieve": "every:2", "attribution": True}
+    answer = rag.ask(PROMPT, max_new_tokens=8, **own)
+    assert answer.attribution is not None
+    body: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 8, "imprag": own}
+    reply = post(client, CHAT, **body)
+    *_, last = chunks(client, CHAT, **body)
+    (found,) = reply["imprag"]["attributions"]
+    assert np.allclose(found["shares"], answer.attribution.shares, atol=1e-5)
+    assert last["imprag"]["attributions"] == [found]
+    later = [one for part in reply["imprag"]["retrievals"] for one in part["passages"]]
+    read = list({one["id"]: one for one in [*reply["imprag"]["passages"], *later]})
+    assert read == [one.passage.id for one in answer.passages]
+    assert len(found["shares"]) == len(read) > len(reply["imprag"]["passages"])
+    message = reply["choices"][0]["message"]
+    assert last["choices"][0]["delta"]["annotations"] == message["annotations"]
+    titles = {one["url_citation"]["title"] for one in message["annotations"]}
+    assert titles <= {answer.passages[n].passage.title for n in found["carried_by"]}
+
+
 def test_a_passage_has_the_address_of_its_source() -> None:
     assert passage_url(Passage("a", "t", "x", {"url": "https://a.example/b"})) == (
         "https://a.example/b"

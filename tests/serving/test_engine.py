@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_server import PASSAGES, Client, running_engine, tiny_rag
+from tiny_server import PASSAGES, Client, close, running_engine, tiny_rag
 
 from imprag.errors import ImpRAGError
 from imprag.io.file_cache import FileCache
 from imprag.kv_cache import DiskCache, PassageKVCache, build_kv_cache
-from imprag.model.attribution import Attribution
 from imprag.model.decoding import DecodingBatch
 from imprag.pipeline import ImpRAG
 from imprag.retrieval.retriever import RetrievedPassage
@@ -432,16 +431,6 @@ def test_an_engine_reads_from_disk_what_an_earlier_one_has_encoded(tmp_path: Pat
         disk.flush()
     assert texts[0] == texts[1]
     assert counts == [(3, 3), (6, 0)]
-
-
-def close(found: Attribution | None, expected: Attribution | None) -> bool:
-    """Whether two attributions are the same but for the last bits."""
-    assert found is not None
-    assert expected is not None
-    rows = [found.shares, *(token.shares for token in found.tokens)]
-    others = [expected.shares, *(token.shares for token in expected.tokens)]
-    places = [[(one.text, one.start, one.end) for one in a.tokens] for a in (found, expected)]
-    return places[0] == places[1] and bool(np.allclose(rows, others, rtol=0, atol=1e-5))
 
 
 def test_requests_at_once_get_the_attributions_of_the_pipeline(rag: ImpRAG, engine: Engine) -> None:

@@ -14,6 +14,8 @@ from imprag.cli.imports import quick_imports
 from imprag.cli.options import (
     BY_MODEL,
     NO_KV_CACHE,
+    OWN_SCHEDULE,
+    AskingAgain,
     Device,
     Dtype,
     Flag,
@@ -162,6 +164,7 @@ def ask(
     /,
     *,
     source: Source | None = None,
+    again: AskingAgain = OWN_SCHEDULE,
     kv_cache: KVCache = None,
     max_new_tokens: int = 32,
     chat: Flag = False,
@@ -176,6 +179,7 @@ def ask(
 
     - `imprag ask "what's the capital of Chad?"`
     - `imprag ask "when did Ghana become independent?" --cite`
+    - `imprag ask "how high is the highest point of Nepal?" --retrieve every:8`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
     - `imprag ask -`, to type one prompt after another: only the first waits for the model.
 
@@ -190,7 +194,8 @@ def ask(
     """
     source, prompts = _start(source, prompt)
     if source.k == 0:
-        refuse_without_effect("with --k 0", kv_cache=kv_cache)
+        refuse_without_effect("with --k 0", kv_cache=kv_cache, **dataclasses.asdict(again))
+    again.check()
     rag = source.load()
     if source.k != 0:
         use_kv_cache(rag, kv_cache)
@@ -203,6 +208,7 @@ def ask(
             raw=raw,
             attribution=cite,
             min_confidence=min_confidence,
+            **dataclasses.asdict(again),
         ):
             if json:
                 more: dict[str, Any] = {}
@@ -218,10 +224,21 @@ def ask(
                     model_prompt=answer.model_prompt,
                     answer=answer.text,
                     kv_cache={"hits": answer.kv_hits, "misses": answer.kv_misses},
+                    retrievals=[
+                        {
+                            "tokens": one.tokens,
+                            "written": one.written,
+                            "passages": [found.passage.id for found in one.passages],
+                        }
+                        for one in answer.retrievals
+                    ],
                     **more,
                 )
             else:
                 _print_passages(answer.prompt, answer.passages)
+                for one in answer.retrievals[1:]:
+                    titles = ", ".join(found.passage.title for found in one.passages)
+                    print(f"retrieved again after {one.written!r}: {titles}")
                 print(f"\nanswer: {answer.text}{_citations(answer)}\n", flush=True)
     cache = rag.kv_cache
     if kv_cache not in (None, NO_KV_CACHE) and cache.misses:

@@ -1,7 +1,7 @@
 """``imprag eval``."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +10,8 @@ from imprag.cli.console import print_json
 from imprag.cli.options import (
     BY_MODEL,
     DEFAULT_MODEL,
+    OWN_SCHEDULE,
+    AskingAgain,
     Flag,
     Json,
     LexicalWeight,
@@ -44,6 +46,7 @@ def evaluate(
     unanswerable: Flag = False,
     k: int | None = None,
     in_context: Flag = False,
+    again: AskingAgain = OWN_SCHEDULE,
     chat: Flag = False,
     attention_score_bias: float | None = None,
     limit: int | None = None,
@@ -58,6 +61,8 @@ def evaluate(
     - `imprag eval --data factbook-bench --model my-model --index my-index --out run`
     - `imprag eval --data factbook-bench --tasks factbook/qa --passages none --limit 200 --out run`
     - `imprag eval --data factbook-bench --retrieval lexical --retrieval-only --out run`
+    - `imprag eval --data factbook-bench --tasks factbook/two_hop --model two-hop --index my-index
+      --retrieve 'on:;' --k 10 --out run`
     - `imprag eval --tasks nq=NQ-open.dev.jsonl trex=trex-dev.jsonl --index wiki-index --out run`
 
     Args:
@@ -123,9 +128,11 @@ def evaluate(
             "--index by the prompt"
         )
     weight = attention_score_bias
+    again.check()
     if not own:
         where = "without the model's own retrieval"
         refuse_without_effect(where, attention_score_bias=weight, lexical_weight=lexical_weight)
+        refuse_without_effect(where, **asdict(again))
     if given:
         oracle = query_template == "oracle"
         where = f"with --passages {passages}"
@@ -144,9 +151,11 @@ def evaluate(
             attention_score_bias=weight,
             unanswerable=unanswerable,
         )
+        refuse_without_effect(where, **asdict(again))
     if in_context:
         where = "with --in-context"
         refuse_without_effect(where, kv_cache=kv_cache, attention_score_bias=weight)
+        refuse_without_effect(where, **asdict(again))
     if tasks and data is None and all(map(_is_file, tasks)):
         refuse_without_effect("on files", split=split)
     require_packages()
@@ -193,6 +202,7 @@ def evaluate(
         source=source,
         k=k,
         in_context=in_context,
+        **asdict(again),
         chat=chat,
         limit=limit,
         batch_size=_batch_size(system),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -80,6 +80,30 @@ LexicalWeight = Annotated[
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class AskingAgain:
+    """When an answer retrieves again."""
+
+    retrieve: str | None = None
+    """When an answer retrieves: `once`, at the end of the prompt; `every:N`, also after every N new
+    tokens; `on:SEPARATOR`, also whenever the answer writes the separator, as in `on:;`. The model's
+    own setting if not given."""
+    passages_kept: Literal["beside", "instead"] | None = None
+    """Whether the passages of a later retrieval are read `beside` the former ones or `instead` of
+    them. The model's own setting if not given."""
+
+    def check(self) -> None:
+        """Refuse what is no schedule before anything is loaded.
+
+        Raises:
+            ImpRAGError: it is none.
+        """
+        from imprag.model.schedule import RetrievalSchedule
+
+        RetrievalSchedule.parse(self.retrieve or "once")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model is loaded, and how."""
 
@@ -99,6 +123,7 @@ class ModelOptions:
 
 
 DEFAULT_MODEL = ModelOptions()
+OWN_SCHEDULE = AskingAgain()
 
 
 def use_kv_cache(rag: "ImpRAG", kv_cache: Path | None) -> None:

@@ -42,6 +42,7 @@ class PassageSource:
         ranks: whether it is a retriever, whose rankings are to be measured.
         details: what its findings depend on besides the corpus, for the recipe.
         visible: how many characters of a passage it sees, if it is a model with a limit.
+        asks_again: whether it is the answering model's own index, which later tokens can search.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PassageSource:
     ranks: bool = True
     details: Mapping[str, Any] = field(default_factory=dict)
     visible: VisibleCharacters | None = None
+    asks_again: bool = False
 
 
 def choose_corpus(corpus: str | None, index: Path | None, data: Path | None) -> Corpus:
@@ -82,7 +84,8 @@ def own_retrieval(rag: "ImpRAG") -> PassageSource:
 
     details = rag.retriever.settings()
     name = HYBRID if isinstance(rag.retriever, HybridRetriever) else IMPLICIT
-    return PassageSource(name, find, rag.index.corpus, True, details, visible_characters(rag))
+    seen = visible_characters(rag)
+    return PassageSource(name, find, rag.index.corpus, True, details, seen, asks_again=True)
 
 
 def text_retrieval(

@@ -19,6 +19,7 @@ from imprag.evaluation.scoring import (
     RECALL_DEPTHS,
     hit_ranks,
     page_of,
+    score_all_retrievals,
     score_answer,
     score_retrieval,
     summarize,
@@ -27,6 +28,7 @@ from imprag.evaluation.visible import visible_characters
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
 from imprag.model.chat import ChatPrompt, PlainPrompt
+from imprag.model.schedule import PassagesKept, RetrievalSchedule
 from imprag.retrieval.retriever import LOGITS
 from imprag.tasks import TaskExamples
 
@@ -46,6 +48,8 @@ def evaluate(
     source: PassageSource | None = None,
     k: int | None = None,
     in_context: bool = False,
+    retrieve: str | None = None,
+    passages_kept: PassagesKept | None = None,
     chat: bool = False,
     limit: int | None = None,
     seed: int = 0,
@@ -70,6 +74,10 @@ def evaluate(
         k: number of passages to read; by default the model's own setting.
         in_context: put the passages' texts before the prompt (in-context RAG), instead of reading
             them in layers b..t.
+        retrieve, passages_kept: when answers retrieve again, as in :meth:`ImpRAG.generate`; only
+            from the model's own index. After a separator (``on:;``) follows the answer that is
+            scored, or the answer to the last hop. Recall over all retrievals of a prompt is
+            ``all_passage_recall@d`` for d up to k.
         chat: put each prompt into the model's chat template, as in :meth:`ImpRAG.generate`.
         limit: largest number of examples of each task, sampled by ``seed``; by default all.
         seed: seed of ``limit``.
@@ -105,7 +113,18 @@ def evaluate(
         k = 0  # there is no reader, or nothing to read
     elif k is None:
         k = rag.config.passages_to_read(None, len(source.corpus))
-    system = _System(rag, source, k, in_context)
+    schedule = RetrievalSchedule()
+    if rag is not None:
+        asks_again = source.asks_again and not in_context
+        schedule = rag.config.schedule(retrieve, passages_kept, retrieves=asks_again)
+    if (rag is None and retrieve is not None) or (schedule.again and not source.asks_again):
+        raise ImpRAGError(
+            "retrieve is for answers of a model that searches its own index: leave it out, or the "
+            "other source of passages"
+        )
+    if schedule.again and in_context:
+        raise ImpRAGError("retrieve has no effect with in_context: leave one of them out")
+    system = _System(rag, source, k, in_context, schedule)
     # Sampled before examples without gold passages are left out, so that runs can be compared.
     tasks = [item.draw(limit, seed) for item in tasks]
     if source.corpus is not None and not source.ranks:
@@ -156,12 +175,21 @@ class _System:
     """The evaluated system: a source of passages and optionally a model that reads k of them."""
 
     def __init__(
-        self, rag: "ImpRAG | None", source: PassageSource, k: int, in_context: bool
+        self,
+        rag: "ImpRAG | None",
+        source: PassageSource,
+        k: int,
+        in_context: bool,
+        schedule: RetrievalSchedule,
     ) -> None:
         self.rag = rag
         self.source = source
         self.k = k
         self.in_context = in_context
+        self.schedule = schedule
+        self.separated = schedule
+        if rag is not None and schedule.separator is None:
+            self.separated = rag.config.schedule()
         self.depth = k
         self.visible = source.visible
         if rag is not None and self.visible is None:
@@ -218,6 +246,8 @@ class _System:
             "format_version",
             "k",
             "question_template",
+            "retrieve",
+            "passages_kept",
         ):
             del config[other]
         model = {
@@ -227,6 +257,11 @@ class _System:
             **config,
         }
         reading: dict[str, Any] = {"k": self.k, "in_context": self.in_context}
+        if self.schedule.again:
+            reading["retrieve"] = str(self.schedule)
+            reading["passages_kept"] = self.schedule.kept
+        if self.separated.separator is not None:
+            reading["answer_after"] = self.separated.separator
         if (store := self.rag.kv_cache.store) is not None:
             reading["kv_cache"] = {"codec": store.codec.name, "kv_keep_ratio": store.kv_keep_ratio}
         return {"passages": passages, "reading": reading, "model": model}
@@ -262,13 +297,33 @@ class _System:
             answers = self._answers(self.rag, batch, [passages[: self.k] for passages in found])
             for question, prediction, answer in zip(batch, predictions, answers, strict=True):
                 prediction["answer"] = answer.text
-                prediction["metrics"] |= score_answer(task, question.example, answer.text)
+                last = self.separated.last_part(answer.text)
+                prediction["metrics"] |= score_answer(task, question.example, last)
                 if answer.confidence is not None and answer.evidence is not None:
                     prediction["confidence"] = round(answer.confidence, 6)
                     prediction["evidence"] = {
                         name: round(value, 6) for name, value in answer.evidence.items()
                     }
+                if self.schedule.again and task.retrieval:
+                    self._note_retrievals(question, prediction, answer)
         return predictions
+
+    def _note_retrievals(
+        self, question: Question, prediction: Prediction, answer: "Answer"
+    ) -> None:
+        """Add what later tokens retrieved, and the recall of all retrievals."""
+        prediction["retrievals"] = [
+            {
+                "tokens": one.tokens,
+                "written": one.written,
+                "passages": [self._found(item) for item in one.passages],
+            }
+            for one in answer.retrievals
+        ]
+        first = answer.passages[: self.k]
+        found = [first, *(one.passages for one in answer.retrievals)]
+        scores = score_all_retrievals(question.task, question.example, found, self.k)
+        prediction["metrics"] |= scores
 
     def _found(self, item: "RetrievedPassage") -> dict[str, Any]:
         """A passage in a prediction, with its number of ``visible`` characters if truncated."""
@@ -295,9 +350,14 @@ class _System:
             read = [[] for _ in batch]
         # What was read is not known of a prompt that holds the passages.
         judged = rag.config.confidence is not None and not self.in_context
+        again: dict[str, Any] = {}
+        if self.schedule.again and batch[0].task.retrieval:
+            again = {"retrieve": str(self.schedule), "passages_kept": self.schedule.kept}
         return rag.generate(
             prompts,
+            self.k,
             passages=read,
+            **again,
             max_new_tokens=batch[0].task.max_new_tokens,
             batch_size=len(batch),
             raw=True,

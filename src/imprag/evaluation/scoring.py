@@ -78,6 +78,35 @@ def score_retrieval(
     return scores
 
 
+def score_all_retrievals(
+    task: Task, example: Example, retrievals: "Sequence[Sequence[RetrievedPassage]]", k: int
+) -> dict[str, float]:
+    """The number of a prompt's retrievals, and the recall of all of them together.
+
+    ``all_passage_recall@d`` and ``all_answer_recall@d`` look at the first d passages of every
+    retrieval, where d is at most k.
+
+    Args:
+        task: the example's task.
+        example: the example.
+        retrievals: what the prompt and later tokens of its answer found, best first.
+        k: number of passages that each retrieval brings.
+    """
+    scores = {"retrievals": float(len(retrievals))}
+    evidence = example.evidence_sets(joint=task.joint_evidence)
+    for depth in (d for d in RECALL_DEPTHS if d <= k):
+        found = [item.passage for one in retrievals for item in one[:depth]]
+        if evidence:
+            ids = [passage.id for passage in found]
+            recall = provenance_recall(ids, evidence, len(ids))
+            scores[f"all_passage_recall@{depth}"] = recall
+        if task.metric != "accuracy" and example.answers:
+            texts = [passage.text for passage in found]
+            recall = answer_recall(texts, example.answers, len(texts))
+            scores[f"all_answer_recall@{depth}"] = recall
+    return scores
+
+
 def hit_ranks(
     task: Task,
     example: Example,

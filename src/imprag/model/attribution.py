@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from imprag.model.decoder import Decoder
 from imprag.model.kv import PassageKV, RowKV
@@ -26,8 +27,8 @@ class ReadingShares:
         decoder: the model.
 
     Attributes:
-        steps: the shares of each pass, (rows, most passages of a row) float32; passages that a row
-            lacks have none.
+        steps: the shares of each pass, (rows, most passages of a row) float32, in the order in
+            which the pass reads them; 0 for passages that a row lacks.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -48,16 +49,14 @@ class ReadingShares:
         if layer == self._last:
             self.steps.append(kv.by_passage(self._sum) / self._weights)
 
-    def of_row(self, row: int, passages: int) -> list[list[float]]:
-        """The shares of each pass in one row.
+    def of_row(self, row: int) -> list[list[float]]:
+        """The shares of each pass in one row, padded with zeros to the same length.
 
         Args:
             row: its number.
-            passages: how many it reads.
         """
-        if not self.steps:
-            return []
-        return torch.stack([step[row, :passages] for step in self.steps]).tolist()
+        steps = [step[row] for step in self.steps]
+        return pad_sequence(steps, batch_first=True).tolist() if steps else []
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from imprag.errors import ImpRAGError
 from imprag.io.files import read_json, write_json
 from imprag.model.question import check_question_template
+from imprag.model.schedule import PassagesKept, RetrievalSchedule
 
 PassageEncoding = Literal["independent", "segmented", "full"]
 FrozenPassages = Literal["none", "hidden_states", "kv"]
@@ -58,6 +59,11 @@ class ImpRAGConfig:
             retrieves by its own scores alone.
         confidence: weights of the confidence in an answer, for
             `imprag.model.confidence.Confidence`; a model without them cannot abstain.
+        retrieve: when an answer retrieves, unless a call says otherwise: ``once``, at the end of
+            the prompt (paper), or also at later tokens, ``every:N`` or ``on:SEPARATOR``. Beyond the
+            paper; see `imprag.model.schedule`.
+        passages_kept: whether passages of a later retrieval are read ``beside`` the former ones or
+            ``instead`` of them.
         base_model_fingerprint: fingerprint of the weights that an adapter belongs to.
         trained: whether the weights were trained to retrieve and read; plain models were not.
     """
@@ -75,6 +81,8 @@ class ImpRAGConfig:
     attention_score_bias: float = 0.0
     gate: dict[str, dict[str, float]] | None = None
     confidence: dict[str, float] | None = None
+    retrieve: str = "once"
+    passages_kept: PassagesKept = "beside"
     base_model_fingerprint: str | None = None
     trained: bool = False
     format_version: int = FORMAT_VERSION
@@ -105,6 +113,7 @@ class ImpRAGConfig:
                 "attention_score_bias weighs single passages, but passage_encoding full makes one "
                 "sequence of them: set it to 0, or encode them independently or segmented"
             )
+        RetrievalSchedule.parse(self.retrieve, self.passages_kept)
         for name, choices in (
             ("passage_encoding", PassageEncoding),
             ("frozen_passages", FrozenPassages),
@@ -137,6 +146,32 @@ class ImpRAGConfig:
                 f"k is {k}, but the index has {available} passages; lower it (--k {available})"
             )
         return k
+
+    def schedule(
+        self,
+        retrieve: str | None = None,
+        passages_kept: PassagesKept | None = None,
+        *,
+        retrieves: bool = True,
+    ) -> RetrievalSchedule:
+        """When answers retrieve, from a call's arguments and these settings.
+
+        Args:
+            retrieve, passages_kept: the arguments.
+            retrieves: whether its prompts retrieve, so that these settings apply.
+
+        Raises:
+            ImpRAGError: the schedule is none, or passages would be kept although none follow.
+        """
+        own = self.retrieve if retrieves else "once"
+        kept = passages_kept or self.passages_kept
+        schedule = RetrievalSchedule.parse(own if retrieve is None else retrieve, kept)
+        if passages_kept is not None and not schedule.again:
+            raise ImpRAGError(
+                "passages_kept has no effect, because nothing is retrieved after the prompt: leave "
+                "it out, or choose retrieve, such as on:;"
+            )
+        return schedule
 
     def position_shift(self, passages: int) -> int:
         """The first position of a prompt that reads a number of passages (paper, section 2).

@@ -29,10 +29,18 @@ from transformers.generation.streamers import BaseStreamer
 
 from imprag.model.attribution import ReadingShares
 from imprag.model.decoder import Decoder
-from imprag.model.generate import PromptTokens, ReadingPass, Retrieve
+from imprag.model.generate import (
+    LaterQueries,
+    PromptTokens,
+    ReadingPass,
+    Reread,
+    Retrieve,
+    RetrieveAgain,
+)
 from imprag.model.generate_arguments import own_generation_config
 from imprag.model.hooks import cache_argument
 from imprag.model.kv import PassageKV, RowKV
+from imprag.model.query import attention_layer
 
 _ROOM = 64  # tokens that a cache grows by
 
@@ -61,6 +69,7 @@ def decode(
     prompts: PromptTokens,
     config: GenerationConfig,
     *,
+    again: RetrieveAgain | None = None,
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriteria] = (),
     streamer: BaseStreamer | None = None,
@@ -73,6 +82,7 @@ def decode(
         retrieve: called once, at layer b of the prompts' pass.
         prompts: padded on the left.
         config: as :func:`decoding_config` returns it.
+        again: what rows retrieve at later tokens; None for nothing.
         logits_processor, stopping_criteria, streamer: as for ``generate``.
         shares: sums up what each token's pass reads.
 
@@ -87,10 +97,11 @@ def decode(
     reading.begin(retrieve, mask)
     passes, layers = _Passes(decoder, reading), _growing_layers(decoder)
     inputs = prompts.model_inputs(decoder)
+    later: LaterRows | None = None
     if streamer is not None:
         streamer.put(ids.cpu())
     for _ in range(config.max_new_tokens):
-        scores = processors(ids, passes(inputs, layers).float())
+        scores = processors(ids, passes(inputs, layers, later).float())
         if config.do_sample:
             tokens = torch.multinomial(scores.softmax(-1), 1).squeeze(1)
         else:
@@ -106,6 +117,9 @@ def decode(
         if not unfinished.any():
             break
         mask = F.pad(mask, (0, 1), value=1)
+        if again is not None:
+            due = again.due(ids[:, prompts.input_ids.shape[1] :])
+            later = [row for row in due if unfinished[row]], again
         inputs = {
             "input_ids": tokens[:, None],
             "attention_mask": mask,
@@ -115,6 +129,9 @@ def decode(
         streamer.end()
     return ids
 
+
+LaterRows = tuple[Sequence[int], Reread]
+"""The rows that retrieve in a pass of one token of each row, and what gives what they read."""
 
 DECODE_CALLBACKS = frozenset({"logits_processor", "stopping_criteria", "streamer"})
 """Arguments of ``generate`` that :func:`decode` has, too."""
@@ -255,11 +272,17 @@ class DecodingBatch:
         self._kv = RowKV([self._kv.rows[n] for n in rows])
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int], shares: ReadingShares | None = None) -> Tensor:
+    def step(
+        self,
+        tokens: Sequence[int],
+        later: LaterRows | None = None,
+        shares: ReadingShares | None = None,
+    ) -> Tensor:
         """Append a token to every row.
 
         Args:
             tokens: one for each row.
+            later: the rows that retrieve at their token, and what they read from it on.
             shares: sums up what the rows read in this step.
 
         Returns:
@@ -274,7 +297,9 @@ class DecodingBatch:
             "position_ids": torch.tensor(self._positions, device=device)[:, None],
         }
         self._reading.kv, self._reading.shares = self._kv, shares
-        logits = self._passes(inputs, self._layers)
+        logits = self._passes(inputs, self._layers, later)
+        assert isinstance(self._reading.kv, RowKV)
+        self._kv = self._reading.kv
         self._lengths = [length + 1 for length in self._lengths]
         self._positions = [position + 1 for position in self._positions]
         return logits
@@ -291,9 +316,20 @@ class _Passes:
     def __init__(self, decoder: Decoder, reading: ReadingPass) -> None:
         self._view = decoder.lm_view(reading.wrappers())
         self._cache_argument = cache_argument(decoder.lm)
+        self._reading = reading
+        self._attention_layer = attention_layer(decoder)
 
-    def __call__(self, inputs: dict[str, Tensor], layers: list["_GrowingLayer"]) -> Tensor:
+    def __call__(
+        self,
+        inputs: dict[str, Tensor],
+        layers: list["_GrowingLayer"],
+        later: LaterRows | None = None,
+    ) -> Tensor:
         """The logits of each row's last token, (rows, vocabulary)."""
+        self._reading.later = None
+        if later is not None and later[0]:
+            layer_keys = layers[self._attention_layer].held_keys
+            self._reading.later = LaterQueries(*later, layer_keys, inputs["attention_mask"])
         own = {self._cache_argument: Cache(layers=layers)}
         logits: Tensor = self._view(**inputs, **own, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1]
@@ -334,6 +370,10 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # untyped in transform
     def held(self, room: Tensor) -> Tensor:
         """What has been written of ``key_room`` or ``value_room``."""
         return room[:, :, : self.length]
+
+    def held_keys(self) -> Tensor:
+        """The keys so far, (rows, key heads, length, d_h)."""
+        return self.held(self.key_room)
 
     def get_seq_length(self) -> int:
         return self.length

@@ -2,9 +2,9 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,58 @@ from imprag.model.decoder import Decoder
 from imprag.model.hooks import LayerInput, LayerWrapper, RecordingLayer, cache_argument
 from imprag.model.inputs import last_tokens, positions
 from imprag.model.kv import PassageKV, RowKV
-from imprag.model.query import Queries, attention_layer, query_embeddings, token_attention
+from imprag.model.query import (
+    Queries,
+    attention_layer,
+    new_token_attention,
+    query_embeddings,
+    token_attention,
+)
 
 Retrieve = Callable[[Queries], PassageKV | RowKV]
 """Maps the implicit queries of prompts to the KV of the passages of each prompt."""
+
+
+class RetrieveAgain(Protocol):
+    """What rows of a batch retrieve at later tokens of their answers."""
+
+    def due(self, answers: Tensor) -> Sequence[int]:
+        """The rows whose last token retrieves.
+
+        Args:
+            answers: the new tokens so far, (rows, tokens).
+        """
+
+    def __call__(
+        self, rows: Sequence[int], queries: Queries, read: Sequence[PassageKV]
+    ) -> Sequence[PassageKV]:
+        """What each of these rows reads from now on, a batch of one each.
+
+        Args:
+            rows: that are due.
+            queries: of these rows.
+            read: what each of these rows read until now, a batch of one each.
+        """
+
+
+Reread = Callable[[Sequence[int], Queries, Sequence[PassageKV]], Sequence[PassageKV]]
+"""Gives what rows read from now on, as `RetrieveAgain` does."""
+
+
+class LaterQueries(NamedTuple):
+    """What a pass of one token of each row needs, for rows that retrieve in it.
+
+    Attributes:
+        rows: that retrieve.
+        retrieve: called at layer b.
+        keys: gives the keys of `attention_layer`, (all rows, key heads, length, d_h).
+        attention_mask: (all rows, length), the new tokens' column included.
+    """
+
+    rows: Sequence[int]
+    retrieve: Reread
+    keys: Callable[[], Tensor]
+    attention_mask: Tensor
 
 
 def fixed(kv: PassageKV) -> Retrieve:
@@ -37,10 +85,12 @@ class ReadingOutput(NamedTuple):
     Attributes:
         logits: (batch, length, vocabulary).
         query_embeddings: (batch, h_k * d_h) float32.
+        later_embeddings: those of later tokens, (n, h_k * d_h) float32; None if none was asked for.
     """
 
     logits: Tensor
     query_embeddings: Tensor
+    later_embeddings: Tensor | None = None
 
 
 class PromptTokens(NamedTuple):
@@ -78,6 +128,7 @@ class ReadingPass:
     Attributes:
         query_embeddings: (prompts, h_k * d_h) float32; None before layer b has run.
         shares: sums up what is read, if given.
+        later_embeddings: those of later tokens of the same pass.
     """
 
     def __init__(self, decoder: Decoder, shares: ReadingShares | None = None) -> None:
@@ -85,7 +136,11 @@ class ReadingPass:
         self.shares = shares
 
     def begin(
-        self, retrieve: Retrieve, attention_mask: Tensor, query_tokens: Tensor | None = None
+        self,
+        retrieve: Retrieve,
+        attention_mask: Tensor,
+        query_tokens: Tensor | None = None,
+        later_tokens: Tensor | None = None,
     ) -> None:
         """Reset the state for a new call.
 
@@ -93,12 +148,16 @@ class ReadingPass:
             retrieve: called once, at layer b.
             attention_mask: (prompts, length), 1 where a token of a prompt stands.
             query_tokens: (prompts,) index of each prompt's last token; the last column if None.
+            later_tokens: (n, 2) row and index of other tokens whose query embeddings are wanted.
         """
+        self.later_tokens = later_tokens
+        self.later_embeddings: Tensor | None = None
         self.retrieve = retrieve
         self.attention_mask = attention_mask
         self.query_tokens = query_tokens
         self.query_embeddings: Tensor | None = None
         self.kv: PassageKV | RowKV | None = None
+        self.later: LaterQueries | None = None
 
     def wrappers(self) -> dict[int, LayerWrapper]:
         """The wrappers that replace layers b..t."""
@@ -121,6 +180,8 @@ class ReadingPass:
 
     def _retrieve(self, given: LayerInput) -> None:
         if self.kv is not None:  # a decoding step
+            if self.later is not None:
+                self._retrieve_again(given, self.later)
             return
         rows, length, _ = given.hidden_states.shape
         index = self.query_tokens
@@ -134,7 +195,31 @@ class ReadingPass:
             lambda: token_attention(self.decoder, words, index, mask)[::times],
         )
         self.query_embeddings = queries.embeddings
+        if self.later_tokens is not None:
+            row, place = self.later_tokens.unbind(dim=1)
+            token = given.rows(row.tolist()).at(place)
+            self.later_embeddings = query_embeddings(self.decoder, token)
         self.kv = self.retrieve(queries).repeat(times)
+
+    def _retrieve_again(self, given: LayerInput, later: LaterQueries) -> None:
+        """Let the rows that are due read something else from this token on."""
+        rows, words = list(later.rows), self.recording.input
+        only = torch.zeros(len(rows), dtype=torch.long, device=self.decoder.device)
+        queries = Queries(
+            query_embeddings(self.decoder, given.rows(rows).at(only)),
+            lambda: new_token_attention(
+                self.decoder,
+                words.rows(rows).at(only),
+                later.keys()[rows],
+                later.attention_mask[rows],
+            ),
+        )
+        assert self.kv is not None
+        reads = list(self.kv.rows if isinstance(self.kv, RowKV) else self.kv.split())
+        former = [reads[row] for row in rows]
+        for row, kv in zip(rows, later.retrieve(rows, queries, former), strict=True):
+            reads[row] = kv
+        self.kv = RowKV(reads)
 
     def _prepend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
@@ -166,6 +251,7 @@ def read(
     retrieve: Retrieve,
     prompts: PromptTokens,
     query_tokens: Tensor | None,
+    later_tokens: Tensor | None,
     lm_arguments: dict[str, Any],
 ) -> ReadingOutput:
     """One pass of prompts through all layers.
@@ -175,16 +261,17 @@ def read(
         retrieve: called once, at layer b.
         prompts: padded on either side.
         query_tokens: (prompts,) index of each prompt's last token; that of its row if None.
+        later_tokens: (n, 2) row and index of other tokens whose query embeddings are wanted.
         lm_arguments: for the language model's own ``forward``.
     """
     if query_tokens is None:
         query_tokens = last_tokens(prompts.attention_mask)
     reading = ReadingPass(decoder)
-    reading.begin(retrieve, prompts.attention_mask, query_tokens)
+    reading.begin(retrieve, prompts.attention_mask, query_tokens, later_tokens)
     view = decoder.lm_view(reading.wrappers())
     logits: Tensor = view(**prompts.model_inputs(decoder), use_cache=False, **lm_arguments).logits
     assert reading.query_embeddings is not None
-    return ReadingOutput(logits, reading.query_embeddings)
+    return ReadingOutput(logits, reading.query_embeddings, reading.later_embeddings)
 
 
 def generate(

@@ -7,7 +7,7 @@ clean-up, and lets several threads use one model. A shorter list of layers runs 
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,6 +60,13 @@ class LayerInput(NamedTuple):
             "attention_mask": None,
         }
         return LayerInput(token, {**self.without_cache().arguments, **own})
+
+    def rows(self, numbers: Sequence[int]) -> "LayerInput":
+        """Some rows, for :meth:`at`; a row may come several times."""
+        states, numbers = self.hidden_states, list(numbers)
+        cos, sin = (x.expand(len(states), -1, -1) for x in self.arguments["position_embeddings"])
+        own = {"position_embeddings": (cos[numbers], sin[numbers])}
+        return LayerInput(states[numbers], {**self.arguments, **own})
 
     def without_cache(self) -> "LayerInput":
         """The same without a key and value cache, so that running a layer again adds nothing."""

@@ -1,5 +1,6 @@
 """Keys and values of passages at the reading layers, and how prompts attend to them."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,12 +28,16 @@ class PassageKV:
             follows the last.
         passage_bias: for every prompt, the bias that is added to the attention logits of each of
             its passages' tokens. None adds nothing.
+        windows: for every prompt, the first of its tokens that reads each of its passages and the
+            first one that does not any more, counted in the columns of a pass of all tokens. None
+            lets all tokens read all passages.
     """
 
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
     lengths: Sequence[Sequence[int]]
     passage_bias: Sequence[Sequence[float]] | None = None
+    windows: Sequence[Sequence[tuple[int, int]]] | None = None
 
     @classmethod
     def from_blocks(
@@ -115,11 +120,27 @@ class PassageKV:
             # kernel's own causal mask would start at the first passage token.
             mask = causal_mask(queries, own, query.device)
         passages = self.mask[:, None, None, :].expand(batch, 1, queries, -1)
+        if self.windows is not None:
+            passages = passages & self._in_window(queries)
         return (
             torch.cat([self.keys[layer].to(key.dtype), key], dim=2),
             torch.cat([self.values[layer].to(value.dtype), value], dim=2),
             torch.cat([passages, mask.expand(batch, 1, queries, own)], dim=3),
         )
+
+    def _in_window(self, queries: int) -> Tensor:
+        """Which tokens of a pass read which passage tokens, (batch, 1, queries, S)."""
+        assert self.windows is not None
+        columns = torch.arange(queries)
+        rows = []
+        for windows, lengths in zip(self.windows, self.lengths, strict=True):
+            bounds = torch.tensor(windows, dtype=torch.long).view(-1, 2)
+            bounds = bounds.repeat_interleave(torch.tensor(lengths, dtype=torch.long), dim=0)
+            first, end = bounds.unbind(dim=1)
+            rows.append((columns[:, None] >= first) & (columns[:, None] < end))
+        longest = max(row.shape[1] for row in rows)
+        padded = [F.pad(row, (0, longest - row.shape[1])) for row in rows]
+        return torch.stack(padded)[:, None].to(self.mask.device)
 
     def attend(
         self,
@@ -137,7 +158,7 @@ class PassageKV:
 
         Args:
             layer: the layer's number.
-            note: called once, if given.
+            note: called once, if given; not with ``windows``.
             module, query, key, value, mask, **kwargs: as transformers passes them.
         """
         reading = {
@@ -148,9 +169,10 @@ class PassageKV:
             **kwargs,
         }
         costly = torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1)
-        if not costly or self.passage_bias is not None:
+        if self.windows is None and (not costly or self.passage_bias is not None):
             return reading_attention(module, query, key, value, mask, **reading)
         if note is not None:  # a fused kernel keeps its weights for itself
+            assert self.windows is None
             seen = causal_mask(query.shape[2], key.shape[2], key.device) if mask is None else mask
             last = query[:, :, -1:]
             reading_attention(module, last, key, value, seen[:, :, -1:], **reading)
@@ -172,6 +194,57 @@ class PassageKV:
     @cached_property
     def _segments(self) -> "_Segments":
         return _Segments(self.lengths, next(iter(self.keys.values())).device)
+
+    def split(self) -> list["PassageKV"]:
+        """The rows, without padding: a batch of one each."""
+        return [self.passages(row, range(len(lengths))) for row, lengths in enumerate(self.lengths)]
+
+    def passages(self, row: int, kept: Sequence[int]) -> "PassageKV":
+        """Some passages of one row, as a batch of one.
+
+        Args:
+            row: its number.
+            kept: numbers of its passages, ascending.
+        """
+        lengths = self.lengths[row]
+        ends = list(itertools.accumulate(lengths))
+        places = [n for p in kept for n in range(ends[p] - lengths[p], ends[p])]
+        whole = len(places) == (ends[-1] if ends else 0)
+        bias = None if self.passage_bias is None else [[self.passage_bias[row][p] for p in kept]]
+
+        def taken(states: Tensor) -> Tensor:
+            own = states[row : row + 1]
+            return own[:, :, : len(places)] if whole else own[:, :, places]
+
+        return PassageKV(
+            {layer: taken(states) for layer, states in self.keys.items()},
+            {layer: taken(states) for layer, states in self.values.items()},
+            [[lengths[p] for p in kept]],
+            bias,
+        )
+
+    @classmethod
+    def beside(cls, parts: Sequence["PassageKV"]) -> "PassageKV":
+        """What one prompt reads of several retrievals: their passages after each other.
+
+        Args:
+            parts: a batch of one each.
+        """
+
+        def join(states: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+            return {layer: torch.cat([x[layer] for x in states], dim=2) for layer in states[0]}
+
+        bias = None
+        if any(part.passage_bias is not None for part in parts):
+            none = ([0.0] * len(part.lengths[0]) for part in parts)
+            own = zip(parts, none, strict=True)
+            bias = [[x for part, zeros in own for x in (part.passage_bias or [zeros])[0]]]
+        return cls(
+            join([part.keys for part in parts]),
+            join([part.values for part in parts]),
+            [[length for part in parts for length in part.lengths[0]]],
+            bias,
+        )
 
     def repeat(self, times: int) -> "PassageKV":
         """Every row ``times`` times in a row, as ``generate`` lays out the beams of a prompt."""

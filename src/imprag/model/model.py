@@ -32,6 +32,7 @@ from imprag.model.generate import (
     PromptTokens,
     ReadingOutput,
     Retrieve,
+    RetrieveAgain,
     generate,
     read,
 )
@@ -234,6 +235,7 @@ class ImpRAGModel(nn.Module):
         retrieve: Retrieve,
         *,
         query_tokens: Tensor | None = None,
+        later_tokens: Tensor | None = None,
         position_shift: Tensor | int,
         **lm_arguments: Any,
     ) -> ReadingOutput:
@@ -248,10 +250,12 @@ class ImpRAGModel(nn.Module):
                 k * l_max.
             query_tokens: (batch,) index of each prompt's last token, where the query embedding
                 is taken; the last token of each row if not given.
+            later_tokens: (n, 2) row and index of other tokens whose query embeddings are wanted, of
+                responses that retrieve again.
             **lm_arguments: for the language model's own ``forward``.
         """
         prompts = PromptTokens(input_ids, attention_mask, position_shift)
-        return read(self.decoder, retrieve, prompts, query_tokens, lm_arguments)
+        return read(self.decoder, retrieve, prompts, query_tokens, later_tokens, lm_arguments)
 
     def generate(
         self,
@@ -261,19 +265,22 @@ class ImpRAGModel(nn.Module):
         *,
         position_shift: Tensor | int,
         shares: ReadingShares | None = None,
+        again: RetrieveAgain | None = None,
         **generate_arguments: Any,
     ) -> Any:
         """Hugging Face ``generate`` (greedy, sampling, beams, streamer ...).
 
         The prompts run through the model once. At layer b their query embeddings go to
         ``retrieve``, and the same hidden states continue, reading what it returns; later tokens
-        read the same.
+        read the same, unless they retrieve ``again``.
 
         Args:
             input_ids, attention_mask, retrieve, position_shift: as for :meth:`forward`, but padded
                 on the left.
             shares: sums up what each new token's pass reads. Not for beam search, and new tokens
                 are made without compiled code.
+            again: says which later tokens retrieve, and what their rows read from then on; for
+                greedy search and sampling.
             **generate_arguments: for ``transformers``' ``generate``; see
                 :mod:`imprag.model.generate_arguments` for those that work.
 
@@ -290,11 +297,19 @@ class ImpRAGModel(nn.Module):
         if shares is not None:
             check_one_beam(self.lm, arguments)
         prompts = PromptTokens(input_ids, attention_mask, position_shift)
-        if self._compiled_decoding is not None and shares is None:
+        if self._compiled_decoding is not None and shares is None and again is None:
             return self._compiled_decoding.generate(retrieve, prompts, arguments)
         if (config := decoding_config(self.lm, arguments)) is not None:
             callbacks = {name: x for name, x in arguments.items() if name in DECODE_CALLBACKS}
-            return decode(self.decoder, retrieve, prompts, config, shares=shares, **callbacks)
+            return decode(
+                self.decoder, retrieve, prompts, config, again=again, shares=shares, **callbacks
+            )
+        if again is not None:
+            raise ImpRAGError(
+                "retrieving again works with greedy search and sampling by temperature, top_k and "
+                "top_p: set retrieve to once, or leave out the other arguments of generate (and "
+                "penalties in the model's generation_config.json)"
+            )
         return generate(self.decoder, retrieve, prompts, arguments, shares)
 
     def compile_decoding(self) -> None:

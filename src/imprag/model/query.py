@@ -10,6 +10,7 @@ attention that it pays to them at layer b-2; hybrid retrieval weighs the words b
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,16 @@ class Queries:
 
     embeddings: Tensor
     token_attention: Callable[[], Tensor]
+
+    def split(self) -> list["Queries"]:
+        """The queries of each prompt; token attention is computed once for all."""
+        attention = cache(self.token_attention)
+
+        def rows(n: int) -> Tensor:
+            return attention()[n : n + 1]
+
+        count = range(len(self.embeddings))
+        return [Queries(self.embeddings[n : n + 1], partial(rows, n)) for n in count]
 
 
 def query_embeddings(decoder: Decoder, token: LayerInput) -> Tensor:
@@ -175,9 +186,40 @@ def token_attention(
     layer = decoder.layer(attention_layer(decoder))
     states = capture(layer, given.without_cache(), stop=not torch.is_grad_enabled())
     query = tokens_at(states.query.transpose(1, 2).flatten(2), index)[:, 0]
+    return _attention_to_tokens(decoder, query, states.key, index, attention_mask)
+
+
+def new_token_attention(
+    decoder: Decoder, token: LayerInput, keys: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """As `token_attention`, of the token that a decoding step appends to each row.
+
+    Args:
+        decoder: the model.
+        token: (batch, 1, hidden), what enters layer b-2 at the new token.
+        keys: the row's keys of that layer, (batch, key heads, length, d_h); those of the new token
+            may be missing.
+        attention_mask: (batch, length), the new token's column included.
+
+    Returns:
+        (batch, length) float32.
+    """
+    states = capture(decoder.layer(attention_layer(decoder)), token, stop=True)
+    last = attention_mask.shape[1] - 1
+    keys = torch.cat([keys[:, :, :last], states.key], dim=2)
+    index = torch.full((len(keys),), last, device=keys.device)
+    query = states.query.transpose(1, 2).flatten(2)[:, 0]
+    return _attention_to_tokens(decoder, query, keys, index, attention_mask)
+
+
+def _attention_to_tokens(
+    decoder: Decoder, query: Tensor, keys: Tensor, index: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """The attention of one token of each row, (batch, heads * d_h), over all keys of its row."""
+    layer = decoder.layer(attention_layer(decoder))
     query = query.view(len(query), decoder.num_key_heads, -1, decoder.head_dim).float()
     scaling = getattr(attention_of(layer), "scaling", decoder.head_dim**-0.5)
-    products = torch.einsum("bkgd,bkld->bkgl", query, states.key.float()) * scaling
+    products = torch.einsum("bkgd,bkld->bkgl", query, keys.float()) * scaling
     places = torch.arange(attention_mask.shape[1], device=index.device)
     seen = attention_mask.bool() & (places <= index[:, None])
     attention = products.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).mean((1, 2))

@@ -4,6 +4,7 @@ A long prompt has many words that are not what is asked about. The model knows w
 a term weighs (a / mean a) ** 0.5, where a is the attention of its tokens, summed.
 """
 
+import itertools
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from imprag.corpus.words import search_terms
 from imprag.index.lexical import Terms, query_terms
 from imprag.model.chat import ChatPrompt
 from imprag.model.control_tokens import text_offsets
+from imprag.model.schedule import ContinuedPrompt
 from imprag.model.text import text_read
 
 _EXPONENT = 0.5
@@ -36,21 +38,43 @@ def prompt_terms(
         tokenizer: the model's tokenizer.
         prompts: the texts.
         input_ids: their tokens, (prompts, length).
-        attention: of each prompt's last token to all of them, (prompts, length).
+        attention: of each prompt's last token to all of them, (prompts, length or more).
     """
+    # The tokens may stand in a wider batch, whose padding is on the left.
+    attention = attention[:, attention.shape[1] - input_ids.shape[1] :]
     rows = zip(prompts, input_ids.tolist(), attention.tolist(), strict=True)
     return [_terms(tokenizer, prompt, ids, weights) for prompt, ids, weights in rows]
 
 
 def _terms(tokenizer: Any, prompt: str, ids: list[int], attention: list[float]) -> Terms:
+    own = query_terms(prompt)
+    written: Sequence[int] = ()
+    if isinstance(prompt, ContinuedPrompt):
+        written = prompt.tokens
+        prompt = prompt.prompt
     text = (prompt if isinstance(prompt, ChatPrompt) else text_read(tokenizer, prompt)).strip()
     own_ids, offsets = text_offsets(tokenizer, text)
-    start = _place(own_ids, ids)
-    own = query_terms(prompt)
+    start = _place(own_ids, ids[: len(ids) - len(written)])
     if start is None or not own_ids:
         return own
-    weights = weighted_terms(text, offsets, attention[start : start + len(own_ids)])
+    paid = attention[start : start + len(own_ids)]
+    if written:
+        text, places = _continued(tokenizer, text, written)
+        offsets, paid = [*offsets, *places], [*paid, *attention[len(ids) - len(written) :]]
+    weights = weighted_terms(text, offsets, paid)
     return {term: weight for term, weight in weights.items() if term in own}
+
+
+def _continued(
+    tokenizer: Any, text: str, tokens: Sequence[int]
+) -> tuple[str, list[tuple[int, int]]]:
+    """A text with what was written after it, and the characters that each new token stands for."""
+    texts = [
+        tokenizer.decode(tokens[:n], skip_special_tokens=True) for n in range(1, len(tokens) + 1)
+    ]
+    ends = [len(text) + 1 + len(one) for one in texts]
+    places = list(itertools.pairwise([len(text) + 1, *ends]))
+    return f"{text} {texts[-1]}", places
 
 
 def weighted_terms(

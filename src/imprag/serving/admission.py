@@ -1,13 +1,14 @@
 """Checks of requests before they enter the engine."""
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from imprag.errors import ImpRAGError
-from imprag.generation import GenerationSettings, Judge
+from imprag.generation import GenerationSettings, Judge, read_passages
 from imprag.index.folder import IndexFolder
 from imprag.model.text import prompt_tokens
 from imprag.pipeline import ImpRAG, make_retriever
+from imprag.retrieval.again import LaterSearch
 from imprag.retrieval.retriever import Retriever
 from imprag.serving.requests import EngineRequest, OnEvent
 from imprag.serving.running import RunningRequest
@@ -41,12 +42,25 @@ class Admission:
         if request.passages is None and request.k != 0:
             retriever = self.retriever(request.retrieval, request.lexical_weight)
             k = rag.passages_to_read(request.k)
+        schedule = rag.config.schedule(
+            request.retrieve, request.passages_kept, retrieves=retriever is not None
+        )
+        later = None
+        if schedule.again:
+            if retriever is None:
+                raise ImpRAGError(
+                    "retrieve asks again, but nothing is retrieved: leave it out, or k and passages"
+                )
+            decode = partial(rag.tokenizer.decode, skip_special_tokens=True)
+            later = LaterSearch(
+                schedule, retriever, k, lambda found: read_passages(rag, [found]), decode
+            )
         shift = rag.config.position_shift(k if retriever else len(request.passages or ()))
         room = rag.model.positions_limit - shift - request.max_new_tokens
         ids = prompt_tokens(rag.tokenizer, [request.prompt], max(room, 0))[0]
         limit = self.time_limit if request.time_limit is None else request.time_limit
         judge = Judge.of(rag, request.min_confidence, attribution=request.attribution)
-        return RunningRequest(request, on_event, ids, shift, retriever, k, judge, limit)
+        return RunningRequest(request, on_event, ids, shift, retriever, k, judge, limit, later)
 
     def retriever(self, name: str | None, lexical_weight: float | None) -> Retriever:
         """The retriever of a request; the pipeline's if nothing is asked for.

@@ -7,7 +7,8 @@ from urllib.parse import quote
 from imprag.corpus import Passage
 from imprag.model.attribution import AttributedToken, Attribution
 from imprag.retrieval import RetrievedPassage
-from imprag.serving.replies import Annotation, ReadPassage, UrlCitation
+from imprag.retrieval.again import Retrieval, all_read
+from imprag.serving.replies import Annotation, LaterRetrieval, ReadPassage, UrlCitation
 from imprag.serving.requests import Ended
 
 
@@ -23,13 +24,18 @@ def annotations(passages: Sequence[RetrievedPassage], ended: Ended) -> list[Anno
     With an attribution, a citation stands for a stretch of the answer, and cites the passage that
     its tokens read most, of those that carried the answer. Otherwise every passage that was read is
     cited, each for the whole answer. An answer that was withheld cites nothing.
+
+    Args:
+        passages: that the prompt read.
+        ended: the answer, which tells what later tokens retrieved.
     """
     if ended.abstained:
         return []
+    read = all_read([Retrieval(0, passages), *ended.retrievals])
     if ended.attribution is None:
-        stretches = [(found, 0, len(ended.text)) for found in passages]
+        stretches = [(found, 0, len(ended.text)) for found in read]
     else:
-        stretches = [(passages[n], start, end) for n, start, end in _stretches(ended.attribution)]
+        stretches = [(read[n], start, end) for n, start, end in _stretches(ended.attribution)]
     return [
         Annotation(
             url_citation=UrlCitation(
@@ -57,6 +63,25 @@ def _stretches(attribution: Attribution) -> list[tuple[int, int, int]]:
         first, *_, last = [*tokens] * 2
         stretches.append((passage, first.start, last.end))
     return stretches
+
+
+def later_retrievals(prompt: int, ended: Ended) -> list[LaterRetrieval]:
+    """What later tokens of an answer retrieved.
+
+    Args:
+        prompt: number of the prompt.
+        ended: the answer.
+    """
+    return [
+        LaterRetrieval(
+            prompt=prompt,
+            choice=ended.choice,
+            tokens=one.tokens,
+            written=one.written,
+            passages=read_passages(one.passages, prompt),
+        )
+        for one in ended.retrievals
+    ]
 
 
 def read_passages(passages: Sequence[RetrievedPassage], prompt: int = 0) -> list[ReadPassage]:

@@ -33,7 +33,7 @@ from imprag.serving.requests import (
     Retrieved,
     TimeLimitError,
 )
-from imprag.serving.running import RunningAnswer, RunningRequest, Ticket
+from imprag.serving.running import RunningAnswer, RunningRequest, Ticket, last_tokens
 
 _PREFILL = 4  # prompts in one pass: more would let running answers wait
 
@@ -284,7 +284,7 @@ class Engine:
             self._leave()
             if self._answers:
                 shares = shares_of(self.rag, (answer.run for answer in self._answers))
-                logits = self._batch.step([answer.tokens[-1] for answer in self._answers], shares)
+                logits = self._batch.step(*last_tokens(self._answers), shares)
                 for n, (answer, row) in enumerate(zip(self._answers, logits, strict=True)):
                     answer.note_shares(shares, n)
                     self._append(answer, answer.choose(row))

@@ -7,7 +7,7 @@ from typing import TypeVar
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.retrieval import RetrievedPassage
-from imprag.serving.citations import read_passages
+from imprag.serving.citations import later_retrievals, read_passages
 from imprag.serving.exchange import Numbered
 from imprag.serving.replies import AnswerConfidence, AnswerShares, Details, Usage
 from imprag.serving.requests import (
@@ -64,6 +64,8 @@ def engine_requests(
                 passages=passages,
                 retrieval=options.retrieval,
                 lexical_weight=options.lexical_weight,
+                retrieve=options.retrieve,
+                passages_kept=options.passages_kept,
                 max_new_tokens=tokens,
                 min_new_tokens=options.min_tokens or 0,
                 stop=DEFAULT_STOP if stop is None else tuple(stop),
@@ -167,6 +169,11 @@ class Outcome:
                 passage
                 for number in numbers
                 for passage in read_passages(self.retrieved[number].passages, number)
+            ],
+            retrievals=[
+                one
+                for (number, _), ended in sorted(self.ended.items())
+                for one in later_retrievals(number, ended)
             ],
             model_prompts=[self.retrieved[number].model_prompt for number in numbers],
             timings=[self.timings[number] for number in sorted(self.timings)],

@@ -1,10 +1,8 @@
 """The pass of new requests' prompts through the model, with retrieval and reading inside it."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
 
 from imprag.generation import read_passages
 from imprag.model.attribution import ReadingShares
@@ -14,7 +12,8 @@ from imprag.model.inputs import pad
 from imprag.model.kv import RowKV
 from imprag.model.query import Queries
 from imprag.pipeline import ImpRAG
-from imprag.retrieval.retriever import InPassRetriever, PromptBatch, RetrievedPassage
+from imprag.retrieval.again import search
+from imprag.retrieval.retriever import PromptBatch, RetrievedPassage
 from imprag.serving.running import RunningRequest
 
 
@@ -31,7 +30,7 @@ def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[Decodi
 
     def retrieve(queries: Queries) -> RowKV:
         lap("query")
-        for run, row, own in zip(runs, ids[:, None], _by_row(queries), strict=True):
+        for run, row, own in zip(runs, ids[:, None], queries.split(), strict=True):
             run.found = _search(run, PromptBatch([run.request.prompt], row), own)
         lap("search")
         kv = RowKV([read_passages(rag, [run.found]) for run in runs])
@@ -47,7 +46,7 @@ def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[Decodi
     rows = prefill(rag.model.decoder, retrieve, PromptTokens(ids, mask, shift), shares)
     if shares is not None:
         for n, run in enumerate(runs):
-            run.shares = shares.of_row(n, len(run.found))
+            run.shares = shares.of_row(n)
     return rows
 
 
@@ -57,21 +56,8 @@ def shares_of(rag: ImpRAG, runs: Iterable[RunningRequest]) -> ReadingShares | No
     return ReadingShares(rag.model.decoder) if asked else None
 
 
-def _by_row(queries: Queries) -> Iterator[Queries]:
-    """The queries of each prompt of a batch; token attention is computed once for all."""
-    attention = cache(queries.token_attention)
-
-    def rows(n: int) -> Tensor:
-        return attention()[n : n + 1]
-
-    for n in range(len(queries.embeddings)):
-        yield Queries(queries.embeddings[n : n + 1], partial(rows, n))
-
-
 def _search(run: RunningRequest, prompt: PromptBatch, queries: Queries) -> list[RetrievedPassage]:
     """The passages that a request reads."""
     if run.retriever is None:
         return list(run.request.passages or ())
-    if isinstance(run.retriever, InPassRetriever):
-        return run.retriever.search(prompt, queries, run.k)[0]
-    return run.retriever.retrieve([run.request.prompt], run.k)[0]
+    return search(run.retriever, prompt, queries, run.k)[0]

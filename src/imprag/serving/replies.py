@@ -63,6 +63,16 @@ class ReadPassage(BaseModel):
     kind: str
 
 
+class LaterRetrieval(BaseModel):
+    """What a later token of an answer retrieved, after ``written`` had been written."""
+
+    prompt: int
+    choice: int
+    tokens: int
+    written: str
+    passages: list[ReadPassage]
+
+
 class TokenShares(BaseModel):
     """What was read for the token at ``start`` to ``end`` of the answer."""
 
@@ -73,7 +83,11 @@ class TokenShares(BaseModel):
 
 
 class AnswerShares(BaseModel):
-    """What the answer with a number was read from."""
+    """What the answer with a number was read from.
+
+    Passages are in the order of first reading: those of its prompt in ``passages``, then what its
+    ``retrievals`` add.
+    """
 
     index: int
     shares: Annotated[list[float], Field(description="Of the attention, for each passage.")]
@@ -98,6 +112,9 @@ class Details(BaseModel):
     """What the answer was made from, and how long it took."""
 
     passages: list[ReadPassage]
+    retrievals: Annotated[
+        list[LaterRetrieval], Field(description="What later tokens of the answers retrieved.")
+    ]
     model_prompts: Annotated[list[str], Field(description="Each prompt as the model read it.")]
     timings: Annotated[list[dict[str, float]], Field(description="Seconds, for each prompt.")]
     attributions: Annotated[list[AnswerShares], Field(description="For each answer, if asked for.")]

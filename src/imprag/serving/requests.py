@@ -6,6 +6,8 @@ from typing import Literal
 
 from imprag.errors import ImpRAGError
 from imprag.model.attribution import Attribution
+from imprag.model.schedule import PassagesKept
+from imprag.retrieval.again import Retrieval
 from imprag.retrieval.retriever import RetrievedPassage
 
 FinishReason = Literal["stop", "length"]
@@ -52,6 +54,8 @@ class EngineRequest:
         passages: read these instead of retrieving.
         retrieval: name of the retriever; None takes the pipeline's.
         lexical_weight: for hybrid retrieval, the weight of the prompt's words in place of the gate.
+        retrieve, passages_kept: when answers retrieve again, as for
+            :meth:`imprag.ImpRAG.generate`; None takes the model's settings.
         max_new_tokens: the most new tokens of an answer.
         min_new_tokens: the fewest; before them no end token is chosen.
         stop: strings that end an answer and are not part of it.
@@ -69,6 +73,8 @@ class EngineRequest:
     passages: Sequence[RetrievedPassage] | None = None
     retrieval: str | None = None
     lexical_weight: float | None = None
+    retrieve: str | None = None
+    passages_kept: PassagesKept | None = None
     max_new_tokens: int = 32
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ("\n",)
@@ -121,6 +127,7 @@ class Ended:
         text: the whole answer, stripped, as :meth:`imprag.ImpRAG.ask` returns it.
         reason: ``stop`` for an end token or stop string, ``length`` for a limit of tokens or time.
         tokens: number of its tokens.
+        retrievals: what its later tokens retrieved.
         attribution, confidence, evidence, abstained: as in :class:`imprag.Answer`.
     """
 
@@ -128,6 +135,7 @@ class Ended:
     text: str
     reason: FinishReason
     tokens: int
+    retrievals: Sequence[Retrieval] = ()
     attribution: Attribution | None = None
     confidence: float | None = None
     evidence: dict[str, float] | None = None

@@ -4,11 +4,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
 from imprag.generation import Judge
 from imprag.model.attribution import ReadingShares
+from imprag.model.decoding import LaterRows
+from imprag.model.kv import PassageKV
+from imprag.model.query import Queries
+from imprag.retrieval.again import AnswerRetrievals, LaterSearch
 from imprag.retrieval.retriever import RetrievedPassage, Retriever
 from imprag.serving.answer_text import AnswerText
 from imprag.serving.requests import (
@@ -47,10 +52,11 @@ class RunningRequest:
         k: number of passages to retrieve.
         judge: says of its answers what is asked for.
         time_limit: seconds from now; None for no limit.
+        later: how its answers retrieve again, if they do.
 
     Attributes:
         found: the passages that it reads.
-        shares: what each passage was read for the first token, if asked for.
+        shares: of what is read for the first token, if asked for.
         answers: number of answers that have not ended.
         timings: seconds by part, as in :class:`Completed`.
         outcome: how it ended: ``completed``, ``cancelled`` or ``failed``; None before.
@@ -67,6 +73,7 @@ class RunningRequest:
         k: int,
         judge: Judge,
         time_limit: float | None,
+        later: LaterSearch | None = None,
     ) -> None:
         self.request = request
         self.on_event = on_event
@@ -75,6 +82,7 @@ class RunningRequest:
         self.retriever = retriever
         self.k = k
         self.judge = judge
+        self.later = later
         self.ticket = Ticket()
         self.found: list[RetrievedPassage] = []
         self.shares: list[list[float]] = []
@@ -159,6 +167,7 @@ class RunningAnswer:
         self.tokens: list[int] = []
         self.text = AnswerText(tokenizer, run.request.stop)
         self.ended = False
+        self._retrievals = AnswerRetrievals(run.later, run.request.prompt, run.found)
         self._shares = [*run.shares]
         self._log_probabilities: list[float] = []
         self._held = run.request.min_confidence is not None
@@ -176,7 +185,27 @@ class RunningAnswer:
     def note_shares(self, shares: ReadingShares | None, row: int) -> None:
         """Note what was read for the next token in a row of the batch."""
         if shares is not None and self.run.request.is_judged:
-            self._shares += shares.of_row(row, len(self.run.found))
+            self._shares += shares.of_row(row)
+
+    @property
+    def due(self) -> bool:
+        """Whether its last token retrieves again."""
+        return self._retrievals.due(self.tokens)
+
+    def retrieve(self, queries: Queries, kv: PassageKV) -> PassageKV:
+        """What it reads from its last token on, after ``kv``.
+
+        A retrieval that fails ends the request alone.
+        """
+        began = time.perf_counter()
+        ids = torch.tensor([[*self.run.ids, *self.tokens]], device=queries.embeddings.device)
+        try:
+            return self._retrievals.again(self.tokens, ids, queries, kv)
+        except Exception as error:
+            self.run.fail(error)
+            return kv
+        finally:
+            self.run.timings["search"] += time.perf_counter() - began
 
     def note_token(self) -> float:
         """Seconds since the token before, or since the request arrived."""
@@ -194,11 +223,31 @@ class RunningAnswer:
     def end(self, reason: FinishReason) -> list[EngineEvent]:
         """Complete the answer: the text that was held back, and its end."""
         self.ended = True
-        rest = self.text.finish()
+        rest, read = self.text.finish(), self._retrievals
+        shares = read.shares(self._shares)
         judged = self.run.judge(
-            self.tokens, self.text.text, self.run.found, self._shares, self._log_probabilities
+            self.tokens, self.text.text, read.passages, shares, self._log_probabilities
         )
         if self._held:
             rest = judged["text"]
-        ended = Ended(self.choice, reason=reason, tokens=len(self.tokens), **judged)
-        return [NewText(self.choice, rest), ended] if rest else [ended]
+        later = read.retrievals[1:]
+        ended = Ended(
+            self.choice, reason=reason, tokens=len(self.tokens), retrievals=later, **judged
+        )
+        return [*self._new(rest), ended]
+
+    def _new(self, text: str) -> list[EngineEvent]:
+        return [NewText(self.choice, text)] if text else []
+
+
+def last_tokens(answers: Sequence[RunningAnswer]) -> tuple[list[int], LaterRows]:
+    """The last token of each answer, and which of them retrieve, for a step of their batch."""
+
+    def retrieve(
+        rows: Sequence[int], queries: Queries, read: Sequence[PassageKV]
+    ) -> list[PassageKV]:
+        both = zip(queries.split(), read, strict=True)
+        return [answers[row].retrieve(*one) for row, one in zip(rows, both, strict=True)]
+
+    due = [n for n, answer in enumerate(answers) if answer.due]
+    return [answer.tokens[-1] for answer in answers], (due, retrieve)

@@ -64,6 +64,20 @@ class ImpRAGOptions(RetrievalChoice):
         int | None,
         Field(ge=0, description="Passages to read; the model's number if not given, 0 for none."),
     ] = None
+    retrieve: Annotated[
+        Text | None,
+        Field(
+            description="When an answer retrieves: `once`, `every:N` tokens or `on:SEPARATOR`. The "
+            "model's own setting if not given."
+        ),
+    ] = None
+    passages_kept: Annotated[
+        Literal["beside", "instead"] | None,
+        Field(
+            description="Whether later passages are read beside the former ones or instead of "
+            "them. The model's own setting if not given."
+        ),
+    ] = None
     min_tokens: Annotated[
         int | None, Field(ge=0, description="Before so many tokens, no answer ends by itself.")
     ] = None

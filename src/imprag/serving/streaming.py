@@ -14,12 +14,10 @@ from imprag.serving.exchange import Numbered
 from imprag.serving.generation import Outcome
 from imprag.serving.requests import Completed, Ended, NewText, Retrieved
 
+#: What the last chunk of a prompt says under ``imprag``; the first one says the rest.
+_LAST = {"timings", "retrievals", "attributions", "confidences"}
 #: Answers are neither stored nor held back on their way.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
-
-#: What is known of a prompt when its answers have ended.
-_AT_THE_END = {"timings", "attributions", "confidences"}
 
 
 class Form(Protocol):
@@ -45,7 +43,7 @@ async def server_sent_events(
     """The lines of a streamed response, up to ``[DONE]``.
 
     The first chunk of each prompt has the passages that it reads under ``imprag``, the last one the
-    timings.
+    timings, what later tokens retrieved, and what was read for each token, if asked for.
 
     Args:
         events: of the exchange.
@@ -86,7 +84,7 @@ def _choices(
     match event:
         case Retrieved():
             only = Outcome(n, outcome.notes, {number: event})
-            own = only.details.model_dump(exclude=_AT_THE_END)
+            own = only.details.model_dump(exclude=_LAST)
             for choice in range(n):
                 yield form.opening(first + choice), {} if choice else {"imprag": own}
         case NewText():
@@ -94,7 +92,7 @@ def _choices(
         case Completed():
             answers = {(number, choice): outcome.ended[number, choice] for choice in range(n)}
             only = Outcome(n, ended=answers, timings={number: event.timings})
-            last = only.details.model_dump(include=_AT_THE_END)
+            last = only.details.model_dump(include=_LAST)
             for choice in range(n):
                 ended = outcome.ended[number, choice]
                 end = form.ending(first + choice, outcome.retrieved[number], ended)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from torch.utils.data import Dataset
 
 from imprag.corpus import Corpus
+from imprag.errors import ImpRAGError
 from imprag.model.text import passage_tokens, prompt_tokens, response_tokens
+from imprag.training.data import TrainingExample
 from imprag.training.hard_negatives import HardNegativeMiner
 from imprag.training.recipe import LONGEST_TEXT, Recipe
-from imprag.training.samplers import BatchIndices, Sampler
+from imprag.training.samplers import BatchIndices, LaterIndices, Sampler
 from imprag.training.schedule import Schedule
-from imprag.training.step import TrainingBatch
+from imprag.training.step import LaterQuery, TrainingBatch
 
 
 class Batches(Dataset[TrainingBatch]):
@@ -47,6 +50,7 @@ class Batches(Dataset[TrainingBatch]):
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._config = recipe.model.to_config()
+        self._asks = self._config.schedule()
         self._per_step = recipe.accumulation
         self._rank, self._world_size = rank, world_size
         self._miner = miner
@@ -65,8 +69,10 @@ class Batches(Dataset[TrainingBatch]):
             indices = _retrieval_only(indices)
         examples = [self.sampler.examples[i] for i in indices.examples]
         prompts, responses = [], []
-        for example, generated in zip(examples, indices.generated, strict=True):
+        later: list[LaterQuery] = []
+        for n, (example, generated) in enumerate(zip(examples, indices.generated, strict=True)):
             response = response_tokens(self._tokenizer, example.response) if generated else []
+            later += self._later(n, example, indices)
             if example.prompt:
                 (prompt,) = prompt_tokens(self._tokenizer, [example.prompt], LONGEST_TEXT)
             else:  # plain text: its first token is the prompt
@@ -74,7 +80,8 @@ class Batches(Dataset[TrainingBatch]):
             prompts.append(prompt)
             responses.append(response[:LONGEST_TEXT])
         # The length curriculum spares passages that are read: their answer may be at the end.
-        read = {passage for passages in indices.candidates for passage in passages}
+        found = [*indices.candidates, *(one.candidates for one in indices.later)]
+        read = {passage for passages in found for passage in passages}
         short, full = self.schedule.passage_tokens(step), self._config.max_passage_tokens
         return TrainingBatch(
             ids=[example.id for example in examples],
@@ -92,7 +99,33 @@ class Batches(Dataset[TrainingBatch]):
             cross_batch_memory=indices.cross_batch_memory,
             cross_batch_negative=torch.from_numpy(indices.cross_batch_negative),
             self_distillation=self.schedule.stage(step) == "self_distillation",
+            later=later,
         )
+
+    def _later(
+        self, number: int, example: TrainingExample, indices: BatchIndices
+    ) -> list[LaterQuery]:
+        """The later queries of an example's response, at the tokens that ask at inference, too.
+
+        Raises:
+            ImpRAGError: the response has fewer such tokens.
+        """
+        brought = [one.candidates for one in indices.later if one.prompt == number]
+        if not brought:
+            return []
+        tokens = response_tokens(self._tokenizer, example.response)[:LONGEST_TEXT]
+        decode = partial(self._tokenizer.decode, skip_special_tokens=True)
+        asking = (n for n in range(1, len(tokens)) if self._asks.due(tokens[:n], decode))
+        ends = list(islice(asking, len(brought)))
+        if len(ends) < len(brought):
+            raise ImpRAGError(
+                f"the response of example '{example.id}' retrieves {len(ends)} times by "
+                f"model.retrieve, not {len(brought)} times: {example.response!r:.80}"
+            )
+        return [
+            LaterQuery(number, tokens[:end], candidates)
+            for end, candidates in zip(ends, brought, strict=True)
+        ]
 
     def _mined_sampler(self, mined: int) -> Sampler:
         """The sampler with the candidates that are mined at a step, for all steps that use them."""
@@ -117,13 +150,17 @@ class Batches(Dataset[TrainingBatch]):
 
 def _retrieval_only(batch: BatchIndices) -> BatchIndices:
     """The batch without generation: no responses, and only prompts that have positives."""
-    kept = np.flatnonzero(batch.positive.any(axis=1))
+    count = len(batch.examples)
+    kept = np.flatnonzero(batch.positive[:count].any(axis=1)).tolist()
+    later = [n for n, one in enumerate(batch.later) if one.prompt in kept]
+    rows = [*kept, *(count + n for n in later)]
     return replace(
         batch,
         examples=tuple(batch.examples[i] for i in kept),
         generated=(False,) * len(kept),
         candidates=((),) * len(kept),
-        positive=batch.positive[kept],
-        negative=batch.negative[kept],
-        cross_batch_negative=batch.cross_batch_negative[kept],
+        positive=batch.positive[rows],
+        negative=batch.negative[rows],
+        cross_batch_negative=batch.cross_batch_negative[rows],
+        later=tuple(LaterIndices(kept.index(batch.later[n].prompt), ()) for n in later),
     )

@@ -4,7 +4,7 @@ import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Literal
 
@@ -40,6 +40,7 @@ class TrainingExample:
         group: place in a grid: (entity, relation), or (title,) of an article; () if none.
         answers: a passage that contains one of these texts is never a negative; () where answers
             are labels such as True.
+        later: corpus rows of the positives of each later retrieval of the response, in order.
     """
 
     id: str
@@ -50,6 +51,12 @@ class TrainingExample:
     known: tuple[int, ...] = ()
     group: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    later: tuple[tuple[int, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        """What fingerprints are made of; ``later`` is a part of it where there is any."""
+        names = [one.name for one in fields(self) if one.name != "later" or self.later]
+        return f"TrainingExample({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,12 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
             retriever = retriever or load_retriever(recipe.teacher.retriever, corpus)
             prompts = [tasks.task.prompt(example) for example in tasks.examples]
             labels = label_prompts(retriever, prompts, recipe.teacher.hard_negatives[1])
+        kind: Literal["teacher", "gold"] = "teacher" if source.positives == "teacher" else "gold"
         examples = retrieval_examples(
-            tasks, corpus, labels, recipe.teacher, source.positives, recipe.batch.positives
+            tasks, corpus, labels, recipe.teacher, kind, recipe.batch.positives
         )
+        if source.positives == "hops":
+            examples = bridge_examples(tasks, examples, corpus, recipe.model.separator)
         sources.append(TrainingSource(source.task, examples, source.weight))
     _check_responses(recipe, sources)
     return sources
@@ -204,6 +214,58 @@ def retrieval_examples(
             )
         )
     return _grouped_by_title(examples, corpus)
+
+
+def bridge_examples(
+    tasks: TaskExamples,
+    examples: Sequence[TrainingExample],
+    corpus: Corpus,
+    separator: str,
+) -> list[TrainingExample]:
+    """Two-hop examples whose response names the bridge first, then the answer.
+
+    The passages of the first hop are the prompt's positives; those of the second hop are the
+    positives of the query at the separator, and neither positive nor negative for the prompt.
+
+    Args:
+        tasks: the task and its examples; the first reference of an answer's provenance proves the
+            bridge, the second one the answer.
+        examples: made of them by :func:`retrieval_examples`, in order.
+        corpus: the passages.
+        separator: stands between bridge and answer, with spaces around it.
+
+    Raises:
+        ImpRAGError: an example has no bridge or no pair of gold passages, or its bridge contains
+            the separator.
+    """
+    made = []
+    for one, example in zip(examples, tasks.examples, strict=True):
+        bridge = tasks.task.bridge_of(example)
+        pairs = [
+            [str(reference["passage_id"]) for reference in output.provenance]
+            for output in example.output
+            if output.provenance
+        ]
+        if not bridge or separator in bridge or any(len(pair) != 2 for pair in pairs):
+            raise ImpRAGError(
+                f"{tasks.source}: example '{example.id}' of task '{tasks.task.name}' cannot name "
+                f"its bridge first: it needs a text meta.bridge_answer without {separator!r}, and "
+                "two passages in each answer's provenance, that of the bridge first; write "
+                "positives: gold"
+            )
+        first, second = (
+            tuple(corpus.rows(list(dict.fromkeys(pair[hop] for pair in pairs)))) for hop in (0, 1)
+        )
+        made.append(
+            replace(
+                one,
+                response=f" {bridge} {separator}{one.response}",
+                positives=first,
+                known=(*one.known, *second),
+                later=(second,),
+            )
+        )
+    return made
 
 
 def plain_examples(tasks: TaskExamples) -> list[TrainingExample]:

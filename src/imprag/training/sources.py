@@ -70,9 +70,13 @@ class TaskSource(Section):
     """Uses at most this many examples, sampled by the seed (paper: 5,000 of each set). By default
     all are used."""
 
-    positives: Literal["teacher", "gold"] = "teacher"
+    positives: Literal["teacher", "gold", "hops"] = "teacher"
     """The source of positives: the passages that the `teacher` ranks first (paper), or `gold`, the
-    provenance of the examples. Use `gold` if the examples have provenance (beyond the paper)."""
+    provenance of the examples. Use `gold` if the examples have provenance (beyond the paper).
+    `hops` is `gold` for two-hop questions whose response names the bridge first, as in
+    "Nepal ; 8,849 m": the first passage of an answer's provenance is the positive of the prompt,
+    the second one that of the query at the separator, which `model.retrieve` names. Unless the
+    task knows the bridge, the `meta` of each example needs a text `bridge_answer`."""
 
     prompt_templates: tuple[str, ...] = ()
     """More prompt templates with `{input}`; examples alternate between these and the task's own.

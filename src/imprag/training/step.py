@@ -1,8 +1,9 @@
 """The training step: encodes passages once, runs prompts on them, and computes both losses."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -29,9 +30,24 @@ from imprag.training.precision import cast_block_inputs
 from imprag.training.recipe import StageSettings
 
 
+class LaterQuery(NamedTuple):
+    """A token of a response that retrieves again.
+
+    Attributes:
+        prompt: the prompt's number in the batch.
+        written: tokens of the response, this one included.
+        candidates: the passages that are read from it on, as indices into ``passages``; () if the
+            response is not generated.
+    """
+
+    prompt: int
+    written: Sequence[int]
+    candidates: Sequence[int]
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """Token ids and labels of Q prompts and P passages.
+    """Token ids and labels of Q prompts and P passages, and of H later queries.
 
     Attributes:
         ids: ids of the examples, Q.
@@ -39,13 +55,15 @@ class TrainingBatch:
         responses: tokens of the generation loss, Q; [] for a prompt that only retrieves.
         passages: tokens of the passages, P.
         candidates: the passages that each prompt reads, as indices into ``passages``, Q.
-        positive, negative: (Q, C) bool; C is the number of passages of all processes.
+        positive, negative: (Q + H, C) bool, the prompts' rows first; C is the number of passages of
+            all processes.
         first_column: column of the first of ``passages``.
         columns: corpus rows of the C passages.
         cross_batch_memory: corpus rows of earlier batches' passages in the cross-batch memory, M.
-        cross_batch_negative: (Q, M) bool, which of them are negatives.
+        cross_batch_negative: (Q + H, M) bool, which of them are negatives.
         self_distillation: whether retrieval learns by the objective of the self-distillation stage
             instead of the warmup's.
+        later: the later queries, H; those of a prompt in the order of its response.
     """
 
     ids: Sequence[str]
@@ -60,6 +78,7 @@ class TrainingBatch:
     cross_batch_memory: Sequence[int] = ()
     cross_batch_negative: Tensor | None = None
     self_distillation: bool = False
+    later: Sequence[LaterQuery] = ()
 
 
 class StepOutput(NamedTuple):
@@ -69,7 +88,7 @@ class StepOutput(NamedTuple):
         loss: J = J_gen + λ · J_ret, with gradient.
         generation: J_gen, the mean over response tokens.
         retrieval: J_ret, the mean over prompts.
-        scores: (Q, C) s(q, p), with gradient.
+        scores: (Q + H, C) s(q, p), with gradient.
     """
 
     loss: Tensor
@@ -221,7 +240,8 @@ class TrainingModel(nn.Module):
 
     def _encode(self, batch: TrainingBatch) -> "_Encoded":
         """Encode all passages: 0..t if a prompt reads them, else 0..b."""
-        read = sorted({passage for passages in batch.candidates for passage in passages})
+        found = [*batch.candidates, *(one.candidates for one in batch.later)]
+        read = sorted({passage for passages in found for passage in passages})
         embedded = sorted(set(range(len(batch.passages))) - set(read))
         states: list[EncodedPassages] = []
         embeddings: list[Tensor] = []
@@ -246,7 +266,7 @@ class TrainingModel(nn.Module):
         )
 
     def _prompts(self, batch: TrainingBatch, passages: "_Encoded") -> tuple[Tensor, Tensor]:
-        """Query embeddings, (Q, h_k * d_h), and the generation loss."""
+        """Query embeddings, (Q + H, h_k * d_h), and the generation loss."""
         texts = [
             [*prompt, *response]
             for prompt, response in zip(batch.prompts, batch.responses, strict=True)
@@ -259,18 +279,27 @@ class TrainingModel(nn.Module):
         order: list[int] = []
         generation = tokens.new_zeros(())
         for group in self._groups(texts, generated):
+            later = [
+                [n for n, one in enumerate(batch.later) if one.prompt == prompt] for prompt in group
+            ]
             logits, labels, query_embeddings = self._answer(
                 [batch.prompts[prompt] for prompt in group],
                 [batch.responses[prompt] for prompt in group],
                 passages,
                 [batch.candidates[prompt] for prompt in group],
+                [[batch.later[n] for n in own] for own in later],
             )
             generation = generation + generation_loss(logits, labels, tokens)
             queries.append(query_embeddings)
-            order += group
-        for group in self._groups(texts, retrieving):
-            queries.append(self.model.query_embeddings(*self._pad(batch.prompts, group)))
-            order += group
+            order += [*group, *(len(texts) + n for own in later for n in own)]
+        alone = {prompt: batch.prompts[prompt] for prompt in retrieving}
+        for n, one in enumerate(batch.later, len(texts)):
+            if one.prompt in retrieving:
+                alone[n] = [*batch.prompts[one.prompt], *one.written]
+        rows, numbers = list(alone.values()), list(alone)
+        for group in self._groups(rows):
+            queries.append(self.model.query_embeddings(*self._pad(rows, group)))
+            order += [numbers[n] for n in group]
         if not generated and tokens > 0:  # as for passages
             logits, _, query_embeddings = self._answer([[0]], [[0]], passages, [[]])
             generation = generation + logits[:0].sum()
@@ -286,12 +315,19 @@ class TrainingModel(nn.Module):
         responses: Sequence[Sequence[int]],
         passages: "_Encoded",
         candidates: Sequence[Sequence[int]],
+        later: Sequence[Sequence[LaterQuery]] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run prompts with their responses on the passages that they read.
 
+        Args:
+            prompts, responses: tokens.
+            passages: the batch's.
+            candidates: what each prompt reads.
+            later: the later queries of each response, in order.
+
         Returns:
             logits (prompts, n, vocabulary) and labels (prompts, n) of the last n positions, which
-            hold all responses, and query embeddings (prompts, h_k * d_h).
+            hold all responses, and query embeddings (prompts + later queries, h_k * d_h).
         """
         device = self.model.device
         texts = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
@@ -301,17 +337,31 @@ class TrainingModel(nn.Module):
         lengths = torch.tensor([len(response) for response in responses], device=device)
         shift = [self.model.config.position_shift(len(passages)) for passages in candidates]
         kept = int(lengths.max()) + 1
+        # Where each later query's token stands.
+        starts = [
+            [input_ids.shape[1] - len(responses[n]) + len(one.written) - 1 for one in own]
+            for n, own in enumerate(later)
+        ]
+        asking = [(row, place) for row, places in enumerate(starts) for place in places]
+        if asking:
+            kv = passages.kv_in_windows(self.model, candidates, later, starts)
+        else:
+            kv = passages.kv(self.model, candidates)
         output = self.model(
             input_ids,
             attention_mask,
-            fixed(passages.kv(self.model, candidates)),
+            fixed(kv),
+            later_tokens=torch.tensor(asking, device=device) if asking else None,
             position_shift=torch.tensor(shift, device=device),
             query_tokens=input_ids.shape[1] - 1 - lengths,
             logits_to_keep=kept,
         )
         from_end = torch.arange(kept - 1, 0, -1, device=device)
         labels = input_ids[:, 1 - kept :].masked_fill(from_end > lengths[:, None], IGNORED)
-        return output.logits[:, :-1], labels, output.query_embeddings
+        queries = output.query_embeddings
+        if output.later_embeddings is not None:
+            queries = torch.cat([queries, output.later_embeddings])
+        return output.logits[:, :-1], labels, queries
 
     def _pad(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> tuple[Tensor, Tensor]:
         return pad([rows[i] for i in group], self.model.device)
@@ -347,3 +397,46 @@ class _Encoded(NamedTuple):
         return self.states.for_prompts(
             [[self.row_of[p] for p in passages] for passages in candidates]
         )
+
+    def kv_in_windows(
+        self,
+        model: ImpRAGModel,
+        candidates: Sequence[Sequence[int]],
+        later: Sequence[Sequence[LaterQuery]],
+        starts: Sequence[Sequence[int]],
+    ) -> PassageKV:
+        """The KV of all passages that prompts and responses read, each from its token on.
+
+        Args:
+            model: the model.
+            candidates: what each prompt reads.
+            later: the later queries of each response.
+            starts: the column of each later query's token.
+        """
+        beside = model.config.passages_kept == "beside"
+        read, windows = [], []
+        for row, own in enumerate(later):
+            found: list[tuple[int, Collection[int]]] = [(0, candidates[row])]
+            for one, start in zip(own, starts[row], strict=True):
+                former = found[-1][1] if beside else ()
+                found.append((start, dict.fromkeys([*former, *one.candidates])))
+            seen = _windows(found)
+            read.append([passage for passage, _ in seen])
+            windows.append([window for _, window in seen])
+        return replace(self.kv(model, read), windows=windows)
+
+
+def _windows(
+    found: Sequence[tuple[int, Collection[int]]],
+) -> list[tuple[int, tuple[int, int]]]:
+    """Passages, each with the columns from which and before which it is read.
+
+    Args:
+        found: the columns from which other passages are read, ascending, with all of them.
+    """
+    closed, first = [], dict[int, int]()
+    for start, read in found:
+        left = [passage for passage in first if passage not in read]
+        closed += [(passage, (first.pop(passage), start)) for passage in left]
+        first = {passage: first.get(passage, start) for passage in [*first, *read]}
+    return [*closed, *((passage, (start, sys.maxsize)) for passage, start in first.items())]

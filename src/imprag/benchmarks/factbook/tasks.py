@@ -18,9 +18,20 @@ def about_fact(example: Example) -> Example:
     return replace(example, meta={**example.meta, "group": fact})
 
 
+def described_country(example: Example) -> str:
+    """The country that a two-hop question describes, which its second fact is about."""
+    return str(example.meta["country"])
+
+
 QA = Task("factbook/qa", QUESTION, normalize=about_fact)
 QA_UNSEEN = Task("factbook/qa_unseen", QUESTION, normalize=about_fact)
-TWO_HOP = Task("factbook/two_hop", QUESTION, joint_evidence=True, normalize=about_fact)
+TWO_HOP = Task(
+    "factbook/two_hop",
+    QUESTION,
+    joint_evidence=True,
+    normalize=about_fact,
+    bridge=described_country,
+)
 TREX = Task("factbook/trex", RELATION, normalize=about_fact)
 ZSRE = Task("factbook/zsre", RELATION, normalize=about_fact)
 FEVER = Task("factbook/fever", STATEMENT, metric="accuracy", max_new_tokens=8, normalize=about_fact)

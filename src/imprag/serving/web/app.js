@@ -194,8 +194,9 @@ class Turn {
 
   /** Takes in one chunk of the stream. */
   take(chunk) {
-    const { passages, timings, attributions, confidences } = chunk.imprag ?? {};
-    if (passages) this.showPassages(passages);
+    const { passages, retrievals, timings, attributions, confidences } = chunk.imprag ?? {};
+    if (passages) this.showPassages(passages, "best first");
+    if (retrievals?.length) this.showLater(retrievals);
     if (confidences?.length) [this.confidence] = confidences;
     if (attributions?.length) this.showShares(attributions[0]); // one for each answer
     if (timings?.length) [this.timings] = timings; // one for each prompt
@@ -212,16 +213,23 @@ class Turn {
     show(this.part("note"), "");
   }
 
-  showPassages(passages) {
+  showPassages(passages, order) {
     this.passages = passages;
     const scores = passages.map(({ score }) => score);
     const [low, high] = [Math.min(...scores), Math.max(...scores)];
     const share = (score) => (high > low ? 0.04 + (0.96 * (score - low)) / (high - low) : 1);
     const items = passages.map((one, n) => passageItem(one, n + 1, share(one.score)));
     this.part("passages").querySelector("h3").textContent =
-      `${counted(passages.length, "passage")} read, best first`;
+      `${counted(passages.length, "passage")} read, ${order}`;
     this.part("passages").querySelector("ol").replaceChildren(...items);
     this.part("passages").hidden = passages.length === 0;
+  }
+
+  /** Adds what later tokens found; a passage that was found again keeps its place. */
+  showLater(retrievals) {
+    const found = retrievals.flatMap(({ passages }) => passages);
+    const read = new Map([...this.passages, ...found].map((one) => [one.id, one]));
+    this.showPassages([...read.values()], `found in ${retrievals.length + 1} searches`);
   }
 
   /** Shows how much of the answer's attention each passage got, and names those that carried it. */

@@ -7,9 +7,17 @@ Packages offer theirs under the entry-point group ``imprag.samplers``; a recipe 
 from imprag.training.samplers.base import (
     SAMPLERS,
     BatchIndices,
+    LaterIndices,
     Sampler,
     make_sampler,
     register_sampler,
 )
 
-__all__ = ["SAMPLERS", "BatchIndices", "Sampler", "make_sampler", "register_sampler"]
+__all__ = [
+    "SAMPLERS",
+    "BatchIndices",
+    "LaterIndices",
+    "Sampler",
+    "make_sampler",
+    "register_sampler",
+]

@@ -6,10 +6,10 @@ or workers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,25 @@ if TYPE_CHECKING:  # recipes hold the name of a sampler, so their schema imports
     from imprag.training.recipe import BatchSettings
 
 
+class LaterIndices(NamedTuple):
+    """A later retrieval of a prompt's response.
+
+    Attributes:
+        prompt: the prompt's number in the batch.
+        candidates: the passages that it brings, as indices into ``passages``; () if the response is
+            not generated.
+    """
+
+    prompt: int
+    candidates: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class BatchIndices:
     """A batch by numbers only, for Q prompts and P passages.
+
+    Responses may retrieve again, H times in all. These queries have rows of their own in the
+    masks, after those of the prompts.
 
     Attributes:
         examples: numbers in `Sampler.examples`, Q.
@@ -34,14 +50,15 @@ class BatchIndices:
         passages: corpus rows to embed, P, distinct.
         candidates: the passages that each prompt reads, as indices into ``passages``, Q; () for a
             prompt that is not generated or does not retrieve.
-        positive: (Q, C) bool, which passages are positives. C is P, or, in a shard, the number of
-            passages of all shards in the order of their ranks.
-        negative: (Q, C) bool, which are negatives; a passage may be neither.
+        positive: (Q + H, C) bool, which passages are positives. C is P, or, in a shard, the number
+            of passages of all shards in the order of their ranks.
+        negative: (Q + H, C) bool, which are negatives; a passage may be neither.
         columns: corpus rows of the C columns.
         cross_batch_memory: corpus rows of passages that earlier batches had and this one has not,
             M.
-        cross_batch_negative: (Q, M) bool, which of them are negatives.
+        cross_batch_negative: (Q + H, M) bool, which of them are negatives.
         first_column: where ``passages`` begin among the C columns.
+        later: the later retrievals, H; those of a prompt in the order of its response.
     """
 
     examples: tuple[int, ...]
@@ -54,6 +71,7 @@ class BatchIndices:
     cross_batch_memory: tuple[int, ...]
     cross_batch_negative: npt.NDArray[np.bool_]
     first_column: int = 0
+    later: tuple[LaterIndices, ...] = ()
 
     def shard(self, rank: int, world_size: int) -> "BatchIndices":
         """The part of one process, computed without communication.
@@ -73,11 +91,13 @@ class BatchIndices:
         columns = [column for part in passages for column in part]
         first = sum(map(len, passages[:rank]))
         own, mine = prompts[rank], passages[rank]
+        later = [n for n, one in enumerate(self.later) if one.prompt in own]
+        rows = [*own, *(len(self.examples) + n for n in later)]
         place = {passage: index for index, passage in enumerate(mine)}
         copies = copied_columns(columns)
 
         def part(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-            chosen = mask[np.ix_(own, columns)]
+            chosen = mask[np.ix_(rows, columns)]
             chosen[:, copies] = False
             return chosen
 
@@ -90,16 +110,23 @@ class BatchIndices:
             negative=part(self.negative),
             columns=tuple(self.passages[n] for n in columns),
             cross_batch_memory=self.cross_batch_memory,
-            cross_batch_negative=self.cross_batch_negative[own],
+            cross_batch_negative=self.cross_batch_negative[rows],
             first_column=first,
+            later=tuple(
+                LaterIndices(own.index(one.prompt), tuple(place[c] for c in one.candidates))
+                for one in (self.later[n] for n in later)
+            ),
         )
 
     def _deal_passages(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Each process's passages: those that its prompts read, and a share of the others."""
-        parts = [sorted({c for n in own for c in self.candidates[n]}) for own in prompts]
-        read = {passage for part in parts for passage in part}
+        read = [set(candidates) for candidates in self.candidates]
+        for one in self.later:
+            read[one.prompt].update(one.candidates)
+        parts = [sorted({c for n in own for c in read[n]}) for own in prompts]
+        dealt = {passage for part in parts for passage in part}
         for passage in range(len(self.passages)):
-            if passage not in read:
+            if passage not in dealt:
                 min(parts, key=len).append(passage)
         return parts
 
@@ -171,7 +198,11 @@ class Sampler(ABC):
         raise self._no_mining()
 
     def make_batch(
-        self, numbers: Sequence[int], read: Sequence[Sequence[int]], passages: Iterable[int] = ()
+        self,
+        numbers: Sequence[int],
+        read: Sequence[Sequence[int]],
+        passages: Iterable[int] = (),
+        later: Mapping[int, Sequence[Sequence[int]]] | None = None,
     ) -> BatchIndices:
         """A batch of these examples, with labels.
 
@@ -183,10 +214,20 @@ class Sampler(ABC):
             read: corpus rows that each of them reads; none for one that only retrieves. Those of an
                 example without a response are left out.
             passages: corpus rows that are embedded, too, such as positives and hard negatives.
+            later: corpus rows that later retrievals bring, by the place of their example in
+                ``numbers``. By default each brings its positives. Examples that only retrieve read
+                none.
         """
         examples = [self.examples[number] for number in numbers]
         read = [rows if one.response else () for one, rows in zip(examples, read, strict=True)]
-        rows = tuple(dict.fromkeys([*passages, *(row for each in read for row in each)]))
+        brought = [
+            (n, tuple(rows) if read[n] else ())
+            for n, one in enumerate(examples)
+            for rows in (later or {}).get(n, one.later)
+        ]
+        found_later = (rows for one in examples for rows in one.later)
+        wanted = [*read, *(each for _, each in brought), *found_later]
+        rows = tuple(dict.fromkeys([*passages, *(row for each in wanted for row in each)]))
         place = {row: index for index, row in enumerate(rows)}
         positive, negative = self._masks(examples, rows)
         return BatchIndices(
@@ -200,7 +241,8 @@ class Sampler(ABC):
             negative=negative,
             columns=rows,
             cross_batch_memory=(),
-            cross_batch_negative=np.zeros((len(examples), 0), np.bool_),
+            cross_batch_negative=np.zeros((len(positive), 0), np.bool_),
+            later=tuple(LaterIndices(n, tuple(place[row] for row in each)) for n, each in brought),
         )
 
     def _no_mining(self) -> ImpRAGError:
@@ -212,7 +254,16 @@ class Sampler(ABC):
     def _masks(
         self, examples: "Sequence[TrainingExample]", passages: Sequence[int]
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Each retrieving prompt's positives and negatives among the passages."""
+        """Each query's positives and negatives among the passages: the prompts', then later ones'.
+
+        What the prompt's own query should find is a negative of later ones: it has been read.
+        """
+        later = [
+            replace(example, positives=rows, known=())
+            for example in examples
+            for rows in example.later
+        ]
+        examples = [*examples, *later]
         positive = np.zeros((len(examples), len(passages)), np.bool_)
         negative = np.zeros_like(positive)
         place = {row: column for column, row in enumerate(passages)}

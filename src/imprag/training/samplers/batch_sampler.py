@@ -167,6 +167,9 @@ class BatchSampler(Sampler):
         passages = list(dict.fromkeys(itertools.chain(*positives, *negatives)))
         # Prompts read each other's positives first, so that few passages run through the
         # reading layers, and each for several prompts.
+        later = {n: one.later for n, one in enumerate(examples) if one.later}
+        found_later = [row for hops in later.values() for rows in hops for row in rows]
+        passages = list(dict.fromkeys([*passages, *found_later]))
         read_anyway = list(dict.fromkeys(row for n in sorted(generated) for row in positives[n]))
         read = [
             self._candidates(one, positives[n], negatives[n], (read_anyway, passages), generator)
@@ -174,10 +177,18 @@ class BatchSampler(Sampler):
             else []
             for n, one in enumerate(examples)
         ]
+        brought = {
+            n: [
+                self._candidates(examples[n], rows, (), (read_anyway, passages), generator)
+                for rows in hops
+            ]
+            for n, hops in later.items()
+            if n in generated
+        }
         for index, rows in self._extra_questions(indices, read, generator):
             indices.append(index)
             read.append(rows)
-        return self.make_batch(indices, read, passages)
+        return self.make_batch(indices, read, passages, brought)
 
     def _generator(self, step: int) -> random.Random:
         return random.Random(f"{self.seed} batch {step}")
@@ -206,7 +217,8 @@ class BatchSampler(Sampler):
                 for row in rows:
                     asked = [*indices, *(index for index, _ in found)]
                     for index in self._questions.draw(number, row, asked, count, generator):
-                        if set(self.examples[index].positives) <= set(rows):
+                        asked_again = self.examples[index].later
+                        if set(self.examples[index].positives) <= set(rows) and not asked_again:
                             found.append((index, rows))
         return found
 
