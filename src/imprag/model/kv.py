@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -87,16 +87,6 @@ class PassageKV:
         # Not minus infinity, which would make a prompt that sees nothing into NaN.
         return bias.masked_fill(~self.mask, torch.finfo(bias.dtype).min)
 
-    def with_score_bias(self, scores: Sequence[Sequence[float]], weight: float) -> "PassageKV":
-        """Adds weight · (s(q, p) - max s) to the attention logits of p's tokens.
-
-        Args:
-            scores: for every prompt, s(q, p) of each of its passages, in their order.
-            weight: 0 changes nothing; a large one reads the best passage almost alone.
-        """
-        bias = [[weight * (s - max(row)) for s in row] for row in scores]
-        return replace(self, passage_bias=bias)
-
     def prepend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,6 +149,17 @@ class PassageKV:
             [row for row in self.lengths for _ in range(times)],
             self.passage_bias and [row for row in self.passage_bias for _ in range(times)],
         )
+
+
+def score_bias(scores: Sequence[float], weight: float) -> list[float]:
+    """weight · (s(q, p) - max s): what is added to the attention logits of p's tokens.
+
+    Args:
+        scores: s(q, p) of each passage of a prompt.
+        weight: 0 changes nothing; a large one reads the best passage almost alone.
+    """
+    best = max(scores, default=0.0)
+    return [weight * (score - best) for score in scores]
 
 
 @dataclass(frozen=True)
