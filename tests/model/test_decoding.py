@@ -1,5 +1,6 @@
 """Decoding with rows that join and leave: the same tokens as every prompt alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.decoding import DecodingBatch, decode, decoding_config, prefill
 from imprag.model.generate import PromptTokens, fixed, generate
 from imprag.model.inputs import pad
-from imprag.model.kv import RowKV
+from imprag.model.kv import RowKV, score_bias
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
 PASSAGES = [[[20, 21, 22], [23, 24]], [], [[25, 26, 27, 28]], [[20, 21, 22]]]
@@ -32,9 +33,9 @@ def tiny_model(family: str) -> ImpRAGModel:
 
 def passage_kv(model: ImpRAGModel, prompt: int) -> Any:
     kv = model.encode_passages([PASSAGES[prompt]])
-    scores = [[0.3 * n for n in range(len(PASSAGES[prompt]))]]
+    scores = [0.3 * n for n in range(len(PASSAGES[prompt]))]
     weight = model.config.attention_score_bias
-    return kv.with_score_bias(scores, weight) if weight and scores[0] else kv
+    return replace(kv, passage_bias=[score_bias(scores, weight)]) if weight and scores else kv
 
 
 def alone(model: ImpRAGModel, prompt: int, new: int) -> list[int]:
