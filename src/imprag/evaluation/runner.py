@@ -344,10 +344,10 @@ class _System:
             read = [[] for _ in batch]
         again: dict[str, Any] = {}
         if self.schedule.again and batch[0].task.retrieval:
-            again = {"retrieve": str(self.schedule), "passages_kept": self.schedule.kept}
+            kept = self.schedule.kept
+            again = {"k": self.k, "retrieve": str(self.schedule), "passages_kept": kept}
         return rag.generate(
             prompts,
-            self.k,
             passages=read,
             **again,
             max_new_tokens=batch[0].task.max_new_tokens,
