@@ -352,10 +352,10 @@ class _System:
         judged = rag.config.confidence is not None and not self.in_context
         again: dict[str, Any] = {}
         if self.schedule.again and batch[0].task.retrieval:
-            again = {"retrieve": str(self.schedule), "passages_kept": self.schedule.kept}
+            kept = self.schedule.kept
+            again = {"k": self.k, "retrieve": str(self.schedule), "passages_kept": kept}
         return rag.generate(
             prompts,
-            self.k,
             passages=read,
             **again,
             max_new_tokens=batch[0].task.max_new_tokens,
