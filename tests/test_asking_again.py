@@ -1,6 +1,6 @@
 """Answers that retrieve again: the same tokens as a plain loop that computes everything anew."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class PlainLoop:
         self.rag, self.prompt, self.schedule, self.k = rag, prompt, schedule, k
         self.ids = prompt_tokens(rag.tokenizer, [prompt], 100)[0]
         self.length = len(self.ids)
+        self.decode = partial(rag.tokenizer.decode, skip_special_tokens=True)
         self.found: list[tuple[int, list[RetrievedPassage]]] = []
         self.read: list[tuple[int, dict[str, float]]] = []  # from a token on: biases by passage
         self._passage = cache(self._encoded)
@@ -75,7 +76,7 @@ class PlainLoop:
             if token == 2:
                 break
             new = self.ids[self.length :]
-            decode = self.rag.tokenizer.decode
+            decode = self.decode
             more = len(new) < NEW and len(self.found) < MOST_RETRIEVALS
             if more and self.schedule.due(new, decode):
                 self._retrieve(ContinuedPrompt(self.prompt, decode(new), new))
@@ -154,15 +155,16 @@ def test_answers_equal_those_of_the_plain_loop(
     numbers = set()
     for prompt, answer in zip(PROMPTS, together, strict=True):
         loop = PlainLoop(rag, prompt, schedule, 2)
-        expected = rag.tokenizer.decode(loop.answer(), skip_special_tokens=True)
+        tokens = loop.answer()
+        expected = loop.decode(tokens)
         alone = rag.ask(prompt, **arguments)
         assert answer.text == alone.text == expected
         assert "".join(rag.stream(prompt, **arguments)).strip() == expected
         for one in (answer, alone):
             got = found_ids(one)
             assert got == [(n, [p.passage.id for p in found]) for n, found in loop.found]
-            written = [one.written.split() for one in answer.retrievals]
-            assert written == [expected.split()[:n] for n, _ in got]
+            texts = [loop.decode(tokens[:n]).strip() for n, _ in got]
+            assert [found.written for found in one.retrievals] == texts
             read = {id for _, ids in got for id in ids}
             assert {p.passage.id for p in one.passages} == read
             assert len(one.passages) == len(read)
