@@ -58,7 +58,7 @@ VERIFICATIONS := $(foreach name,factbook squad renamed counterfactual-renamed co
 	verification-$(name).jsonl)
 
 reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad \
-		absent-squad.jsonl $(VERIFICATIONS)
+		absent-squad.jsonl typed-squad.jsonl typed-factbook.jsonl $(VERIFICATIONS)
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-broad.yaml runs/broad
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-default.yaml runs/default
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-marks.yaml runs/marks
@@ -89,6 +89,12 @@ verification-%.jsonl: %
 absent-%.jsonl: %
 	$(BIN)/python $(MADE_BY)/absent.py $*/questions.jsonl --corpus $*/passages.jsonl \
 		--limit 12000 --out $@
+
+typed-factbook.jsonl: factbook-bench
+	$(BIN)/python $(MADE_BY)/typed.py factbook-bench/factbook/qa/train.jsonl --out $@
+
+typed-%.jsonl: %
+	$(BIN)/python $(MADE_BY)/typed.py $*/questions.jsonl --out $@
 
 renamed: factbook-bench squad
 	$(BIN)/python $(MADE_BY)/rename.py factbook-bench --copies 24 \

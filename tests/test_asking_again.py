@@ -4,6 +4,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -63,9 +64,9 @@ class PlainLoop:
         self.rag, self.prompt, self.schedule, self.k = rag, prompt, schedule, k
         self.ids = prompt_tokens(rag.tokenizer, [prompt], 100)[0]
         self.length = len(self.ids)
-        self.decode = partial(rag.tokenizer.decode, skip_special_tokens=True)
         self.found: list[tuple[int, list[RetrievedPassage]]] = []
         self.read: list[tuple[int, dict[str, float]]] = []  # from a token on: biases by passage
+        self.shares: list[dict[str, float]] = []  # of each token, by passage
         self._passage = cache(self._encoded)
 
     def answer(self) -> list[int]:
@@ -76,7 +77,7 @@ class PlainLoop:
             if token == 2:
                 break
             new = self.ids[self.length :]
-            decode = self.decode
+            decode = self.rag.tokenizer.decode
             more = len(new) < NEW and len(self.found) < MOST_RETRIEVALS
             if more and self.schedule.due(new, decode):
                 self._retrieve(ContinuedPrompt(self.prompt, decode(new), new))
@@ -95,6 +96,7 @@ class PlainLoop:
 
     def _logits(self) -> Tensor:
         decoder = self.rag.model.decoder
+        self.shares.append({})
         wrappers = {
             layer: LayerWrapper(decoder.layer(layer), attend=self._attend(layer))
             for layer in range(decoder.config.b, decoder.config.t + 1)
@@ -125,10 +127,19 @@ class PlainLoop:
                 bias = torch.cat([torch.cat(biases).expand(end - first, -1), own], dim=1)
                 keys, values = (x.repeat_interleave(heads, dim=0) for x in (keys, values))
                 scores = query[0, :, first:end] @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
-                outputs.append((scores + bias).softmax(-1) @ values)
+                weights = (scores + bias).softmax(-1)
+                outputs.append(weights @ values)
+            self._add_shares(weights[:, -1].mean(0), [k.shape[1] for k, _ in states])
             return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
 
         return attend
+
+    def _add_shares(self, weights: Tensor, lengths: list[int]) -> None:
+        """Add one layer's attention of the last token, over passages and its own text."""
+        config, shares = self.rag.config, self.shares[-1]
+        masses = weights[: sum(lengths)].split(lengths)
+        for id, mass in zip(self.read[-1][1], masses, strict=True):
+            shares[id] = shares.get(id, 0.0) + float(mass.sum()) / (config.t - config.b + 1)
 
     def _encoded(self, layer: int, id: str) -> tuple[Tensor, Tensor]:
         passage = PASSAGES[int(id[1:])]
@@ -152,19 +163,19 @@ def test_answers_equal_those_of_the_plain_loop(
     arguments: dict[str, Any] = {"retrieve": retrieve, "passages_kept": kept}
     arguments |= {"max_new_tokens": NEW, "stop": (), "raw": True}
     together = rag.generate(PROMPTS, batch_size=len(PROMPTS), **arguments)
+    decode = partial(rag.tokenizer.decode, skip_special_tokens=True)
     numbers = set()
     for prompt, answer in zip(PROMPTS, together, strict=True):
         loop = PlainLoop(rag, prompt, schedule, 2)
         tokens = loop.answer()
-        expected = loop.decode(tokens)
+        expected = decode(tokens)
         alone = rag.ask(prompt, **arguments)
         assert answer.text == alone.text == expected
         assert "".join(rag.stream(prompt, **arguments)).strip() == expected
         for one in (answer, alone):
             got = found_ids(one)
             assert got == [(n, [p.passage.id for p in found]) for n, found in loop.found]
-            texts = [loop.decode(tokens[:n]).strip() for n, _ in got]
-            assert [found.written for found in one.retrievals] == texts
+            assert [r.written for r in one.retrievals] == [decode(tokens[:n]) for n, _ in got]
             read = {id for _, ids in got for id in ids}
             assert {p.passage.id for p in one.passages} == read
             assert len(one.passages) == len(read)
@@ -172,6 +183,73 @@ def test_answers_equal_those_of_the_plain_loop(
     assert max(numbers) > 1
     once = rag.generate(PROMPTS, **{**arguments, "retrieve": "once", "passages_kept": None})
     assert [a.text for a in once] != [a.text for a in together]
+
+
+def check_shares(answer: Answer, loop: PlainLoop) -> None:
+    """The shares of all passages that were read, in the order in which the answer came to them."""
+    ids = list(dict.fromkeys(one.passage.id for _, found in loop.found for one in found))
+    assert [one.passage.id for one in answer.passages] == ids
+    decode = partial(loop.rag.tokenizer.decode, skip_special_tokens=True)
+    tokens = loop.ids[loop.length :]
+    expected = [
+        [shares.get(id, 0.0) for id in ids]
+        for token, shares in zip(tokens, loop.shares, strict=True)
+        if decode([token])
+    ]
+    assert answer.attribution is not None
+    given = [one.shares for one in answer.attribution.tokens]
+    assert np.allclose(given, expected, rtol=0, atol=1e-5)
+    assert np.allclose(answer.attribution.shares, np.mean(expected, axis=0), rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize(
+    ("retrieval", "retrieve"),
+    [("implicit", "every:1"), ("implicit", "on:w5"), ("hybrid", "every:5")],
+)
+@pytest.mark.parametrize("bias", [0.5, 1e4])
+def test_shares_equal_the_softmax_weights_of_the_plain_loop(
+    folder: Path, retrieval: str, retrieve: str, kept: Any, bias: float
+) -> None:
+    """In a batch of rows with other numbers of retrievals, alone and streamed."""
+    rag = rag_of(folder, retrieval, attention_score_bias=bias)
+    schedule = RetrievalSchedule.parse(retrieve, kept)
+    arguments: dict[str, Any] = {"retrieve": retrieve, "passages_kept": kept, "attribution": True}
+    arguments |= {"max_new_tokens": NEW, "stop": (), "raw": True}
+    unread = 0
+    answers = rag.generate(PROMPTS, **arguments)
+    found = sum(len(one.passages) for answer in answers for one in answer.retrievals)
+    assert (answers[0].kv_misses < found) == (bias > 1)  # a great bias leaves passages unread
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        loop = PlainLoop(rag, prompt, schedule, 2)
+        loop.answer()
+        stream = rag.stream(prompt, **arguments)
+        assert "".join(stream).strip() == answer.text
+        assert stream.answer is not None
+        for one in (answer, rag.ask(prompt, **arguments), stream.answer):
+            check_shares(one, loop)
+        assert answer.attribution is not None
+        unread += sum(one.shares.count(0.0) for one in answer.attribution.tokens)
+    assert unread > 0
+
+
+@pytest.mark.parametrize("encoding", ["segmented", "full"])
+def test_passages_of_one_sequence_that_are_found_again_have_one_share(
+    folder: Path, encoding: Any
+) -> None:
+    rag = rag_of(folder, passage_encoding=encoding, attention_score_bias=0.0)
+    arguments: dict[str, Any] = {"retrieve": "every:2", "max_new_tokens": NEW, "stop": ()}
+    answers = rag.generate(PROMPTS, attribution=True, **arguments)
+    assert any(sum(len(r.passages) for r in a.retrievals) > len(a.passages) for a in answers)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        alone = rag.ask(prompt, attribution=True, **arguments)
+        assert answer.attribution is not None
+        assert alone.attribution is not None
+        assert len(answer.attribution.shares) == len(answer.passages)
+        assert np.allclose(answer.attribution.shares, alone.attribution.shares, atol=1e-5)
+        assert min(answer.attribution.tokens[-1].shares) > 0
+        assert sum(answer.attribution.shares) < 1
 
 
 def test_rows_have_different_numbers_of_retrievals(folder: Path) -> None:

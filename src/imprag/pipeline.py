@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
-from imprag.generation import Answer, GenerationBatch, GenerationSettings
+from imprag.generation import Answer, AnswerStream, GenerationBatch, GenerationSettings
 from imprag.index.folder import IndexFolder
 from imprag.index.source import IndexSource
 from imprag.io.files import expand_home
 from imprag.kv_cache.cache import PassageKVCache
 from imprag.kv_cache.manifest import states_fingerprint
 from imprag.kv_cache.stores import DiskStore, Store
+from imprag.model.confidence import Confidence
 from imprag.model.config import ImpRAGConfig
 from imprag.model.fitted import fitted_index, fitted_to_default
 from imprag.model.inputs import by_length
@@ -35,7 +36,7 @@ from imprag.retrieval.implicit import ImplicitRetriever
 from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
 from imprag.retrieval.retriever import RetrievedPassage, Retriever
 
-__all__ = ["Answer", "ImpRAG"]
+__all__ = ["Answer", "AnswerStream", "ImpRAG"]
 
 
 class ImpRAG:
@@ -76,7 +77,7 @@ class ImpRAG:
         self.encoder = PassageEncoder(model, tokenizer)
         self._retriever: tuple[IndexFolder | None, Retriever] | None = None
         self.retrieval = retrieval or _own_retrieval(model.config, lexical_weight)
-        _check_retrieval(model.config, self.retrieval, lexical_weight)
+        _check_settings(model.config, self.retrieval, lexical_weight)
         self._lexical_weight = lexical_weight
         self._source = IndexSource(self.encoder, self._name, model.config.base_model, index)
         self.kv_cache = PassageKVCache(model, tokenizer)
@@ -182,10 +183,7 @@ class ImpRAG:
         if isinstance(kv_cache, Path | str):
             kv_cache = DiskStore(kv_cache)
         if isinstance(kv_cache, DiskStore):
-            source = ["--model", self._name]
-            if self._source.folder is not None:
-                source += ["--index", str(self._source.folder.path)]
-            _check_store(self, kv_cache, shlex.join(source))
+            _check_store(self, kv_cache, ["--model", self._name], self._source.folder)
         self.kv_cache = PassageKVCache(self.model, self.tokenizer, kv_cache)
 
     def retrieve(
@@ -233,6 +231,8 @@ class ImpRAG:
         chat: bool = False,
         raw: bool = False,
         batch_size: int = 8,
+        attribution: bool = False,
+        min_confidence: float | None = None,
         **generate_arguments: Any,
     ) -> list[Answer]:
         """Retrieve, read and answer, in one pass of each prompt through the model.
@@ -258,6 +258,12 @@ class ImpRAG:
             raw: read each prompt as it is. By default, plain questions are put into the model's
                 ``question_template``.
             batch_size: number of prompts in a batch; prompts of similar length share one.
+            attribution: also say how much each passage was read for each token of the answer,
+                from the same pass (:class:`imprag.model.attribution.Attribution`). Not for beam
+                search.
+            min_confidence: also say how likely each answer is right (``Answer.confidence``), and
+                answer "not found in the corpus" where that is less. 0 gives all answers. For models
+                with a fitted confidence; not for beam search. A stream gives its answer at the end.
             **generate_arguments: arguments of Hugging Face ``generate`` (``do_sample``,
                 ``num_beams`` ...); greedy by default. :mod:`imprag.model.generate_arguments` lists
                 those that work with retrieval inside the prompt's pass; others are refused.
@@ -270,7 +276,8 @@ class ImpRAG:
                 index, or an argument does not work with retrieval.
         """
         prompts = self.asked_prompts(prompts, chat=chat, raw=raw)
-        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
+        judging = attribution, min_confidence
+        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments, *judging)
         retrieves = passages is None and k != 0
         schedule = self.config.schedule(retrieve, passages_kept, retrieves=retrieves)
         if batch_size < 1:
@@ -296,23 +303,26 @@ class ImpRAG:
         raw: bool = False,
         retrieve: str | None = None,
         passages_kept: PassagesKept | None = None,
+        attribution: bool = False,
+        min_confidence: float | None = None,
         **generate_arguments: Any,
-    ) -> Iterator[str]:
+    ) -> AnswerStream:
         """Stream the answer to one prompt; arguments as for :meth:`generate`.
 
         Generation runs in its own thread. It stops at the next token when the answer has ended or
-        the iterator is closed, for example by leaving a loop over it.
+        the iterator is closed, for example by leaving a loop over it. Its ``answer`` is what
+        :meth:`ask` returns, once the last piece has come.
         """
         if not isinstance(prompt, str):
             raise ImpRAGError("stream takes one prompt as a string")
-        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments)
+        judging = attribution, min_confidence
+        settings = GenerationSettings.of(max_new_tokens, stop, generate_arguments, *judging)
         if settings.arguments.setdefault("num_beams", 1) != 1:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
         prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
-        retrieves = given is None and k != 0
-        schedule = self.config.schedule(retrieve, passages_kept, retrieves=retrieves)
-        return GenerationBatch(self, prompts, k, given, settings, schedule).stream()
+        schedule = self.config.schedule(retrieve, passages_kept, retrieves=given is None and k != 0)
+        return AnswerStream(GenerationBatch(self, prompts, k, given, settings, schedule).stream())
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Save the settings and the weights, or the adapter, in a new folder."""
@@ -347,14 +357,18 @@ def implicit_retriever(rag: ImpRAG) -> ImplicitRetriever:
     return ImplicitRetriever(rag.model, rag.tokenizer, rag.index)
 
 
-def _check_store(rag: ImpRAG, kv_cache: DiskStore, options: str) -> None:
+def _check_store(
+    rag: ImpRAG, kv_cache: DiskStore, source: Sequence[str], index: IndexFolder | None
+) -> None:
     """Refuse a KV cache of another model; note on standard error one of other passages.
 
     Args:
         rag: the pipeline.
         kv_cache: the folder.
-        options: of the command that makes it.
+        source: options of the command that makes it, which name the model.
+        index: the pipeline's, if it has been given.
     """
+    options = shlex.join([*source, *(["--index", str(index.path)] if index else [])])
     fingerprint = states_fingerprint(rag.model, rag.tokenizer)
     kv_cache.manifest.check(kv_cache.path, model_fingerprint=fingerprint, source=options)
     if kv_cache.manifest.corpus_fingerprint != rag.corpus.fingerprint:
@@ -379,7 +393,7 @@ def make_retriever(rag: ImpRAG, name: str, lexical_weight: float | None) -> Retr
         ImpRAGError: there is no such retriever, the index lacks the lexical part that it needs, or
             the lexical weight has no effect.
     """
-    _check_retrieval(rag.config, name, lexical_weight)
+    _check_settings(rag.config, name, lexical_weight)
     fitted = rag.config.gate
 
     def gate() -> Gate:
@@ -398,9 +412,11 @@ def _own_retrieval(config: ImpRAGConfig, lexical_weight: float | None) -> str:
     return "implicit" if config.gate is None and lexical_weight is None else "hybrid"
 
 
-def _check_retrieval(config: ImpRAGConfig, name: str, lexical_weight: float | None) -> None:
-    """Refuse an unknown retriever, a bad gate, and a lexical weight without effect."""
+def _check_settings(config: ImpRAGConfig, name: str, lexical_weight: float | None) -> None:
+    """Refuse an unknown retriever, bad weights in the model, a lexical weight without effect."""
     RETRIEVERS.find(name)
+    if config.confidence is not None:
+        Confidence.from_json(config.confidence)
     if config.gate is not None:
         Gate.from_json(config.gate)
     if lexical_weight is not None:

@@ -66,6 +66,63 @@ def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["timings"]["total"] > 0
 
 
+def test_ask_cites_the_passages_that_carried_the_answer(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("ask", "w1 w2", "--k", 3, "--max-new-tokens", 4, "--cite")
+    assert ask(home, *options, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    attribution = found["attribution"]
+    assert set(attribution) == {"shares", "tokens", "own", "carried_by"}
+    assert len(attribution["shares"]) == 3
+    assert sum(attribution["shares"]) + attribution["own"] == pytest.approx(1)
+    assert "".join(token["text"] for token in attribution["tokens"]) == found["answer"]
+    assert ask(home, *options) == 0
+    lines = capsys.readouterr().out.rstrip().split("\n")
+    start = next(n for n, line in enumerate(lines) if line.startswith("answer: "))
+    numbers = [f"[{n + 1}]" for n in attribution["carried_by"]]
+    assert lines[start] == " ".join(["answer:", found["answer"], *numbers])
+    assert lines[start + 1 :] == [
+        *(
+            f"  [{n + 1}] {attribution['shares'][n]:.1%} {found['passages'][n]['title']}"
+            for n in attribution["carried_by"]
+        ),
+        f"  own text {attribution['own']:.1%}",
+    ]
+
+
+def test_ask_abstains_below_the_least_confidence(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(home / "model", model)
+    settings = json.loads((model / "imprag.json").read_text())
+    (model / "imprag.json").write_text(json.dumps({**settings, "confidence": {"bias": 0.0}}))
+    options = ("ask", "w1 w2", "--max-new-tokens", 4, "--model", model)
+    assert ask(home, *options, "--min-confidence", 0.5, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["confidence"] == 0.5
+    assert found["evidence"]["bias"] == 1
+    assert found["abstained"] is False
+    assert found["answer"].startswith("w")
+    assert ask(home, *options, "--min-confidence", 0.6) == 0
+    assert "\nanswer: not found in the corpus\n  confidence 50%\n" in capsys.readouterr().out
+    assert ask(home, *options, "--min-confidence", 1.5) == 2
+    assert "min_confidence must be between 0 and 1" in capsys.readouterr().err
+    assert ask(home, *options[:-2], "--min-confidence", 0.5) == 2
+    assert "no fitted confidence" in capsys.readouterr().err
+
+
+def test_ask_cites_what_later_tokens_found(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--k", 2, "--max-new-tokens", 6, "--cite", "--retrieve", "every:2", "--json")
+    assert ask(home, "ask", "w1 w2", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    later = [id for one in found["retrievals"] for id in one["passages"]]
+    assert [one["id"] for one in found["passages"]] == list(dict.fromkeys(later))
+    assert len(found["attribution"]["shares"]) == len(found["passages"]) > 2
+    assert sum(found["attribution"]["shares"]) + found["attribution"]["own"] == pytest.approx(1)
+
+
 def test_another_retriever_finds_by_the_prompts_words(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """`imprag eval`, `imprag compare` and `imprag tasks`, run in this process on a tiny model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,38 @@ def test_eval_json_is_results_json(
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(json.loads(line)["tasks"]["nq"]["metrics"]) == {"exact_match", "f1"}
+
+
+def test_unanswerable_prompts_read_no_gold_passage_and_have_confidence(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(home / "model", model)
+    settings = json.loads((model / "imprag.json").read_text())
+    settings["confidence"] = {"mean_log_probability": 1.0, "bias": 3.0}
+    (model / "imprag.json").write_text(json.dumps(settings))
+    options = ("--model", model, "--index", home / "index", "--tasks", home / "examples.jsonl")
+    for out, more in (("own", ()), ("unanswerable", ("--unanswerable",))):
+        assert run("eval", *options, "--dtype", "float32", "--out", tmp_path / out, *more) == 0
+    lines = (tmp_path / "unanswerable" / "predictions.jsonl").read_text().splitlines()
+    for prediction in map(json.loads, lines):
+        assert len(prediction["passages"]) == 2
+        gold = {id for ids in prediction["gold"] for id in ids}
+        assert gold
+        assert not gold & {one["id"] for one in prediction["passages"]}
+        assert 0 < prediction["confidence"] < 1
+    results = json.loads((tmp_path / "own" / "results.json").read_text())["tasks"]
+    assert {task: found["confidence"]["n"] for task, found in results.items()} == {
+        "nq": 7,
+        "trex": 7,
+    }
+    page = (tmp_path / "unanswerable" / "report.html").read_text()
+    assert "without the gold passages" in page
+    assert "AUROC" in page
+    assert "wrong answers among them" in page.lower()
+    for other in (("--retrieval-only",), ("--passages", "gold")):
+        assert run("eval", *options, "--out", tmp_path / "no", "--unanswerable", *other) == 2
+        assert "--unanswerable has no effect" in capsys.readouterr().err
 
 
 def test_a_large_weight_reads_the_best_passage_alone(home: Path, tmp_path: Path) -> None:

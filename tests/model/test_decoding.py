@@ -20,7 +20,7 @@ from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.decoding import DecodingBatch, decode, decoding_config, prefill
 from imprag.model.generate import PromptTokens, fixed, generate
 from imprag.model.inputs import pad
-from imprag.model.kv import PassageKV, RowKV
+from imprag.model.kv import PassageKV, RowKV, score_bias
 from imprag.model.query import Queries, queries
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
@@ -35,9 +35,9 @@ def tiny_model(family: str) -> ImpRAGModel:
 
 def passage_kv(model: ImpRAGModel, prompt: int) -> Any:
     kv = model.encode_passages([PASSAGES[prompt]])
-    scores = [[0.3 * n for n in range(len(PASSAGES[prompt]))]]
+    scores = [0.3 * n for n in range(len(PASSAGES[prompt]))]
     weight = model.config.attention_score_bias
-    return kv.with_score_bias(scores, weight) if weight and scores[0] else kv
+    return replace(kv, passage_bias=[score_bias(scores, weight)]) if weight and scores else kv
 
 
 def alone(model: ImpRAGModel, prompt: int, new: int) -> list[int]:

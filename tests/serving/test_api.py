@@ -177,6 +177,53 @@ def test_a_stream_adds_up_to_the_answer(client: TestClient, n: int) -> None:
     assert "usage" not in chunks(client, COMPLETION, **body)[-1]
 
 
+def test_attributions_come_with_the_answers_if_asked_for(client: TestClient, rag: ImpRAG) -> None:
+    body: dict[str, Any] = {"max_tokens": 6, "imprag": {"attribution": True, "k": 4}}
+    reply = post(client, CHAT, messages=MESSAGES, **body)
+    answer = rag.ask(PROMPT, 4, max_new_tokens=6, attribution=True)
+    assert answer.attribution is not None
+    (found,) = reply["imprag"]["attributions"]
+    assert found["index"] == 0
+    assert found["carried_by"] == answer.attribution.carried_by
+    assert np.allclose(found["shares"], answer.attribution.shares, atol=1e-5)
+    assert found["own"] == pytest.approx(answer.attribution.own, abs=1e-5)
+    assert [(one["text"], one["start"], one["end"]) for one in found["tokens"]] == [
+        (one.text, one.start, one.end) for one in answer.attribution.tokens
+    ]
+    message = reply["choices"][0]["message"]
+    cited = [one["url_citation"] for one in message["annotations"]]
+    assert [cited[0]["start_index"], cited[-1]["end_index"]] == [0, len(message["content"])]
+    for citation in cited:  # each stands for the tokens that read its passage most
+        number = next(
+            n
+            for n, one in enumerate(reply["imprag"]["passages"])
+            if (one["url"], one["title"]) == (citation["url"], citation["title"])
+        )
+        for token in found["tokens"]:
+            if citation["start_index"] <= token["start"] < citation["end_index"]:
+                rivals = [token["shares"][n] for n in found["carried_by"]]
+                assert token["shares"][number] == max(rivals)
+    streamed = chunks(client, CHAT, messages=MESSAGES, **body)
+    last = streamed[-1]["choices"][0]
+    assert last["delta"]["annotations"] == message["annotations"]
+    assert streamed[-1]["imprag"]["attributions"] == reply["imprag"]["attributions"]
+
+
+def test_each_of_several_answers_has_its_attribution(client: TestClient) -> None:
+    body: dict[str, Any] = {"prompt": ["w5 w6", "w7"], "max_tokens": 5, "n": 2}
+    options = {"imprag": {"attribution": True}, "temperature": 1.5, "seed": 1}
+    reply = post(client, COMPLETION, **body, **options)
+    found = reply["imprag"]["attributions"]
+    assert [one["index"] for one in found] == [0, 1, 2, 3]
+    for choice, one in zip(reply["choices"], found, strict=True):
+        assert "".join(token["text"] for token in one["tokens"]) == choice["text"]
+        assert sum(one["shares"]) + one["own"] == pytest.approx(1)
+    assert post(client, COMPLETION, **body)["imprag"]["attributions"] == []
+    streamed = chunks(client, COMPLETION, **body, **options)
+    parts = [one.get("imprag", {}).get("attributions", ()) for one in streamed]
+    assert sorted(one["index"] for part in parts for one in part) == [0, 1, 2, 3]
+
+
 def test_citations_come_with_the_last_delta(client: TestClient) -> None:
     whole = post(client, CHAT, messages=MESSAGES, max_tokens=4)
     streamed = chunks(client, CHAT, messages=MESSAGES, max_tokens=4)
@@ -214,6 +261,26 @@ def test_an_answer_may_retrieve_again(client: TestClient, rag: ImpRAG) -> None:
     assert post(client, CHAT, messages=MESSAGES)["imprag"]["retrievals"] == []
     for own in ({"retrieve": "now"}, {"passages_kept": "beside"}, {"retrieve": "every:2", "k": 0}):
         assert client.post(CHAT, json={**body, "imprag": own}).status_code == 400
+
+
+def test_attributions_of_an_answer_that_retrieves_again(client: TestClient, rag: ImpRAG) -> None:
+    own: dict[str, Any] = {"retrieve": "every:2", "attribution": True}
+    answer = rag.ask(PROMPT, max_new_tokens=8, **own)
+    assert answer.attribution is not None
+    body: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 8, "imprag": own}
+    reply = post(client, CHAT, **body)
+    *_, last = chunks(client, CHAT, **body)
+    (found,) = reply["imprag"]["attributions"]
+    assert np.allclose(found["shares"], answer.attribution.shares, atol=1e-5)
+    assert last["imprag"]["attributions"] == [found]
+    later = [one for part in reply["imprag"]["retrievals"] for one in part["passages"]]
+    read = list({one["id"]: one for one in [*reply["imprag"]["passages"], *later]})
+    assert read == [one.passage.id for one in answer.passages]
+    assert len(found["shares"]) == len(read) > len(reply["imprag"]["passages"])
+    message = reply["choices"][0]["message"]
+    assert last["choices"][0]["delta"]["annotations"] == message["annotations"]
+    titles = {one["url_citation"]["title"] for one in message["annotations"]}
+    assert titles <= {answer.passages[n].passage.title for n in found["carried_by"]}
 
 
 def test_a_passage_has_the_address_of_its_source() -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from tiny_server import PASSAGES, Client, running_engine, tiny_rag
+from tiny_server import PASSAGES, Client, close, running_engine, tiny_rag
 
 from imprag.errors import ImpRAGError
 from imprag.io.file_cache import FileCache
@@ -250,7 +251,7 @@ def test_the_engine_outlives_a_batch_that_fails(
     """No memory for a step, or none for the copy of the rows that remain."""
     client = Client(engine, request("w2", max_new_tokens=300))
     with monkeypatch.context() as patched:
-        patched.setattr(DecodingBatch, part, lambda self, given: 1 / 0)
+        patched.setattr(DecodingBatch, part, lambda self, *given: 1 / 0)
         held.opened.set()
         client.wait()
     assert isinstance(client.of(Failed)[0].error, ZeroDivisionError)
@@ -354,10 +355,10 @@ def test_running_answers_go_on_during_a_long_pass(
     steps_inside: list[int] = []
     step, beginning = engine._batch.step, lambda: bool(engine._beginning)
 
-    def counted(tokens: Any) -> Any:
+    def counted(tokens: Any, *others: Any) -> Any:
         if beginning():
             steps_inside.append(len(tokens))
-        return step(tokens)
+        return step(tokens, *others)
 
     monkeypatch.setattr(engine._batch, "step", counted)
     gate = Gate()
@@ -430,3 +431,47 @@ def test_an_engine_reads_from_disk_what_an_earlier_one_has_encoded(tmp_path: Pat
         disk.flush()
     assert texts[0] == texts[1]
     assert counts == [(3, 3), (6, 0)]
+
+
+def test_requests_at_once_get_the_attributions_of_the_pipeline(rag: ImpRAG, engine: Engine) -> None:
+    """Alone, in a batch, streamed and served; other requests of the same batch ask for none."""
+    asked = [(prompt, 3 + 2 * n, 1 + n % 3) for n, prompt in enumerate(PROMPTS[:8])]
+    clients = [
+        Client(
+            engine, request(prompt, max_new_tokens=new, k=k, attribution=n % 2 == 0, n=1 + n % 2)
+        )
+        for n, (prompt, new, k) in enumerate(asked)
+    ]
+    for n, (client, (prompt, new, k)) in enumerate(zip(clients, asked, strict=True)):
+        client.wait()
+        if n % 2:
+            assert all(ended.attribution is None for ended in client.of(Ended))
+            continue
+        arguments: Any = {"k": k, "max_new_tokens": new, "stop": (), "attribution": True}
+        alone = rag.ask(prompt, **arguments)
+        assert alone.attribution is not None
+        assert "".join(token.text for token in alone.attribution.tokens) == alone.text
+        assert close(client.of(Ended)[0].attribution, alone.attribution)
+        batch = rag.generate([prompt, "w5", "w6 w7 w8 w9 w10"], **arguments)
+        assert close(batch[0].attribution, alone.attribution)
+        stream = rag.stream(prompt, **arguments)
+        assert "".join(stream).strip() == alone.text
+        assert stream.answer is not None
+        assert close(stream.answer.attribution, alone.attribution)
+
+
+def test_attribution_leaves_out_what_is_no_text_of_the_answer(rag: ImpRAG, engine: Engine) -> None:
+    """The stop string and what follows it are no part of the answer, nor of its shares."""
+    whole = rag.ask("w1 w2", max_new_tokens=8, stop=(), attribution=True)
+    words = whole.text.split()
+    stop = next(word for n, word in enumerate(words) if word not in words[:n] and n > 1)
+    kept = words[: words.index(stop)]
+    cut = rag.ask("w1 w2", max_new_tokens=8, stop=stop, attribution=True)
+    (served,) = engine.ask(request("w1 w2", max_new_tokens=8, stop=(stop,), attribution=True))
+    assert whole.attribution is not None
+    means = np.mean([token.shares for token in whole.attribution.tokens[: len(kept)]], axis=0)
+    for attribution in (cut.attribution, served.attribution):
+        assert attribution is not None
+        assert "".join(token.text for token in attribution.tokens).split() == kept
+        np.testing.assert_allclose(attribution.shares, means, atol=1e-5)
+        assert attribution.own == pytest.approx(1 - means.sum(), abs=1e-5)

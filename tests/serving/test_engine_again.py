@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tiny_server import Client, running_engine, tiny_rag
+from tiny_server import Client, close, running_engine, tiny_rag
 
 from imprag.errors import ImpRAGError
 from imprag.pipeline import Answer, ImpRAG
@@ -13,9 +13,9 @@ from imprag.serving.requests import Ended, EngineRequest, Failed, Sampling
 
 PROMPTS = [f"w{n} w{n + 1} w{(5 * n) % 90}" + " w7" * (n % 4) for n in range(9)]
 SETTINGS: list[dict[str, Any]] = [
-    {"retrieve": "every:3"},
-    {"retrieve": "every:4", "passages_kept": "instead"},
-    {},
+    {"retrieve": "every:3", "attribution": True},
+    {"retrieve": "every:4", "passages_kept": "instead", "attribution": True},
+    {"attribution": True},
     {"retrieve": "on:w5", "retrieval": "hybrid"},
     {"retrieve": "every:1", "k": 1, "retrieval": "hybrid", "passages_kept": "instead"},
     {"retrieve": "every:2", "retrieval": "lexical"},
@@ -57,12 +57,19 @@ def test_served_answers_equal_the_pipelines(rag: ImpRAG) -> None:
             later = answer.retrievals[1:]
             assert got == [(one.tokens, one.written, ids(one.passages)) for one in later]
             numbers.add(len(later))
+            if "attribution" in settings[n]:
+                assert close(ended.attribution, answer.attribution)
+                assert answer.attribution is not None
+                assert len(answer.attribution.shares) == len(answer.passages)
+            else:
+                assert ended.attribution is None
         assert len(numbers) > 2
 
 
 def test_several_answers_to_a_prompt_ask_for_themselves(rag: ImpRAG) -> None:
     sampling = Sampling(temperature=1.5, seed=3)
     own: dict[str, Any] = {"retrieve": "every:2", "sampling": sampling, "stop": ()}
+    own["attribution"] = True
     with running_engine(rag, slots=4) as engine:
         client = Client(engine, EngineRequest("w9 w3", n=3, max_new_tokens=8, **own))
         client.wait()
@@ -71,6 +78,8 @@ def test_several_answers_to_a_prompt_ask_for_themselves(rag: ImpRAG) -> None:
         other.wait()
         again = sorted(other.of(Ended), key=lambda ended: ended.choice)
     assert [one.text for one in together] == [one.text for one in again]
+    for one, other in zip(together, again, strict=True):
+        assert close(one.attribution, other.attribution)
     assert len({tuple(ids(r.passages)[0] for r in one.retrievals) for one in together}) > 1
 
 

@@ -162,6 +162,23 @@ def test_an_answer_comes_piece_by_piece_with_its_passages_and_timings(
     assert page.locator("#status").inner_text().startswith(f"Answer: {expected.text}")
 
 
+def test_what_carried_the_answer_is_named_and_linked(page: Page, rag: ImpRAG) -> None:
+    ask(page, k=4)
+    expected = rag.ask(QUESTION, 4, attribution=True).attribution
+    assert expected is not None
+    percents = [f"{100 * share:.1f} %" for share in expected.shares]
+    reads = page.locator("#current .read").all_inner_texts()
+    assert reads == [f"Read: {percent}" for percent in percents]
+    links = page.locator("#current .cited a")
+    assert [re.split("[][]", text)[1] for text in links.all_inner_texts()] == [
+        str(n + 1) for n in expected.carried_by
+    ]
+    assert links.first.inner_text().endswith(percents[expected.carried_by[0]])
+    links.first.click()
+    most_read = page.locator("#current .passages li").nth(expected.carried_by[0])
+    expect(most_read).to_be_focused()
+
+
 def test_bars_run_from_the_lowest_to_the_highest_score(page: Page) -> None:
     ask(page, k=4)
     scores = [float(text) for text in page.locator("#current .number").all_inner_texts()]

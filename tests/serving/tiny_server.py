@@ -6,10 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.index.folder import IndexFolder
 from imprag.model import ImpRAGConfig, ImpRAGModel
+from imprag.model.attribution import Attribution
 from imprag.pipeline import ImpRAG
 from imprag.serving.engine import Engine
 from imprag.serving.requests import Completed, EngineEvent, EngineRequest, Failed
@@ -62,3 +65,13 @@ class Client:
 
     def of(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+
+def close(found: Attribution | None, expected: Attribution | None) -> bool:
+    """Whether two attributions are the same but for the last bits."""
+    assert found is not None
+    assert expected is not None
+    rows = [found.shares, *(token.shares for token in found.tokens)]
+    others = [expected.shares, *(token.shares for token in expected.tokens)]
+    places = [[(one.text, one.start, one.end) for one in a.tokens] for a in (found, expected)]
+    return places[0] == places[1] and bool(np.allclose(rows, others, rtol=0, atol=1e-5))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imprag.training.adapt import SourceRecall
+    from imprag.training.adapt_gate import GateFit, Recall
 
 MEANINGFUL = 50
 """The number of prompts below which figures differ by chance alone."""
@@ -43,6 +44,9 @@ def adapt(
     own questions if you give any. A share of the prompts, the first of each kind, is held back;
     recall on these is shown before and after. Rerun the same command after an interruption: hidden
     states that were computed are reused.
+
+    If the model has a gate for hybrid retrieval, it is fitted anew on held-back questions of
+    `--tasks`; it stays as it is where that finds no more, by questions that it was not fitted on.
 
     Figures of fewer than 50 prompts mean little, and prompts made from passages are easier than
     people's questions: give some with `--tasks`.
@@ -81,7 +85,7 @@ def adapt(
 
     if not tasks:
         refuse_without_effect("without --tasks", data=data)
-    recalls = adapt_model(
+    found = adapt_model(
         model,
         index,
         out,
@@ -94,21 +98,33 @@ def adapt(
         max_rank=max_rank,
         device=device,
     )
-    notes = _notes(recalls, asked=bool(tasks))
+    recalls, gate = found.recalls, found.gate
+    notes = _notes(recalls, asked=bool(tasks)) + _gate_notes(gate)
     if json:
+        hybrid = gate and {
+            "questions": gate.questions,
+            "before": gate.before,
+            "after": gate.after,
+            "refitted": gate.gate is not None,
+        }
         recalled = [asdict(one) for one in recalls]
-        print_json({"model": str(out), "recall": recalled, "notes": notes})
+        print_json({"model": str(out), "recall": recalled, "hybrid": hybrid, "notes": notes})
         return
+    rows: list[tuple[str, int, Recall, Recall]] = [
+        (one.source, one.prompts, one.before, one.after) for one in recalls
+    ]
+    if gate is not None:
+        rows.append(("all tasks, hybrid", gate.questions, gate.before, gate.after))
     print(
         markdown_table(
             ["kind of prompt", "held back", "R@1 before", "after", "R@10 before", "after"],
             [
                 [
-                    one.source,
-                    f"{one.prompts:,}",
-                    *(f"{100 * share[n]:.1f}" for n in (0, 1) for share in (one.before, one.after)),
+                    name,
+                    f"{prompts:,}",
+                    *(f"{100 * share[n]:.1f}" for n in (0, 1) for share in (before, after)),
                 ]
-                for one in recalls
+                for name, prompts, before, after in rows
             ],
         ),
         end="",
@@ -137,3 +153,19 @@ def _notes(recalls: "Sequence[SourceRecall]", *, asked: bool) -> list[str]:
             "tell more about what they will find"
         )
     return notes
+
+
+def _gate_notes(gate: "GateFit | None") -> list[str]:
+    from imprag.training.adapt_gate import FEWEST_QUESTIONS
+
+    if gate is None:
+        return []
+    if gate.gate is not None:
+        return ["hybrid retrieval has a new gate"]
+    if gate.usable < FEWEST_QUESTIONS:
+        return [
+            f"the gate of hybrid retrieval stays as it is: fitting takes {FEWEST_QUESTIONS} "
+            f"held-back questions whose passages are among the candidates, and there are "
+            f"{gate.usable}"
+        ]
+    return ["the gate of hybrid retrieval stays as it is: a new one finds no more"]

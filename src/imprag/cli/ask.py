@@ -22,6 +22,7 @@ from imprag.cli.options import (
     Json,
     KVCache,
     LexicalWeight,
+    MinConfidence,
     Model,
     Retrieval,
     refuse_without_effect,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from imprag.index.folder import IndexFolder
     from imprag.index.lexical import LexicalIndex
     from imprag.model.config import ImpRAGConfig
-    from imprag.pipeline import ImpRAG
+    from imprag.pipeline import Answer, ImpRAG
     from imprag.retrieval import RetrievedPassage, Retriever
     from imprag.retrieval.hybrid import HybridRanking
 
@@ -168,6 +169,8 @@ def ask(
     max_new_tokens: int = 32,
     chat: Flag = False,
     raw: Raw = False,
+    cite: Flag = False,
+    min_confidence: MinConfidence = None,
     json: Json = False,
 ) -> None:
     """Answer a prompt and show the passages that the model read.
@@ -175,6 +178,7 @@ def ask(
     For example:
 
     - `imprag ask "what's the capital of Chad?"`
+    - `imprag ask "when did Ghana become independent?" --cite`
     - `imprag ask "how high is the highest point of Nepal?" --retrieve every:8`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
     - `imprag ask -`, to type one prompt after another: only the first waits for the model.
@@ -184,6 +188,8 @@ def ask(
             reads one prompt per line from standard input, at a terminal until Ctrl-D.
         max_new_tokens: Greatest length of the answer in tokens.
         chat: Put the prompt into the model's own chat template. For instruct models.
+        cite: Name the passages that carried the answer, each with its share of the attention that
+            the answer's tokens paid. With `--json`, the shares of all passages for each token.
         json: Print one JSON object per prompt instead of text.
     """
     source, prompts = _start(source, prompt)
@@ -200,9 +206,17 @@ def ask(
             max_new_tokens=max_new_tokens,
             chat=chat,
             raw=raw,
+            attribution=cite,
+            min_confidence=min_confidence,
             **dataclasses.asdict(again),
         ):
             if json:
+                more: dict[str, Any] = {}
+                if answer.attribution is not None:
+                    more["attribution"] = answer.attribution.to_json()
+                if answer.confidence is not None:
+                    for name in ("confidence", "evidence", "abstained"):
+                        more[name] = getattr(answer, name)
                 _print_json(
                     answer.prompt,
                     answer.passages,
@@ -218,13 +232,14 @@ def ask(
                         }
                         for one in answer.retrievals
                     ],
+                    **more,
                 )
             else:
                 _print_passages(answer.prompt, answer.passages)
                 for one in answer.retrievals[1:]:
                     titles = ", ".join(found.passage.title for found in one.passages)
                     print(f"retrieved again after {one.written!r}: {titles}")
-                print(f"\nanswer: {answer.text}\n", flush=True)
+                print(f"\nanswer: {answer.text}{_citations(answer)}\n", flush=True)
     cache = rag.kv_cache
     if kv_cache not in (None, NO_KV_CACHE) and cache.misses:
         print(
@@ -232,6 +247,19 @@ def ask(
             "cache and had to be encoded",
             file=sys.stderr,
         )
+
+
+def _citations(answer: "Answer") -> str:
+    """Marks of the passages that carried an answer, what they stand for, and the confidence."""
+    attribution = answer.attribution
+    confidence = answer.confidence
+    known = "" if confidence is None else f"\n  confidence {confidence:.0%}"
+    if attribution is None:
+        return known
+    cited = [(n, answer.passages[n].passage.title) for n in attribution.carried_by]
+    marks = "".join(f" [{n + 1}]" for n, _ in cited)
+    lines = [f"\n  [{n + 1}] {attribution.shares[n]:.1%} {title}" for n, title in cited]
+    return marks + "".join(lines) + f"\n  own text {attribution.own:.1%}" + known
 
 
 def search(

@@ -43,6 +43,7 @@ def evaluate(
     lexical_weight: LexicalWeight = None,
     query_template: Literal["none", "oracle"] = "none",
     retrieval_only: Flag = False,
+    unanswerable: Flag = False,
     k: int | None = None,
     in_context: Flag = False,
     again: AskingAgain = OWN_SCHEDULE,
@@ -83,6 +84,8 @@ def evaluate(
         query_template: `oracle` gives a text retriever the query that a person would write: the
             bare question, entity and relation, statement or mention. `none` gives it the prompt.
         retrieval_only: Measure retrieval alone; nothing is generated.
+        unanswerable: Leave each prompt's gold passages out of what it retrieves, so that the corpus
+            does not answer it: how many answers does the confidence refuse?
         k: Number of passages that the model reads; its own number if not given.
         in_context: Put the passages before the prompt, as in-context RAG does, instead of reading
             them in layers b to t.
@@ -100,6 +103,7 @@ def evaluate(
         no_passages,
         own_retrieval,
         text_retrieval,
+        without_gold,
     )
     from imprag.evaluation.report import REPORT, require_packages
     from imprag.evaluation.run_folder import resumed_dtype
@@ -132,14 +136,20 @@ def evaluate(
     if given:
         oracle = query_template == "oracle"
         where = f"with --passages {passages}"
-        refuse_without_effect(where, retrieval=retrieval, query_template=oracle)
+        refuse_without_effect(
+            where, retrieval=retrieval, query_template=oracle, unanswerable=unanswerable
+        )
     if passages == "none":
         where = "with --passages none"
         refuse_without_effect(where, k=k, in_context=in_context, kv_cache=kv_cache, corpus=corpus)
     if retrieval_only:
         where = "with --retrieval-only"
         refuse_without_effect(
-            where, in_context=in_context, kv_cache=kv_cache, attention_score_bias=weight
+            where,
+            in_context=in_context,
+            kv_cache=kv_cache,
+            attention_score_bias=weight,
+            unanswerable=unanswerable,
         )
         refuse_without_effect(where, **asdict(again))
     if in_context:
@@ -182,6 +192,8 @@ def evaluate(
             None if words is None else lambda: words.lexical,
         )
         source = text_retrieval(chosen, make_retriever(context), query_template)
+    if unanswerable:
+        source = without_gold(source)
     system = None if retrieval_only else load_model()
     results = run_evaluation(
         system,

@@ -61,6 +61,14 @@ Retrieval = Annotated[
 #: The kinds of retrieval that the model does itself, in the prompt's pass.
 BY_MODEL = ("implicit", "hybrid")
 
+MinConfidence = Annotated[
+    float | None,
+    Parameter(
+        help="Answer `not found in the corpus` where an answer is less likely right than this, "
+        "from 0 to 1. 0 gives every answer and says how likely it is right. For models with a "
+        "fitted confidence."
+    ),
+]
 LexicalWeight = Annotated[
     float | None,
     Parameter(

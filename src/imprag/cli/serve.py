@@ -6,7 +6,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from imprag.cli.options import DEFAULT_MODEL, KVCache, ModelOptions, Retrieval, use_kv_cache
+from imprag.cli.options import (
+    DEFAULT_MODEL,
+    KVCache,
+    MinConfidence,
+    ModelOptions,
+    Retrieval,
+    use_kv_cache,
+)
 from imprag.errors import ImpRAGError
 
 
@@ -17,6 +24,7 @@ def serve(
     kv_cache: KVCache = None,
     kv_ram: Annotated[float, Parameter(name="--kv-ram")] = 1.0,
     retrieval: Retrieval = None,
+    min_confidence: MinConfidence = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: Annotated[str | None, Parameter(env_var="IMPRAG_API_KEY")] = None,
@@ -63,16 +71,21 @@ def serve(
     check_exposure(host, api_key)
     listener = bind(host, port)
     with listener:
+        from imprag.generation import Judge
+        from imprag.model.confidence import check_min_confidence
         from imprag.serving.app import create_app
         from imprag.serving.engine import Engine
         from imprag.serving.settings import ServerSettings
 
+        check_min_confidence(min_confidence)
         rag = model.load(index, retrieval=retrieval)
         use_kv_cache(rag, kv_cache)
+        Judge.of(rag, min_confidence, attribution=False)  # which refuses what has no confidence
         rag.retriever  # noqa: B018  builds or opens the index before the first request
         settings = ServerSettings(
             model=_name(model.model),
             api_key=api_key,
+            min_confidence=min_confidence,
             hosts=None if api_key is not None else LOOPBACK_NAMES | {host.lower()},
         )
         engine = Engine(rag, slots=slots, time_limit=time_limit, kv_bytes=int(kv_ram * 10**9))

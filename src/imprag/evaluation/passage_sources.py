@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -107,6 +107,30 @@ def text_retrieval(
 
     details = {"query_template": query_template, **retriever.settings()}
     return PassageSource(name, find, retriever.corpus, True, details)
+
+
+def without_gold(source: PassageSource) -> PassageSource:
+    """A retriever whose corpus lacks the passages that prove the answers: nothing tells them.
+
+    Other passages may still contain an answer by chance.
+
+    Args:
+        source: a retriever.
+    """
+
+    def find(questions: Sequence[Question], k: int) -> list[list[RetrievedPassage]]:
+        gold = [set(question.example.gold_ids) for question in questions]
+        most = k + max(map(len, gold))
+        if source.corpus is not None:
+            most = min(most, len(source.corpus))
+        found = source.find(questions, most)
+        return [
+            [one for one in row if one.passage.id not in ids][:k]
+            for row, ids in zip(found, gold, strict=True)
+        ]
+
+    details = {**source.details, "without_gold": True}
+    return replace(source, find=find, ranks=False, details=details)
 
 
 def gold_passages(corpus: Corpus) -> PassageSource:

@@ -111,6 +111,31 @@ def recall_curves(tasks: Mapping[str, Mapping[str, Estimate]]) -> str:
         return _svg(figure)
 
 
+def risk_curves(tasks: Mapping[str, Mapping[str, float]]) -> str:
+    """The risk of the answers that are given, by coverage.
+
+    Args:
+        tasks: for each task, the risk by coverage, from 0 to 1.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for number, (task, risk) in enumerate(tasks.items()):
+            coverages = [100 * float(coverage) for coverage in risk]
+            percents = [100 * value for value in risk.values()]
+            axes.plot(coverages, percents, color=COLORS[number % len(COLORS)], label=task)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("prompts answered, the most confident first, %")
+        axes.set_ylabel("wrong answers among them, %")
+        axes.grid()
+        figure.legend(loc="outside upper left", ncols=3)
+        return _svg(figure)
+
+
 def _curve(axes: "Axes", points: Sequence[Estimate], color: str) -> "Line2D":
     low, high, mean = ([100 * point[name] for point in points] for name in ("low", "high", "mean"))
     axes.fill_between(RECALL_DEPTHS, low, high, color=color, alpha=0.15, linewidth=0)

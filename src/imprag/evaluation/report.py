@@ -52,7 +52,7 @@ def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
         run: the run.
         corpus: the corpus of the predictions' passages.
     """
-    from imprag.evaluation.plots import bars, recall_curves
+    from imprag.evaluation.plots import bars, recall_curves, risk_curves
 
     plots = not missing("matplotlib")
     tasks = run.results()["tasks"]
@@ -68,6 +68,10 @@ def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
         for task, values in metrics.items()
         if {"passage_recall@1", "answer_recall@1"} & values.keys()
     }
+    confidences = {
+        task: result["confidence"] for task, result in tasks.items() if "confidence" in result
+    }
+    curves = {task: found["risk"] for task, found in confidences.items()}
     page = render(
         "report.html",
         title=run.path.resolve().name,
@@ -77,6 +81,8 @@ def write_report(run: RunFolder, corpus: "Corpus | None") -> None:
         labels=LABELS,
         answer_plot=bars(answers, "exact match or accuracy") if answers and plots else "",
         recall_plot=recall_curves(recalls) if recalls and plots else "",
+        confidences=confidences,
+        risk_plot=risk_curves(curves) if curves and plots else "",
         samples=_samples(run, corpus),
         recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
     )

@@ -33,7 +33,8 @@ from imprag.retrieval.retriever import LOGITS
 from imprag.tasks import TaskExamples
 
 if TYPE_CHECKING:
-    from imprag.pipeline import Answer, ImpRAG
+    from imprag.generation import Answer
+    from imprag.pipeline import ImpRAG
     from imprag.retrieval.retriever import RetrievedPassage
 
 FORMAT_VERSION = 1
@@ -298,6 +299,11 @@ class _System:
                 prediction["answer"] = answer.text
                 last = self.separated.last_part(answer.text)
                 prediction["metrics"] |= score_answer(task, question.example, last)
+                if answer.confidence is not None and answer.evidence is not None:
+                    prediction["confidence"] = round(answer.confidence, 6)
+                    prediction["evidence"] = {
+                        name: round(value, 6) for name, value in answer.evidence.items()
+                    }
                 if self.schedule.again and task.retrieval:
                     self._note_retrievals(question, prediction, answer)
         return predictions
@@ -342,6 +348,8 @@ class _System:
                 kind = ChatPrompt if isinstance(prompts[number], ChatPrompt) else PlainPrompt
                 prompts[number] = kind("\n\n".join([*texts, prompts[number]]))
             read = [[] for _ in batch]
+        # What was read is not known of a prompt that holds the passages.
+        judged = rag.config.confidence is not None and not self.in_context
         again: dict[str, Any] = {}
         if self.schedule.again and batch[0].task.retrieval:
             kept = self.schedule.kept
@@ -353,6 +361,7 @@ class _System:
             max_new_tokens=batch[0].task.max_new_tokens,
             batch_size=len(batch),
             raw=True,
+            min_confidence=0.0 if judged else None,
         )
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from imprag.evaluation.calibration import summarize_confidence
 from imprag.evaluation.metrics import (
     ANSWER_METRICS,
     answer_recall,
@@ -146,21 +147,34 @@ def summarize(predictions: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, A
 
     Returns:
         for each task, in order of appearance: ``n``, the number of its examples, and ``metrics``:
-        for each ``mean``, ``low``, ``high`` and ``n``, the number of examples that define it.
+        for each ``mean``, ``low``, ``high`` and ``n``, the number of examples that define it. If
+        answers have a ``confidence``, what it tells: see `summarize_confidence`.
     """
+    judged: dict[str, list[tuple[float, bool]]] = defaultdict(list)
     counts: dict[str, int] = defaultdict(int)
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for prediction in predictions:
         counts[prediction["task"]] += 1
         for name, value in prediction["metrics"].items():
             values[prediction["task"]][name].append(value)
-    return {
+        if "confidence" in prediction and (right := is_right(prediction["metrics"])) is not None:
+            judged[prediction["task"]].append((prediction["confidence"], right))
+    results: dict[str, dict[str, Any]] = {
         task: {
             "n": count,
             "metrics": {name: summary(scores) for name, scores in values[task].items()},
         }
         for task, count in counts.items()
     }
+    for task, pairs in judged.items():
+        results[task]["confidence"] = summarize_confidence(*zip(*pairs, strict=True))
+    return results
+
+
+def is_right(metrics: Mapping[str, float]) -> bool | None:
+    """Whether an answer is right, by exact match or accuracy; None if that is not known."""
+    score = metrics.get("exact_match", metrics.get("accuracy"))
+    return None if score is None else score == 1
 
 
 def summary(scores: Sequence[float]) -> dict[str, float]:

@@ -114,11 +114,13 @@ class _Place:
     Attributes:
         collection: the name of the collection.
         sha256: of all ids and embeddings in the order of their rows.
+        longest: the length that the further coordinate gives to all of them.
         previous: the collection of the state before, which somebody may still read.
     """
 
     collection: str
     sha256: str
+    longest: float
     previous: str | None = None
 
 
@@ -240,7 +242,7 @@ class RemoteIndex(PassageIndex):
 
         def write(folder: Path) -> IndexManifest:
             name = _new_name()
-            longest = _longest(self._blocks())
+            longest = max(self._place.longest, _longest([self._added]))
             parts = _renumbered(self._blocks())
             place = _write(self._at(name, goal), name, parts, longest, goal, False)
             if here:
@@ -352,7 +354,7 @@ def _write(
             raise ImpRAGError(
                 f"the collection {name} has {there} passages after sending {goal.count}"
             )
-        return _Place(name, digest)
+        return _Place(name, digest, longest)
     except Exception:
         with contextlib.suppress(ImpRAGError):
             collection.drop()

@@ -62,6 +62,10 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """An attention function of transformers: ``(module, query, key, value, mask, **kwargs)``."""
 
+Note = Callable[[Tensor], None]
+"""Receives the attention that the last query of each row pays to each passage token, summed over
+heads: (batch, S) float32."""
+
 
 def matmul_attention(
     module: nn.Module,
@@ -101,6 +105,7 @@ def reading_attention(
     passage_value: Tensor,
     passage_bias: Tensor | None,
     scaling: float | None = None,
+    note: Note | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """One softmax over [passage keys ; own keys], without concatenating the two.
@@ -112,6 +117,7 @@ def reading_attention(
     Args:
         passage_key, passage_value: (batch, key heads, S, d_h).
         passage_bias: (batch, S) float32, added to the logits of passage tokens, or None.
+        note: called once, if given.
         module, query, key, value, attention_mask, scaling, **kwargs: as transformers passes them.
     """
     batch, _, queries, head_dim = query.shape
@@ -127,10 +133,12 @@ def reading_attention(
             passage_bias=passage_bias,
             scaling=scaling,
         )
-        parts = zip(
+        *parts, last = zip(
             torch.split(query, _QUERIES, 2), torch.split(attention_mask, _QUERIES, 2), strict=True
         )
-        return torch.cat([attend(module, q, key, value, seen)[0] for q, seen in parts], 1), None
+        outputs = [attend(module, q, key, value, seen)[0] for q, seen in parts]
+        outputs.append(attend(module, last[0], key, value, last[1], note=note)[0])
+        return torch.cat(outputs, 1), None
     grouped = (query * scaling).reshape(batch, key_heads, -1, head_dim)
     passages = (grouped @ passage_key.to(query.dtype).transpose(2, 3)).float()
     if passage_bias is not None:
@@ -141,8 +149,11 @@ def reading_attention(
         lowest = torch.finfo(own.dtype).min
         rows = own.view(batch, key_heads, -1, queries, key.shape[2])
         own = rows.masked_fill(~attention_mask[:, :, None], lowest).view(own.shape)
-    weights = torch.cat([passages, own], dim=-1).softmax(dim=-1).to(value.dtype)
+    exact = torch.cat([passages, own], dim=-1).softmax(dim=-1)
     read = passages.shape[-1]
+    if note is not None:
+        note(exact.view(*query.shape[:3], -1)[:, :, -1, :read].sum(1))
+    weights = exact.to(value.dtype)
     output = weights[..., :read] @ passage_value.to(value.dtype) + weights[..., read:] @ value
     return output.view(query.shape).transpose(1, 2).contiguous(), None
 
@@ -197,7 +208,7 @@ def sdpa_attention(
     return attend(module, query, *others, **kwargs)
 
 
-def _eager_attention(
+def eager_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -205,6 +216,7 @@ def _eager_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
+    """The model's own attention; it also returns its weights, (batch, heads, queries, keys)."""
     if attention_mask is None:
         attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
     additive = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
@@ -216,7 +228,7 @@ def _eager_attention(
 
 _SDPA: Attention = AttentionInterface()["sdpa"]
 AttentionInterface.register("imprag_sdpa", _opened(sdpa_attention))
-AttentionInterface.register("imprag_eager", _opened(_eager_attention))
+AttentionInterface.register("imprag_eager", _opened(eager_attention))
 for _name in ("imprag_sdpa", "imprag_eager"):
     # Both get SDPA's boolean masks (or None where plain causal attention is meant).
     AttentionMaskInterface.register(_name, AttentionMaskInterface()["sdpa"])

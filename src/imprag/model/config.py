@@ -57,6 +57,8 @@ class ImpRAGConfig:
             that are encoded as one sequence (``full``).
         gate: weights of hybrid retrieval, for `imprag.retrieval.gate.Gate`; a model without them
             retrieves by its own scores alone.
+        confidence: weights of the confidence in an answer, for
+            `imprag.model.confidence.Confidence`; a model without them cannot abstain.
         retrieve: when an answer retrieves, unless a call says otherwise: ``once``, at the end of
             the prompt (paper), or also at later tokens, ``every:N`` or ``on:SEPARATOR``. Beyond the
             paper; see `imprag.model.schedule`.
@@ -78,6 +80,7 @@ class ImpRAGConfig:
     score_scale: float | None = None
     attention_score_bias: float = 0.0
     gate: dict[str, dict[str, float]] | None = None
+    confidence: dict[str, float] | None = None
     retrieve: str = "once"
     passages_kept: PassagesKept = "beside"
     base_model_fingerprint: str | None = None

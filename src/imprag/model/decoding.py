@@ -27,6 +27,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
+from imprag.model.attribution import ReadingShares
 from imprag.model.decoder import Decoder
 from imprag.model.generate import (
     LaterQueries,
@@ -72,6 +73,7 @@ def decode(
     logits_processor: Sequence[LogitsProcessor] = (),
     stopping_criteria: Sequence[StoppingCriteria] = (),
     streamer: BaseStreamer | None = None,
+    shares: ReadingShares | None = None,
 ) -> Tensor:
     """The tokens that ``generate`` makes, by greedy search or sampling.
 
@@ -82,6 +84,7 @@ def decode(
         config: as :func:`decoding_config` returns it.
         again: what rows retrieve at later tokens; None for nothing.
         logits_processor, stopping_criteria, streamer: as for ``generate``.
+        shares: sums up what each token's pass reads.
 
     Returns:
         prompts and new tokens, (prompts, length + new tokens) int64.
@@ -90,7 +93,7 @@ def decode(
     processors = LogitsProcessorList([*logits_processor, *_warpers(config)])
     ends, padding = _end_tokens(config, ids.device)
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    reading = ReadingPass(decoder)
+    reading = ReadingPass(decoder, shares)
     reading.begin(retrieve, mask)
     passes, layers = _Passes(decoder, reading), _growing_layers(decoder)
     inputs = prompts.model_inputs(decoder)
@@ -189,15 +192,21 @@ class DecodingRow:
 
 
 @torch.inference_mode()
-def prefill(decoder: Decoder, retrieve: Retrieve, prompts: PromptTokens) -> list[DecodingRow]:
+def prefill(
+    decoder: Decoder,
+    retrieve: Retrieve,
+    prompts: PromptTokens,
+    shares: ReadingShares | None = None,
+) -> list[DecodingRow]:
     """Run prompts through all layers once.
 
     Args:
         decoder: the model.
         retrieve: called once, at layer b; returns a `RowKV`.
         prompts: padded on the left.
+        shares: sums up what the prompts' last positions read.
     """
-    reading = ReadingPass(decoder)
+    reading = ReadingPass(decoder, shares)
     reading.begin(retrieve, prompts.attention_mask)
     layers = _growing_layers(decoder)
     inputs = prompts.model_inputs(decoder)
@@ -263,12 +272,18 @@ class DecodingBatch:
         self._kv = RowKV([self._kv.rows[n] for n in rows])
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int], later: LaterRows | None = None) -> Tensor:
+    def step(
+        self,
+        tokens: Sequence[int],
+        later: LaterRows | None = None,
+        shares: ReadingShares | None = None,
+    ) -> Tensor:
         """Append a token to every row.
 
         Args:
             tokens: one for each row.
             later: the rows that retrieve at their token, and what they read from it on.
+            shares: sums up what the rows read in this step.
 
         Returns:
             the logits of each row's next token, (rows, vocabulary).
@@ -281,7 +296,7 @@ class DecodingBatch:
             "attention_mask": (torch.arange(longest, device=device) >= longest - lengths).long(),
             "position_ids": torch.tensor(self._positions, device=device)[:, None],
         }
-        self._reading.kv = self._kv
+        self._reading.kv, self._reading.shares = self._kv, shares
         logits = self._passes(inputs, self._layers, later)
         assert isinstance(self._reading.kv, RowKV)
         self._kv = self._reading.kv

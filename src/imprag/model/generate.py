@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import CompileConfig, StaticCache
 
 from imprag.errors import ImpRAGError
+from imprag.model.attention import eager_attention
+from imprag.model.attribution import ReadingShares
 from imprag.model.decoder import Decoder
 from imprag.model.hooks import LayerInput, LayerWrapper, RecordingLayer, cache_argument
 from imprag.model.inputs import last_tokens, positions
@@ -125,11 +127,13 @@ class ReadingPass:
 
     Attributes:
         query_embeddings: (prompts, h_k * d_h) float32; None before layer b has run.
+        shares: sums up what is read, if given.
         later_embeddings: those of later tokens of the same pass.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, shares: ReadingShares | None = None) -> None:
         self.decoder = decoder
+        self.shares = shares
 
     def begin(
         self,
@@ -162,7 +166,11 @@ class ReadingPass:
             # Eager attention computes more than a softmax of products, so it is kept.
             i: LayerWrapper(self.decoder.layer(i), attend=partial(self._read, i))
             if self.decoder.uses_sdpa
-            else LayerWrapper(self.decoder.layer(i), state_hook=partial(self._prepend, i))
+            else LayerWrapper(
+                self.decoder.layer(i),
+                state_hook=partial(self._prepend, i),
+                attend=partial(self._read_eagerly, i),
+            )
             for i in range(b, t + 1)
         }
         wrappers[b].before = self._retrieve
@@ -223,7 +231,19 @@ class ReadingPass:
         self, layer: int, module: nn.Module, *states: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         assert self.kv is not None
-        return self.kv.attend(layer, module, *states, **kwargs)
+        note = None if self.shares is None else partial(self.shares.note, layer, self.kv)
+        return self.kv.attend(layer, module, *states, note=note, **kwargs)
+
+    def _read_eagerly(
+        self, layer: int, module: nn.Module, *states: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        output, weights = eager_attention(module, *states, **kwargs)
+        if self.shares is not None:
+            assert self.kv is not None
+            assert weights is not None
+            newest = weights[:, :, -1, : self.kv.width].float()
+            self.shares.note(layer, self.kv, newest.sum(1))
+        return output, weights
 
 
 def read(
@@ -255,7 +275,11 @@ def read(
 
 
 def generate(
-    decoder: Decoder, retrieve: Retrieve, prompts: PromptTokens, arguments: dict[str, Any]
+    decoder: Decoder,
+    retrieve: Retrieve,
+    prompts: PromptTokens,
+    arguments: dict[str, Any],
+    shares: ReadingShares | None = None,
 ) -> Any:
     """Hugging Face ``generate`` over a view whose layers b..t read what ``retrieve`` returns.
 
@@ -264,8 +288,11 @@ def generate(
         retrieve: called once, at layer b of the prompts' pass.
         prompts: padded on the left.
         arguments: for ``generate``.
+        shares: sums up what each token's pass reads.
     """
-    reading = ReadingPass(decoder)
+    if shares is not None:
+        arguments = {**arguments, "disable_compile": True}
+    reading = ReadingPass(decoder, shares)
     reading.begin(retrieve, prompts.attention_mask)
     view = decoder.lm_view(reading.wrappers())
     # Each process generates alone, also in a training under FSDP, where transformers would wait.

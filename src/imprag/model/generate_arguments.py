@@ -97,6 +97,26 @@ def own_generation_config(lm: PreTrainedModel) -> GenerationConfig:
     return GenerationConfig(**{name: x for name, x in chosen.items() if x is not None})
 
 
+def check_one_beam(lm: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
+    """Refuse beam search, whose rows are other texts after every token.
+
+    Args:
+        lm: the model; its own settings apply where the call says nothing.
+        arguments: for ``generate``, checked.
+
+    Raises:
+        ImpRAGError: the call or the model's settings ask for several beams.
+    """
+    places = arguments, arguments.get("generation_config"), own_generation_config(lm)
+    given = [p.get("num_beams") if isinstance(p, Mapping) else p and p.num_beams for p in places]
+    beams = next((number for number in given if number is not None), 1)
+    if beams != 1:
+        raise ImpRAGError(
+            f"num_beams is {beams}, but what an answer read is only known without beam search: "
+            "set num_beams to 1"
+        )
+
+
 def _differences(config: GenerationConfig) -> dict[str, Any]:
     """The settings of a configuration that differ from transformers' defaults."""
     differences: dict[str, Any] = config.to_diff_dict()

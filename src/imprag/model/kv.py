@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from imprag.model.attention import causal_mask, reading_attention, sdpa_attention
+from imprag.model.attention import Note, causal_mask, reading_attention, sdpa_attention
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class PassageKV:
         )
 
     @property
+    def width(self) -> int:
+        """S: the greatest number of passage tokens that a prompt of the batch reads."""
+        return max(map(sum, self.lengths), default=0)
+
+    @property
     def nbytes(self) -> int:
         """Size of the keys and values in bytes."""
         return sum(x.nbytes for states in (self.keys, self.values) for x in states.values())
@@ -91,16 +96,6 @@ class PassageKV:
             bias = pad_sequence(rows, batch_first=True).to(self.mask.device)
         # Not minus infinity, which would make a prompt that sees nothing into NaN.
         return bias.masked_fill(~self.mask, torch.finfo(bias.dtype).min)
-
-    def with_score_bias(self, scores: Sequence[Sequence[float]], weight: float) -> "PassageKV":
-        """Adds weight · (s(q, p) - max s) to the attention logits of p's tokens.
-
-        Args:
-            scores: for every prompt, s(q, p) of each of its passages, in their order.
-            weight: 0 changes nothing; a large one reads the best passage almost alone.
-        """
-        bias = [[weight * (s - max(row)) for s in row] for row in scores]
-        return replace(self, passage_bias=bias)
 
     def prepend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
@@ -145,30 +140,50 @@ class PassageKV:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
+        *,
+        note: Note | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention over [passage keys ; own keys] at one layer.
 
         Args:
             layer: the layer's number.
+            note: called once, if given; not with ``windows``.
             module, query, key, value, mask, **kwargs: as transformers passes them.
         """
-        costly = torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1)
-        if self.windows is not None or (costly and self.passage_bias is None):
-            return sdpa_attention(
-                module, query, *self.prepend(layer, query, key, value, mask), **kwargs
-            )
-        return reading_attention(
-            module,
-            query,
-            key,
-            value,
-            mask,
-            passage_key=self.keys[layer],
-            passage_value=self.values[layer],
-            passage_bias=self.bias,
+        reading = {
+            "passage_key": self.keys[layer],
+            "passage_value": self.values[layer],
+            "passage_bias": self.bias,
+            "note": note,
             **kwargs,
+        }
+        costly = torch.is_grad_enabled() or (query.device.type != "cpu" and query.shape[2] > 1)
+        if self.windows is None and (not costly or self.passage_bias is not None):
+            return reading_attention(module, query, key, value, mask, **reading)
+        if note is not None:  # a fused kernel keeps its weights for itself
+            assert self.windows is None
+            seen = causal_mask(query.shape[2], key.shape[2], key.device) if mask is None else mask
+            last = query[:, :, -1:]
+            reading_attention(module, last, key, value, seen[:, :, -1:], **reading)
+        return sdpa_attention(
+            module, query, *self.prepend(layer, query, key, value, mask), **kwargs
         )
+
+    def by_passage(self, attention: Tensor) -> Tensor:
+        """Sums over the tokens of each passage.
+
+        Args:
+            attention: (batch, S).
+
+        Returns:
+            (batch, most passages of a prompt).
+        """
+        return self._segments.sums(attention)
+
+    @cached_property
+    def _segments(self) -> "_Segments":
+        return _Segments(self.lengths, next(iter(self.keys.values())).device)
 
     def split(self) -> list["PassageKV"]:
         """The rows, without padding: a batch of one each."""
@@ -233,6 +248,39 @@ class PassageKV:
         )
 
 
+class _Segments:
+    """Which passage each token of a batch belongs to.
+
+    Args:
+        lengths: as in `PassageKV`.
+        device: of what is summed.
+    """
+
+    def __init__(self, lengths: Sequence[Sequence[int]], device: torch.device) -> None:
+        self.most = max(map(len, lengths), default=0)
+        rows = [
+            torch.arange(len(row)).repeat_interleave(torch.tensor(row).long()) for row in lengths
+        ]
+        # (batch, S); padding goes to a passage of its own
+        self.numbers = pad_sequence(rows, True, self.most).to(device)
+
+    def sums(self, attention: Tensor) -> Tensor:
+        """(batch, most passages of a prompt) from (batch, S)."""
+        sums = attention.new_zeros(len(attention), self.most + 1)
+        return sums.scatter_add_(1, self.numbers, attention)[:, : self.most]
+
+
+def score_bias(scores: Sequence[float], weight: float) -> list[float]:
+    """weight · (s(q, p) - max s): what is added to the attention logits of p's tokens.
+
+    Args:
+        scores: s(q, p) of each passage of a prompt.
+        weight: 0 changes nothing; a large one reads the best passage almost alone.
+    """
+    best = max(scores, default=0.0)
+    return [weight * (score - best) for score in scores]
+
+
 @dataclass(frozen=True)
 class RowKV:
     """The passage KV of prompts that share a batch for a while, one `PassageKV` for each row.
@@ -245,17 +293,41 @@ class RowKV:
 
     rows: Sequence[PassageKV]
 
+    @property
+    def width(self) -> int:
+        """S: the greatest number of passage tokens that a row reads."""
+        return max((kv.width for kv in self.rows), default=0)
+
+    def by_passage(self, attention: Tensor) -> Tensor:
+        """As :meth:`PassageKV.by_passage`."""
+        return self._segments.sums(attention)
+
+    @cached_property
+    def _segments(self) -> _Segments:
+        device = next(iter(self.rows[0].keys.values())).device
+        return _Segments([lengths for kv in self.rows for lengths in kv.lengths], device)
+
     def attend(
-        self, layer: int, module: nn.Module, *states: Any, **kwargs: Any
+        self,
+        layer: int,
+        module: nn.Module,
+        *states: Any,
+        note: Note | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`PassageKV.attend`."""
         if states[0].shape[2] == 1:
-            return self._attend_one(layer, *states, scaling=kwargs.get("scaling")), None
-        outputs = []
+            scaling = kwargs.get("scaling")
+            return self._attend_one(layer, *states, scaling=scaling, note=note), None
+        outputs: list[Tensor] = []
+        noted: list[Tensor] = []  # (1, S) of each row
+        of_row = None if note is None else noted.append
         for n, kv in enumerate(self.rows):
             # A mask may be one for all rows.
             own = [x if x is None or len(x) == 1 else x[n : n + 1] for x in states]
-            outputs.append(kv.attend(layer, module, *own, **kwargs)[0])
+            outputs.append(kv.attend(layer, module, *own, note=of_row, **kwargs)[0])
+        if note is not None:
+            note(pad_sequence([one[0] for one in noted], batch_first=True))
         return torch.cat(outputs), None
 
     def _attend_one(
@@ -267,6 +339,7 @@ class RowKV:
         mask: Tensor | None,
         *,
         scaling: float | None,
+        note: Note | None,
     ) -> Tensor:
         """Attention of one token of each row: only the products with passages are row by row."""
         rows, heads, _, head_dim = query.shape
@@ -281,7 +354,10 @@ class RowKV:
             keys = kv.keys[layer][0].to(query.dtype)
             scores[n, :, :, : keys.shape[1]] = grouped[n] @ keys.transpose(1, 2)
         scores += self._bias[:, None, None]
-        weights = torch.cat([scores, own], dim=-1).softmax(dim=-1).to(value.dtype)
+        exact = torch.cat([scores, own], dim=-1).softmax(dim=-1)
+        if note is not None:
+            note(exact[..., :read].sum((1, 2)))
+        weights = exact.to(value.dtype)
         output = weights[..., read:] @ value
         for n, kv in enumerate(self.rows):
             values = kv.values[layer][0].to(value.dtype)

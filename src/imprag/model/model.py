@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from imprag.errors import ImpRAGError
 from imprag.model import query
+from imprag.model.attribution import ReadingShares
 from imprag.model.config import ImpRAGConfig, PassageEncoding
 from imprag.model.decoder import Decoder
 from imprag.model.decoding import DECODE_CALLBACKS, decode, decoding_config
@@ -35,7 +36,13 @@ from imprag.model.generate import (
     generate,
     read,
 )
-from imprag.model.generate_arguments import CALLBACKS, CHOICES, OUTPUTS, check_arguments
+from imprag.model.generate_arguments import (
+    CALLBACKS,
+    CHOICES,
+    OUTPUTS,
+    check_arguments,
+    check_one_beam,
+)
 from imprag.model.kv import EncodedPassages, PassageKV
 from imprag.model.rotary import positions_limit
 from imprag.model.self_check import check_unknown
@@ -194,7 +201,9 @@ class ImpRAGModel(nn.Module):
         sequences = arrange(passages, encoding or self.config.passage_encoding)
         if not sequences.rows:
             return no_kv(self.decoder, len(passages))
-        return join(self.encode_batches(sequences.rows, sequences.offsets), sequences.read_by)
+        kv = join(self.encode_batches(sequences.rows, sequences.offsets), sequences.read_by)
+        # A full encoding is one sequence, but it is read as several passages.
+        return dataclasses.replace(kv, lengths=[[len(one) for one in row] for row in passages])
 
     def encode_batches(
         self,
@@ -255,6 +264,7 @@ class ImpRAGModel(nn.Module):
         retrieve: Retrieve,
         *,
         position_shift: Tensor | int,
+        shares: ReadingShares | None = None,
         again: RetrieveAgain | None = None,
         **generate_arguments: Any,
     ) -> Any:
@@ -267,6 +277,8 @@ class ImpRAGModel(nn.Module):
         Args:
             input_ids, attention_mask, retrieve, position_shift: as for :meth:`forward`, but padded
                 on the left.
+            shares: sums up what each new token's pass reads. Not for beam search, and new tokens
+                are made without compiled code.
             again: says which later tokens retrieve, and what their rows read from then on; for
                 greedy search and sampling.
             **generate_arguments: for ``transformers``' ``generate``; see
@@ -276,24 +288,29 @@ class ImpRAGModel(nn.Module):
             as ``transformers``; by default (batch, length + new tokens) int64.
 
         Raises:
-            ImpRAGError: the padding is on the right, or an argument does not work with retrieval.
+            ImpRAGError: the padding is on the right, or an argument does not work with retrieval
+                or attribution.
         """
         if not bool(attention_mask[:, -1].all()):
             raise ImpRAGError("generate needs prompts padded on the left")
         arguments = check_arguments(generate_arguments, {*CHOICES, *CALLBACKS, *OUTPUTS})
+        if shares is not None:
+            check_one_beam(self.lm, arguments)
         prompts = PromptTokens(input_ids, attention_mask, position_shift)
-        if self._compiled_decoding is not None and again is None:
+        if self._compiled_decoding is not None and shares is None and again is None:
             return self._compiled_decoding.generate(retrieve, prompts, arguments)
         if (config := decoding_config(self.lm, arguments)) is not None:
             callbacks = {name: x for name, x in arguments.items() if name in DECODE_CALLBACKS}
-            return decode(self.decoder, retrieve, prompts, config, again=again, **callbacks)
+            return decode(
+                self.decoder, retrieve, prompts, config, again=again, shares=shares, **callbacks
+            )
         if again is not None:
             raise ImpRAGError(
                 "retrieving again works with greedy search and sampling by temperature, top_k and "
                 "top_p: set retrieve to once, or leave out the other arguments of generate (and "
                 "penalties in the model's generation_config.json)"
             )
-        return generate(self.decoder, retrieve, prompts, arguments)
+        return generate(self.decoder, retrieve, prompts, arguments, shares)
 
     def compile_decoding(self) -> None:
         """Let :meth:`generate` make all new tokens but the first by a compiled pass.

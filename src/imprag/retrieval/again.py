@@ -1,5 +1,6 @@
 """What one answer retrieves, at its prompt and at later tokens, and what it reads of that."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class AnswerRetrievals:
     answer's positions move. A passage that is found again is read once, with its new score.
 
     Args:
-        later: how it retrieves again.
+        later: how it retrieves again, if it does.
         prompt: the prompt, marked for its template.
         found: what the prompt reads.
 
@@ -60,16 +61,26 @@ class AnswerRetrievals:
         retrievals: so far, the prompt's first.
     """
 
-    def __init__(self, later: LaterSearch, prompt: str, found: list[RetrievedPassage]) -> None:
+    def __init__(
+        self, later: LaterSearch | None, prompt: str, found: list[RetrievedPassage]
+    ) -> None:
         self.retrievals = [Retrieval(0, found)]
         self._later = later
         self._prompt = prompt
         self._parts: list[tuple[list[RetrievedPassage], PassageKV]] = []
+        self._read = [found]  # from each retrieval on, in the order of the passage KV
+
+    @property
+    def passages(self) -> list[RetrievedPassage]:
+        """The passages of all retrievals."""
+        return all_read(self.retrievals)
 
     def due(self, tokens: Sequence[int]) -> bool:
         """Whether the last of the answer's tokens retrieves."""
         later = self._later
-        return len(self.retrievals) < MOST_RETRIEVALS and later.schedule.due(tokens, later.decode)
+        if later is None or len(self.retrievals) >= MOST_RETRIEVALS:
+            return False
+        return later.schedule.due(tokens, later.decode)
 
     def again(
         self, tokens: Sequence[int], input_ids: Tensor, queries: Queries, kv: PassageKV
@@ -86,6 +97,7 @@ class AnswerRetrievals:
             what it reads from this token on, a batch of one.
         """
         later = self._later
+        assert later is not None
         written = later.decode(tokens)
         text = ContinuedPrompt(self._prompt, written, tokens)
         found = search(later.retriever, PromptBatch([text], input_ids), queries, later.k)[0]
@@ -94,7 +106,27 @@ class AnswerRetrievals:
         self.retrievals.append(Retrieval(len(tokens), found, written.strip()))
         former = self._parts if later.schedule.kept == "beside" else []
         self._parts = [*_without(former, found), (found, later.read(found))]
+        self._read.append([one for passages, _ in self._parts for one in passages])
         return PassageKV.beside([kv for _, kv in self._parts])
+
+    def shares(self, passes: Sequence[Sequence[float]]) -> list[list[float]]:
+        """The share of each of :attr:`passages` for each token; 0 if it was not read for it.
+
+        Args:
+            passes: of what each token's pass read, as `ReadingShares` sums it up.
+        """
+        if len(self.retrievals) == 1:
+            return [list(given[: len(self.passages)]) for given in passes]
+        places = {one.passage.id: n for n, one in enumerate(self.passages)}
+        starts = [one.tokens for one in self.retrievals]
+        shares = []
+        for token, given in enumerate(passes):
+            row = [0.0] * len(places)
+            read = self._read[bisect_right(starts, token) - 1]
+            for one, share in zip(read, given, strict=False):
+                row[places[one.passage.id]] += share
+            shares.append(row)
+        return shares
 
 
 def search(
@@ -116,15 +148,12 @@ def all_read(retrievals: Sequence[Retrieval]) -> list[RetrievedPassage]:
 def _without(
     parts: Sequence[tuple[list[RetrievedPassage], PassageKV]], found: Sequence[RetrievedPassage]
 ) -> list[tuple[list[RetrievedPassage], PassageKV]]:
-    """The parts without passages that are found again.
-
-    Passages that were encoded as one sequence stay: none can be taken out.
-    """
+    """The parts without passages that are found again."""
     again = {one.passage.id for one in found}
     left = []
     for passages, kv in parts:
         kept = [n for n, one in enumerate(passages) if one.passage.id not in again]
-        if len(kv.lengths[0]) == len(passages) and len(kept) < len(passages):
+        if len(kept) < len(passages):
             passages, kv = [passages[n] for n in kept], kv.passages(0, kept)
         left.append((passages, kv))
     return left

@@ -4,7 +4,7 @@ import math
 from functools import lru_cache, partial
 
 from imprag.errors import ImpRAGError
-from imprag.generation import GenerationSettings, read_passages
+from imprag.generation import GenerationSettings, Judge, read_passages
 from imprag.index.folder import IndexFolder
 from imprag.model.text import prompt_tokens
 from imprag.pipeline import ImpRAG, make_retriever
@@ -59,7 +59,8 @@ class Admission:
         room = rag.model.positions_limit - shift - request.max_new_tokens
         ids = prompt_tokens(rag.tokenizer, [request.prompt], max(room, 0))[0]
         limit = self.time_limit if request.time_limit is None else request.time_limit
-        return RunningRequest(request, on_event, ids, shift, retriever, k, limit, later)
+        judge = Judge.of(rag, request.min_confidence, attribution=request.attribution)
+        return RunningRequest(request, on_event, ids, shift, retriever, k, judge, limit, later)
 
     def retriever(self, name: str | None, lexical_weight: float | None) -> Retriever:
         """The retriever of a request; the pipeline's if nothing is asked for.
@@ -73,7 +74,8 @@ class Admission:
 
     def _check_settings(self, request: EngineRequest) -> None:
         sampling = request.sampling
-        GenerationSettings.of(request.max_new_tokens, request.stop, {})
+        least = request.min_confidence
+        GenerationSettings.of(request.max_new_tokens, request.stop, {}, min_confidence=least)
         if not 1 <= request.n <= self.slots:
             raise ImpRAGError(f"n must be between 1 and {self.slots}, not {request.n}")
         if not 0 <= request.min_new_tokens <= request.max_new_tokens:

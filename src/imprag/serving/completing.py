@@ -48,7 +48,7 @@ async def complete(
     exchange = Exchange(service.engine, request)
     make = engine_requests(service, body, max_tokens, marked)
     events = exchange.events(await exchange.begin(make))
-    outcome = Outcome(notes)
+    outcome = Outcome(body.n or 1, notes)
     head = {"id": f"{kind[:4]}-{uuid.uuid4().hex}", "created": int(time.time())}
     head["model"] = service.settings.model
     if not body.stream:
@@ -58,7 +58,7 @@ async def complete(
     head["object"] = kind
     first = await anext(events)
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    lines = server_sent_events(_with(first, events), form, head, outcome, body.n or 1, usage)
+    lines = server_sent_events(_with(first, events), form, head, outcome, usage)
     return StreamingResponse(lines, media_type="text/event-stream", headers=HEADERS)
 
 

@@ -21,7 +21,7 @@ from imprag.serving.admission import Admission
 from imprag.serving.interruptions import Interruptions
 from imprag.serving.metrics import EngineMetrics
 from imprag.serving.passages import hold_passages
-from imprag.serving.prefill import prefill_requests
+from imprag.serving.prefill import prefill_requests, shares_of
 from imprag.serving.requests import (
     BusyError,
     Completed,
@@ -29,7 +29,6 @@ from imprag.serving.requests import (
     EngineRequest,
     Failed,
     FinishReason,
-    NewText,
     OnEvent,
     Retrieved,
     TimeLimitError,
@@ -284,8 +283,10 @@ class Engine:
         try:
             self._leave()
             if self._answers:
-                logits = self._batch.step(*last_tokens(self._answers))
-                for answer, row in zip(self._answers, logits, strict=True):
+                shares = shares_of(self.rag, (answer.run for answer in self._answers))
+                logits = self._batch.step(*last_tokens(self._answers), shares)
+                for n, (answer, row) in enumerate(zip(self._answers, logits, strict=True)):
+                    answer.note_shares(shares, n)
                     self._append(answer, answer.choose(row))
                 self._leave()
         except Exception as error:  # such as no memory: the engine goes on with what comes next
@@ -319,9 +320,8 @@ class Engine:
         waited = answer.note_token()
         (metrics.inter_token if answer.tokens else metrics.first_token).observe(waited)
         is_end = token in self._ends
-        piece = answer.push(token, is_end=is_end)
-        if piece:
-            run.report(NewText(answer.choice, piece))
+        for event in answer.push(token, is_end=is_end):
+            run.report(event)
         if is_end or answer.text.ended:
             self._end(answer, "stop")
         elif len(answer.tokens) >= run.request.max_new_tokens:
@@ -329,9 +329,8 @@ class Engine:
 
     def _end(self, answer: RunningAnswer, reason: FinishReason) -> None:
         run = answer.run
-        if rest := answer.end():
-            run.report(NewText(answer.choice, rest))
-        run.report(answer.ended_by(reason))
+        for event in answer.end(reason):
+            run.report(event)
         run.answers -= 1
         if run.answers == 0:
             run.complete()

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.retrieval import RetrievedPassage
 from imprag.serving.citations import later_retrievals, read_passages
 from imprag.serving.exchange import Numbered
-from imprag.serving.replies import Details, Usage
+from imprag.serving.replies import AnswerConfidence, AnswerShares, Details, Usage
 from imprag.serving.requests import (
     Completed,
     Ended,
@@ -70,6 +71,8 @@ def engine_requests(
                 stop=DEFAULT_STOP if stop is None else tuple(stop),
                 sampling=sampling,
                 n=body.n or 1,
+                attribution=bool(options.attribution),
+                min_confidence=_given(options.min_confidence, settings.min_confidence),
             )
             for prompt in marked()
         ]
@@ -81,7 +84,9 @@ def _check_retrieval(
     service: Service, options: ImpRAGOptions, documents: list[Document] | None
 ) -> None:
     """Refuse options of retrieval that cannot be followed."""
-    asked = options.model_dump(exclude_none=True, exclude={"min_tokens"})
+    asked = options.model_dump(
+        exclude_none=True, exclude={"min_tokens", "attribution", "min_confidence"}
+    )
     if documents is not None and asked:
         names = " and ".join(f"imprag.{name}" for name in asked)
         raise ImpRAGError(f"with documents, nothing is retrieved: leave {names} out")
@@ -118,8 +123,10 @@ class Outcome:
         retrieved: what each prompt reads.
         ended: the answers, by number of the prompt and of the answer.
         timings: of each completed prompt.
+        n: number of answers to each prompt.
     """
 
+    n: int
     notes: tuple[str, ...] = ()
     retrieved: dict[int, Retrieved] = field(default_factory=dict)
     ended: dict[tuple[int, int], Ended] = field(default_factory=dict)
@@ -148,6 +155,12 @@ class Outcome:
         )
 
     @property
+    def answers(self) -> list[tuple[int, Ended]]:
+        """The answers that have ended, with their numbers in the response."""
+        ended = sorted(self.ended.items(), key=lambda item: item[0])
+        return [(number * self.n + choice, one) for (number, choice), one in ended]
+
+    @property
     def details(self) -> Details:
         """ImpRAG's part of the response."""
         numbers = sorted(self.retrieved)
@@ -164,9 +177,23 @@ class Outcome:
             ],
             model_prompts=[self.retrieved[number].model_prompt for number in numbers],
             timings=[self.timings[number] for number in sorted(self.timings)],
+            attributions=[
+                AnswerShares(index=index, **ended.attribution.to_json())
+                for index, ended in self.answers
+                if ended.attribution is not None
+            ],
+            confidences=[
+                AnswerConfidence(index=index, **{n: getattr(ended, n) for n in _JUDGED})
+                for index, ended in self.answers
+                if ended.confidence is not None
+            ],
             notes=list(self.notes),
         )
 
 
-def _given(value: float | None, default: float) -> float:
+_JUDGED = ("confidence", "evidence", "abstained")
+T = TypeVar("T")
+
+
+def _given(value: float | None, default: T) -> float | T:
     return default if value is None else value

@@ -1,10 +1,11 @@
 """The pass of new requests' prompts through the model, with retrieval and reading inside it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from imprag.generation import read_passages
+from imprag.model.attribution import ReadingShares
 from imprag.model.decoding import DecodingRow, prefill
 from imprag.model.generate import PromptTokens
 from imprag.model.inputs import pad
@@ -41,7 +42,18 @@ def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[Decodi
             run.lap(name)
 
     shift = torch.tensor([run.shift for run in runs], device=rag.model.device)
-    return prefill(rag.model.decoder, retrieve, PromptTokens(ids, mask, shift))
+    shares = shares_of(rag, runs)
+    rows = prefill(rag.model.decoder, retrieve, PromptTokens(ids, mask, shift), shares)
+    if shares is not None:
+        for n, run in enumerate(runs):
+            run.shares = shares.of_row(n)
+    return rows
+
+
+def shares_of(rag: ImpRAG, runs: Iterable[RunningRequest]) -> ReadingShares | None:
+    """What sums up the reading of requests in a pass; None if none asks for it."""
+    asked = any(run.request.is_judged for run in runs)
+    return ReadingShares(rag.model.decoder) if asked else None
 
 
 def _search(run: RunningRequest, prompt: PromptBatch, queries: Queries) -> list[RetrievedPassage]:

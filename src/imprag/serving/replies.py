@@ -73,6 +73,41 @@ class LaterRetrieval(BaseModel):
     passages: list[ReadPassage]
 
 
+class TokenShares(BaseModel):
+    """What was read for the token at ``start`` to ``end`` of the answer."""
+
+    text: str
+    start: int
+    end: int
+    shares: list[float]
+
+
+class AnswerShares(BaseModel):
+    """What the answer with a number was read from.
+
+    Passages are in the order of first reading: those of its prompt in ``passages``, then what its
+    ``retrievals`` add.
+    """
+
+    index: int
+    shares: Annotated[list[float], Field(description="Of the attention, for each passage.")]
+    own: Annotated[float, Field(description="The share of the prompt's and answer's own tokens.")]
+    carried_by: Annotated[
+        list[int],
+        Field(description="The passages that got at least half of what all passages got."),
+    ]
+    tokens: list[TokenShares]
+
+
+class AnswerConfidence(BaseModel):
+    """How likely the answer with a number is right; ``abstained`` if it was withheld."""
+
+    index: int
+    confidence: float
+    evidence: dict[str, float]
+    abstained: bool
+
+
 class Details(BaseModel):
     """What the answer was made from, and how long it took."""
 
@@ -82,6 +117,10 @@ class Details(BaseModel):
     ]
     model_prompts: Annotated[list[str], Field(description="Each prompt as the model read it.")]
     timings: Annotated[list[dict[str, float]], Field(description="Seconds, for each prompt.")]
+    attributions: Annotated[list[AnswerShares], Field(description="For each answer, if asked for.")]
+    confidences: Annotated[
+        list[AnswerConfidence], Field(description="For each answer, if asked for.")
+    ]
     notes: Annotated[list[str], Field(description="What of the request was not used.")]
 
 

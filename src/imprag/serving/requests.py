@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from imprag.errors import ImpRAGError
+from imprag.model.attribution import Attribution
 from imprag.model.schedule import PassagesKept
 from imprag.retrieval.again import Retrieval
 from imprag.retrieval.retriever import RetrievedPassage
@@ -60,6 +61,9 @@ class EngineRequest:
         stop: strings that end an answer and are not part of it.
         sampling: how the next token is chosen.
         n: number of answers; all read the same passages.
+        attribution: say how much each passage was read.
+        min_confidence: say how likely the answer is right, and withhold it where that is less; its
+            text comes at the end. None says nothing.
         time_limit: seconds after which a waiting request fails with :class:`TimeLimitError` and a
             running answer ends with the reason ``length``; None is the engine's.
     """
@@ -76,7 +80,14 @@ class EngineRequest:
     stop: tuple[str, ...] = ("\n",)
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
+    attribution: bool = False
+    min_confidence: float | None = None
     time_limit: float | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it asks for what is noted while an answer is written."""
+        return self.attribution or self.min_confidence is not None
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,7 @@ class Ended:
         reason: ``stop`` for an end token or stop string, ``length`` for a limit of tokens or time.
         tokens: number of its tokens.
         retrievals: what its later tokens retrieved.
+        attribution, confidence, evidence, abstained: as in :class:`imprag.Answer`.
     """
 
     choice: int
@@ -124,6 +136,10 @@ class Ended:
     reason: FinishReason
     tokens: int
     retrievals: Sequence[Retrieval] = ()
+    attribution: Attribution | None = None
+    confidence: float | None = None
+    evidence: dict[str, float] | None = None
+    abstained: bool = False
 
 
 @dataclass(frozen=True)

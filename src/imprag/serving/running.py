@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from imprag.generation import Judge
+from imprag.model.attribution import ReadingShares
 from imprag.model.decoding import LaterRows
 from imprag.model.kv import PassageKV
 from imprag.model.query import Queries
@@ -21,6 +23,7 @@ from imprag.serving.requests import (
     EngineRequest,
     Failed,
     FinishReason,
+    NewText,
     OnEvent,
 )
 from imprag.serving.sampler import Sampler
@@ -47,11 +50,13 @@ class RunningRequest:
         shift: of the prompt's positions.
         retriever: finds its passages; None if it reads given ones or none.
         k: number of passages to retrieve.
+        judge: says of its answers what is asked for.
         time_limit: seconds from now; None for no limit.
         later: how its answers retrieve again, if they do.
 
     Attributes:
         found: the passages that it reads.
+        shares: of what is read for the first token, if asked for.
         answers: number of answers that have not ended.
         timings: seconds by part, as in :class:`Completed`.
         outcome: how it ended: ``completed``, ``cancelled`` or ``failed``; None before.
@@ -66,6 +71,7 @@ class RunningRequest:
         shift: int,
         retriever: Retriever | None,
         k: int,
+        judge: Judge,
         time_limit: float | None,
         later: LaterSearch | None = None,
     ) -> None:
@@ -75,9 +81,11 @@ class RunningRequest:
         self.shift = shift
         self.retriever = retriever
         self.k = k
+        self.judge = judge
         self.later = later
         self.ticket = Ticket()
         self.found: list[RetrievedPassage] = []
+        self.shares: list[list[float]] = []
         self.answers = 0
         self.timings: dict[str, float] = {}
         self._outcome: str | None = None
@@ -159,33 +167,36 @@ class RunningAnswer:
         self.tokens: list[int] = []
         self.text = AnswerText(tokenizer, run.request.stop)
         self.ended = False
-        self._retrievals = (
-            AnswerRetrievals(run.later, run.request.prompt, run.found) if run.later else None
-        )
+        self._retrievals = AnswerRetrievals(run.later, run.request.prompt, run.found)
+        self._shares = [*run.shares]
+        self._log_probabilities: list[float] = []
+        self._held = run.request.min_confidence is not None
         self._sampler = Sampler(run.request.sampling, choice, config, ends)
         self._last = run.arrived
 
     def choose(self, logits: Tensor) -> int:
         """The next token for these logits, (vocabulary,)."""
         may_end = len(self.tokens) >= self.run.request.min_new_tokens
-        return self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
+        token = self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
+        if self._held:
+            self._log_probabilities.append(float(logits.float().log_softmax(-1)[token]))
+        return token
+
+    def note_shares(self, shares: ReadingShares | None, row: int) -> None:
+        """Note what was read for the next token in a row of the batch."""
+        if shares is not None and self.run.request.is_judged:
+            self._shares += shares.of_row(row)
 
     @property
     def due(self) -> bool:
         """Whether its last token retrieves again."""
-        return self._retrievals is not None and self._retrievals.due(self.tokens)
-
-    def ended_by(self, reason: FinishReason) -> Ended:
-        """The event of its end."""
-        later = () if self._retrievals is None else self._retrievals.retrievals[1:]
-        return Ended(self.choice, self.text.text, reason, len(self.tokens), later)
+        return self._retrievals.due(self.tokens)
 
     def retrieve(self, queries: Queries, kv: PassageKV) -> PassageKV:
         """What it reads from its last token on, after ``kv``.
 
         A retrieval that fails ends the request alone.
         """
-        assert self._retrievals is not None
         began = time.perf_counter()
         ids = torch.tensor([[*self.run.ids, *self.tokens]], device=queries.embeddings.device)
         try:
@@ -203,15 +214,30 @@ class RunningAnswer:
         self.run.timings.setdefault("first_token", waited)
         return waited
 
-    def push(self, token: int, *, is_end: bool) -> str:
-        """Append a token; the text that is certain now and was not before."""
+    def push(self, token: int, *, is_end: bool) -> list[EngineEvent]:
+        """Append a token: the text that is certain now and was not before, if any."""
         self.tokens.append(token)
-        return "" if is_end else self.text.push(token)
+        text = "" if is_end else self.text.push(token)
+        return [NewText(self.choice, text)] if text and not self._held else []
 
-    def end(self) -> str:
-        """Complete the answer; the text that was held back."""
+    def end(self, reason: FinishReason) -> list[EngineEvent]:
+        """Complete the answer: the text that was held back, and its end."""
         self.ended = True
-        return self.text.finish()
+        rest, read = self.text.finish(), self._retrievals
+        shares = read.shares(self._shares)
+        judged = self.run.judge(
+            self.tokens, self.text.text, read.passages, shares, self._log_probabilities
+        )
+        if self._held:
+            rest = judged["text"]
+        later = read.retrievals[1:]
+        ended = Ended(
+            self.choice, reason=reason, tokens=len(self.tokens), retrievals=later, **judged
+        )
+        return [*self._new(rest), ended]
+
+    def _new(self, text: str) -> list[EngineEvent]:
+        return [NewText(self.choice, text)] if text else []
 
 
 def last_tokens(answers: Sequence[RunningAnswer]) -> tuple[list[int], LaterRows]:

@@ -81,6 +81,19 @@ class ImpRAGOptions(RetrievalChoice):
     min_tokens: Annotated[
         int | None, Field(ge=0, description="Before so many tokens, no answer ends by itself.")
     ] = None
+    attribution: Annotated[
+        bool | None,
+        Field(description="Say how much each passage was read, and cite those that were."),
+    ] = None
+    min_confidence: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Say how likely the answer is right, and answer `not found in the corpus` "
+            "where that is less; the server's own if not given.",
+        ),
+    ] = None
 
 
 class Document(Body):

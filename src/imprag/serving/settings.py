@@ -22,12 +22,15 @@ class ServerSettings:
         max_passages: greatest number of passages that a prompt reads, retrieved or given; the keys
             and values of all of them are in memory until its answer ends.
         max_texts: greatest number of texts to embed or rank.
+        min_confidence: least confidence of an answer, for requests that say nothing else; None
+            computes none.
         waiting_calls: greatest number of embedding, rerank and search calls at the same time.
     """
 
     model: str = "default"
     api_key: str | None = None
     hosts: frozenset[str] | None = None
+    min_confidence: float | None = None
     max_body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0
     max_prompt_characters: int = 200_000

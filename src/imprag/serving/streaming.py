@@ -9,12 +9,13 @@ from typing import Any, Protocol
 from starlette.requests import ClientDisconnect
 
 from imprag.errors import ImpRAGError
-from imprag.serving.citations import later_retrievals
 from imprag.serving.errors import response_to
 from imprag.serving.exchange import Numbered
 from imprag.serving.generation import Outcome
 from imprag.serving.requests import Completed, Ended, NewText, Retrieved
 
+#: What the last chunk of a prompt says under ``imprag``; the first one says the rest.
+_LAST = {"timings", "retrievals", "attributions", "confidences"}
 #: Answers are neither stored nor held back on their way.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -37,20 +38,18 @@ async def server_sent_events(
     form: Form,
     head: dict[str, Any],
     outcome: Outcome,
-    n: int,
     include_usage: bool,
 ) -> AsyncIterator[str]:
     """The lines of a streamed response, up to ``[DONE]``.
 
     The first chunk of each prompt has the passages that it reads under ``imprag``, the last one the
-    timings, and what later tokens retrieved, if any did.
+    timings, what later tokens retrieved, and what was read for each token, if asked for.
 
     Args:
         events: of the exchange.
         form: of the choices.
         head: the fields that all chunks have.
         outcome: notes the events.
-        n: number of answers to each prompt.
         include_usage: whether a last chunk, without choices, has the numbers of tokens.
     """
     more = {"usage": None} if include_usage else {}
@@ -58,7 +57,7 @@ async def server_sent_events(
         async with contextlib.aclosing(events):
             async for numbered in events:
                 outcome.note(numbered)
-                for choice, details in _choices(numbered, form, outcome, n):
+                for choice, details in _choices(numbered, form, outcome):
                     yield _line({**head, "choices": [choice], **more, **details})
         if include_usage:
             yield _line({**head, "choices": [], "usage": outcome.usage.model_dump()})
@@ -72,7 +71,7 @@ async def server_sent_events(
 
 
 def _choices(
-    numbered: Numbered, form: Form, outcome: Outcome, n: int
+    numbered: Numbered, form: Form, outcome: Outcome
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The choices that an event adds, each with what its chunk says under ``imprag``.
 
@@ -80,24 +79,20 @@ def _choices(
     prompt has its timings.
     """
     number, event = numbered
+    n = outcome.n
     first = number * n
     match event:
         case Retrieved():
-            own = Outcome(outcome.notes, {number: event}).details.model_dump(
-                exclude={"timings", "retrievals"}
-            )
+            only = Outcome(n, outcome.notes, {number: event})
+            own = only.details.model_dump(exclude=_LAST)
             for choice in range(n):
                 yield form.opening(first + choice), {} if choice else {"imprag": own}
         case NewText():
             yield form.piece(first + event.choice, event.text), {}
         case Completed():
-            last: dict[str, Any] = {"timings": [event.timings]}
-            if later := [
-                one.model_dump()
-                for choice in range(n)
-                for one in later_retrievals(number, outcome.ended[number, choice])
-            ]:
-                last["retrievals"] = later
+            answers = {(number, choice): outcome.ended[number, choice] for choice in range(n)}
+            only = Outcome(n, ended=answers, timings={number: event.timings})
+            last = only.details.model_dump(include=_LAST)
             for choice in range(n):
                 ended = outcome.ended[number, choice]
                 end = form.ending(first + choice, outcome.retrieved[number], ended)

@@ -126,8 +126,7 @@ def adapt(
     held_out: list[range] = []
     start = 0
     for source in sources:
-        size = len(source.examples)
-        count = min(_MOST_HELD_OUT, max(1, int(_HELD_OUT * size)))
+        size, count = len(source.examples), held_out_count(source)
         held_out.append(range(start, start + count))
         trained.append(range(start + count, start + size))
         start += size
@@ -169,6 +168,11 @@ def adapt(
         SourceRecall(source.name, len(numbers), first, recall(numbers))
         for source, numbers, first in zip(sources, held_out, before, strict=True)
     ]
+
+
+def held_out_count(source: TrainingSource) -> int:
+    """How many of the source's first prompts are held out."""
+    return min(_MOST_HELD_OUT, max(1, int(_HELD_OUT * len(source.examples))))
 
 
 def query_projection(model: ImpRAGModel) -> tuple[str, torch.nn.Linear]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imprag.errors import ImpRAGError
@@ -13,7 +14,15 @@ from imprag.model.fitted import write_fitted_index
 from imprag.model.load import DEFAULT, DEFAULT_FOLDER, save_pretrained
 from imprag.pipeline import ImpRAG
 from imprag.tasks import read_tasks
-from imprag.training.adapt import FEWEST_PROMPTS, SourceRecall, adapt, query_projection, usable
+from imprag.training.adapt import (
+    FEWEST_PROMPTS,
+    SourceRecall,
+    adapt,
+    held_out_count,
+    query_projection,
+    usable,
+)
+from imprag.training.adapt_gate import GateFit, refit_gate
 from imprag.training.data import (
     TrainingSource,
     not_held_out,
@@ -28,6 +37,20 @@ KINDS: tuple[Synthetic, ...] = (
     *("title", "mention", "cloze", "statement"),
 )
 """The kinds of prompts that passages give."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What an adaptation found on held-back prompts.
+
+    Attributes:
+        recalls: implicit retrieval before and after, one for each kind of prompts and task.
+        gate: hybrid retrieval of the tasks' questions; None if there are no tasks, or if the model
+            has no gate or the index no lexical part.
+    """
+
+    recalls: list[SourceRecall]
+    gate: GateFit | None
 
 
 def adapt_model(
@@ -45,8 +68,11 @@ def adapt_model(
     leave_out: Path | None = None,
     seed: int = 0,
     device: str = "auto",
-) -> list[SourceRecall]:
+) -> Adaptation:
     """Fit a model to the corpus of an index and save it with a note of that index.
+
+    The gate of hybrid retrieval is fitted anew on held-back questions of ``tasks``, and kept as it
+    was where that finds no more.
 
     The hidden states that enter layer b are kept in a file next to ``out`` until the folder is
     complete, so that the same call reuses them after an interruption.
@@ -69,7 +95,7 @@ def adapt_model(
         device: as for :func:`imprag.model.load_base_model`.
 
     Returns:
-        recall on held-back prompts before and after, one for each kind and task.
+        recall on held-back prompts before and after.
 
     Raises:
         ImpRAGError: ``out`` is taken, the passages give no prompts, or what
@@ -91,6 +117,7 @@ def adapt_model(
         if leave_out is not None:
             left_out = frozenset(n for n, one in enumerate(folder.corpus) if not keep(one))
         sources = _task_sources(tasks, data, folder, limit, seed)
+        asked = len(sources)
         for kind in kinds or KINDS:
             examples = synthetic_examples(kind, folder.corpus, limit=limit, seed=seed, keep=keep)
             source = usable(TrainingSource(kind, examples), left_out)
@@ -116,15 +143,24 @@ def adapt_model(
             left_out=left_out,
             kept=states,
         )
+        questions = [_held_back(usable(one, left_out)) for one in sources[:asked]]
+        gate = refit_gate(rag, questions, left_out) if questions else None
+        config = rag.config
+        if gate is not None and gate.gate is not None:
+            config = replace(config, gate=gate.gate.to_json())
         if is_adapter:
             change = projection.weight.detach() - before
-            write_changed_adapter(adapter, out, name, change.cpu(), max_rank, rag.config)
+            write_changed_adapter(adapter, out, name, change.cpu(), max_rank, config)
         else:
-            save_pretrained(rag.model, rag.tokenizer, out)
+            save_pretrained(rag.model.with_settings(gate=config.gate), rag.tokenizer, out)
         # Without an index, it was the one that the model brings: its own, or the built-in corpus'.
         write_fitted_index(out, index or rag.fitted_index)
         states.unlink(missing_ok=True)
-    return recalls
+    return Adaptation(recalls, gate)
+
+
+def _held_back(source: TrainingSource) -> TrainingSource:
+    return replace(source, examples=source.examples[: held_out_count(source)])
 
 
 def _task_sources(

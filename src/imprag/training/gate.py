@@ -27,6 +27,19 @@ class GateExample(NamedTuple):
     gold: frozenset[int]
 
 
+def is_found(example: GateExample) -> bool:
+    """Whether a gold passage is among the candidates."""
+    return bool(example.gold & set(example.candidates.rows.tolist()))
+
+
+def hits(example: GateExample, gate: Gate) -> tuple[bool, bool]:
+    """Whether a gold passage is ranked first, and among the first ten."""
+    candidates = example.candidates
+    scores = np.asarray(gate.weights(candidates.rankings)) @ candidates.scores
+    best = candidates.rows[np.lexsort((candidates.rows, -scores))][:10].tolist()
+    return bool(best) and best[0] in example.gold, bool(example.gold & set(best))
+
+
 def fit_gate(
     corpora: Mapping[str, Mapping[str, Sequence[GateExample]]],
     *,
@@ -52,7 +65,7 @@ def fit_gate(
     examples, weights = [], []
     for tasks in corpora.values():
         for task in tasks.values():
-            usable = [one for one in task if one.gold & set(one.candidates.rows.tolist())]
+            usable = [one for one in task if is_found(one)]
             examples += usable
             weights += [1 / (max(len(usable), 1) * len(tasks))] * len(usable)
     if not examples:

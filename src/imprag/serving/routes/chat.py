@@ -5,7 +5,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from imprag.errors import ImpRAGError
-from imprag.retrieval.again import Retrieval, all_read
 from imprag.serving.citations import annotations
 from imprag.serving.completing import complete
 from imprag.serving.errors import REFUSALS, STREAM
@@ -31,8 +30,7 @@ class ChatForm:
 
     def ending(self, choice: int, retrieved: Retrieved, ended: Ended) -> dict[str, Any]:
         """The citations, and why the answer ended."""
-        read = all_read([Retrieval(0, retrieved.passages), *ended.retrievals])
-        cited = [one.model_dump() for one in annotations(read, ended.text)]
+        cited = [one.model_dump() for one in annotations(retrieved.passages, ended)]
         return self._choice(choice, {"annotations": cited}, ended.reason)
 
     def _choice(
@@ -65,12 +63,7 @@ async def create_chat_completion(
     choices = [
         ChatChoice(
             index=choice,
-            message=Answer(
-                content=ended.text,
-                annotations=annotations(
-                    all_read([Retrieval(0, passages), *ended.retrievals]), ended.text
-                ),
-            ),
+            message=Answer(content=ended.text, annotations=annotations(passages, ended)),
             finish_reason=ended.reason,
         )
         for (_, choice), ended in sorted(outcome.ended.items())

@@ -20,6 +20,7 @@ const keyForm = byId("key-form");
 let model = null; // the id of the loaded model, once it is known
 let running = null; // the AbortController of the answer that is being written
 let unanswered = null; // the question to ask again once there is a key
+let shown = 0; // the number of passages so far
 let latest = null; // the turn that is shown in full
 
 // --- The server ---------------------------------------------------------------------------------
@@ -168,6 +169,8 @@ function duration(seconds) {
   return seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(2)} s`;
 }
 
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
 const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 // --- One question with its answer ---------------------------------------------------------------
@@ -191,8 +194,11 @@ class Turn {
 
   /** Takes in one chunk of the stream. */
   take(chunk) {
-    const { passages, timings } = chunk.imprag ?? {};
-    if (passages) this.showPassages(passages);
+    const { passages, retrievals, timings, attributions, confidences } = chunk.imprag ?? {};
+    if (passages) this.showPassages(passages, "best first");
+    if (retrievals?.length) this.showLater(retrievals);
+    if (confidences?.length) [this.confidence] = confidences;
+    if (attributions?.length) this.showShares(attributions[0]); // one for each answer
     if (timings?.length) [this.timings] = timings; // one for each prompt
     if (chunk.usage) this.usage = chunk.usage;
     const [choice] = chunk.choices ?? [];
@@ -207,16 +213,37 @@ class Turn {
     show(this.part("note"), "");
   }
 
-  showPassages(passages) {
+  showPassages(passages, order) {
     this.passages = passages;
     const scores = passages.map(({ score }) => score);
     const [low, high] = [Math.min(...scores), Math.max(...scores)];
     const share = (score) => (high > low ? 0.04 + (0.96 * (score - low)) / (high - low) : 1);
     const items = passages.map((one, n) => passageItem(one, n + 1, share(one.score)));
     this.part("passages").querySelector("h3").textContent =
-      `${counted(passages.length, "passage")} read, best first`;
+      `${counted(passages.length, "passage")} read, ${order}`;
     this.part("passages").querySelector("ol").replaceChildren(...items);
     this.part("passages").hidden = passages.length === 0;
+  }
+
+  /** Adds what later tokens found; a passage that was found again keeps its place. */
+  showLater(retrievals) {
+    const found = retrievals.flatMap(({ passages }) => passages);
+    const read = new Map([...this.passages, ...found].map((one) => [one.id, one]));
+    this.showPassages([...read.values()], `found in ${retrievals.length + 1} searches`);
+  }
+
+  /** Shows how much of the answer's attention each passage got, and names those that carried it. */
+  showShares({ shares, carried_by }) {
+    const items = [...this.element.querySelectorAll(".passages li")];
+    items.forEach((item, n) => show(item.querySelector(".read"), `Read: ${percent(shares[n])}`));
+    const links = carried_by.map((n) => {
+      const title = this.passages[n].title || this.passages[n].id;
+      const link = made("a", `[${n + 1}] ${title}, ${percent(shares[n])}`, { href: `#${items[n].id}` });
+      return [" ", link];
+    });
+    const cited = this.part("cited");
+    cited.replaceChildren("Carried by", ...links.flat());
+    cited.hidden = links.length === 0;
   }
 
   /** Ends the turn with a note on how it went. */
@@ -234,6 +261,7 @@ class Turn {
       ["First token", duration(this.timings.first_token)],
       ["Total", duration(this.timings.total)],
       ["Tokens", this.usage?.completion_tokens],
+      ["Confidence", this.confidence && percent(this.confidence.confidence)],
       ["Retrieval", this.passages.length ? this.settings.retrieval : undefined],
     ]);
   }
@@ -268,6 +296,8 @@ class Turn {
 
 function passageItem({ id, title, text, url, score }, number, share) {
   const item = copyOf("passage");
+  item.id = `passage-${++shown}`;
+  item.tabIndex = -1; // links to it move the focus
   const find = (name) => item.querySelector(name);
   find("h4").append(made("span", number, { className: "rank" }), title || id);
   find(".number").textContent = score.toFixed(2);
@@ -309,7 +339,7 @@ async function ask(question) {
     messages: [{ role: "user", content: turn.question }],
     stream: true,
     stream_options: { include_usage: true },
-    imprag: turn.settings,
+    imprag: { ...turn.settings, attribution: true },
   };
   try {
     for await (const chunk of completion(body, running.signal)) turn.take(chunk);

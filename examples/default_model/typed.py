@@ -1,0 +1,149 @@
+"""Questions as people type them, made from whole questions (beyond the paper).
+
+Each question gives one of these: small letters without a question mark ("what's the capital of
+chad"), a few words ("capital of chad", "Chad capital"), a question in the other direction ("which
+country's capital is N'Djamena"), or one to be answered by yes or no.
+
+    python examples/default_model/typed.py factbook-bench/factbook/qa/train.jsonl --out typed.jsonl
+"""
+
+import argparse
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from imprag.errors import ImpRAGError
+from imprag.tasks import Answer, Example, read_examples, write_examples
+
+_LEAD = re.compile(r"^what (?:is|are|was|were) (?:the )?", re.IGNORECASE)
+_WORDS = (
+    "{entity} {relation}",
+    "{relation} {entity}",
+    "{entity}: {relation}",
+    "{relation} of {entity}?",
+)
+_REVERSED = (
+    "which country's {relation} is {value}?",
+    "Which country has {value} as its {relation}?",
+    "what country's {relation} is {value}",
+    "The {relation} is {value}. Which country is it?",
+)
+_YES_OR_NO = (
+    "is {value} the {relation} of {entity}?",
+    "Is {value} {entity}'s {relation}?",
+    "is it true that the {relation} of {entity} is {value}?",
+    "{entity}'s {relation} is {value}, right?",
+)
+
+
+def typed(examples: Iterable[Example], seed: int = 0) -> Iterator[Example]:
+    """One typed question for each question.
+
+    Args:
+        examples: questions. Those whose ``meta`` names a country and a relation can be reversed and
+            judged, the others only shortened.
+        seed: draws the form of each.
+    """
+    examples = list(examples)
+    values = _values(examples)
+    for example in examples:
+        generator = random.Random(f"{seed} typed {example.id}")
+        form = generator.choice(_ABOUT_FACTS if _is_fact(example) else _ABOUT_TEXTS)
+        text, answers = form(example, generator, values)
+        provenance = example.output[0].provenance
+        yield Example(
+            f"typed-{example.id}",
+            text,
+            [Answer(answer, provenance) for answer in answers],
+            example.meta,
+            task=example.task,
+        )
+
+
+Values = Mapping[str, Counter[str]]
+"""How many entities have a value, by relation."""
+
+
+def _shortened(example: Example, generator: random.Random, _: Values) -> tuple[str, list[str]]:
+    text = example.input.rstrip(" ?.")
+    if generator.random() < 0.5:
+        text = re.sub(r"^what is ", "what's ", text, flags=re.IGNORECASE)
+    elif generator.random() < 0.5:
+        text = _LEAD.sub("", text)
+    return (text.lower() if generator.random() < 0.7 else text), example.answers
+
+
+def _words(example: Example, generator: random.Random, _: Values) -> tuple[str, list[str]]:
+    text = generator.choice(_WORDS).format(entity=_entity(example), relation=_relation(example))
+    return (text.lower() if generator.random() < 0.4 else text), example.answers
+
+
+def _reversed(example: Example, generator: random.Random, values: Values) -> tuple[str, list[str]]:
+    relation, value = _relation(example), example.answers[0]
+    if values[relation][value] > 1 or not re.search(r"[^\W\d]{3}", value):
+        return _shortened(example, generator, values)
+    text = generator.choice(_REVERSED).format(relation=relation, value=value)
+    return text, [_entity(example)]
+
+
+def _yes_or_no(example: Example, generator: random.Random, values: Values) -> tuple[str, list[str]]:
+    relation, value = _relation(example), example.answers[0]
+    others = [other for other in values[relation] if other not in example.answers]
+    right = not others or generator.random() < 0.5
+    said = value if right else generator.choice(others)
+    text = generator.choice(_YES_OR_NO).format(
+        entity=_entity(example), relation=relation, value=said
+    )
+    return text, ["yes" if right else "no"]
+
+
+_Form = Callable[[Example, random.Random, Values], tuple[str, list[str]]]
+_ABOUT_TEXTS: Sequence[_Form] = (_shortened,)
+_ABOUT_FACTS: Sequence[_Form] = (_shortened, _words, _reversed, _yes_or_no)
+
+
+def _is_fact(example: Example) -> bool:
+    return isinstance(example.meta.get("country"), str) and "relation" in example.meta
+
+
+def _entity(example: Example) -> str:
+    return str(example.meta["country"])
+
+
+def _relation(example: Example) -> str:
+    return str(example.meta["relation"])
+
+
+def _values(examples: Iterable[Example]) -> Values:
+    entities: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for example in examples:
+        if _is_fact(example):
+            entities[_relation(example)][example.answers[0]].add(_entity(example))
+    return {
+        relation: Counter({value: len(names) for value, names in found.items()})
+        for relation, found in entities.items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the file that the command line asks for; print the count as JSON."""
+    parser = argparse.ArgumentParser(description="Make questions as people type them.")
+    parser.add_argument("questions", type=Path, help="examples, as JSONL")
+    parser.add_argument("--out", type=Path, required=True, help="the file to make, JSONL")
+    parser.add_argument("--seed", type=int, default=0, help="draws the form of each question")
+    asked = parser.parse_args(arguments)
+    if asked.out.exists():
+        parser.error(f"{asked.out} exists already; delete it or choose another name")
+    try:
+        made = list(typed(read_examples(asked.questions), asked.seed))
+        write_examples(asked.out, made)
+    except ImpRAGError as error:
+        parser.error(str(error))
+    print(json.dumps({"questions": len(made)}))
+
+
+if __name__ == "__main__":
+    main()
