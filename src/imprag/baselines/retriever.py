@@ -237,7 +237,8 @@ class EncoderTrainer(ImpRAGTrainer):
             self._encoder().save_pretrained(str(folder), create_model_card=False)
 
     def _encoder(self) -> Any:
-        return self._training_model().retriever.encoder
+        loss: Any = self._training_model()
+        return loss.retriever.encoder
 
     def _is_bottom(self, name: str) -> bool:
         return True

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -80,7 +79,7 @@ class Batches(Dataset[TrainingBatch]):
         step = index // self._per_step
         indices = self.indices(index)
         rows = indices.passages
-        contexts = [()] * len(indices.examples)
+        contexts: list[tuple[int, ...]] = [()] * len(indices.examples)
         if self._in_context:
             indices = chosen(indices, indices.generated)
             contexts = [tuple(rows[c] for c in candidates) for candidates in indices.candidates]
@@ -161,7 +160,7 @@ class Batches(Dataset[TrainingBatch]):
         return tokens
 
 
-def chosen(batch: BatchIndices, kept: Sequence[bool] | npt.NDArray[np.bool_]) -> BatchIndices:
+def chosen(batch: BatchIndices, kept: Sequence[bool]) -> BatchIndices:
     """The batch with some of its prompts only.
 
     Args:
@@ -182,7 +181,7 @@ def chosen(batch: BatchIndices, kept: Sequence[bool] | npt.NDArray[np.bool_]) ->
 
 def _retrieval_only(batch: BatchIndices) -> BatchIndices:
     """The batch without generation: no responses, and only prompts that have positives."""
-    batch = chosen(batch, batch.positive.any(axis=1))
+    batch = chosen(batch, [bool(row.any()) for row in batch.positive])
     count = len(batch.examples)
     return replace(batch, generated=(False,) * count, candidates=((),) * count)
 

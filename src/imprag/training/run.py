@@ -51,8 +51,9 @@ RECIPE = "recipe.yaml"
 INPUTS = "inputs.json"
 RETRIEVER = "retriever"  # the run of a baseline's own retriever, in the folder of its run
 
-#: Makes the function that evaluates the model during training, from the corpus and a folder.
-Evaluator = Callable[[Corpus, Path], Evaluate]
+#: Makes the function that evaluates the model during training, from the corpus and a folder; for a
+#: baseline, also from ``retriever``, which makes its retriever over a corpus.
+Evaluator = Callable[..., Evaluate]
 
 
 def train(

@@ -35,7 +35,7 @@ from imprag.training.batches import Batches
 from imprag.training.distributed import from_main_process, mean_over_processes, shards_of
 from imprag.training.packages import curve_writers
 from imprag.training.recipe import Recipe
-from imprag.training.step import TrainingBatch, TrainingModel
+from imprag.training.step import JointLoss, TrainingBatch, TrainingModel
 
 METRICS = "metrics.jsonl"
 CROSS_BATCH_MEMORY = "cross_batch_memory.safetensors"  # in a checkpoint
@@ -52,7 +52,7 @@ All processes call it together, and the main process's metrics count."""
 
 
 class ImpRAGTrainer(Trainer):  # type: ignore[misc]
-    """Trains a :class:`TrainingModel` by a recipe.
+    """Trains a :class:`TrainingModel`, or another joint loss, by a recipe.
 
     ``Trainer`` does the rest: devices, DDP and FSDP, mixed precision, checkpoints, callbacks,
     TensorBoard. It neither shuffles nor distributes batches, because each batch is already a
@@ -72,7 +72,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: TrainingModel,
+        model: JointLoss,
         tokenizer: Any,
         recipe: Recipe,
         batches: Batches,
