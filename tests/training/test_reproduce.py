@@ -1,6 +1,11 @@
 """Studies: the graph of steps, the tables, the plans, and being killed."""
 
 import json
+import multiprocessing
+import os
+import random
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -8,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_study import in_this_process, make_study
+from tiny_study import in_this_process, make_study, run_study
 
 from imprag import reproduce as package
 from imprag.cli import main
@@ -175,6 +180,34 @@ def test_a_process_of_its_own_runs_imprag(tmp_path: Path) -> None:
     assert "hotpotqa" in log.read_text()
     assert in_process_of_its_own()(["tasks", "build", "nothing", "--out", "x"], tmp_path, log) == 2
     assert "nothing" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_killed_study_gives_the_same_tables(
+    study: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at five random moments; the kernel ends the process wherever it is."""
+    out, generator = tmp_path / "run", random.Random(0)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    context = multiprocessing.get_context("forkserver")  # which imports everything once
+    context.set_forkserver_preload(["tiny_study"])
+
+    def entries() -> int:
+        return sum(1 for _ in out.rglob("*")) if out.exists() else 0
+
+    for _ in range(5):
+        process = context.Process(target=run_study, args=(study, out, tmp_path / "cache"))
+        process.start()
+        before = entries()
+        while process.is_alive() and entries() <= before:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 1))
+        assert process.is_alive(), "the study was finished before it was killed five times"
+        process.kill()
+        process.join()
+    run_study(study, out, tmp_path / "cache")
+    assert tables(out) == tables(finished)
 
 
 # --- Studies ------------------------------------------------------------------------------------
