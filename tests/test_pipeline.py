@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from conftest import tiny_lm, tiny_tokenizer
-from imprag import generation
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
-from imprag.generation import until_stop
+from imprag.generation import reading, until_stop
 from imprag.index.folder import IndexFolder
 from imprag.kv_cache import RamStore
 from imprag.kv_cache.codecs.base import untrained_codec
@@ -75,7 +74,7 @@ def test_prompts_of_like_length_share_a_batch(
         shapes.append(bool(mask.all()))
         return ids, mask
 
-    monkeypatch.setattr("imprag.generation.prompt_batch", noting)
+    monkeypatch.setattr("imprag.generation.batch.prompt_batch", noting)
     answers = rag.generate(prompts, max_new_tokens=2, stop=(), batch_size=2)
     assert shapes == [True, True]
     assert [answer.prompt for answer in answers] == prompts
@@ -148,14 +147,14 @@ def test_passages_with_a_negligible_bias_are_not_read(
             rag.retrieve(PROMPTS), [(9, 0, 8), (1, 1, 1), (0, -50, 0)], strict=True
         )
     ]
-    read = generation.read_passages(rag, found)
+    read = reading.read_passages(rag, found)
     assert [[bool(tokens) for tokens in row] for row in read.lengths] == [
         [True, True, True],
         [True, True, True],
         [True, False, True],
     ]
-    monkeypatch.setattr(generation, "NEGLIGIBLE", -4.0)
-    read = generation.read_passages(rag, found)
+    monkeypatch.setattr(reading, "NEGLIGIBLE", -4.0)
+    read = reading.read_passages(rag, found)
     assert list(map(bool, read.lengths[0])) == [True, False, True]
     assert read.passage_bias == [[0, -9, -1], [0, 0, 0], [0, -50, 0]]
     # What is not read takes no time, and the answer is that of the others alone.
@@ -168,7 +167,7 @@ def test_passages_with_a_negligible_bias_are_not_read(
     assert [len(one.passages) for one in answers] == [3, 3, 3]
     # Passages in one sequence have positions that depend on all of them.
     segmented = tiny_rag(folder, attention_score_bias=1.0, passage_encoding="segmented")
-    assert all(all(row) for row in generation.read_passages(segmented, found).lengths)
+    assert all(all(row) for row in reading.read_passages(segmented, found).lengths)
 
 
 @pytest.mark.parametrize("kind", ["lexical", "dense", "given", "of a plug-in"])

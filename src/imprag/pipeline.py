@@ -56,10 +56,6 @@ class ImpRAG:
         retrieval: the name of what retrieves.
         kv_cache: the cache of passage KV; without :meth:`use_kv_cache`, it encodes passages when
             they are read.
-
-    Example:
-        >>> rag = ImpRAG.from_pretrained("default")  # doctest: +SKIP
-        >>> rag.ask("Q: what is the capital of Chad? A:").text  # doctest: +SKIP
     """
 
     def __init__(
@@ -199,10 +195,9 @@ class ImpRAG:
         """The k best passages for each prompt, from a pass through layers 0..b.
 
         Args:
-            prompts: texts, as for :meth:`generate`; none may be empty.
+            prompts, chat, raw: as for :meth:`generate`.
             k: number of passages per prompt; by default the configured number, or the size of the
                 index if it is smaller.
-            chat, raw: the template of each prompt, as in :meth:`generate`.
 
         Raises:
             ImpRAGError: a prompt is empty or too long, k is larger than the index, or there is
@@ -248,13 +243,11 @@ class ImpRAG:
             prompts: texts; none may be empty.
             k: passages to retrieve for each; 0 answers without any; if not given, the configured
                 number, or all passages of an index that has fewer.
-            passages: read these, for each prompt, instead of retrieving. The setting
-                ``attention_score_bias`` applies to a prompt's passages if all of them come from
-                the model's own retriever.
-            retrieve: when the answer retrieves: ``once``, at the end of the prompt; ``every:N``,
-                also after every N new tokens; ``on:SEPARATOR``, also whenever the answer's text
-                contains the separator once more, as in ``on:;``. By default the model's setting;
-                ``once`` if passages are given or k is 0.
+            passages: read these, for each prompt, instead of retrieving. Their scores bias
+                attention (``attention_score_bias``) if all are from the model's own retriever.
+            retrieve: ``once``, at the end of the prompt; ``every:N``, also after N new tokens each;
+                ``on:SEPARATOR``, also whenever the answer's text contains the separator once more.
+                By default the model's setting; ``once`` if passages are given or k is 0.
             passages_kept: whether a later retrieval's passages are read ``beside`` the former ones
                 or ``instead`` of them; by default the model's setting.
             max_new_tokens: the most new tokens of an answer.
@@ -262,12 +255,10 @@ class ImpRAG:
                 does not end it. With None, only the end token and ``max_new_tokens`` do.
             chat: put each prompt into the chat template of the model's tokenizer; for a model that
                 follows instructions.
-            raw: read each prompt as it is. By default, plain questions are put into the model's
-                ``question_template``.
+            raw: read each prompt as it is; else, plain questions get the ``question_template``.
             batch_size: number of prompts in a batch; prompts of similar length share one.
-            attribution: also say how much each passage was read for each token of the answer,
-                from the same pass (:class:`imprag.model.attribution.Attribution`). Not for beam
-                search.
+            attribution: also say how much each passage was read for each token of the answer
+                (:class:`imprag.model.attribution.Attribution`). Not for beam search.
             min_confidence: also say how likely each answer is right (``Answer.confidence``), and
                 answer "not found in the corpus" where that is less. 0 gives all answers. For models
                 with a fitted confidence; not for beam search. A stream gives its answer at the end.
@@ -327,8 +318,8 @@ class ImpRAG:
         if settings.arguments.setdefault("num_beams", 1) != 1:
             raise ImpRAGError("num_beams: beam search cannot be streamed; use generate")
         given = None if passages is None else [passages]
-        prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
         schedule = self.config.schedule(retrieve, passages_kept, retrieves=given is None and k != 0)
+        prompts = self.asked_prompts([prompt], chat=chat, raw=raw)
         return AnswerStream(GenerationBatch(self, prompts, k, given, settings, schedule).stream())
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -336,11 +327,7 @@ class ImpRAG:
         save_pretrained(self.model, self.tokenizer, Path(folder))
 
     def push_to_hub(self, repository: str, *, private: bool = True) -> str:
-        """Upload the files of :meth:`save_pretrained` to the Hugging Face hub.
-
-        Returns:
-            the URL of the commit.
-        """
+        """Upload the files of :meth:`save_pretrained` to the Hugging Face hub; the commit's URL."""
         return push_to_hub(self.model, self.tokenizer, repository, private=private)
 
     def asked_prompts(
