@@ -358,7 +358,7 @@ def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert re.match(r"9 passages, \S+ of them encoded in a second on this machine: ", printed)
     codecs = [line.split("|")[1].strip() for line in printed.splitlines() if line[:1] == "|"][2:]
-    assert codecs == ["bf16", "fp32", "int8", "int4", "pq"]
+    assert codecs == ["bf16", "fp32", "int8", "pq"]
     dry_run = ("kv", "build", "--out", cache, "--codec", "fp32", "--dry-run", "--json")
     assert ask(home, *dry_run) == 0
     plan = json.loads(capsys.readouterr().out)

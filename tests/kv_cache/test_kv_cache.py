@@ -1,6 +1,5 @@
 """Prompts read the same from a store as from passages encoded on the spot."""
 
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -60,13 +59,13 @@ def test_stored_states_are_read_as_live_ones(family: str, corpus: Corpus, tmp_pa
     assert (cache.hits, cache.misses) == (4, 0)
 
 
-@pytest.mark.parametrize("codec", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("codec", ["bf16", "int8"])
 def test_coded_states_are_read_nearly_as_live_ones(codec: str, corpus: Corpus, tmp_path) -> None:
     model = tiny_imprag_model()
     store = build(model, corpus, tmp_path / "cache", codec=codec)
     expected = logits(model, live(model))
     error = logits(model, PassageKVCache(model, tiny_tokenizer(), store)) - expected
-    limit = {"bf16": 0.01, "int8": 0.03, "int4": 0.4}[codec]
+    limit = {"bf16": 0.01, "int8": 0.03}[codec]
     assert 0 < error.norm() / expected.norm() < limit
 
 
@@ -101,7 +100,7 @@ def test_a_passage_with_the_id_of_another_is_not_taken_for_it(corpus, tmp_path) 
     assert cache.misses == 2
 
 
-@pytest.mark.parametrize("codec", ["fp32", "int4", "pq"])
+@pytest.mark.parametrize("codec", ["fp32", "int8", "pq"])
 def test_states_kept_coded_are_read_as_decoded_ones(codec: str, tmp_path: Path) -> None:
     model = tiny_imprag_model()
     many = Corpus.build(
@@ -138,34 +137,6 @@ def test_ram_keeps_what_was_asked_for_last() -> None:
     cache.kv([[PASSAGES[16]]])
     cache.kv([[PASSAGES[1]]])  # went long ago
     assert (cache.hits, cache.misses) == (5, 7)
-
-
-def test_half_of_the_tokens_are_those_that_receive_most_attention() -> None:
-    model = tiny_imprag_model()
-    ids, mask = pad([list(range(5, 16)), list(range(30, 37))], torch.device("cpu"))
-    with torch.inference_mode():
-        states = model.encode(ids, mask, with_attention=True)
-        eager = tiny_lm()
-        eager.set_attn_implementation("eager")
-        weights = eager(ids, output_attentions=True).attentions
-    for row, length in ((0, 11), (1, 7)):
-        block = states.blocks(0.5)[row]
-        kept = -(-length // 2)
-        assert block.shape == (2, 3, 2, kept, 16)
-        for layer, head in itertools.product(range(3), range(2)):
-            received = weights[layer + 1][row, 3 * head : 3 * head + 3, :length, :length]
-            best = received.sum(dim=(0, 1)).topk(kept).indices.sort().values
-            for kind, whole in enumerate((states.keys, states.values)):
-                assert_close(block[kind, layer, head], whole[layer + 1][row, head, best])
-
-
-def test_heavy_hitters_and_codes_combine(corpus: Corpus, tmp_path: Path) -> None:
-    model = tiny_imprag_model()
-    whole = build(model, corpus, tmp_path / "whole", codec="int8")
-    half = build(model, corpus, tmp_path / "half", codec="int8", kv_keep_ratio=0.5)
-    assert 0.5 <= half.manifest.tokens / whole.manifest.tokens < 0.56
-    cache = PassageKVCache(model, tiny_tokenizer(), half)
-    assert torch.isfinite(logits(model, cache)).all()
 
 
 def test_a_model_whose_passages_depend_on_each_other_is_refused(corpus, tmp_path) -> None:
@@ -229,9 +200,9 @@ class TestFolder:
         build(tiny_imprag_model(), corpus, out)
         manifest = out / "kv_cache.json"
         content = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({**content, "format_version": 3}))
+        manifest.write_text(json.dumps({**content, "format_version": 4}))
         rebuild = f"imprag kv build --model MODEL --index INDEX --out {out} --overwrite"
-        with pytest.raises(ImpRAGError, match=f"has format version 3, .*{rebuild}"):
+        with pytest.raises(ImpRAGError, match=f"has format version 4, .*{rebuild}"):
             DiskStore(out)
         build(tiny_imprag_model(), corpus, out, overwrite=True)
         assert DiskStore(out).get([PASSAGES[0]])

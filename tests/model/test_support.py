@@ -288,14 +288,3 @@ def test_threads_that_share_a_model_do_not_disturb_each_other() -> None:
     finally:
         stop.set()
         thread.join()
-
-
-@torch.no_grad()
-def test_received_attention_of_gpt_neox() -> None:
-    """Its layers call their attention ``attention``."""
-    lm = lm_of("gpt_neox", num_key_value_heads=..., head_dim=...)
-    model = ImpRAGModel(lm, config_of())
-    states = model.encode(*pad([[5, 6, 7], [8, 9]], CPU), with_attention=True)
-    for received in states.attention.values():
-        sums = (received * states.mask[:, None]).sum(dim=-1)
-        torch.testing.assert_close(sums, torch.tensor([[3.0], [2.0]]).expand_as(sums))

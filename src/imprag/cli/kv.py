@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cyclopts
 
@@ -38,7 +38,6 @@ def build(
     index: Path | None = None,
     model: ModelOptions = DEFAULT_MODEL,
     codec: str | None = None,
-    kv_keep_ratio: float | None = None,
     top_passages: int | None = None,
     prompts: Path | None = None,
     overwrite: Flag = False,
@@ -63,12 +62,10 @@ def build(
         out: The folder to make.
         index: The index folder whose passages are stored, made by `imprag index` with the same
             model. If not given, the model's own.
-        codec: Format of the stored keys and values: `bf16`, the default, `fp32`; `int8` and `int4`
-            take a half and a quarter of `bf16`; `pq` (product quantization) takes a sixth;
-            installed packages add others. Choose a smaller one if the disk is too small, and
-            compare answers with `imprag eval --kv-cache`.
-        kv_keep_ratio: Share of its tokens that each passage keeps: those that receive most
-            attention in it. 0.5 halves the size again.
+        codec: Format of the stored keys and values: `bf16`, the default, `fp32`; `int8` takes half
+            of `bf16`, `pq` (product quantization) an eighth; installed packages add others. Choose
+            a smaller one if the disk is too small, and compare answers with `imprag eval
+            --kv-cache`.
         top_passages: Store only this many passages: those that `--prompts` retrieve most often. All
             if not given.
         prompts: A file with a prompt on each line, as users ask them, for `--top-passages`.
@@ -82,7 +79,7 @@ def build(
     if (top_passages is None) != (prompts is None):
         raise ImpRAGError("--top-passages and --prompts belong together: the prompts choose")
     if update:
-        options = {"codec": codec, "kv_keep_ratio": kv_keep_ratio, "overwrite": overwrite}
+        options = {"codec": codec, "overwrite": overwrite}
         refuse_without_effect("with --update", **options)
         ray.refuse("with --update")
     if dry_run:
@@ -95,8 +92,7 @@ def build(
     from imprag.kv_cache.hot import most_retrieved
     from imprag.kv_cache.manifest import states_fingerprint
 
-    given = {"codec": codec, "kv_keep_ratio": kv_keep_ratio}
-    settings: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+    settings = {} if codec is None else {"codec": codec}
     rag = model.load(index)
     rows = None
     if prompts is not None and top_passages is not None:
@@ -108,8 +104,7 @@ def build(
             held, rows = rows_to_add(expand_home(out), *what, rows)
             if not rows:
                 raise ImpRAGError(f"{out} lacks none of the passages: there is nothing to add")
-            manifest = held.manifest
-            settings = {"codec": manifest.codec, "kv_keep_ratio": manifest.kv_keep_ratio}
+            settings = {"codec": held.manifest.codec}
         plan = _plan(rag, rows, settings)
         print(plan.as_json() if json else plan)
         return
@@ -153,7 +148,7 @@ def clear() -> None:
     print(f"{kept.folder}: deleted {passages:,} passages, {readable_size(size)}", file=sys.stderr)
 
 
-def _plan(rag: "ImpRAG", rows: Sequence[int] | None, settings: dict[str, Any]) -> "Plan":
+def _plan(rag: "ImpRAG", rows: Sequence[int] | None, settings: dict[str, str]) -> "Plan":
     """What a KV cache takes in each format, or in the given one."""
     from imprag.cli.planning import Plan, passages_per_second
     from imprag.kv_cache.build import predict_kv_cache
@@ -173,10 +168,9 @@ def _plan(rag: "ImpRAG", rows: Sequence[int] | None, settings: dict[str, Any]) -
         columns = {"bytes_per_passage": "bytes_per_passage", "disk": "bytes", "memory": "memory"}
         sizes.append({"codec": name, **{one: found[other] for one, other in columns.items()}})
     plain = untrained_codec("fp32", rag.model.decoder.head_dim)
-    ratio = settings.get("kv_keep_ratio", 1.0)
 
     def encode(passages: "Sequence[Passage]") -> object:
-        return encode_parts(rag.model, rag.tokenizer, passages, plain, ratio)
+        return encode_parts(rag.model, rag.tokenizer, passages, plain)
 
     stored = range(len(rag.corpus)) if rows is None else rows
     rate = passages_per_second(encode, rag.corpus, stored, 48)

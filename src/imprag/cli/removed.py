@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+_KEPT_TOKENS = "every token is kept now; --codec pq takes less disk and keeps more answers"
 _RETRIEVER = "use --retrieval; self is called implicit, bm25 lexical, and teacher dense"
 
 INSTEAD = {
@@ -43,7 +44,8 @@ INSTEAD = {
     },
     "kv build": {
         "--chat": "it is an argument of rag.retrieve; see imprag.kv_cache.hot",
-        "--keep-tokens": "use --kv-keep-ratio",
+        "--keep-tokens": _KEPT_TOKENS,
+        "--kv-keep-ratio": _KEPT_TOKENS,
         "--seed": "leave it out; every call draws the same sample",
     },
     "search": {

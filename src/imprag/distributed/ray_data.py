@@ -112,7 +112,6 @@ class _KVWorker(_Worker):
         made_by: str,
         codec: str,
         learned: bytes,
-        kv_keep_ratio: float,
     ) -> None:
         super().__init__(corpus, fingerprint)
         self.model, self.tokenizer = model.load()
@@ -120,11 +119,10 @@ class _KVWorker(_Worker):
         self.codec = untrained_codec(codec, self.model.decoder.head_dim)
         if learned:
             self.codec.load_state(safetensors.torch.load(learned))
-        self.kv_keep_ratio = kv_keep_ratio
 
     def make(self, rows: list[int]) -> bytes:
         passages = self.corpus.passages(rows)
-        return kv_shard(self.model, self.tokenizer, passages, self.codec, self.kv_keep_ratio)
+        return kv_shard(self.model, self.tokenizer, passages, self.codec)
 
 
 def _check_model(own: str, wanted: str, name: str) -> None:
@@ -209,16 +207,13 @@ class RayCluster:
             made_by: the fingerprint of its states.
         """
 
-        def make(
-            corpus: Corpus, codec: Codec, kv_keep_ratio: float, missing: Shards
-        ) -> Iterator[tuple[int, bytes]]:
+        def make(corpus: Corpus, codec: Codec, missing: Shards) -> Iterator[tuple[int, bytes]]:
             arguments = {
                 **_corpus(corpus),
                 "model": model,
                 "made_by": made_by,
                 "codec": codec.name,
                 "learned": safetensors.torch.save(codec.state()) if needs_fit(codec) else b"",
-                "kv_keep_ratio": kv_keep_ratio,
             }
             return self._run(_KVWorker, arguments, missing)
 

@@ -227,7 +227,7 @@ class _System:
         }
         reading: dict[str, Any] = {"k": self.k, "in_context": self.in_context}
         if (store := self.rag.kv_cache.store) is not None:
-            reading["kv_cache"] = {"codec": store.codec.name, "kv_keep_ratio": store.kv_keep_ratio}
+            reading["kv_cache"] = {"codec": store.codec.name}
         return {"passages": passages, "reading": reading, "model": model}
 
     def predict(self, batch: Sequence[Question], pages: Mapping[str, str]) -> list[Prediction]:

@@ -44,14 +44,15 @@ from imprag.io.building import (
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
 from imprag.io.progress import progress_bar
-from imprag.kv_cache.cache import check_independent, encode_parts
-from imprag.kv_cache.codecs.base import Codec, check_parts, needs_fit, untrained_codec
+from imprag.kv_cache.cache import check_independent, encode_parts, states_to_code
+from imprag.kv_cache.codecs.base import Codec, check_parts, needs_fit, untrained_codec, weighs
 from imprag.kv_cache.manifest import (
     KVCacheManifest,
     Shard,
     holds_kv_cache,
     states_fingerprint,
 )
+from imprag.kv_cache.query_moments import query_moments
 from imprag.kv_cache.stores import DiskStore
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
@@ -60,13 +61,11 @@ DEFAULT_CODEC = "bf16"
 SHARD_BYTES = 256_000_000
 _BATCH = 1024
 
-MakeShards = Callable[
-    [Corpus, Codec, float, Mapping[int, Sequence[int]]], Iterator[tuple[int, bytes]]
-]
-"""Encodes shards: from the corpus, the codec, the share of tokens to keep and the rows of every
-missing shard to the number of each shard with its content, as :func:`shard_content` makes it, in
-any order."""
+MakeShards = Callable[[Corpus, Codec, Mapping[int, Sequence[int]]], Iterator[tuple[int, bytes]]]
+"""Encodes shards: from the corpus, the codec and the rows of every missing shard to the number of
+each shard with its content, as :func:`shard_content` makes it, in any order."""
 _SAMPLE = 256  # passages to fit a codec to, and to predict sizes from
+_WEIGHED = 64  # of them, whose queries tell which errors of keys cost most
 
 
 def predict_kv_cache(
@@ -75,7 +74,6 @@ def predict_kv_cache(
     tokenizer: Any,
     *,
     codec: str = DEFAULT_CODEC,
-    kv_keep_ratio: float = 1.0,
     rows: Sequence[int] | None = None,
 ) -> dict[str, int]:
     """The size of a KV cache before it is built, from the lengths of some passages.
@@ -90,7 +88,7 @@ def predict_kv_cache(
     rows = range(len(corpus)) if rows is None else rows
     sample = _sample(rows)
     lengths = map(len, passage_tokens(tokenizer, model.config, corpus.passages(sample)))
-    mean = kv_keep_ratio * sum(lengths) / len(sample)
+    mean = sum(lengths) / len(sample)
     layers = model.config.t - model.config.b + 1
     vectors = 2 * layers * model.decoder.num_key_heads
     size = mean * vectors * untrained_codec(codec, model.decoder.head_dim).bytes_per_vector
@@ -111,7 +109,6 @@ def build_kv_cache(
     out: Path | str,
     *,
     codec: str = DEFAULT_CODEC,
-    kv_keep_ratio: float = 1.0,
     rows: Sequence[int] | None = None,
     shard_passages: int | None = None,
     seed: int = 0,
@@ -127,9 +124,7 @@ def build_kv_cache(
         model: the model.
         tokenizer: its tokenizer.
         out: the folder to make. If it holds this very KV cache already, that is opened.
-        codec: the name of a codec, such as ``bf16``, ``int4`` or ``pq``; see `register_codec`.
-        kv_keep_ratio: the share of its tokens that each passage keeps, those that receive most
-            attention in it.
+        codec: the name of a codec, such as ``bf16``, ``int8`` or ``pq``; see `register_codec`.
         rows: of the passages to store; all if not given. A KV cache of some of them stays one of a
             selection: updates of it need ``rows``, too.
         shard_passages: passages in a file; by default as many as fit into 256 MB.
@@ -137,7 +132,7 @@ def build_kv_cache(
         overwrite: delete a KV cache of other passages, of another model or with other settings,
             finished or not, and rebuild.
         update: add the passages whose text a finished KV cache in ``out`` lacks, with its own
-            ``codec`` and ``kv_keep_ratio``. What it holds of other passages stays.
+            ``codec``. What it holds of other passages stays.
         progress: tell on standard error how much disk it takes, and show a bar.
         make_shards: makes the missing shards in the place of ``model``; see `MakeShards`.
 
@@ -148,8 +143,6 @@ def build_kv_cache(
     """
     out = expand_home(out)
     check_independent(model)
-    if not 0 < kv_keep_ratio <= 1:
-        raise ImpRAGError(f"kv_keep_ratio is a share above 0 and at most 1, not {kv_keep_ratio}")
     if shard_passages is None:
         shard_passages = _shard_passages(model, codec)
     if update:
@@ -167,7 +160,6 @@ def build_kv_cache(
         head_dim=model.decoder.head_dim,
         codec=codec,
         bytes_per_vector=size,
-        kv_keep_ratio=kv_keep_ratio,
         count=len(rows),
         tokens=0,
         shards=[],
@@ -192,15 +184,13 @@ def build_kv_cache(
         if store is None:
             claim(work, plan, alone=alone, overwrite=overwrite)
             if progress:
-                predicted = predict_kv_cache(
-                    corpus, model, tokenizer, codec=codec, kv_keep_ratio=kv_keep_ratio, rows=rows
-                )
+                predicted = predict_kv_cache(corpus, model, tokenizer, codec=codec, rows=rows)
                 print(prediction(predicted, codec, out), file=sys.stderr)
             parts = work / "parts"
             learned = _learned(parts, coder, corpus, model, tokenizer, rows, seed)
             shards = [rows[n : n + shard_passages] for n in range(0, len(rows), shard_passages)]
             make = make_shards or partial(_make_shards, model, tokenizer)
-            _write_shards(parts, shards, partial(make, corpus, coder, kv_keep_ratio), progress)
+            _write_shards(parts, shards, partial(make, corpus, coder), progress)
             _finish(parts, goal, learned)
             move_into_place(parts, out)
             store = DiskStore(out)
@@ -261,9 +251,9 @@ def fit_codec(
     Raises:
         ImpRAGError: the passages have too few tokens.
     """
-    plain = untrained_codec("fp32", model.decoder.head_dim)
-    coded = encode_parts(model, tokenizer, passages, plain)
-    codec.fit(torch.cat([parts["states"].cpu() for parts in coded], dim=3), seed)
+    if weighs(codec):
+        codec.weigh(query_moments(model, tokenizer, passages[:_WEIGHED]))
+    codec.fit(torch.cat(states_to_code(model, tokenizer, passages, codec), dim=3), seed)
 
 
 def _write_shards(
@@ -292,26 +282,20 @@ def _make_shards(
     tokenizer: Any,
     corpus: Corpus,
     codec: Codec,
-    kv_keep_ratio: float,
     missing: Mapping[int, Sequence[int]],
 ) -> Iterator[tuple[int, bytes]]:
     for number, rows in missing.items():
-        passages = corpus.passages(rows)
-        yield number, shard_content(model, tokenizer, passages, codec, kv_keep_ratio)
+        yield number, shard_content(model, tokenizer, corpus.passages(rows), codec)
 
 
 def shard_content(
-    model: ImpRAGModel,
-    tokenizer: Any,
-    passages: Sequence[Passage],
-    codec: Codec,
-    kv_keep_ratio: float,
+    model: ImpRAGModel, tokenizer: Any, passages: Sequence[Passage], codec: Codec
 ) -> bytes:
     """The file of a shard: the concatenated parts of its passages, (vectors, width) each.
 
     ``starts`` are the passages' first tokens, with their number at the end.
     """
-    coded = encode_parts(model, tokenizer, passages, codec, kv_keep_ratio)
+    coded = encode_parts(model, tokenizer, passages, codec)
     check_parts(coded[0])
     lengths = [next(iter(parts.values())).shape[3] for parts in coded]
     return safetensors.torch.save(
@@ -389,17 +373,13 @@ def _update(
         store, missing = rows_to_add(out, corpus, model, tokenizer, rows)
         manifest = store.manifest
         if progress and missing:
-            codec, ratio = manifest.codec, manifest.kv_keep_ratio
-            predicted = predict_kv_cache(
-                corpus, model, tokenizer, codec=codec, kv_keep_ratio=ratio, rows=missing
-            )
+            codec = manifest.codec
+            predicted = predict_kv_cache(corpus, model, tokenizer, codec=codec, rows=missing)
             print(f"to add: {prediction(predicted, codec, out)}", file=sys.stderr)
         with progress_bar("Encoding", len(missing), progress) as bar:
             for start in range(0, len(missing), shard_passages):
                 passages = corpus.passages(missing[start : start + shard_passages])
-                content = shard_content(
-                    model, tokenizer, passages, store.codec, manifest.kv_keep_ratio
-                )
+                content = shard_content(model, tokenizer, passages, store.codec)
                 file = _write_shard(out, len(manifest.shards), content)
                 shard = _described(out / file.name, file)
                 manifest = manifest.with_shard(shard)

@@ -48,8 +48,6 @@ class DiskCache:
         >>> rag.use_kv_cache(DiskCache(rag.model, rag.tokenizer))  # doctest: +SKIP
     """
 
-    kv_keep_ratio = 1.0
-
     def __init__(self, model: ImpRAGModel, tokenizer: Any, files: FileCache | None = None) -> None:
         check_independent(model)
         self.codec = untrained_codec(CODEC, model.decoder.head_dim)

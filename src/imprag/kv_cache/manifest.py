@@ -12,7 +12,7 @@ from imprag.model.fingerprint import model_fingerprint
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_settings
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Of KV cache folders and the cache on disk; changes, too, when a codec codes in another way."""
 MANIFEST = "kv_cache.json"
 SOURCE = "--model MODEL --index INDEX"
@@ -44,7 +44,6 @@ class KVCacheManifest:
         b, t, key_heads, head_dim: the shape of the states.
         codec: the name of the codec.
         bytes_per_vector: of a coded head vector, in the mean over keys and values.
-        kv_keep_ratio: the share of its tokens that each passage keeps.
         count: number of passages.
         tokens: number of stored tokens of all passages.
         shards: the shards in the order in which they were made.
@@ -62,7 +61,6 @@ class KVCacheManifest:
     head_dim: int
     codec: str
     bytes_per_vector: int
-    kv_keep_ratio: float
     count: int
     tokens: int
     shards: list[Shard]

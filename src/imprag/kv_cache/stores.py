@@ -27,14 +27,10 @@ class Store(Protocol):
 
     Attributes:
         codec: codes the states.
-        kv_keep_ratio: the share of a passage's tokens that is stored.
     """
 
     @property
     def codec(self) -> Codec: ...
-
-    @property
-    def kv_keep_ratio(self) -> float: ...
 
     def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
         """The parts of each passage, None where it is not stored."""
@@ -49,12 +45,10 @@ class RamStore:
     Args:
         codec: codes the states.
         max_bytes: greatest size of all parts together.
-        kv_keep_ratio: the share of its tokens that each passage keeps.
     """
 
-    def __init__(self, codec: Codec, max_bytes: int, kv_keep_ratio: float = 1.0) -> None:
+    def __init__(self, codec: Codec, max_bytes: int) -> None:
         self.codec = codec
-        self.kv_keep_ratio = kv_keep_ratio
         self.max_bytes = max_bytes
         self.bytes = 0
         self._parts: OrderedDict[tuple[str, str], Parts] = OrderedDict()
@@ -102,8 +96,7 @@ class TieredStore:
         self.folder = folder
         self.hold_all = hold_all
         self.codec = folder.codec
-        self.kv_keep_ratio = folder.kv_keep_ratio
-        self.ram = RamStore(self.codec, max_bytes, self.kv_keep_ratio)
+        self.ram = RamStore(self.codec, max_bytes)
 
     def get(self, passages: Sequence[Passage]) -> list[Parts | None]:
         """The parts of each passage, from RAM or else from the folder."""
@@ -140,7 +133,6 @@ class DiskStore:
         self.path = expand_home(path)
         self.manifest = KVCacheManifest.read(self.path)
         self.codec = load_codec(self.path, self.manifest)
-        self.kv_keep_ratio = self.manifest.kv_keep_ratio
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:

@@ -147,27 +147,6 @@ def reading_attention(
     return output.view(query.shape).transpose(1, 2).contiguous(), None
 
 
-def received_attention(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """The attention that each token receives from all later ones, summed over its group's heads.
-
-    Args:
-        query: (P, heads, L, d_h).
-        key: (P, key heads, L, d_h).
-        mask: (P, L), True where a token stands; padding is on the right.
-        scaling: the factor on the scores.
-
-    Returns:
-        (P, key heads, L) float32.
-    """
-    rows, heads, length, _ = query.shape
-    groups = heads // key.shape[1]
-    scores = (query * scaling) @ key.repeat_interleave(groups, dim=1).transpose(2, 3)
-    allowed = causal_mask(length, length, query.device)
-    weights = scores.float().masked_fill(~allowed, float("-inf")).softmax(dim=-1)
-    received = (weights * mask[:, None, :, None]).sum(dim=2)
-    return received.view(rows, -1, groups, length).sum(dim=2)
-
-
 def _opened(attention: Attention) -> Attention:
     """``attention`` with a hook for its states, or with another attention in its place."""
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imprag.model.attention import received_attention
 from imprag.model.config import PassageEncoding
 from imprag.model.decoder import Decoder
 from imprag.model.hooks import (
@@ -15,7 +14,6 @@ from imprag.model.hooks import (
     LayerWrapper,
     RecordingLayer,
     StopForward,
-    attention_of,
     runs_again,
 )
 from imprag.model.inputs import batches_by_length, last_tokens, pad
@@ -37,16 +35,15 @@ class PassageTokens(NamedTuple):
     position_offset: Tensor | int = 0
 
 
-def encode(decoder: Decoder, passages: PassageTokens, *, with_attention: bool) -> EncodedPassages:
+def encode(decoder: Decoder, passages: PassageTokens) -> EncodedPassages:
     """Embeddings and reading states of passages, from one pass through layers 0..t.
 
     Args:
         decoder: the model.
         passages: their tokens.
-        with_attention: also sum up the attention that each token receives.
     """
     b, t = decoder.config.b, decoder.config.t
-    recorder = KVRecorder(decoder, passages.attention_mask, with_attention)
+    recorder = KVRecorder(decoder, passages.attention_mask)
     # Nothing after layer t's keys and values is needed.
     stop_at = None if torch.is_grad_enabled() else t
     wrappers = {i: recorder.wrapper(i, stop=i == stop_at) for i in range(b, t + 1)}
@@ -61,8 +58,6 @@ def encode_from_base(
     base: Decoder,
     passages: PassageTokens,
     embeddings: Tensor,
-    *,
-    with_attention: bool,
 ) -> EncodedPassages:
     """Reading states that the trained layers b..t compute from the base model's hidden states.
 
@@ -74,14 +69,13 @@ def encode_from_base(
         base: the model before training.
         passages: their tokens.
         embeddings: the passages' embeddings, (passages, h_k * d_h).
-        with_attention: as for `encode`.
     """
     b, t = decoder.config.b, decoder.config.t
     recording = {i: RecordingLayer(base.layer(i)) for i in range(b, t)}
     recording[t] = ExitLayer(base.layer(t))
     with torch.no_grad():
         base.run(recording, t + 1, *passages)
-    recorder = KVRecorder(decoder, passages.attention_mask, with_attention)
+    recorder = KVRecorder(decoder, passages.attention_mask)
     for i, layer in recording.items():
         wrapper = recorder.wrapper(i, stop=not runs_again(decoder.layer(i)))
         wrapper(layer.input.hidden_states, **layer.input.arguments)
@@ -89,15 +83,13 @@ def encode_from_base(
 
 
 class KVRecorder:
-    """Records keys and values of passages at layers b..t, and the attention tokens receive."""
+    """Records keys and values of passages at layers b..t."""
 
-    def __init__(self, decoder: Decoder, attention_mask: Tensor, with_attention: bool) -> None:
+    def __init__(self, decoder: Decoder, attention_mask: Tensor) -> None:
         self.decoder = decoder
         self.attention_mask = attention_mask
-        self.with_attention = with_attention
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        self.attention: dict[int, Tensor] = {}
 
     def wrapper(self, number: int, *, stop: bool) -> LayerWrapper:
         """Takes the place of layer ``number``; with ``stop`` it runs as far as keys and values."""
@@ -107,10 +99,6 @@ class KVRecorder:
             query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         ) -> tuple[Tensor, Tensor, Tensor | None]:
             self.keys[number], self.values[number] = key, value
-            if self.with_attention:
-                scaling = getattr(attention_of(layer), "scaling", self.decoder.head_dim**-0.5)
-                received = received_attention(query, key, self.attention_mask, scaling)
-                self.attention[number] = received
             if stop:
                 raise StopForward
             return key, value, mask
@@ -120,7 +108,7 @@ class KVRecorder:
     def encoded(self, embeddings: Tensor) -> EncodedPassages:
         """The recorded states with the passages' embeddings."""
         mask = self.attention_mask.bool()
-        return EncodedPassages(self.keys, self.values, mask, embeddings, self.attention)
+        return EncodedPassages(self.keys, self.values, mask, embeddings)
 
 
 class Sequences(NamedTuple):

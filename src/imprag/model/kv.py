@@ -1,8 +1,7 @@
 """Keys and values of passages at the reading layers, and how prompts attend to them."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -260,37 +259,20 @@ class EncodedPassages:
         keys, values: for every layer b..t, (P, key heads, L, d_h), after rotary embedding.
         mask: (P, L), True where a token stands.
         embeddings: (P, h_k * d_h) float32, the embedding of each sequence's pooling token.
-        attention: for every layer b..t, (P, key heads, L) float32, how much attention each token
-            received from the tokens of its sequence in all query heads; {} if not asked for.
     """
 
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
     mask: Tensor
     embeddings: Tensor
-    attention: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def blocks(self, kv_keep_ratio: float = 1.0) -> list[Tensor]:
-        """The states of each sequence, (2, layers, key heads, its tokens, d_h).
-
-        Args:
-            kv_keep_ratio: the share of its tokens that each sequence keeps, in order: in every
-                layer and head those that received most attention (heavy hitters; paper, appendix
-                C). A share below 1 needs ``attention``.
-        """
+    def blocks(self) -> list[Tensor]:
+        """The states of each sequence, (2, layers, key heads, its tokens, d_h)."""
         states = torch.stack(
             [torch.stack(list(part.values())) for part in (self.keys, self.values)]
         )  # (2, layers, P, key heads, L, d_h)
-        blocks = []
-        for row, length in enumerate(self.mask.sum(dim=1).tolist()):
-            block = states[:, :, row, :, :length]
-            if kv_keep_ratio < 1:
-                received = torch.stack([x[row, :, :length] for x in self.attention.values()])
-                kept = received.topk(math.ceil(kv_keep_ratio * length), dim=-1).indices
-                index = kept.sort(dim=-1).values[None, ..., None]
-                block = block.gather(3, index.expand(*block.shape[:3], -1, block.shape[4]))
-            blocks.append(block)
-        return blocks
+        lengths = self.mask.sum(dim=1).tolist()
+        return [states[:, :, row, :, :length] for row, length in enumerate(lengths)]
 
     @classmethod
     def concatenate(cls, parts: Sequence["EncodedPassages"]) -> "EncodedPassages":
@@ -314,7 +296,6 @@ class EncodedPassages:
             join_layers([part.values for part in parts]),
             join([part.mask for part in parts], 1),
             torch.cat([part.embeddings for part in parts]),
-            join_layers([part.attention for part in parts]),
         )
 
     def for_prompts(self, assignment: list[list[int]]) -> PassageKV:

@@ -6,6 +6,7 @@ of some decoder layers (``hooks.py``).
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from imprag.model.generate import (
     read,
 )
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, OUTPUTS, check_arguments
+from imprag.model.key_rotation import KeyRotation
 from imprag.model.kv import EncodedPassages, PassageKV
 from imprag.model.rotary import positions_limit
 from imprag.model.self_check import check_unknown
@@ -109,6 +111,11 @@ class ImpRAGModel(nn.Module):
             return self.frozen
         return self
 
+    @cached_property
+    def key_rotation(self) -> KeyRotation:
+        """The rotary embedding of the passages' keys, for codecs that code keys before it."""
+        return KeyRotation(self.passage_reader.decoder)
+
     def with_settings(self, **settings: Any) -> "ImpRAGModel":
         """The same model with other settings of its ``ImpRAGConfig``; weights are shared."""
         frozen = None if self.frozen is None else self.frozen.lm
@@ -158,26 +165,21 @@ class ImpRAGModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         position_offset: Tensor | int = 0,
-        *,
-        with_attention: bool = False,
     ) -> EncodedPassages:
         """Run passages through layers 0..t; embeddings and reading states come from one pass.
 
         Args:
             input_ids, attention_mask, position_offset: as in :class:`PassageTokens`.
-            with_attention: also sum up the attention that each token receives.
         """
         passages = PassageTokens(input_ids, attention_mask, position_offset)
         if self.frozen is None:
-            return encode(self.decoder, passages, with_attention=with_attention)
+            return encode(self.decoder, passages)
         embeddings = self.passage_embeddings(input_ids, attention_mask)
         if self.passage_reader is self.frozen:
             with torch.no_grad():
-                encoded = encode(self.frozen.decoder, passages, with_attention=with_attention)
+                encoded = encode(self.frozen.decoder, passages)
             return dataclasses.replace(encoded, embeddings=embeddings)
-        return encode_from_base(
-            self.decoder, self.frozen.decoder, passages, embeddings, with_attention=with_attention
-        )
+        return encode_from_base(self.decoder, self.frozen.decoder, passages, embeddings)
 
     def encode_passages(
         self,
@@ -199,22 +201,19 @@ class ImpRAGModel(nn.Module):
         self,
         rows: Sequence[Sequence[int]],
         offsets: Sequence[int] | None = None,
-        *,
-        with_attention: bool = False,
     ) -> Iterator[tuple[list[int], EncodedPassages]]:
         """Encode many passages in batches of similar length.
 
         Args:
             rows: passages as token ids.
             offsets: the position of each one's first token, 0 if not given.
-            with_attention: as for :meth:`encode`.
 
         Yields:
             the numbers of a batch's rows, and their states.
         """
         offsets = [0] * len(rows) if offsets is None else offsets
         for batch, passages in batches(rows, offsets, self.device):
-            yield batch, self.passage_reader.encode(*passages, with_attention=with_attention)
+            yield batch, self.passage_reader.encode(*passages)
 
     # One pass of the prompt through all layers
 
