@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cyclopts
 
@@ -92,7 +92,7 @@ def build(
     from imprag.kv_cache.hot import most_retrieved
     from imprag.kv_cache.manifest import states_fingerprint
 
-    settings = {} if codec is None else {"codec": codec}
+    settings: dict[str, Any] = {} if codec is None else {"codec": codec}
     rag = model.load(index)
     rows = None
     if prompts is not None and top_passages is not None:
@@ -148,7 +148,7 @@ def clear() -> None:
     print(f"{kept.folder}: deleted {passages:,} passages, {readable_size(size)}", file=sys.stderr)
 
 
-def _plan(rag: "ImpRAG", rows: Sequence[int] | None, settings: dict[str, str]) -> "Plan":
+def _plan(rag: "ImpRAG", rows: Sequence[int] | None, settings: dict[str, Any]) -> "Plan":
     """What a KV cache takes in each format, or in the given one."""
     from imprag.cli.planning import Plan, passages_per_second
     from imprag.kv_cache.build import predict_kv_cache
