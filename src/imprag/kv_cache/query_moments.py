@@ -47,7 +47,7 @@ def query_moments(model: ImpRAGModel, tokenizer: Any, passages: Sequence[Passage
             queries = capture(decoder.layer(number), given, stop=True).query
             own = queries.transpose(1, 2)[seen].transpose(0, 1)[None]  # (1, heads, tokens, d_h)
             turned = model.key_rotation.rotate(own, distances, slice(place, place + 1))[0].float()
-            grouped = turned.unflatten(0, (decoder.num_key_heads, -1)).flatten(1, 2)
+            grouped = turned.reshape(decoder.num_key_heads, -1, decoder.head_dim)
             total[place] += grouped.mT @ grouped
     tokens = sum(map(len, rows)) * (decoder.num_heads // decoder.num_key_heads)
     return total.cpu() / (tokens * decoder.head_dim)

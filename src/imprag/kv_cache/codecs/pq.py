@@ -93,7 +93,7 @@ class ProductQuantizer(Codec):
             coder.train(np.ascontiguousarray((vectors @ transform).numpy()))
             transforms.append(transform)
             centroids.append(torch.from_numpy(faiss.vector_to_array(coder.centroids)))
-        made = torch.stack(transforms).unflatten(0, heads)
+        made = torch.stack(transforms).view(*heads, self.head_dim, self.head_dim)
         self.load_state(
             {
                 "means": means,
@@ -131,7 +131,7 @@ class ProductQuantizer(Codec):
             coder.compute_codes(np.ascontiguousarray(vectors))
             for coder, vectors in zip(self._coders, heads, strict=True)
         ]
-        coded = torch.from_numpy(np.stack(codes)).unflatten(0, block.shape[:3])
+        coded = torch.from_numpy(np.stack(codes)).view(*block.shape[:4], self.bytes_per_vector)
         return {"codes": coded.to(block.device)}
 
     def decode(self, parts: Parts, dtype: torch.dtype) -> Tensor:
@@ -154,7 +154,7 @@ class ProductQuantizer(Codec):
         rows = codes.int() + starts.view(*centroids.shape[:3], 1, -1).int()
         found = torch.nn.functional.embedding(rows, centroids.flatten(0, 4)).flatten(-2)
         heads = [x.flatten(0, 2) for x in (means, found, inverses)]
-        return torch.baddbmm(*heads).unflatten(0, codes.shape[:3])
+        return torch.baddbmm(*heads).view(*codes.shape[:4], self.head_dim)
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         """What was learned, on a device."""
@@ -185,7 +185,8 @@ def _root(moments: Tensor) -> Tensor:
     mean = moments.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     unit = torch.eye(moments.shape[-1])
     values, vectors = torch.linalg.eigh(moments + _LEAST_WEIGHT * mean * unit)
-    return vectors * values.clamp(min=0).sqrt()[..., None, :] @ vectors.mT
+    root: Tensor = vectors * values.clamp(min=0).sqrt()[..., None, :] @ vectors.mT
+    return root
 
 
 def _dealt_out(variances: Tensor, slices: int) -> list[int]:
