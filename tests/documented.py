@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conftest import tiny_lm, tiny_tokenizer
+from imprag.baselines.folder import Baseline
 from imprag.corpus import Corpus, read_passages
 from imprag.index.folder import IndexFolder
 from imprag.index.stored_embeddings import write_embeddings
@@ -262,5 +263,6 @@ def make_home(home: Path) -> None:
         (home / name).write_text("Q: what is the capital of Chad? A:\nQ: who? A:\n")
     shutil.copytree(home / "my-model", home / "runs" / "shipped")
     names = ("factbook", "t25", "distilled", "warmed", "default", "broad", "marks", "two-hop")
-    for name in names:
+    for name in (*names, "ra-it"):
         shutil.copytree(home / "my-model", home / "runs" / name / "model")
+    Baseline("ra-it", "bm25").save(home / "runs" / "ra-it" / "model")

@@ -208,16 +208,20 @@ def check_shares(answer: Answer, loop: PlainLoop) -> None:
     ("retrieval", "retrieve"),
     [("implicit", "every:1"), ("implicit", "on:w5"), ("hybrid", "every:5")],
 )
+@pytest.mark.parametrize("bias", [0.5, 1e4])
 def test_shares_equal_the_softmax_weights_of_the_plain_loop(
-    folder: Path, retrieval: str, retrieve: str, kept: Any
+    folder: Path, retrieval: str, retrieve: str, kept: Any, bias: float
 ) -> None:
     """In a batch of rows with other numbers of retrievals, alone and streamed."""
-    rag = rag_of(folder, retrieval)
+    rag = rag_of(folder, retrieval, attention_score_bias=bias)
     schedule = RetrievalSchedule.parse(retrieve, kept)
     arguments: dict[str, Any] = {"retrieve": retrieve, "passages_kept": kept, "attribution": True}
     arguments |= {"max_new_tokens": NEW, "stop": (), "raw": True}
     unread = 0
-    for prompt, answer in zip(PROMPTS, rag.generate(PROMPTS, **arguments), strict=True):
+    answers = rag.generate(PROMPTS, **arguments)
+    found = sum(len(one.passages) for answer in answers for one in answer.retrievals)
+    assert (answers[0].kv_misses < found) == (bias > 1)  # a great bias leaves passages unread
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
         loop = PlainLoop(rag, prompt, schedule, 2)
         loop.answer()
         stream = rag.stream(prompt, **arguments)

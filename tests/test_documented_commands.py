@@ -98,6 +98,7 @@ FAST: dict[str, Callable[[list[str]], list[str]]] = {
     "adapt": with_options("--steps", "2", "--limit", "20"),
     "train": with_options("--dry-run"),  # the recipe, its overrides and its data are read
     "bench": with_options(),
+    "reproduce": with_options("--dry-run"),
     "eval": with_options("--limit", "1"),
     "kv build": without_server,
     "kv clear": with_options(),

@@ -15,7 +15,8 @@ FILES = sorted(SRC.rglob("*.py"))
 
 #: Imports point downwards in this list only.
 LAYERS = (
-    *("cli", "testing", "serving", "integrations", "benchmarks", "evaluation", "baselines"),
+    *("cli", "testing", "serving", "integrations", "benchmarks", "reproduce", "evaluation"),
+    "baselines",
     *("training", "distributed", "pipeline", "generation", "kv_cache", "retrieval", "index"),
     *("model", "tasks", "corpus", "io"),
 )

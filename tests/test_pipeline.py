@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import tiny_lm, tiny_tokenizer
+from imprag import generation
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.generation import until_stop
@@ -135,6 +136,39 @@ def test_what_scores_better_is_read_more(folder: Path) -> None:
         assert again.text == answer.text
     weighing.use_kv_cache(RamStore(untrained_codec("fp32", 16), 10**6))
     assert [a.text for a in weighing.generate(PROMPTS, **arguments)] == [a.text for a in answers]
+
+
+def test_passages_with_a_negligible_bias_are_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rag = tiny_rag(folder, attention_score_bias=1.0)
+    found = [
+        [replace(one, score=score) for one, score in zip(row, scores, strict=True)]
+        for row, scores in zip(
+            rag.retrieve(PROMPTS), [(9, 0, 8), (1, 1, 1), (0, -50, 0)], strict=True
+        )
+    ]
+    read = generation.read_passages(rag, found)
+    assert [[bool(tokens) for tokens in row] for row in read.lengths] == [
+        [True, True, True],
+        [True, True, True],
+        [True, False, True],
+    ]
+    monkeypatch.setattr(generation, "NEGLIGIBLE", -4.0)
+    read = generation.read_passages(rag, found)
+    assert list(map(bool, read.lengths[0])) == [True, False, True]
+    assert read.passage_bias == [[0, -9, -1], [0, 0, 0], [0, -50, 0]]
+    # What is not read takes no time, and the answer is that of the others alone.
+    arguments: dict[str, Any] = {"max_new_tokens": 5, "stop": ()}
+    answers = rag.generate(PROMPTS, passages=found, **arguments)
+    assert sum(one.kv_misses for one in answers[:1]) == 7
+    fewer = [[found[0][0], found[0][2]], found[1], [found[2][0], found[2][2]]]
+    alone = rag.generate(PROMPTS, passages=fewer, **arguments)
+    assert [one.text for one in answers] == [one.text for one in alone]
+    assert [len(one.passages) for one in answers] == [3, 3, 3]
+    # Passages in one sequence have positions that depend on all of them.
+    segmented = tiny_rag(folder, attention_score_bias=1.0, passage_encoding="segmented")
+    assert all(all(row) for row in generation.read_passages(segmented, found).lengths)
 
 
 @pytest.mark.parametrize("kind", ["lexical", "dense", "given", "of a plug-in"])

@@ -1,9 +1,10 @@
 """Generation for a batch of prompts: retrieval, passage KV, stop strings, streaming, timings."""
 
+import math
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
@@ -22,7 +23,7 @@ from imprag.model.confidence import (
 )
 from imprag.model.generate import fixed
 from imprag.model.generate_arguments import CALLBACKS, CHOICES, check_arguments
-from imprag.model.kv import PassageKV
+from imprag.model.kv import PassageKV, score_bias
 from imprag.model.query import Queries
 from imprag.model.schedule import RetrievalSchedule
 from imprag.model.text import prompt_batch, text_read
@@ -431,24 +432,44 @@ class AnswerStream(Generator[str, None, Answer]):
         return self._pieces.throw(*failure)
 
 
+NEGLIGIBLE = -12.0
+"""The bias of a passage that is not read: its tokens would weigh e^-12 of the best one's."""
+
+
 def read_passages(rag: "ImpRAG", found: Sequence[Sequence[RetrievedPassage]]) -> PassageKV:
     """The passage KV of every prompt, with the bias of its passages' scores.
+
+    Passages that are encoded independently and whose bias is at most ``NEGLIGIBLE`` are not read:
+    they take no time and have no tokens in the result.
 
     Args:
         rag: the pipeline with model and KV cache.
         found: the passages of each prompt.
     """
-    kv = rag.kv_cache.kv([[one.passage for one in row] for row in found])
-    own = [bool(row) and all(one.kind in LOGITS for one in row) for row in found]
     weight = rag.config.attention_score_bias
-    if not weight or not any(own):
-        return kv
-    # Other scores mean something else: all passages of such a prompt weigh the same.
-    scores = [
-        [one.score if is_own else 0.0 for one in row]
-        for row, is_own in zip(found, own, strict=True)
+    biases = [_biases(row, weight) for row in found]
+    if not any(map(any, biases)):
+        return rag.kv_cache.kv([[one.passage for one in row] for row in found])
+    lowest = NEGLIGIBLE if rag.config.passage_encoding == "independent" else -math.inf
+    read = [[bias > lowest for bias in row] for row in biases]
+    kv = rag.kv_cache.kv(
+        [
+            [one.passage for one, is_read in zip(*row, strict=True) if is_read]
+            for row in zip(found, read, strict=True)
+        ]
+    )
+    lengths = [
+        [next(tokens) if is_read else 0 for is_read in row]
+        for row, tokens in zip(read, map(iter, kv.lengths), strict=True)
     ]
-    return kv.with_score_bias(scores, weight)
+    return replace(kv, lengths=lengths, passage_bias=biases)
+
+
+def _biases(found: Sequence[RetrievedPassage], weight: float) -> list[float]:
+    """The bias of each passage; 0 where scores mean something else than a logit."""
+    if not all(one.kind in LOGITS for one in found):
+        return [0.0] * len(found)
+    return score_bias([one.score for one in found], weight)
 
 
 class _StopAt:

@@ -22,6 +22,7 @@ from imprag.model.config import ImpRAGConfig
 from imprag.model.fitted import fitted_index, fitted_to_default
 from imprag.model.inputs import by_length
 from imprag.model.load import (
+    BASELINE,
     DEFAULT,
     load_pretrained,
     push_to_hub,
@@ -161,8 +162,14 @@ class ImpRAG:
         """What retrieves from :attr:`index`.
 
         Raises:
-            ImpRAGError: there is no index, or it lacks the lexical part that was asked for.
+            ImpRAGError: there is no index, it lacks the lexical part that was asked for, or the
+                model was trained as a baseline.
         """
+        if (expand_home(self._name) / BASELINE).is_file():
+            raise ImpRAGError(
+                f"{self._name} is a baseline, which was trained to read passages in its context "
+                "and not in layers b..t; evaluate it with imprag eval"
+            )
         if self._retriever is None or self._retriever[0] is not self._source.latest():
             made = make_retriever(self, self.retrieval, self._lexical_weight)
             self._retriever = self._source.folder, made

@@ -54,7 +54,15 @@ def test_ask_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(home, "ask", "w1 w2", "--json", "--max-new-tokens", 4) == 0
     (line,) = capsys.readouterr().out.splitlines()
     answer = json.loads(line)
-    assert set(answer) == {"prompt", "model_prompt", "answer", "kv_cache", "passages", "timings"}
+    assert set(answer) == {
+        "prompt",
+        "model_prompt",
+        "answer",
+        "kv_cache",
+        "passages",
+        "timings",
+        "retrievals",
+    }
     assert answer["kv_cache"] == {"hits": 0, "misses": 2}
     assert answer["prompt"] == "w1 w2"
     assert len(answer["passages"]) == 2

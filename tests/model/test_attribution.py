@@ -1,6 +1,7 @@
 """The shares of passages: equal to explicit softmax weights, in every way of generating."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from imprag.model.decoding import DecodingBatch, decode, prefill
 from imprag.model.generate import PromptTokens, generate
 from imprag.model.hooks import LayerWrapper, attention_of
 from imprag.model.inputs import pad
-from imprag.model.kv import PassageKV, RowKV
+from imprag.model.kv import PassageKV, RowKV, score_bias
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
 PASSAGES = [[[20, 21, 22], [23, 24]], [], [[25, 26, 27, 28]], [[20, 21, 22], [29], [30, 31]]]
@@ -37,7 +38,8 @@ def passage_kv(model: ImpRAGModel, *prompts: int) -> PassageKV:
     weight = model.config.attention_score_bias
     if not weight:
         return kv
-    return kv.with_score_bias([[0.3 * i for i in range(len(PASSAGES[n]))] for n in prompts], weight)
+    scores = [[0.3 * i for i in range(len(PASSAGES[n]))] for n in prompts]
+    return replace(kv, passage_bias=[score_bias(row, weight) for row in scores])
 
 
 def explicit_softmax(

@@ -1,5 +1,7 @@
 """Decoding with rows that join and leave: the same tokens as every prompt alone."""
 
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.decoding import DecodingBatch, decode, decoding_config, prefill
 from imprag.model.generate import PromptTokens, fixed, generate
 from imprag.model.inputs import pad
-from imprag.model.kv import RowKV
+from imprag.model.kv import PassageKV, RowKV, score_bias
+from imprag.model.query import Queries, queries
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
 PASSAGES = [[[20, 21, 22], [23, 24]], [], [[25, 26, 27, 28]], [[20, 21, 22]]]
@@ -32,9 +35,9 @@ def tiny_model(family: str) -> ImpRAGModel:
 
 def passage_kv(model: ImpRAGModel, prompt: int) -> Any:
     kv = model.encode_passages([PASSAGES[prompt]])
-    scores = [[0.3 * n for n in range(len(PASSAGES[prompt]))]]
+    scores = [0.3 * n for n in range(len(PASSAGES[prompt]))]
     weight = model.config.attention_score_bias
-    return kv.with_score_bias(scores, weight) if weight and scores[0] else kv
+    return replace(kv, passage_bias=[score_bias(scores, weight)]) if weight and scores else kv
 
 
 def alone(model: ImpRAGModel, prompt: int, new: int) -> list[int]:
@@ -247,3 +250,51 @@ def test_a_model_with_penalties_of_its_own_is_left_to_generate() -> None:
     lm = tiny_lm("llama")
     lm.generation_config.repetition_penalty = 1.2
     assert decoding_config(lm, {"max_new_tokens": 3}) is None
+
+
+@torch.inference_mode()
+def test_a_row_that_retrieves_again_equals_one_pass_with_windows(family: str) -> None:
+    model = ImpRAGModel(tiny_lm(family), ImpRAGConfig(base_model=family, b=2, t=4))
+    texts = [[5, 6, 7, 30, 31, 32, 33], [9, 10, 11, 12, 40, 41, 42, 43]]
+    lengths, asks = [3, 4], [2, None]  # of the prompts; the new token that retrieves
+    first = [model.encode_passages([[[20, 21, 22], [23, 24]]]), model.encode_passages([[[25, 26]]])]
+    second = model.encode_passages([[[27, 28, 29]]])
+    prompts = [text[:n] for text, n in zip(texts, lengths, strict=True)]
+    ids, mask = pad(prompts, model.device, left=True)
+    rows = prefill(model.decoder, lambda queries: RowKV(first), PromptTokens(ids, mask, SHIFT))
+    batch = DecodingBatch(model.decoder)
+    batch.join(rows)
+    asked: list[Queries] = []
+
+    def retrieve(numbers: Any, query: Queries, read: Any) -> list[PassageKV]:
+        assert numbers == [0]
+        assert read[0].lengths == first[0].lengths
+        asked.append(Queries(query.embeddings, cache(query.token_attention)))
+        asked[-1].token_attention()
+        return [PassageKV.beside([first[0], second])]
+
+    logits = [[row.logits] for row in rows]
+    for step in range(4):
+        tokens = [text[n + step] for text, n in zip(texts, lengths, strict=True)]
+        due = [row for row, ask in enumerate(asks) if ask == step]
+        for own, new in zip(logits, batch.step(tokens, (due, retrieve)), strict=True):
+            own.append(new)
+    for row, text in enumerate(texts):
+        whole, ones = pad([text], model.device)
+        kv = first[row]
+        if row == 0:
+            start = lengths[0] + 2
+            windows = [[(0, 99), (0, 99), (start, 99)]]
+            kv = replace(PassageKV.beside([first[0], second]), windows=windows)
+            expected = queries(model.decoder, whole[:, : start + 1], ones[:, : start + 1])
+            torch.testing.assert_close(
+                asked[0].embeddings, expected.embeddings, rtol=1e-4, atol=1e-4
+            )
+            attention = asked[0].token_attention()
+            assert attention[:, : attention.shape[1] - start - 1].sum() == 0  # padding
+            torch.testing.assert_close(
+                attention[:, -start - 1 :], expected.token_attention(), rtol=1e-4, atol=1e-5
+            )
+        output = model(whole, ones, fixed(kv), position_shift=SHIFT).logits[0, lengths[row] - 1 :]
+        torch.testing.assert_close(torch.stack(logits[row]), output, rtol=1e-3, atol=1e-3)
+    assert len(asked) == 1

@@ -13,7 +13,7 @@ from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
 from imprag.model.generate import compile_config, fixed
 from imprag.model.inputs import pad
-from imprag.model.kv import EncodedPassages, PassageKV
+from imprag.model.kv import EncodedPassages, PassageKV, score_bias
 from imprag.model.model import ImpRAGModel
 from imprag.model.query import Queries, query_embeddings_of, query_inputs
 
@@ -507,8 +507,9 @@ def test_a_passage_that_weighs_double_is_read_twice(coded: bool) -> None:
 def test_weights_by_score_are_relative_to_the_best() -> None:
     model, passages = model_of(), tokens(4, 9)
     prefix = model.encode(*pad(passages, CPU)).for_prompts([[1, 0], [0], []])
-    weighted = prefix.with_score_bias([[3.5, 4.0], [-2.0], []], 2.0)
-    assert weighted.passage_bias == [[-1.0, 0.0], [0.0], []]
+    bias = [score_bias(scores, 2.0) for scores in ([3.5, 4.0], [-2.0], [])]
+    assert bias == [[-1.0, 0.0], [0.0], []]
+    weighted = replace(prefix, passage_bias=bias)
     assert weighted.repeat(2).passage_bias == [[-1.0, 0.0], [-1.0, 0.0], [0.0], [0.0], [], []]
     lowest = torch.finfo(torch.float32).min
     assert weighted.bias is not None

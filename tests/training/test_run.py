@@ -33,7 +33,7 @@ from imprag.model.base import load_base_model
 from imprag.model.load import EMBEDDINGS
 from imprag.training.export import export
 from imprag.training.lora import add_adapters, begin_with, halve_frozen
-from imprag.training.recipe import LoraGroup, LoraSettings
+from imprag.training.lora_settings import LoraGroup, LoraSettings
 from imprag.training.run import check_fsdp, train, training_time
 
 
@@ -349,7 +349,7 @@ def test_training_time_sums_all_finished_calls(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in (*lines, again))
     )
-    assert training_time(tmp_path) == {"steps": 8, "hours": 0.21}
+    assert training_time(tmp_path) == {"steps": 8, "hours": 0.21, "tokens": 0}
 
 
 def test_a_trained_adapter_is_exported(world: Path, tmp_path: Path) -> None:

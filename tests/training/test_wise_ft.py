@@ -6,7 +6,7 @@ from peft.tuners.lora import LoraLayer
 from conftest import tiny_lm
 from imprag.model import ImpRAGConfig
 from imprag.training.lora import add_adapters, begin_with
-from imprag.training.recipe import LoraGroup, LoraSettings
+from imprag.training.lora_settings import LoraGroup, LoraSettings
 from imprag.training.wise_ft import interpolate, trained_weights
 
 

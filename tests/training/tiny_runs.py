@@ -36,6 +36,17 @@ def make_world(path: Path) -> Path:
     return path
 
 
+def tiny_bert(folder: Path) -> None:
+    """A random bi-encoder: sentence-transformers takes the mean of a BERT's states."""
+    from transformers import BertConfig, BertModel
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 32}
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=2))
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
 def recipe(world: Path, **sections: Any) -> Recipe:
     content: dict[str, Any] = {
         "model": {

@@ -24,6 +24,7 @@ from imprag.cli.info import info
 from imprag.cli.kv import kv
 from imprag.cli.mcp import mcp
 from imprag.cli.removed import removed_option
+from imprag.cli.reproduce import reproduce
 from imprag.cli.serve import serve
 from imprag.cli.tasks import tasks
 from imprag.cli.train import train
@@ -40,6 +41,7 @@ app = cyclopts.App(
 for command in (ask, search, serve, index, train, adapt, export, info, compare, bench, mcp):
     app.command(command)
 app.command(evaluate, name="eval")
+app.command(reproduce)
 app.command(tasks)
 app.command(kv)
 

@@ -54,7 +54,9 @@ def evaluate(
 ) -> None:
     """Evaluate a model or a retriever on tasks, and write a run folder with a report.
 
-    Rerun the same command after an interruption: the evaluation continues where it stopped.
+    Rerun the same command after an interruption: the evaluation continues where it stopped. A model
+    that was trained as a baseline (`system` in its recipe) retrieves with its own retriever and
+    reads in the context.
 
     For example:
 
@@ -96,6 +98,7 @@ def evaluate(
             given.
         json: Print the results as one JSON object instead of a table.
     """
+    from imprag.baselines.folder import Baseline
     from imprag.evaluation.passage_sources import (
         choose_corpus,
         gold_among,
@@ -114,8 +117,12 @@ def evaluate(
     from imprag.retrieval.registry import RETRIEVERS, RetrieverContext
     from imprag.tasks import read_tasks
 
-    chosen = retrieval or "implicit"  # or hybrid, as the model says; its own in any case
-    make_retriever = RETRIEVERS.find(chosen)
+    baseline = Baseline.load(model.model)
+    if baseline is None or retrieval is not None:
+        chosen = retrieval or "implicit"  # or hybrid, as the model says; its own in any case
+        make_retriever = RETRIEVERS.find(chosen)
+    else:
+        chosen, make_retriever = baseline.system, baseline.make_retriever
     given = passages != "retrieved"
     if given and retrieval_only:
         raise ImpRAGError(f"--retrieval-only has nothing to measure with --passages {passages}")
@@ -152,8 +159,12 @@ def evaluate(
             unanswerable=unanswerable,
         )
         refuse_without_effect(where, **asdict(again))
-    if in_context:
-        where = "with --in-context"
+    if in_context or baseline:
+        where = (
+            "with --in-context"
+            if in_context
+            else "on a baseline, which reads passages in the context"
+        )
         refuse_without_effect(where, kv_cache=kv_cache, attention_score_bias=weight)
         refuse_without_effect(where, **asdict(again))
     if tasks and data is None and all(map(_is_file, tasks)):
@@ -201,7 +212,7 @@ def evaluate(
         out,
         source=source,
         k=k,
-        in_context=in_context,
+        in_context=in_context or (baseline is not None and not retrieval_only),
         **asdict(again),
         chat=chat,
         limit=limit,

@@ -76,14 +76,16 @@ def train(
 
     from accelerate import PartialState
 
+    from imprag.baselines.run import train_baseline
     from imprag.evaluation.development import DevelopmentSet
-    from imprag.training.run import train as run_training
+    from imprag.training.run import train as train_imprag
 
     evaluator = None
     if recipe.evaluation:
         metric = recipe.trainer["metric_for_best_model"]
         evaluator = partial(DevelopmentSet, recipe.evaluation, metric=metric)
     with redirect_stdout(sys.stderr):  # transformers logs to stdout
+        run_training = train_imprag if recipe.system == "imprag" else train_baseline
         results = run_training(recipe, out, resume=resume, evaluator=evaluator)
     processes = PartialState()
     # Else its threads may still run when the interpreter ends, which aborts the process.

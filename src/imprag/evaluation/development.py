@@ -12,7 +12,12 @@ from typing import Any
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.evaluation.passage_sources import PassageSource, Question, gold_among
+from imprag.evaluation.passage_sources import (
+    PassageSource,
+    Question,
+    gold_among,
+    text_retrieval,
+)
 from imprag.evaluation.report import require_packages
 from imprag.evaluation.run_folder import RESULTS, RunFolder
 from imprag.evaluation.runner import check_distinct, evaluate, gold_pages
@@ -24,6 +29,7 @@ from imprag.tasks import TaskExamples, load_benchmark, read_tasks, split_of_pass
 from imprag.training.distributed import from_main_process, is_main_process
 from imprag.training.ranking import rank_corpus
 from imprag.training.recipe import EvaluationSettings
+from imprag.training.teacher import TextRetriever
 
 _AMONG = 3
 #: Prefix of metrics for answers that are read from a gold passage among three.
@@ -45,6 +51,8 @@ class DevelopmentSet:
         corpus: the recipe's corpus, unless the settings name another one.
         folder: folder of the run folders and of the corpus of a split.
         metric: the metric that selects the best checkpoint.
+        retriever: for a baseline, makes its retriever over a corpus; what it finds is read in the
+            context. By default the model retrieves.
 
     Attributes:
         tasks: the tasks with their sampled examples.
@@ -62,6 +70,7 @@ class DevelopmentSet:
         corpus: Corpus,
         folder: Path,
         metric: str = "exact_match",
+        retriever: Callable[[Corpus], TextRetriever] | None = None,
     ) -> None:
         require_packages()
         tasks = read_tasks(settings.tasks, data=settings.data, split=settings.split)
@@ -69,6 +78,7 @@ class DevelopmentSet:
         self.tasks = [item.draw(settings.limit, seed=0) for item in tasks]
         self.corpus = _development_corpus(settings, corpus, folder)
         self._folder = folder
+        self._retriever = retriever
         self._with_gold = [item for item in self.tasks if _names_gold(item)]
         self.metrics = _metric_names(self.tasks, self._with_gold, self.corpus)
         if metric not in self.metrics:
@@ -95,14 +105,20 @@ class DevelopmentSet:
         try:
             out = self._folder / f"step-{step}"
             finished = from_main_process((out / RESULTS).is_file())
-            source = None if finished else self._retrieval(model, tokenizer)
+            source = None
+            if not finished and self._retriever is None:
+                source = self._retrieval(model, tokenizer)
             if not is_main_process():
                 return {}
-            rag = ImpRAG(model, tokenizer)
-            means = _means(_finish(out, partial(evaluate, rag, self.tasks, source=source)))
+            if not finished and self._retriever is not None:
+                source = text_retrieval("dense", self._retriever(self.corpus))
+            ask = partial(
+                evaluate, ImpRAG(model, tokenizer), in_context=self._retriever is not None
+            )
+            means = _means(_finish(out, partial(ask, self.tasks, source=source)))
             if self._with_gold:
                 source = gold_among(self.corpus, _AMONG)
-                by_gold = partial(evaluate, rag, self._with_gold, source=source, k=_AMONG)
+                by_gold = partial(ask, self._with_gold, source=source, k=_AMONG)
                 gold = _means(_finish(self._folder / f"step-{step}-gold", by_gold))
                 means |= {GOLD_AMONG + name: mean for name, mean in gold.items()}
         finally:

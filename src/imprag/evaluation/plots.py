@@ -136,6 +136,36 @@ def risk_curves(tasks: Mapping[str, Mapping[str, float]]) -> str:
         return _svg(figure)
 
 
+def lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Estimate]]]]) -> str:
+    """Curves over the values of settings, with one panel per setting.
+
+    Args:
+        panels: for each setting, the curves by their names: values with their estimates.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((max(5, 4 * len(panels)), 3.6), layout="constrained")
+        legend = {}
+        axes_of = figure.subplots(1, len(panels), sharey=True, squeeze=False).ravel()
+        for axes, (setting, curves) in zip(axes_of, panels.items(), strict=True):
+            for (name, points), color in zip(curves.items(), COLORS, strict=False):
+                values = [value for value, _ in points]
+                low, high, mean = (
+                    [100 * point[part] for _, point in points] for part in ("low", "high", "mean")
+                )
+                axes.fill_between(values, low, high, color=color, alpha=0.15, linewidth=0)
+                style = "o--" if name.startswith("paper") else "o-"
+                legend[name] = axes.plot(values, mean, style, color=color, markersize=3)[0]
+            axes.set_xlabel(setting)
+            axes.set_ylim(0, 103)
+            axes.grid()
+        figure.supylabel("%", fontsize=10)
+        figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=2)
+        return _svg(figure)
+
+
 def _curve(axes: "Axes", points: Sequence[Estimate], color: str) -> "Line2D":
     low, high, mean = ([100 * point[name] for point in points] for name in ("low", "high", "mean"))
     axes.fill_between(RECALL_DEPTHS, low, high, color=color, alpha=0.15, linewidth=0)

@@ -27,7 +27,7 @@ from imprag.evaluation.scoring import (
 from imprag.evaluation.visible import visible_characters
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
-from imprag.model.chat import ChatPrompt, PlainPrompt
+from imprag.model.chat import ChatPrompt
 from imprag.model.schedule import PassagesKept, RetrievalSchedule
 from imprag.retrieval.retriever import LOGITS
 from imprag.tasks import TaskExamples
@@ -339,23 +339,21 @@ class _System:
     ) -> "list[Answer]":
         prompts = [question.prompt for question in batch]
         if self.in_context:
-            from imprag.model.text import passage_tokens
+            from imprag.model.text import in_context_prompt
 
-            for number, row in enumerate(read):
-                # Truncated and in the same template, as layers b..t read them.
-                ids = passage_tokens(rag.tokenizer, rag.config, [item.passage for item in row])
-                texts = rag.tokenizer.batch_decode(ids, skip_special_tokens=True)
-                kind = ChatPrompt if isinstance(prompts[number], ChatPrompt) else PlainPrompt
-                prompts[number] = kind("\n\n".join([*texts, prompts[number]]))
+            prompts = [
+                in_context_prompt(rag.tokenizer, rag.config, [one.passage for one in row], prompt)
+                for row, prompt in zip(read, prompts, strict=True)
+            ]
             read = [[] for _ in batch]
         # What was read is not known of a prompt that holds the passages.
         judged = rag.config.confidence is not None and not self.in_context
         again: dict[str, Any] = {}
         if self.schedule.again and batch[0].task.retrieval:
-            again = {"retrieve": str(self.schedule), "passages_kept": self.schedule.kept}
+            kept = self.schedule.kept
+            again = {"k": self.k, "retrieve": str(self.schedule), "passages_kept": kept}
         return rag.generate(
             prompts,
-            self.k,
             passages=read,
             **again,
             max_new_tokens=batch[0].task.max_new_tokens,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from imprag.generation import read_passages
 from imprag.model.generate import compile_config
 from imprag.model.linear import plain_products
 from imprag.model.model import ImpRAGModel
@@ -81,10 +82,8 @@ class ReadingArm:
         own = (ids.shape[1] + NEW_TOKENS) * _token_bytes(self.rag.model)
         if not self.k:
             return own
-        found = [
-            [one.passage for one in row] for row in self.rag.retrieve([prompt], self.k, raw=True)
-        ]
-        return own + self.rag.kv_cache.kv(found).nbytes
+        found = self.rag.retrieve([prompt], self.k, raw=True)
+        return own + read_passages(self.rag, found).nbytes
 
 
 class InContextArm:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -96,16 +96,6 @@ class PassageKV:
             bias = pad_sequence(rows, batch_first=True).to(self.mask.device)
         # Not minus infinity, which would make a prompt that sees nothing into NaN.
         return bias.masked_fill(~self.mask, torch.finfo(bias.dtype).min)
-
-    def with_score_bias(self, scores: Sequence[Sequence[float]], weight: float) -> "PassageKV":
-        """Adds weight · (s(q, p) - max s) to the attention logits of p's tokens.
-
-        Args:
-            scores: for every prompt, s(q, p) of each of its passages, in their order.
-            weight: 0 changes nothing; a large one reads the best passage almost alone.
-        """
-        bias = [[weight * (s - max(row)) for s in row] for row in scores]
-        return replace(self, passage_bias=bias)
 
     def prepend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
@@ -278,6 +268,17 @@ class _Segments:
         """(batch, most passages of a prompt) from (batch, S)."""
         sums = attention.new_zeros(len(attention), self.most + 1)
         return sums.scatter_add_(1, self.numbers, attention)[:, : self.most]
+
+
+def score_bias(scores: Sequence[float], weight: float) -> list[float]:
+    """weight · (s(q, p) - max s): what is added to the attention logits of p's tokens.
+
+    Args:
+        scores: s(q, p) of each passage of a prompt.
+        weight: 0 changes nothing; a large one reads the best passage almost alone.
+    """
+    best = max(scores, default=0.0)
+    return [weight * (score - best) for score in scores]
 
 
 @dataclass(frozen=True)

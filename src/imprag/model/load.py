@@ -39,6 +39,7 @@ from imprag.model.peft_adapters import has_adapter, save_adapter
 DEFAULT = "default"
 """The trained model in this package: SmolLM2-135M with an adapter."""
 DEFAULT_FOLDER = Path(__file__).parent.parent / "default"
+BASELINE = "baseline.json"  # marks the model of a baseline, which reads passages in the context
 EMBEDDINGS = "embeddings.safetensors"
 """The default model's embeddings of the built-in corpus ``default``, in its folder."""
 

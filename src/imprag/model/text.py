@@ -151,6 +151,25 @@ def text_read(tokenizer: Any, prompt: str) -> str:
     return prompt.filled if isinstance(prompt, QuestionPrompt) else prompt
 
 
+def in_context_prompt(
+    tokenizer: Any, config: ImpRAGConfig, passages: Sequence[Passage], prompt: str
+) -> str:
+    """A prompt with its passages before it, as in-context RAG reads them.
+
+    The passages are truncated and in the same template as those that layers b..t read.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        config: gives template and length of the passages.
+        passages: the passages in reading order.
+        prompt: the prompt, which may be a :class:`ChatPrompt`.
+    """
+    ids = passage_tokens(tokenizer, config, passages)
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
+    kind = ChatPrompt if isinstance(prompt, ChatPrompt) else PlainPrompt
+    return kind("\n\n".join([*texts, prompt]))
+
+
 def response_tokens(tokenizer: Any, response: str) -> list[int]:
     """Token ids of a response, with the token that ends it."""
     end = tokenizer.eos_token_id

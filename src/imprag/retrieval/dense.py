@@ -1,4 +1,4 @@
-"""A ready-made text encoder over the same passages: the teacher, and the baseline to beat."""
+"""A separate encoder over the same passages: the teacher, and the retriever of the baselines."""
 
 import hashlib
 import importlib.util
@@ -16,6 +16,12 @@ from imprag.io.files import cache_dir, content_digest, expand_home, short_name
 from imprag.io.optional import install, require
 from imprag.io.text_checks import check_several
 from imprag.model.base import quiet_transformers, resolve_device, resolve_dtype
+from imprag.model.config import CONFIG_NAME
+from imprag.model.fingerprint import model_fingerprint
+from imprag.model.load import load_pretrained
+from imprag.model.passage_encoder import PassageEncoder
+from imprag.model.text import passage_settings
+from imprag.retrieval.implicit import prompt_embeddings
 from imprag.retrieval.retriever import RetrievedPassage, retrieved_passages
 
 DEFAULT_TEACHER = "all-minilm-l6-v2"
@@ -40,6 +46,9 @@ class TextEncoder:
             the Hugging Face hub, such as ``facebook/contriever-msmarco``.
         dtype, device: as for :func:`imprag.model.load_base_model`.
 
+    Attributes:
+        module: the model, a PyTorch module, which baselines fine-tune.
+
     Raises:
         ImpRAGError: sentence-transformers or the model is missing.
     """
@@ -55,29 +64,29 @@ class TextEncoder:
         precision = {"dtype": resolve_dtype(dtype, place)}
         try:
             with quiet_transformers():
-                self._model: Any = SentenceTransformer(
+                self.module: Any = SentenceTransformer(
                     str(folder), device=str(place), model_kwargs=precision
                 )
         except (OSError, ValueError) as error:
             raise ImpRAGError(
                 f"no text encoder {name_or_path!r}: no folder, and not loadable from the hub"
             ) from error
-        self._normalizes = type(self._model[-1]).__name__ == "Normalize"
+        self._normalizes = type(self.module[-1]).__name__ == "Normalize"
         self.name = name_or_path
-        self._fingerprint = _fingerprint(self._model, folder)
+        self._fingerprint = _fingerprint(self.module, folder)
 
     @property
     def dimension(self) -> int:
         """Size of an embedding."""
-        return int(self._model.get_embedding_dimension())
+        return int(self.module.get_embedding_dimension())
 
     def fingerprint(self) -> str:
         """Names the model's files: weights, settings and tokenizer."""
         return self._fingerprint
 
     def __call__(self, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
-        """Embeddings of "title. text", (len(passages), dimension) float32."""
-        return self.queries([f"{p.title}. {p.text}" if p.title else p.text for p in passages])
+        """Embeddings of passages, (len(passages), dimension) float32."""
+        return self.queries([passage_text(passage) for passage in passages])
 
     def queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embeddings of texts, (len(texts), dimension) float32.
@@ -86,7 +95,7 @@ class TextEncoder:
             ImpRAGError: one text is given in place of a list.
         """
         check_several(texts)
-        embeddings = self._model.encode(
+        embeddings = self.module.encode(
             list(texts), batch_size=64, convert_to_numpy=True, show_progress_bar=False
         )
         array = np.ascontiguousarray(embeddings, dtype=np.float32)
@@ -95,15 +104,61 @@ class TextEncoder:
         return array
 
 
+def passage_text(passage: Passage) -> str:
+    """The text of a passage for a text encoder: "title. text"."""
+    return f"{passage.title}. {passage.text}" if passage.title else passage.text
+
+
+class LayerEncoder(PassageEncoder):
+    """Layers 0..b of a trained model, seen as a text encoder; its other layers do not run.
+
+    Args:
+        folder: the model's folder.
+        dtype, device: as for :func:`imprag.model.load_base_model`.
+
+    Raises:
+        ImpRAGError: the folder holds no model.
+    """
+
+    def __init__(self, folder: str, dtype: str = "auto", device: str = "auto") -> None:
+        super().__init__(*load_pretrained(folder, dtype, device))
+        self.name = folder
+
+    def fingerprint(self) -> str:
+        """Names the weights of layers 0..b, the queries' too, and the encoding of texts."""
+        config = self.model.config
+        settings = passage_settings(self.tokenizer, config)
+        return model_fingerprint(self.model.lm, self.tokenizer, config.b + 1, settings=settings)
+
+    def queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embeddings of prompts, (len(texts), dimension) float32.
+
+        Raises:
+            ImpRAGError: a prompt is empty or too long.
+        """
+        return prompt_embeddings(self.model, self.tokenizer, texts)
+
+
+def load_encoder(name_or_path: str = DEFAULT_TEACHER) -> TextEncoder | LayerEncoder:
+    """A bi-encoder by its name or folder, or a trained model's layers 0..b by its folder.
+
+    Raises:
+        ImpRAGError: there is no such encoder, or sentence-transformers is missing.
+    """
+    if (expand_home(name_or_path) / CONFIG_NAME).is_file():
+        return LayerEncoder(name_or_path)
+    return TextEncoder(name_or_path)
+
+
 class DenseRetriever:
-    """Retrieves by a text encoder's embedding of the prompt, where ImpRAG takes its hidden state.
+    """Retrieves by a separate encoder's embedding of the prompt.
 
     Args:
         corpus: embedded at the first use into the cache folder, resumably.
         encoder: the bi-encoder.
     """
 
-    def __init__(self, corpus: Corpus, encoder: TextEncoder) -> None:
+    def __init__(self, corpus: Corpus, encoder: TextEncoder | LayerEncoder) -> None:
         self.corpus = corpus
         self.encoder = encoder
         name = short_name(Path(encoder.name).name)

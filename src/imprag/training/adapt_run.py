@@ -145,14 +145,15 @@ def adapt_model(
         )
         questions = [_held_back(usable(one, left_out)) for one in sources[:asked]]
         gate = refit_gate(rag, questions, left_out) if questions else None
-        config = rag.config
+        config = replace(rag.config, confidence=None)  # it was fitted with other scores
         if gate is not None and gate.gate is not None:
             config = replace(config, gate=gate.gate.to_json())
         if is_adapter:
             change = projection.weight.detach() - before
             write_changed_adapter(adapter, out, name, change.cpu(), max_rank, config)
         else:
-            save_pretrained(rag.model.with_settings(gate=config.gate), rag.tokenizer, out)
+            adapted = rag.model.with_settings(gate=config.gate, confidence=None)
+            save_pretrained(adapted, rag.tokenizer, out)
         # Without an index, it was the one that the model brings: its own, or the built-in corpus'.
         write_fitted_index(out, index or rag.fitted_index)
         states.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from imprag.model.base import quiet_transformers
 from imprag.model.support import check_model
 
 if TYPE_CHECKING:
-    from imprag.training.recipe import LoraSettings, Recipe
+    from imprag.training.lora_settings import LoraSettings
+    from imprag.training.recipe import Recipe
 
 # Published configurations, so that a cost estimate needs neither the hub nor access to a gated
 # model. Each is (model type, settings of its transformers configuration).

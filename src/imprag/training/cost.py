@@ -10,7 +10,7 @@ from typing import Any
 
 from imprag.errors import ImpRAGError
 from imprag.training.architecture import Architecture
-from imprag.training.data_cost import estimate_data
+from imprag.training.data_cost import CorpusCost, SourceCost, estimate_data
 from imprag.training.objectives import make_objective
 from imprag.training.recipe import Recipe
 
@@ -67,13 +67,21 @@ class CostEstimate:
         recipe: the recipe.
         devices: number of devices that train together.
         flops: FLOPs per second that one device achieves.
+        data: sizes of corpus and data, if they are known; by default they are measured.
 
     Raises:
         ImpRAGError: the model is not available or does not fit the recipe, or local data cannot
             be read.
     """
 
-    def __init__(self, recipe: Recipe, *, devices: int = 1, flops: float = DEFAULT_FLOPS) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        devices: int = 1,
+        flops: float = DEFAULT_FLOPS,
+        data: tuple[CorpusCost, list[SourceCost]] | None = None,
+    ) -> None:
         if devices < 1 or not 0 < flops < math.inf:
             raise ImpRAGError(
                 f"devices must be at least 1 and flops above 0, not {devices} and {flops:g}"
@@ -82,7 +90,7 @@ class CostEstimate:
         self.devices = devices
         self.flops = flops
         self.model = Architecture(recipe)
-        self.corpus, self.sources = estimate_data(recipe)
+        self.corpus, self.sources = data or estimate_data(recipe)
 
     @cached_property
     def stages(self) -> dict[str, tuple[float, StepCost]]:
@@ -108,6 +116,13 @@ class CostEstimate:
                 "bottom, generating": (part, self._batch(length, scoring=scores)),
                 **by_stage,
             }
+        if self.recipe.system != "imprag":
+            by_stage = {
+                name: (share, self._in_context(step)) for name, (share, step) in by_stage.items()
+            }
+        if self.recipe.system in ("ra-dit", "ra-dit-lm"):
+            scored = 1.0 if self.recipe.system == "ra-dit" else max(0.0, 1 - warm)
+            by_stage = {"retriever": (1.0, self._retriever(warming, scored)), **by_stage}
         return {name: (share, step) for name, (share, step) in by_stage.items() if share > 1e-9}
 
     @property
@@ -249,6 +264,25 @@ class CostEstimate:
             for part, stop in zip(curriculum, ends, strict=True)
         )
         return tokens / (end - begin)
+
+    def _in_context(self, step: StepCost) -> StepCost:
+        """The batch of a baseline's reader: each prompt has its candidates before it."""
+        return StepCost(step.prompts + step.prefixes, step.responses, 0, 0, 0, 0, 0)
+
+    def _retriever(self, step: StepCost, scored: float) -> StepCost:
+        """The batch of a baseline's separate retriever.
+
+        Its prompts and passages run through layers 0..b-1, or through a bi-encoder of about that
+        size. In a share of the steps, the language model reads each candidate before its prompt.
+        """
+        prompts = self.recipe.batch.prompts
+        sources = [one for one in self.sources if one.retrieves]
+        queries = prompts * sum(one.share * one.prompt_tokens for one in sources)
+        passage = self.corpus.passage_tokens
+        texts = sum(one.share * (one.prompt_tokens + one.response_tokens) for one in sources)
+        read = texts + passage * sum(one.share for one in sources)
+        pairs = prompts * self._generated_share * self.recipe.batch.candidates * read
+        return StepCost(0, 0, queries, 0, step.read + step.embedded, scored * pairs, 0)
 
     def _batch(
         self,

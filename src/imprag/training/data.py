@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -81,16 +82,28 @@ class TrainingSource:
         return digest.hexdigest()
 
 
-def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
+#: Makes the text retriever over a corpus that labels training prompts.
+MakeTeacher = Callable[[Corpus], TextRetriever]
+
+
+def load_sources(
+    recipe: Recipe, corpus: Corpus, teacher: MakeTeacher | None = None
+) -> list[TrainingSource]:
     """Read the data of a recipe and label it with the teacher's ranks.
 
     The teacher runs only where its ranks are used: for pseudo-positives or hard negatives.
     Passages about entities that a benchmark of the recipe holds out give no synthetic examples.
 
+    Args:
+        recipe: the recipe.
+        corpus: its passages.
+        teacher: makes the text retriever that labels prompts; by default the recipe's.
+
     Raises:
         ImpRAGError: data is missing or malformed, a gold passage is not in the corpus, the teacher
             is not installed, or no example has an answer, which a stage of the recipe needs.
     """
+    make = teacher or partial(load_retriever, recipe.teacher.retriever)
     retriever: TextRetriever | None = None
     sources: list[TrainingSource] = []
     known: dict[tuple[str, ...], TaskExamples] = {}
@@ -109,7 +122,8 @@ def load_sources(recipe: Recipe, corpus: Corpus) -> list[TrainingSource]:
             continue
         labels = None
         if source.positives == "teacher" or recipe.batch.hard_negatives:
-            retriever = retriever or load_retriever(recipe.teacher.retriever, corpus)
+            if retriever is None:
+                retriever = make(corpus)
             prompts = [tasks.task.prompt(example) for example in tasks.examples]
             labels = label_prompts(retriever, prompts, recipe.teacher.hard_negatives[1])
         kind: Literal["teacher", "gold"] = "teacher" if source.positives == "teacher" else "gold"

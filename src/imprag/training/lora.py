@@ -12,7 +12,7 @@ from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
 from imprag.model.peft_adapters import add_adapter
 from imprag.training.architecture import is_norm
-from imprag.training.recipe import LoraGroup, LoraSettings
+from imprag.training.lora_settings import LoraGroup, LoraSettings
 
 
 def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig) -> None:

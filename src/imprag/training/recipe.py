@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from imprag.errors import ImpRAGError
+from imprag.training.lora_settings import LoraSettings
 from imprag.training.model_settings import ModelSettings
 from imprag.training.objectives import ObjectiveSettings
 from imprag.training.samplers.base import check_sampler
@@ -60,8 +61,8 @@ class TeacherSettings(Section):
     """The text retriever whose ranks label training prompts (paper, section 3, warmup)."""
 
     retriever: Location = "all-minilm-l6-v2"
-    """`all-minilm-l6-v2` (in a package), `bm25`, or a bi-encoder: a folder or a name on the hub
-    (paper: `facebook/contriever-msmarco`)."""
+    """`all-minilm-l6-v2` (in a package), `bm25`, or a folder or name on the hub of a bi-encoder
+    (paper: `facebook/contriever-msmarco`). It may also be the folder of a model trained here."""
 
     hard_negatives: tuple[PositiveInt, PositiveInt] = (10, 50)
     """First and last rank of the pool that hard negatives are sampled from (paper: 10 to 50). The
@@ -238,51 +239,6 @@ class TrainSettings(Section):
         return self
 
 
-class LoraGroup(Section):
-    """An adapter on one group of layers: `bottom` (0..b), `reading` (b+1..t) or `top` (above t)."""
-
-    rank: PositiveInt = 16
-    """Rank of the two factors."""
-
-    alpha: PositiveFloat = 32.0
-    """Scales the adapter by alpha / rank."""
-
-    trained: bool = True
-    """Whether the adapter is trained; otherwise it keeps the weights of `model.start`."""
-
-
-class LoraSettings(Section):
-    """Adapters instead of full fine-tuning (beyond the paper). A group without one is frozen."""
-
-    bottom: LoraGroup | None = None
-    reading: LoraGroup | None = None
-    top: LoraGroup | None = None
-
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
-    """Names of the projections that are adapted. Change them for models with other names; the error
-    for an unknown name lists the model's own."""
-
-    norms: bool = False
-    """Also trains the norms of adapted groups; with `top`, the norm after the last layer too."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        groups = [group for group in (self.bottom, self.reading, self.top) if group is not None]
-        if not groups:
-            raise ImpRAGError("lora adapts no layers; give bottom, reading or top, or no lora")
-        if not any(group.trained for group in groups):
-            raise ImpRAGError("lora trains no layers; leave one group trained")
-        return self
-
-
 class EvaluationSettings(Section):
     """Evaluation during training (paper, section 3: 1,000 NQ dev questions). It runs every
     `trainer.eval_steps` steps. The checkpoint with the best `trainer.metric_for_best_model`,
@@ -316,8 +272,18 @@ class EvaluationSettings(Section):
         return self
 
 
+System = Literal["imprag", "ra-it", "ra-dit", "ra-dit-lm"]
+
+
 class Recipe(Section):
     """A whole recipe; `configs/` holds examples."""
+
+    system: System = "imprag"
+    """What is trained: `imprag`, or one of the paper's baselines, which put passages into the
+    context. `ra-it` retrieves with the teacher; `ra-dit` first fine-tunes the teacher, a
+    bi-encoder, by the objective of self-distillation; `ra-dit-lm` instead trains layers 0..b of the
+    language model as a separate retriever, through both stages. A separate retriever learns with
+    `train.bottom_learning_rate`. Use them to compare systems on the same data."""
 
     model: ModelSettings = ModelSettings()
 
@@ -358,6 +324,8 @@ class Recipe(Section):
                 f"teacher.hard_negatives must be two ascending ranks after the "
                 f"{self.batch.positives} positives, not [{first}, {last}]"
             )
+        if self.system != "imprag":
+            self._check_baseline()
         for source in self.data:
             if isinstance(source, SyntheticSource) and source.corpus not in (None, *self.corpus):
                 raise ImpRAGError(
@@ -380,6 +348,23 @@ class Recipe(Section):
                 "trainer.dataloader_num_workers to 0, or stages.mine_every to null"
             )
         return self
+
+    def _check_baseline(self) -> None:
+        """Refuse what has no effect in a baseline."""
+        unused = {
+            "stages.bottom": self.stages.bottom,
+            "stages.mine_every": self.stages.mine_every,
+            "model.start": self.model.start if self.system != "ra-it" else None,
+        }
+        if given := [key for key, value in unused.items() if value is not None]:
+            raise ImpRAGError(f"leave out {given[0]}: it has no effect on the system {self.system}")
+        if self.system == "ra-dit" and self.teacher.retriever == "bm25":
+            raise ImpRAGError(
+                "the system ra-dit fine-tunes its teacher, which BM25 does not allow; set "
+                "teacher.retriever to a bi-encoder"
+            )
+        if self.system == "ra-dit-lm" and self.lora and self.lora.bottom is None:
+            raise ImpRAGError("the system ra-dit-lm trains layers 0..b: give lora.bottom, too")
 
     @property
     def seed(self) -> int:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from imprag.model.load import load_pretrained
 from imprag.tasks.knowledge import QUESTION
 from imprag.tasks.task import load_task
 from imprag.training.batches import Batches
-from imprag.training.data import TrainingSource, load_sources
+from imprag.training.data import MakeTeacher, TrainingSource, load_sources
 from imprag.training.distributed import from_main_process
 from imprag.training.hard_negatives import HardNegativeMiner
 from imprag.training.lora import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.packages import require_packages
 from imprag.training.recipe import Recipe
 from imprag.training.recipe_file import load_recipe
-from imprag.training.samplers import make_sampler
+from imprag.training.samplers import Sampler, make_sampler
 from imprag.training.schedule import Schedule
 from imprag.training.sources import TaskSource
 from imprag.training.step import TrainingModel
@@ -49,6 +49,11 @@ MODEL = "model"
 RANKS = "own-ranks"  # the ranks of the `HardNegativeMiner`
 RECIPE = "recipe.yaml"
 INPUTS = "inputs.json"
+RETRIEVER = "retriever"  # the run of a baseline's own retriever, in the folder of its run
+
+#: Makes the function that evaluates the model during training, from the corpus and a folder; for a
+#: baseline, also from ``retriever``, which makes its retriever over a corpus.
+Evaluator = Callable[..., Evaluate]
 
 
 def train(
@@ -56,9 +61,13 @@ def train(
     out: Path | str,
     *,
     resume: bool = False,
-    evaluator: Callable[[Corpus, Path], Evaluate] | None = None,
+    evaluator: Evaluator | None = None,
+    teacher: MakeTeacher | None = None,
+    make: "MakeTrainer | None" = None,
 ) -> dict[str, Any]:
     """Train a model by a recipe; :func:`load_pretrained` loads ``out/model`` afterwards.
+
+    The baselines with a separate retriever need :func:`imprag.baselines.run.train_baseline`.
 
     Args:
         recipe: the recipe.
@@ -69,6 +78,9 @@ def train(
         evaluator: takes the corpus and a folder and returns the function that evaluates the model
             every ``eval_steps`` steps, such as
             `imprag.evaluation.development.DevelopmentSet`.
+        teacher: makes the text retriever over the corpus that labels prompts; by default the
+            recipe's.
+        make: makes the trainer; by default :func:`make_trainer`.
 
     Returns:
         ``model`` (its folder), ``steps``, ``seconds`` and ``loss`` (mean over the run).
@@ -77,6 +89,11 @@ def train(
         ImpRAGError: the folder holds another run, or the run's data changed since; data is missing
             or malformed, the loss is not finite, the disk is full, or a package is missing.
     """
+    if recipe.system in ("ra-dit", "ra-dit-lm") and teacher is None and make is None:
+        raise ImpRAGError(
+            f"the system {recipe.system} has a retriever of its own: train it with "
+            "imprag.baselines.run.train_baseline"
+        )
     require_packages(recipe)
     out = expand_home(out)
     # accelerate's default under FSDP2 are sharded checkpoints, which nothing but FSDP2 reads.
@@ -85,14 +102,44 @@ def train(
     patience = timedelta(seconds=recipe.trainer.get("ddp_timeout", 1800))
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
     with only_builder(out) if processes.is_main_process else nullcontext():
-        return _train(recipe, out, resume, evaluator, processes)
+        return _train(recipe, out, resume, evaluator, teacher, make or make_trainer, processes)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a trainer is made of.
+
+    Attributes:
+        recipe, out: as for :func:`train`.
+        corpus: the passages.
+        sampler: samples the batches.
+        evaluate: evaluates the model during training, if the recipe asks for it.
+        part: rank and number of processes.
+    """
+
+    recipe: Recipe
+    out: Path
+    corpus: Corpus
+    sampler: Sampler
+    evaluate: Evaluate | None
+    part: tuple[int, int]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The stages of the run."""
+        return Schedule(self.recipe, self.recipe.steps(len(self.sampler.examples)))
+
+
+MakeTrainer = Callable[[Run], ImpRAGTrainer]
 
 
 def _train(
     recipe: Recipe,
     out: Path,
     resume: bool,
-    evaluator: Callable[[Corpus, Path], Evaluate] | None,
+    evaluator: Evaluator | None,
+    teacher: MakeTeacher | None,
+    make: MakeTrainer,
     processes: PartialState,
 ) -> dict[str, Any]:
     """:func:`train` with the run folder locked."""
@@ -101,16 +148,58 @@ def _train(
     )
     with processes.main_process_first():  # the others read its files from the cache
         corpus = load_corpus(recipe.corpus)
-        sources = load_sources(recipe, corpus)
+        sources = load_sources(recipe, corpus, teacher)
         if processes.is_main_process:
             _check_inputs(out, corpus, sources, resumed=checkpoint is not None)
         evaluate = evaluator(corpus, out / "development") if evaluator else None
 
     set_seed(recipe.seed)
-    # Weights stay in float32; autocast computes in bfloat16.
-    lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     sampler = make_sampler(sources, recipe.batch, corpus, recipe.seed)
-    schedule = Schedule(recipe, recipe.steps(len(sampler.examples)))
+    part = (processes.process_index, processes.num_processes)
+    trainer = make(Run(recipe, out, corpus, sampler, evaluate, part))
+    if trainer.is_fsdp_enabled:
+        check_fsdp(trainer.accelerator.state.fsdp_plugin)
+    if checkpoint:
+        trainer.check_optimizer(Path(checkpoint))
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except OSError as error:
+        raise ImpRAGError(
+            f"training stopped: {error}; the checkpoints in {out} are kept: rerun the same command "
+            "with --resume to continue"
+        ) from error
+    trainer.load_best()
+    trainer.save_trained(out / MODEL)
+    return {
+        "model": str(out / MODEL),
+        "steps": result.global_step,
+        "seconds": round(result.metrics["train_runtime"], 1),
+        "loss": result.training_loss,
+    }
+
+
+def make_trainer(run: Run, kind: type[ImpRAGTrainer] = ImpRAGTrainer) -> ImpRAGTrainer:
+    """The trainer of a language model that retrieves and reads.
+
+    Args:
+        run: the run.
+        kind: the trainer's class.
+    """
+    recipe = run.recipe
+    whole, tokenizer = trainable_model(recipe)
+    model = TrainingModel(whole, recipe.stages)
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    miner = HardNegativeMiner(model, tokenizer, run.corpus, run.out / RANKS, dtype)
+    batches = Batches(run.sampler, run.schedule, run.corpus, tokenizer, recipe, *run.part, miner)
+    return kind(model, tokenizer, recipe, batches, run.out, run.evaluate)
+
+
+def trainable_model(recipe: Recipe) -> tuple[ImpRAGModel, Any]:
+    """The model of a recipe before its first step, with adapters if it has any, and its tokenizer.
+
+    Weights are in float32; autocast computes in bfloat16.
+    """
+    lm, tokenizer = load_base_model(recipe.model.base, torch.float32)
     config = recipe.model.to_config()
     fingerprint = model_fingerprint(lm, tokenizer)
     config = replace(config, base_model_fingerprint=fingerprint, trained=True)
@@ -133,33 +222,7 @@ def _train(
         lm.get_input_embeddings().requires_grad_(False)
     if recipe.trainer["gradient_checkpointing"]:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    config = replace(config, question_template=template)
-    model = TrainingModel(ImpRAGModel(lm, config, frozen), recipe.stages)
-
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    miner = HardNegativeMiner(model, tokenizer, corpus, out / RANKS, dtype)
-    part = (processes.process_index, processes.num_processes)
-    batches = Batches(sampler, schedule, corpus, tokenizer, recipe, *part, miner)
-    trainer = ImpRAGTrainer(model, tokenizer, recipe, batches, out, evaluate)
-    if trainer.is_fsdp_enabled:
-        check_fsdp(trainer.accelerator.state.fsdp_plugin)
-    if checkpoint:
-        trainer.check_optimizer(Path(checkpoint))
-    try:
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-    except OSError as error:
-        raise ImpRAGError(
-            f"training stopped: {error}; the checkpoints in {out} are kept: rerun the same command "
-            "with --resume to continue"
-        ) from error
-    trainer.load_best()
-    trainer.save_trained(out / MODEL)
-    return {
-        "model": str(out / MODEL),
-        "steps": result.global_step,
-        "seconds": round(result.metrics["train_runtime"], 1),
-        "loss": result.training_loss,
-    }
+    return ImpRAGModel(lm, replace(config, question_template=template), frozen), tokenizer
 
 
 def question_template(recipe: Recipe) -> str | None:
@@ -171,9 +234,10 @@ def question_template(recipe: Recipe) -> str | None:
 
 
 def training_time(out: Path) -> dict[str, float]:
-    """``steps`` and ``hours`` of a finished run.
+    """``steps``, ``hours`` and ``tokens`` of a finished run.
 
-    Calls that were killed did not log their time and do not count.
+    Calls that were killed did not log their time and do not count; nor do the tokens of runs of
+    earlier versions.
 
     Raises:
         ImpRAGError: the run is not finished.
@@ -186,7 +250,8 @@ def training_time(out: Path) -> dict[str, float]:
             f"{out} holds no finished run; rerun its imprag train command to finish it"
         )
     seconds = sum(one["train_runtime"] for one in ends)
-    return {"steps": ends[-1]["step"], "hours": round(seconds / 3600, 2)}
+    tokens = sum(one.get("tokens", 0) for one in logged)
+    return {"steps": ends[-1]["step"], "hours": round(seconds / 3600, 2), "tokens": tokens}
 
 
 def check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
@@ -223,7 +288,7 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
             )
         if not resume and not (out / MODEL).exists():
             raise ImpRAGError(f"{out} holds a run already; continue it with --resume")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(not each.name.startswith(RETRIEVER) for each in out.iterdir()):
         raise ImpRAGError(f"{out} is not empty and not a run folder; choose another folder")
     if (out / MODEL).exists():
         raise ImpRAGError(f"the run in {out} is finished; its model is {out / MODEL}")

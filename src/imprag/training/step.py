@@ -1,6 +1,7 @@
 """The training step: encodes passages once, runs prompts on them, and computes both losses."""
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -80,6 +81,11 @@ class TrainingBatch:
     self_distillation: bool = False
     later: Sequence[LaterQuery] = ()
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompts, responses and passages."""
+        return sum(map(len, [*self.prompts, *self.responses, *self.passages]))
+
 
 class StepOutput(NamedTuple):
     """Losses of a batch, () float32 each, and its scores.
@@ -97,38 +103,21 @@ class StepOutput(NamedTuple):
     scores: Tensor
 
 
-class TrainingModel(nn.Module):
-    """Computes the loss J = J_gen + λ · J_ret of a batch.
-
-    Each passage runs through the model once. A passage that a prompt reads runs through layers
-    0..t, which gives its embedding and its keys and values; the others run through layers 0..b, as
-    do prompts that are not generated.
-
-    Under FSDP2, shard this module as a whole, by ``fully_shard(model)`` without its layers: weights
-    are then gathered once per step. Layers that are sharded one by one would gather their weights
-    in each pass, although processes make different numbers of passes, and free them before the
-    backward pass through the passages' keys and values.
+class JointLoss(nn.Module, ABC):
+    """The loss J = J_gen + λ · J_ret of a batch, whatever computes embeddings and likelihoods.
 
     Args:
-        model: the model that is trained.
         stages: the weight of J_ret and the objectives.
-        batch_tokens: the most tokens of a group; passages and prompts run in groups of similar
-            length.
     """
 
-    def __init__(
-        self, model: ImpRAGModel, stages: StageSettings, batch_tokens: int | None = None
-    ) -> None:
+    def __init__(self, stages: StageSettings) -> None:
         super().__init__()
-        cast_block_inputs(model.lm)
-        self.model = model
         self.stages = stages
         self.objectives = {
             False: make_objective(stages.warmup.objective),
             True: make_objective(stages.self_distillation.objective),
         }
         self.cross_batch_memory: dict[int, Tensor] = {}
-        self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 262144)
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The losses of a batch; under DDP or FSDP, of this process's shard of it."""
@@ -141,24 +130,24 @@ class TrainingModel(nn.Module):
         loss = generation + self.stages.retrieval_weight * retrieval
         return StepOutput(loss, generation, retrieval, scores)
 
-    @contextmanager
-    def inference(self) -> Iterator[ImpRAGModel]:
-        """The model in evaluation mode and, under FSDP2, with all weights in every process.
+    @abstractmethod
+    def _encode(self, batch: TrainingBatch) -> "Encoded":
+        """Encode all passages."""
 
-        All processes enter and leave together.
-        """
-        training = self.training
-        self.eval()
-        try:
-            with whole_weights(self):
-                yield self.model
-        finally:
-            self.train(training)
+    @abstractmethod
+    def _prompts(self, batch: TrainingBatch, passages: "Encoded") -> tuple[Tensor, Tensor]:
+        """Query embeddings, (Q, dimension), and the generation loss."""
+
+    @abstractmethod
+    def _pair_likelihoods(
+        self, batch: TrainingBatch, passages: "Encoded", pairs: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """log P(r | p, q) of prompts that each read one passage alone, (pairs,)."""
 
     # The retrieval loss
 
     def _retrieval(
-        self, batch: TrainingBatch, passages: "_Encoded", queries: Tensor, scores: Tensor
+        self, batch: TrainingBatch, passages: "Encoded", queries: Tensor, scores: Tensor
     ) -> Tensor:
         """J_ret by the stage's objective, which also sees the passages of earlier batches."""
         objective = self.objectives[batch.self_distillation]
@@ -196,23 +185,13 @@ class TrainingModel(nn.Module):
         return mask
 
     @torch.no_grad()
-    def _log_likelihood(self, batch: TrainingBatch, passages: "_Encoded", scores: Tensor) -> Tensor:
+    def _log_likelihood(self, batch: TrainingBatch, passages: "Encoded", scores: Tensor) -> Tensor:
         """log P(r | p, q) of each candidate alone, (Q, C), without gradient; else 0."""
         likelihood = torch.zeros_like(scores)
-        pairs = self._pairs(batch)
-        texts = [[*batch.prompts[prompt], *batch.responses[prompt]] for prompt, _ in pairs]
-        for group in self._groups(texts):
-            rows = [pairs[i] for i in group]
-            logits, labels, _ = self._answer(
-                [batch.prompts[prompt] for prompt, _ in rows],
-                [batch.responses[prompt] for prompt, _ in rows],
-                passages,
-                [[passage] for _, passage in rows],
-            )
-            prompt, passage = torch.tensor(rows, device=scores.device).T
-            likelihood[prompt, passage + batch.first_column] = response_log_likelihood(
-                logits, labels
-            )
+        if pairs := self._pairs(batch):
+            prompt, passage = torch.tensor(pairs, device=scores.device).T
+            likelihoods = self._pair_likelihoods(batch, passages, pairs)
+            likelihood[prompt, passage + batch.first_column] = likelihoods
         return likelihood
 
     # Cross-batch memory
@@ -236,9 +215,87 @@ class TrainingModel(nn.Module):
                 zip(batch.columns, embeddings.detach(), strict=False)
             )
 
-    # Running the model
 
-    def _encode(self, batch: TrainingBatch) -> "_Encoded":
+class TrainingModel(JointLoss):
+    """Computes the loss J = J_gen + λ · J_ret of a batch with an ImpRAG model.
+
+    Each passage runs through the model once. A passage that a prompt reads runs through layers
+    0..t, which gives its embedding and its keys and values; the others run through layers 0..b, as
+    do prompts that are not generated.
+
+    Under FSDP2, shard this module as a whole, by ``fully_shard(model)`` without its layers: weights
+    are then gathered once per step. Layers that are sharded one by one would gather their weights
+    in each pass, although processes make different numbers of passes, and free them before the
+    backward pass through the passages' keys and values.
+
+    Args:
+        model: the model that is trained.
+        stages: the weight of J_ret and the objectives.
+        batch_tokens: the most tokens of a group; passages and prompts run in groups of similar
+            length.
+    """
+
+    def __init__(
+        self, model: ImpRAGModel, stages: StageSettings, batch_tokens: int | None = None
+    ) -> None:
+        super().__init__(stages)
+        cast_block_inputs(model.lm)
+        self.model = model
+        self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 262144)
+
+    @contextmanager
+    def inference(self) -> Iterator[ImpRAGModel]:
+        """The model in evaluation mode and, under FSDP2, with all weights in every process.
+
+        All processes enter and leave together.
+        """
+        training = self.training
+        self.eval()
+        try:
+            with whole_weights(self):
+                yield self.model
+        finally:
+            self.train(training)
+
+    @torch.no_grad()
+    def response_log_likelihoods(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        passages: "Encoded | None" = None,
+        read: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """log P(response) of each prompt, (prompts,) float32.
+
+        Args:
+            prompts, responses: their tokens.
+            passages: the encoded passages.
+            read: those that each prompt reads; none by default.
+        """
+        passages = passages or Encoded(None, {}, torch.empty(0))
+        read = [[]] * len(prompts) if read is None else read
+        found = torch.zeros(len(prompts), device=self.model.device)
+        for group in self._groups([[*p, *r] for p, r in zip(prompts, responses, strict=True)]):
+            logits, labels, _ = self._answer(
+                [prompts[i] for i in group],
+                [responses[i] for i in group],
+                passages,
+                [read[i] for i in group],
+            )
+            found[group] = response_log_likelihood(logits, labels)
+        return found
+
+    def _pair_likelihoods(
+        self, batch: TrainingBatch, passages: "Encoded", pairs: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        return self.response_log_likelihoods(
+            [batch.prompts[prompt] for prompt, _ in pairs],
+            [batch.responses[prompt] for prompt, _ in pairs],
+            passages,
+            [[passage] for _, passage in pairs],
+        )
+
+    def _encode(self, batch: TrainingBatch) -> "Encoded":
         """Encode all passages: 0..t if a prompt reads them, else 0..b."""
         found = [*batch.candidates, *(one.candidates for one in batch.later)]
         read = sorted({passage for passages in found for passage in passages})
@@ -259,13 +316,13 @@ class TrainingModel(nn.Module):
             embeddings.append(self.model.passage_embeddings(*self._pad([[0]], [0]))[:0])
         row_of = {passage: row for row, passage in enumerate(order)}
         in_order = [row_of[passage] for passage in range(len(order))]
-        return _Encoded(
+        return Encoded(
             EncodedPassages.concatenate(states) if states else None,
             row_of,
             torch.cat(embeddings)[in_order],
         )
 
-    def _prompts(self, batch: TrainingBatch, passages: "_Encoded") -> tuple[Tensor, Tensor]:
+    def _prompts(self, batch: TrainingBatch, passages: "Encoded") -> tuple[Tensor, Tensor]:
         """Query embeddings, (Q + H, h_k * d_h), and the generation loss."""
         texts = [
             [*prompt, *response]
@@ -313,7 +370,7 @@ class TrainingModel(nn.Module):
         self,
         prompts: Sequence[Sequence[int]],
         responses: Sequence[Sequence[int]],
-        passages: "_Encoded",
+        passages: "Encoded",
         candidates: Sequence[Sequence[int]],
         later: Sequence[Sequence[LaterQuery]] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -376,7 +433,7 @@ class TrainingModel(nn.Module):
         return [[chosen[i] for i in group] for group in groups]
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """The encoded passages of a batch.
 
     Attributes:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,9 @@ from tqdm import tqdm
 from imprag.corpus import Corpus
 from imprag.errors import ImpRAGError
 from imprag.io.files import atomic_path, cache_dir
-from imprag.retrieval.dense import DenseRetriever, TextEncoder
+from imprag.retrieval.dense import DenseRetriever, load_encoder
 from imprag.retrieval.lexical import LexicalRetriever
+from imprag.retrieval.retriever import RetrievedPassage
 
 _BLOCK = 1024  # prompts in a file of the cache
 
@@ -26,6 +27,10 @@ class TextRetriever(Protocol):
 
     corpus: Corpus
 
+    def retrieve(self, prompts: Sequence[str], k: int) -> list[list[RetrievedPassage]]: ...
+
+    def settings(self) -> Mapping[str, Any]: ...
+
     def fingerprint(self) -> str: ...
 
     def rank(
@@ -34,12 +39,14 @@ class TextRetriever(Protocol):
 
 
 def load_retriever(name: str, corpus: Corpus) -> TextRetriever:
-    """``bm25``, or a bi-encoder by its name or path, over a corpus.
+    """``bm25``, or an encoder for `load_encoder` by its name or path, over a corpus.
 
     Raises:
         ImpRAGError: the bi-encoder is missing.
     """
-    return LexicalRetriever(corpus) if name == "bm25" else DenseRetriever(corpus, TextEncoder(name))
+    if name == "bm25":
+        return LexicalRetriever(corpus)
+    return DenseRetriever(corpus, load_encoder(name))
 
 
 def label_prompts(

@@ -35,7 +35,7 @@ from imprag.training.batches import Batches
 from imprag.training.distributed import from_main_process, mean_over_processes, shards_of
 from imprag.training.packages import curve_writers
 from imprag.training.recipe import Recipe
-from imprag.training.step import TrainingBatch, TrainingModel
+from imprag.training.step import JointLoss, TrainingBatch, TrainingModel
 
 METRICS = "metrics.jsonl"
 CROSS_BATCH_MEMORY = "cross_batch_memory.safetensors"  # in a checkpoint
@@ -52,7 +52,7 @@ All processes call it together, and the main process's metrics count."""
 
 
 class ImpRAGTrainer(Trainer):  # type: ignore[misc]
-    """Trains a :class:`TrainingModel` by a recipe.
+    """Trains a :class:`TrainingModel`, or another joint loss, by a recipe.
 
     ``Trainer`` does the rest: devices, DDP and FSDP, mixed precision, checkpoints, callbacks,
     TensorBoard. It neither shuffles nor distributes batches, because each batch is already a
@@ -72,7 +72,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: TrainingModel,
+        model: JointLoss,
         tokenizer: Any,
         recipe: Recipe,
         batches: Batches,
@@ -83,6 +83,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self._evaluate_model = evaluate
         self._losses: list[tuple[Tensor, Tensor]] = []
+        self._tokens = 0
         evaluation = recipe.evaluation if evaluate else None
         callbacks: list[TrainerCallback] = [_Saving()]
         if evaluation and evaluation.patience:
@@ -135,6 +136,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
             )
         if model.training:
             self._losses.append((output.generation.detach(), output.retrieval.detach()))
+            self._tokens += batch.tokens
         return (output.loss, output) if return_outputs else output.loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -189,7 +191,7 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add both losses to the logs, and append them to ``metrics.jsonl``."""
+        """Add both losses and the tokens since the last log, and append to ``metrics.jsonl``."""
         if "loss" in logs and self._losses:
             for name, part in zip(
                 ("generation", "retrieval"), zip(*self._losses, strict=True), strict=True
@@ -197,6 +199,11 @@ class ImpRAGTrainer(Trainer):  # type: ignore[misc]
                 mean = mean_over_processes(torch.stack(part).float().mean())
                 logs[f"{name}_loss"] = round(mean.item(), 4)
             self._losses.clear()
+        if "loss" in logs or "train_runtime" in logs:
+            tokens = torch.tensor(float(self._tokens), device=self.args.device)
+            processes = self.args.world_size
+            logs["tokens"] = round(mean_over_processes(tokens).item() * processes)
+            self._tokens = 0
         super().log(logs, start_time)
         if self.is_world_process_zero():
             with open(Path(self.args.output_dir) / METRICS, "a", encoding="utf-8") as file:
