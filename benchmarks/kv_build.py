@@ -1,6 +1,6 @@
 """Builds the KV cache of a corpus without interruption, killed twice, and of a tenth of the corpus.
 
-    python benchmarks/kv_build.py --codec int4 --out runs/kv-build
+    python benchmarks/kv_build.py --codec pq --out runs/kv-build
 
 Reports the time, size and largest resident set of each build, and whether the killed build has the
 same bytes. Each build runs in its own process; finished builds are not repeated.
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--corpus", default="factbook")
-    parser.add_argument("--codec", default="int4")
+    parser.add_argument("--codec", default="pq")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from typing import Any
 from performance_page import PAGE, RESULTS, write_page
 
 HERE = Path(__file__).parent
-CODECS = ("bf16", "int8", "int4", "pq")
+CODECS = ("bf16", "int8", "pq")
 SEARCHES = ((10_000, "hnsw"), (100_000, "ivfpq"), (1_000_000, "ivfpq"))
 RUNS = 30
 

@@ -76,7 +76,7 @@ def test_a_run_says_what_it_was_trained_with(home: Path) -> None:
     [
         (
             "kv build --model my-model --index my-index --out x --codec nope",
-            "unknown codec 'nope'; known are bf16, fp32, int8, int4, pq, centred (packages add "
+            "unknown codec 'nope'; known are bf16, fp32, int8, pq, centred (packages add "
             "others under the entry-point group imprag.codecs)",
         ),
         (

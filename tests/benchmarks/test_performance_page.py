@@ -131,7 +131,7 @@ def test_codecs_stand_beside_their_cost_in_each_task(page: ModuleType) -> None:
         return {"arm": name, "bytes": 34.0, "same_answer": 0.9, "exact_match": match}
 
     task = {**ORIGIN, "n": 500, "dtype": "float32"}
-    arms = [arm("fp32", 0.5, 0.0), arm("int4", 0.49, -0.01)]
+    arms = [arm("fp32", 0.5, 0.0), arm("pq", 0.49, -0.01)]
     text = page.codecs(
         {"kv_quality": {"qa": {**task, "arms": arms}, "squad": {**task, "arms": arms}}}
     )
@@ -139,7 +139,7 @@ def test_codecs_stand_beside_their_cost_in_each_task(page: ModuleType) -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[-2:]]
     assert rows == [
         ["fp32", "34", *["50.0 [40.0, 60.0]"] * 2, "90 % / 90 %"],
-        ["int4", "34", *["-1.0 [-3.0, +1.0]"] * 2, "90 % / 90 %"],
+        ["pq", "34", *["-1.0 [-3.0, +1.0]"] * 2, "90 % / 90 %"],
     ]
 
 

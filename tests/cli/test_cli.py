@@ -423,7 +423,7 @@ def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert re.match(r"9 passages, \S+ of them encoded in a second on this machine: ", printed)
     codecs = [line.split("|")[1].strip() for line in printed.splitlines() if line[:1] == "|"][2:]
-    assert codecs == ["bf16", "fp32", "int8", "int4", "pq"]
+    assert codecs == ["bf16", "fp32", "int8", "pq"]
     dry_run = ("kv", "build", "--out", cache, "--codec", "fp32", "--dry-run", "--json")
     assert ask(home, *dry_run) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -446,6 +446,28 @@ def test_a_kv_cache_is_built_described_and_read(home: Path, tmp_path: Path, caps
         assert "not in the KV cache" not in captured.err
         answers.append(json.loads(captured.out))
     assert answers[0]["answer"] == answers[1]["answer"]
+
+
+def test_a_kv_cache_of_half_of_the_tokens(home: Path, tmp_path: Path, capsys) -> None:
+    half = ("kv", "build", "--out", tmp_path / "kv", "--kv-keep-ratio", "0.5")
+    for further in ((), ("--dry-run",)):
+        assert ask(home, *half, "--codec", "pq", *further) == 2
+        assert capsys.readouterr().err == (
+            "imprag: error: the codec pq needs the position of every token, so it takes no "
+            "kv_keep_ratio below 1: leave 0.5 out, or choose bf16 or int8\n"
+        )
+    assert ask(home, *half, "--dry-run", "--json") == 0
+    captured = capsys.readouterr()
+    plan = {one["codec"]: one["disk"] for one in json.loads(captured.out)["codecs"]}
+    assert list(plan) == ["bf16", "fp32", "int8"]
+    assert "note: not pq: the codec pq needs the position of every token" in captured.err
+    assert ask(home, *half, "--codec", "bf16") == 0
+    capsys.readouterr()
+    assert run("info", tmp_path / "kv", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)["kv_cache"]
+    assert facts["kv_keep_ratio"] == 0.5
+    assert ask(home, "ask", "w1 w2", "--kv-cache", tmp_path / "kv", "--max-new-tokens", 2) == 0
+    assert "not in the KV cache" not in capsys.readouterr().err
 
 
 def test_a_kv_cache_of_the_most_retrieved_passages(home: Path, tmp_path: Path, capsys) -> None:

@@ -123,12 +123,12 @@ def test_the_quick_benchmark_measures_all_arms_and_codecs_and_draws_plots(
     assert results["failures"] == []
     assert [row["arm"] for row in results["rows"]] == [
         *(speed_arms.NONE, speed_arms.RAG, speed_arms.LIVE, speed_arms.FULL),
-        *map(speed_arms.stored, ("bf16", "int8", "int4", "pq")),
+        *map(speed_arms.stored, ("bf16", "int8", "pq")),
         speed_arms.CODED,
     ]
     assert "ttft_stored_vs_rag" in results["ratios"]
     assert len(list(out.glob("*.svg"))) == len(list(out.glob("*.png"))) == 2
-    assert "ImpRAG, stored int4" in capsys.readouterr().out
+    assert "ImpRAG, stored pq" in capsys.readouterr().out
 
 
 def test_a_length_that_cannot_be_measured_leaves_the_others(

@@ -200,12 +200,12 @@ class TestRefusing:
         with pytest.raises(Interrupted):
             build(corpus, tmp_path / "cache", interrupted_after(3))
         with pytest.raises(ImpRAGError, match="unfinished build with another .*codec"):
-            build(corpus, tmp_path / "cache", codec="int4")
+            build(corpus, tmp_path / "cache", codec="bf16")
 
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"codec": "int4"}, "codec"),
+            ({"codec": "bf16"}, "codec"),
             ({"kv_keep_ratio": 0.5}, "kv_keep_ratio"),
             ({"model": tiny_imprag_model(seed=1)}, "model"),
             ({"model": tiny_imprag_model(t=4)}, "model, t"),
@@ -280,7 +280,7 @@ class TestRefusing:
         assert len(build(corpus, tmp_path / "cache", codec="bf16")) == COUNT
 
 
-@pytest.mark.parametrize(("codec", "kv_keep_ratio"), [("bf16", 1.0), ("int4", 0.5), ("pq", 1.0)])
+@pytest.mark.parametrize(("codec", "kv_keep_ratio"), [("bf16", 1.0), ("int8", 0.5), ("pq", 1.0)])
 def test_the_prediction_is_near(corpus, tmp_path, codec, kv_keep_ratio) -> None:
     settings = {"codec": codec, "kv_keep_ratio": kv_keep_ratio}
     sizes = predict_kv_cache(corpus, tiny_imprag_model(), tiny_tokenizer(), **settings)

@@ -60,13 +60,13 @@ def test_stored_states_are_read_as_live_ones(family: str, corpus: Corpus, tmp_pa
     assert (cache.hits, cache.misses) == (4, 0)
 
 
-@pytest.mark.parametrize("codec", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("codec", ["bf16", "int8"])
 def test_coded_states_are_read_nearly_as_live_ones(codec: str, corpus: Corpus, tmp_path) -> None:
     model = tiny_imprag_model()
     store = build(model, corpus, tmp_path / "cache", codec=codec)
     expected = logits(model, live(model))
     error = logits(model, PassageKVCache(model, tiny_tokenizer(), store)) - expected
-    limit = {"bf16": 0.01, "int8": 0.03, "int4": 0.4}[codec]
+    limit = {"bf16": 0.01, "int8": 0.03}[codec]
     assert 0 < error.norm() / expected.norm() < limit
 
 
@@ -101,7 +101,7 @@ def test_a_passage_with_the_id_of_another_is_not_taken_for_it(corpus, tmp_path) 
     assert cache.misses == 2
 
 
-@pytest.mark.parametrize("codec", ["fp32", "int4", "pq"])
+@pytest.mark.parametrize("codec", ["fp32", "int8", "pq"])
 def test_states_kept_coded_are_read_as_decoded_ones(codec: str, tmp_path: Path) -> None:
     model = tiny_imprag_model()
     many = Corpus.build(
@@ -168,6 +168,25 @@ def test_heavy_hitters_and_codes_combine(corpus: Corpus, tmp_path: Path) -> None
     assert torch.isfinite(logits(model, cache)).all()
 
 
+def test_a_passage_that_a_store_of_halves_lacks_is_halved(corpus: Corpus, tmp_path: Path) -> None:
+    model = tiny_imprag_model()
+    codec = untrained_codec("fp32", 16)
+    half = build(model, corpus, tmp_path / "half", codec="fp32", kv_keep_ratio=0.5)
+    stored = PassageKVCache(model, tiny_tokenizer(), half)
+    encoded = PassageKVCache(model, tiny_tokenizer(), RamStore(codec, 10**6, 0.5))
+    assert_close(logits(model, encoded), logits(model, stored))
+    assert not torch.allclose(logits(model, encoded), logits(model, live(model)))
+
+
+def test_codecs_that_need_the_position_of_every_token_keep_all(corpus, tmp_path) -> None:
+    model, message = tiny_imprag_model(), "the codec pq needs the position of every token"
+    with pytest.raises(ImpRAGError, match=message):
+        build(model, corpus, tmp_path / "half", codec="pq", kv_keep_ratio=0.5)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ImpRAGError, match=message):
+        RamStore(untrained_codec("pq", 16), 10**6, 0.5)
+
+
 def test_a_model_whose_passages_depend_on_each_other_is_refused(corpus, tmp_path) -> None:
     model = tiny_imprag_model(passage_encoding="segmented")
     with pytest.raises(ImpRAGError, match="set passage_encoding to independent"):
@@ -229,9 +248,9 @@ class TestFolder:
         build(tiny_imprag_model(), corpus, out)
         manifest = out / "kv_cache.json"
         content = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({**content, "format_version": 3}))
+        manifest.write_text(json.dumps({**content, "format_version": 4}))
         rebuild = f"imprag kv build --model MODEL --index INDEX --out {out} --overwrite"
-        with pytest.raises(ImpRAGError, match=f"has format version 3, .*{rebuild}"):
+        with pytest.raises(ImpRAGError, match=f"has format version 4, .*{rebuild}"):
             DiskStore(out)
         build(tiny_imprag_model(), corpus, out, overwrite=True)
         assert DiskStore(out).get([PASSAGES[0]])

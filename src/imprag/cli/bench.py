@@ -14,7 +14,7 @@ Codecs = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=""
 
 NUMBERS = (1, 5, 10, 20)
 LENGTHS = (64, 128, 256)
-CODECS = ("bf16", "int8", "int4", "pq")
+CODECS = ("bf16", "int8", "pq")
 
 
 def bench(

@@ -63,12 +63,12 @@ def build(
         out: The folder to make.
         index: The index folder whose passages are stored, made by `imprag index` with the same
             model. If not given, the model's own.
-        codec: Format of the stored keys and values: `bf16`, the default, `fp32`; `int8` and `int4`
-            take a half and a quarter of `bf16`; `pq` (product quantization) takes a sixth;
-            installed packages add others. Choose a smaller one if the disk is too small, and
-            compare answers with `imprag eval --kv-cache`.
+        codec: Format of the stored keys and values: `bf16`, the default, `fp32`; `int8` takes half
+            of `bf16`, `pq` (product quantization) an eighth; installed packages add others. Choose
+            a smaller one if the disk is too small, and compare answers with `imprag eval
+            --kv-cache`.
         kv_keep_ratio: Share of its tokens that each passage keeps: those that receive most
-            attention in it. 0.5 halves the size again.
+            attention in it. 0.5 halves the size again, at the cost of many answers. Not for `pq`.
         top_passages: Store only this many passages: those that `--prompts` retrieve most often. All
             if not given.
         prompts: A file with a prompt on each line, as users ask them, for `--top-passages`.

@@ -44,14 +44,22 @@ from imprag.io.building import (
 from imprag.io.files import expand_home
 from imprag.io.locking import only_builder
 from imprag.io.progress import progress_bar
-from imprag.kv_cache.cache import check_independent, encode_parts
-from imprag.kv_cache.codecs.base import Codec, check_parts, needs_fit, untrained_codec
+from imprag.kv_cache.cache import check_independent, encode_parts, states_to_code
+from imprag.kv_cache.codecs.base import (
+    Codec,
+    check_kv_keep_ratio,
+    check_parts,
+    needs_fit,
+    untrained_codec,
+    weighs,
+)
 from imprag.kv_cache.manifest import (
     KVCacheManifest,
     Shard,
     holds_kv_cache,
     states_fingerprint,
 )
+from imprag.kv_cache.query_moments import query_moments
 from imprag.kv_cache.stores import DiskStore
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
@@ -67,6 +75,7 @@ MakeShards = Callable[
 missing shard to the number of each shard with its content, as :func:`shard_content` makes it, in
 any order."""
 _SAMPLE = 256  # passages to fit a codec to, and to predict sizes from
+_WEIGHED = 64  # of them, whose queries tell which errors of keys cost most
 
 
 def predict_kv_cache(
@@ -85,15 +94,17 @@ def predict_kv_cache(
         disk, and ``memory`` that the build takes in addition to the model's.
 
     Raises:
-        ImpRAGError: the codec is unknown or cannot take the head size.
+        ImpRAGError: the codec is unknown, or cannot take the head size or ``kv_keep_ratio``.
     """
+    coder = untrained_codec(codec, model.decoder.head_dim)
+    check_kv_keep_ratio(coder, kv_keep_ratio)
     rows = range(len(corpus)) if rows is None else rows
     sample = _sample(rows)
     lengths = map(len, passage_tokens(tokenizer, model.config, corpus.passages(sample)))
     mean = kv_keep_ratio * sum(lengths) / len(sample)
     layers = model.config.t - model.config.b + 1
     vectors = 2 * layers * model.decoder.num_key_heads
-    size = mean * vectors * untrained_codec(codec, model.decoder.head_dim).bytes_per_vector
+    size = mean * vectors * coder.bytes_per_vector
     return {
         "count": len(rows),
         "tokens": round(mean * len(rows)),
@@ -127,9 +138,9 @@ def build_kv_cache(
         model: the model.
         tokenizer: its tokenizer.
         out: the folder to make. If it holds this very KV cache already, that is opened.
-        codec: the name of a codec, such as ``bf16``, ``int4`` or ``pq``; see `register_codec`.
+        codec: the name of a codec, such as ``bf16``, ``int8`` or ``pq``; see `register_codec`.
         kv_keep_ratio: the share of its tokens that each passage keeps, those that receive most
-            attention in it.
+            attention in it; 1 with a codec that needs the position of every token (``pq``).
         rows: of the passages to store; all if not given. A KV cache of some of them stays one of a
             selection: updates of it need ``rows``, too.
         shard_passages: passages in a file; by default as many as fit into 256 MB.
@@ -144,18 +155,18 @@ def build_kv_cache(
     Raises:
         ImpRAGError: ``out`` holds something else; an unfinished build there has other settings;
             the model's passages are not encoded independently; the codec is unknown or cannot take
-            the head size; the disk is full. The parts that are finished are kept.
+            the head size or ``kv_keep_ratio``; the disk is full. The parts that are finished are
+            kept.
     """
     out = expand_home(out)
     check_independent(model)
-    if not 0 < kv_keep_ratio <= 1:
-        raise ImpRAGError(f"kv_keep_ratio is a share above 0 and at most 1, not {kv_keep_ratio}")
     if shard_passages is None:
         shard_passages = _shard_passages(model, codec)
     if update:
         return _update(out, corpus, model, tokenizer, rows, shard_passages, progress)
     rows = _checked_rows(corpus, rows)
     coder = untrained_codec(codec, model.decoder.head_dim)
+    check_kv_keep_ratio(coder, kv_keep_ratio)
     size = coder.bytes_per_vector
     config = model.config
     goal = KVCacheManifest(
@@ -261,9 +272,9 @@ def fit_codec(
     Raises:
         ImpRAGError: the passages have too few tokens.
     """
-    plain = untrained_codec("fp32", model.decoder.head_dim)
-    coded = encode_parts(model, tokenizer, passages, plain)
-    codec.fit(torch.cat([parts["states"].cpu() for parts in coded], dim=3), seed)
+    if weighs(codec):
+        codec.weigh(query_moments(model, tokenizer, passages[:_WEIGHED]))
+    codec.fit(torch.cat(states_to_code(model, tokenizer, passages, codec), dim=3), seed)
 
 
 def _write_shards(

@@ -1,7 +1,7 @@
 """The passage KV cache: keys and values from a store, or computed on demand."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from imprag.corpus.passage import text_of
 from imprag.errors import ImpRAGError
 from imprag.kv_cache.codecs.base import KINDS, Codec, Parts
 from imprag.kv_cache.stores import Store
+from imprag.model.key_rotation import passage_positions
 from imprag.model.kv import PassageKV
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_tokens
@@ -84,8 +85,9 @@ class PassageKVCache:
             )
         codec, dtype = self.store.codec, self.model.lm.dtype
         if self.keep_coded:
-            return CodedPassageKV.of(joined, codec, dtype, config.b, lengths)
-        blocks = [codec.decode(parts, codec.held_dtype(dtype)) for parts in joined]
+            return CodedPassageKV.of(joined, StateDecoder(self.model, codec, dtype), lengths)
+        decoder = StateDecoder(self.model, codec, codec.held_dtype(dtype))
+        blocks = [decoder.block(*one) for one in zip(joined, lengths, strict=True)]
         return PassageKV.from_blocks(blocks, config.b, lengths)
 
     def _parts(self, passages: Sequence[Passage]) -> dict[tuple[str, str], Parts]:
@@ -111,28 +113,66 @@ class PassageKVCache:
         return found
 
 
+class StateDecoder:
+    """Turns parts into the states that prompts attend to.
+
+    Args:
+        model: the model that reads.
+        codec: the codec of the parts.
+        dtype: the dtype to decode to.
+
+    Attributes:
+        first_layer: b, the number of the first layer.
+    """
+
+    def __init__(self, model: ImpRAGModel, codec: Codec, dtype: torch.dtype) -> None:
+        self.first_layer = model.config.b
+        self._codec = codec
+        self._dtype = dtype
+        self._rotation = model.key_rotation if codec.unrotated_keys else None
+
+    def block(self, parts: Parts, lengths: Sequence[int]) -> Tensor:
+        """The states of a prompt's passages, (2, layers, key heads, S, d_h).
+
+        Args:
+            parts: of all layers.
+            lengths: number of tokens of each passage.
+        """
+        block = self._codec.decode(parts, self._dtype)
+        if self._rotation is not None:
+            block[0] = self._rotation.rotate(block[0], passage_positions(lengths))
+        return block
+
+    def layer(self, parts: Parts, lengths: Sequence[int], kind: str, layer: int) -> Tensor:
+        """The keys or values of one layer alone, (key heads, S, d_h).
+
+        Args:
+            parts, lengths: as for `block`.
+            kind: one of ``KINDS``.
+            layer: its place among b..t.
+        """
+        states = self._codec.decode_layer(parts, kind, layer, self._dtype)
+        if self._rotation is None or kind != "keys":
+            return states
+        positions = passage_positions(lengths)
+        return self._rotation.rotate(states[None], positions, slice(layer, layer + 1))[0]
+
+
 class CodedPassageKV(PassageKV):
     """Passage KV that is decoded one layer at a time, when it is attended to."""
 
     @classmethod
     def of(
-        cls,
-        parts: Sequence[Parts],
-        codec: Codec,
-        dtype: torch.dtype,
-        first_layer: int,
-        lengths: Sequence[Sequence[int]],
+        cls, parts: Sequence[Parts], decoder: StateDecoder, lengths: Sequence[Sequence[int]]
     ) -> "CodedPassageKV":
         """Wrap coded parts.
 
         Args:
             parts: the coded states of every prompt.
-            codec: the codec of the parts.
-            dtype: the dtype to decode to.
-            first_layer: the number of the first layer.
+            decoder: decodes them.
             lengths: as in `PassageKV`.
         """
-        keys, values = (_Decoded(parts, codec, dtype, first_layer, kind) for kind in KINDS)
+        keys, values = (_Decoded(parts, decoder, lengths, kind) for kind in KINDS)
         return cls(keys, values, lengths)
 
     @property
@@ -148,27 +188,27 @@ class _Decoded(Mapping[int, Tensor]):
     def __init__(
         self,
         parts: Sequence[Parts],
-        codec: Codec,
-        dtype: torch.dtype,
-        first_layer: int,
+        decoder: StateDecoder,
+        lengths: Sequence[Sequence[int]],
         kind: str,
     ) -> None:
         self.parts = parts
-        self.codec = codec
-        self.dtype = dtype
-        self.first_layer = first_layer
+        self.decoder = decoder
+        self.lengths = lengths
         self.kind = kind
 
     def __getitem__(self, layer: int) -> Tensor:
-        number = layer - self.first_layer
+        place = layer - self.decoder.first_layer
         decoded = [
-            self.codec.decode_layer(parts, self.kind, number, self.dtype) for parts in self.parts
+            self.decoder.layer(parts, lengths, self.kind, place)
+            for parts, lengths in zip(self.parts, self.lengths, strict=True)
         ]
         longest = max(states.shape[1] for states in decoded)
         return torch.stack([F.pad(x, (0, 0, 0, longest - x.shape[1])) for x in decoded])
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first_layer, self.first_layer + len(self)))
+        first = self.decoder.first_layer
+        return iter(range(first, first + len(self)))
 
     def __len__(self) -> int:
         return next(iter(self.parts[0].values())).shape[1]
@@ -178,7 +218,6 @@ def _nothing_of(parts: Parts, *others: Parts) -> Parts:
     return {name: part[:, :, :, :0] for name, part in parts.items()}
 
 
-@torch.no_grad()
 def encode_parts(
     model: ImpRAGModel,
     tokenizer: Any,
@@ -193,14 +232,55 @@ def encode_parts(
         tokenizer: its tokenizer.
         passages: any number of passages.
         codec: codes the states.
-        kv_keep_ratio: the share of its tokens that each passage keeps.
+        kv_keep_ratio: the share of its tokens that each passage keeps; see `check_kv_keep_ratio`.
     """
+    return _encoded(model, tokenizer, passages, codec, codec.encode, kv_keep_ratio)
+
+
+def states_to_code(
+    model: ImpRAGModel, tokenizer: Any, passages: Sequence[Passage], codec: Codec
+) -> list[Tensor]:
+    """The states of each passage as a codec takes them, (2, layers, key heads, tokens, d_h).
+
+    Args:
+        model, tokenizer, passages: as for `encode_parts`.
+        codec: says whether its keys come from before the rotary embedding.
+    """
+    return _encoded(model, tokenizer, passages, codec, Tensor.cpu)
+
+
+_Coded = TypeVar("_Coded")
+
+
+@torch.no_grad()
+def _encoded(
+    model: ImpRAGModel,
+    tokenizer: Any,
+    passages: Sequence[Passage],
+    codec: Codec,
+    code: Callable[[Tensor], _Coded],
+    kv_keep_ratio: float = 1.0,
+) -> list[_Coded]:
     rows = passage_tokens(tokenizer, model.config, passages)
-    coded: list[Parts] = [{}] * len(rows)
+    coded: dict[int, _Coded] = {}
     for batch, states in model.encode_batches(rows, with_attention=kv_keep_ratio < 1):
         for i, block in zip(batch, states.blocks(kv_keep_ratio), strict=True):
-            coded[i] = codec.encode(block)
-    return coded
+            coded[i] = code(block_to_code(model, codec, block))
+    return [coded[i] for i in range(len(rows))]
+
+
+def block_to_code(model: ImpRAGModel, codec: Codec, block: Tensor) -> Tensor:
+    """The states of a passage as a codec takes them.
+
+    Args:
+        model: the model of the states.
+        codec: says whether its keys come from before the rotary embedding.
+        block: states as prompts attend to them, (2, layers, key heads, tokens, d_h).
+    """
+    if not codec.unrotated_keys:
+        return block
+    keys = model.key_rotation.undo(block[0], torch.arange(block.shape[3]))
+    return torch.stack([keys, block[1].float()])
 
 
 def check_independent(model: ImpRAGModel) -> None:

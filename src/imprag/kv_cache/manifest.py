@@ -12,7 +12,7 @@ from imprag.model.fingerprint import model_fingerprint
 from imprag.model.model import ImpRAGModel
 from imprag.model.text import passage_settings
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Of KV cache folders and the cache on disk; changes, too, when a codec codes in another way."""
 MANIFEST = "kv_cache.json"
 SOURCE = "--model MODEL --index INDEX"

@@ -18,7 +18,13 @@ from imprag.corpus import Passage
 from imprag.corpus.passage import TEXT_HASH, KnownTexts, text_of
 from imprag.io.building import damaged
 from imprag.io.files import expand_home
-from imprag.kv_cache.codecs.base import RESERVED_PARTS, Codec, Parts, untrained_codec
+from imprag.kv_cache.codecs.base import (
+    RESERVED_PARTS,
+    Codec,
+    Parts,
+    check_kv_keep_ratio,
+    untrained_codec,
+)
 from imprag.kv_cache.manifest import KVCacheManifest
 
 
@@ -53,6 +59,7 @@ class RamStore:
     """
 
     def __init__(self, codec: Codec, max_bytes: int, kv_keep_ratio: float = 1.0) -> None:
+        check_kv_keep_ratio(codec, kv_keep_ratio)
         self.codec = codec
         self.kv_keep_ratio = kv_keep_ratio
         self.max_bytes = max_bytes

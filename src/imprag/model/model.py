@@ -6,6 +6,7 @@ of some decoder layers (``hooks.py``).
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ from imprag.model.generate_arguments import (
     check_arguments,
     check_one_beam,
 )
+from imprag.model.key_rotation import KeyRotation
 from imprag.model.kv import EncodedPassages, PassageKV
 from imprag.model.rotary import positions_limit
 from imprag.model.self_check import check_unknown
@@ -116,6 +118,11 @@ class ImpRAGModel(nn.Module):
         if self.frozen is not None and self.config.frozen_passages == "kv":
             return self.frozen
         return self
+
+    @cached_property
+    def key_rotation(self) -> KeyRotation:
+        """The rotary embedding of the passages' keys, for codecs that code keys before it."""
+        return KeyRotation(self.passage_reader.decoder)
 
     def with_settings(self, **settings: Any) -> "ImpRAGModel":
         """The same model with other settings of its ``ImpRAGConfig``; weights are shared."""

@@ -8,6 +8,7 @@ by side before they are decoded.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Codec(ABC):
 
     A codec that learns from states defines `fit`, `state` and `load_state`, too.
 
+    Attributes:
+        unrotated_keys: whether it codes keys from before the rotary embedding, whose channels are
+            more alike from token to token. Its blocks, samples and decoded keys are then such keys,
+            and the KV cache rotates them when they are read.
+
     Args:
         name: the name that it is registered under.
         head_dim: d_h.
@@ -37,6 +43,8 @@ class Codec(ABC):
     Raises:
         ImpRAGError: the codec cannot take the head size.
     """
+
+    unrotated_keys: ClassVar[bool] = False
 
     def __init__(self, name: str, head_dim: int) -> None:
         self.name = name
@@ -80,6 +88,15 @@ class Codec(ABC):
         kinds, layers = slice(place, place + 1), slice(layer, layer + 1)
         return self.decode({name: part[kinds, layers] for name, part in parts.items()}, dtype)[0, 0]
 
+    def weigh(self, moments: Tensor) -> None:  # noqa: B027 (most weigh nothing)
+        """Learn which errors of keys cost most; called before `fit`. By default all cost the same.
+
+        Args:
+            moments: M of each layer and key head, (layers, key heads, d_h, d_h) float32: an error e
+                of a key from before the rotary embedding changes attention logits by e·M·e in the
+                mean square.
+        """
+
     def fit(self, sample: Tensor, seed: int = 0) -> None:  # noqa: B027 (most learn nothing)
         """Learn from states; by default there is nothing to learn.
 
@@ -112,7 +129,6 @@ CODECS: Registry[type[Codec]] = Registry(
         "bf16": "imprag.kv_cache.codecs.float:BFloat16",
         "fp32": "imprag.kv_cache.codecs.float:Float32",
         "int8": "imprag.kv_cache.codecs.int:Int8",
-        "int4": "imprag.kv_cache.codecs.int:Int4",
         "pq": "imprag.kv_cache.codecs.pq:ProductQuantizer",
     },
 )
@@ -138,6 +154,27 @@ def untrained_codec(name: str, head_dim: int) -> Codec:
 def needs_fit(codec: Codec) -> bool:
     """Whether a codec learns from states before it can code any."""
     return type(codec).fit is not Codec.fit
+
+
+def weighs(codec: Codec) -> bool:
+    """Whether a codec wants to know which errors of keys cost most."""
+    return type(codec).weigh is not Codec.weigh
+
+
+def check_kv_keep_ratio(codec: Codec, kv_keep_ratio: float) -> None:
+    """Refuse a share of a passage's tokens that cannot be kept.
+
+    Raises:
+        ImpRAGError: it is no share, or the codec needs all tokens, since it codes keys from before
+            the rotary embedding, which is applied to the positions 0, 1, ... when they are read.
+    """
+    if not 0 < kv_keep_ratio <= 1:
+        raise ImpRAGError(f"kv_keep_ratio is a share above 0 and at most 1, not {kv_keep_ratio}")
+    if codec.unrotated_keys and kv_keep_ratio < 1:
+        raise ImpRAGError(
+            f"the codec {codec.name} needs the position of every token, so it takes no "
+            f"kv_keep_ratio below 1: leave {kv_keep_ratio} out, or choose bf16 or int8"
+        )
 
 
 def check_parts(parts: Parts) -> None:
