@@ -145,6 +145,8 @@ def test_killed_and_resumed_under_fsdp2_is_the_run_of_one_process(
         name = f"own-ranks/step-{step}.safetensors"
         assert_same(load_file(two / name), load_file(one / name), 0)
     for actual, expected in zip(logged(two)[:-1], logged(one)[:-1], strict=True):
+        # A passage that prompts of both processes read is encoded, and counted, twice.
+        assert actual.pop("tokens", 0) >= expected.pop("tokens", 0)
         assert actual == pytest.approx(expected, abs=2e-4)
     assert_same(remembered(two), remembered(one), 1e-5)
 

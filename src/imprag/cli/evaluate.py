@@ -63,8 +63,7 @@ def evaluate(
     - `imprag eval --data factbook-bench --model my-model --index my-index --out run`
     - `imprag eval --data factbook-bench --tasks factbook/qa --passages none --limit 200 --out run`
     - `imprag eval --data factbook-bench --retrieval lexical --retrieval-only --out run`
-    - `imprag eval --data factbook-bench --tasks factbook/two_hop --model two-hop --index my-index
-      --retrieve 'on:;' --k 10 --out run`
+    - `imprag eval --data factbook-bench --tasks factbook/two_hop --retrieve 'on:;' --k 10 --out r`
     - `imprag eval --tasks nq=NQ-open.dev.jsonl trex=trex-dev.jsonl --index wiki-index --out run`
 
     Args:

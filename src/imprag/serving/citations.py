@@ -31,7 +31,7 @@ def annotations(passages: Sequence[RetrievedPassage], ended: Ended) -> list[Anno
     """
     if ended.abstained:
         return []
-    read = all_read([Retrieval(0, passages), *ended.retrievals])
+    read = all_read([Retrieval(0, list(passages)), *ended.retrievals])
     if ended.attribution is None:
         stretches = [(found, 0, len(ended.text)) for found in read]
     else:
