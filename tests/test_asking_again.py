@@ -12,6 +12,7 @@ from torch import Tensor
 from conftest import tiny_lm, tiny_tokenizer
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
+from imprag.generation import GenerationBatch, GenerationSettings
 from imprag.index.folder import IndexFolder
 from imprag.kv_cache import RamStore
 from imprag.kv_cache.codecs.base import untrained_codec
@@ -361,6 +362,8 @@ def test_text_retrievers_see_what_was_written(folder: Path) -> None:
         ({"retrieve": "every:²"}, "must be once, every:N"),
         ({"retrieve": "on:"}, "must be once, every:N"),
         ({"retrieve": 3}, "must be once, every:N"),
+        ({"retrieve": f"every:{'9' * 5000}"}, "must be once, every:N"),
+        ({"retrieve": "on:" + 65 * ";"}, "of at most 64 characters"),
         ({"passages_kept": "beside"}, "passages_kept has no effect"),
         ({"retrieve": "every:2", "passages_kept": "both"}, "beside or instead"),
         ({"retrieve": "every:2", "num_beams": 2}, "greedy search and sampling"),
@@ -377,3 +380,11 @@ def test_bad_settings_of_a_model_are_refused() -> None:
         ImpRAGConfig(base_model="tiny", b=1, t=3, retrieve="sometimes")
     with pytest.raises(ImpRAGError, match="beside or instead"):
         ImpRAGConfig(base_model="tiny", b=1, t=3, passages_kept="neither")  # type: ignore[arg-type]
+
+
+def test_the_prompt_begins_after_passages_that_only_later_tokens_bring(folder: Path) -> None:
+    rag = rag_of(folder)
+    settings = GenerationSettings.of(4, (), {})
+    for schedule, shift in (("once", 0), ("every:1", rag.config.position_shift(2))):
+        run = GenerationBatch(rag, ["w1"], None, [[]], settings, RetrievalSchedule.parse(schedule))
+        assert run.shift.tolist() == [shift]

@@ -11,7 +11,12 @@ from imprag import evaluate
 from imprag.corpus import Corpus, Passage
 from imprag.errors import ImpRAGError
 from imprag.evaluation.metrics import exact_match
-from imprag.evaluation.passage_sources import gold_passages, no_passages, own_retrieval
+from imprag.evaluation.passage_sources import (
+    gold_passages,
+    no_passages,
+    own_retrieval,
+    without_gold,
+)
 from imprag.evaluation.run_folder import RunFolder
 from imprag.evaluation.scoring import score_all_retrievals
 from imprag.pipeline import ImpRAG
@@ -135,7 +140,8 @@ def test_once_leaves_runs_as_they_were(
 def test_retrieving_again_needs_the_models_own_index(
     tmp_path: Path, rag: ImpRAG, tasks: list[TaskExamples], corpus: Corpus
 ) -> None:
-    for own in ({"source": gold_passages(corpus)}, {"in_context": True}):
+    without = without_gold(own_retrieval(rag))  # later tokens would find the gold passages
+    for own in ({"source": gold_passages(corpus)}, {"in_context": True}, {"source": without}):
         with pytest.raises(ImpRAGError, match="retrieve"):
             evaluate(rag, tasks, tmp_path / "run", retrieve="every:2", **own)
     with pytest.raises(ImpRAGError, match="retrieve"):

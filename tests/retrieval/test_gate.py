@@ -85,6 +85,7 @@ def test_a_gate_survives_json() -> None:
         ({"lexical": {"bias": "1"}}, "weight of bias is not a finite number"),
         ({"lexical": {"bias": True}}, "not a finite number"),
         ({"lexical": {"bias": math.nan}}, "not a finite number"),
+        ({"lexical": {"bias": 10**400}}, "not a finite number"),
     ],
 )
 def test_bad_weights_are_refused(values: Any, message: str) -> None:

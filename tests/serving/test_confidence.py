@@ -159,7 +159,34 @@ def test_a_least_confidence_outside_0_to_1_is_refused(rag: ImpRAG, least: Any) -
         rag.ask("w1", min_confidence=least)
 
 
-@pytest.mark.parametrize("values", [{"luck": 1.0}, {"bias": "1"}, {"bias": float("inf")}, [1.0]])
+def test_scores_of_later_retrievals_are_no_evidence(rag: ImpRAG) -> None:
+    """Those of different queries do not compare."""
+    again = {"retrieve": "every:2", "passages_kept": "beside"}
+    arguments: dict[str, Any] = {"max_new_tokens": 6, "stop": (), "min_confidence": 0}
+    for prompt in PROMPTS:
+        once, more = (rag.ask(prompt, **arguments, **settings) for settings in ({}, again))
+        assert len(more.retrievals) > 1
+        assert once.evidence is not None
+        assert more.evidence is not None
+        for name in ("score", "first_second", "first_tenth"):
+            assert more.evidence[name] == pytest.approx(once.evidence[name])
+
+
+def test_a_servers_least_confidence_is_for_what_the_model_ranked(rag: ImpRAG) -> None:
+    with TestClient(tiny_app(rag, min_confidence=1.0)) as client:
+
+        def text(**more: Any) -> str:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": "w1 w2"}], **more}
+            return str(client.post(CHAT, json=body).json()["choices"][0]["message"]["content"])
+
+        assert text() == NOT_FOUND
+        assert text(imprag={"k": 0}) != NOT_FOUND
+        assert text(documents=[{"title": "w3", "text": "w4"}]) != NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "values", [{"luck": 1.0}, {"bias": "1"}, {"bias": float("inf")}, {"bias": 10**400}, [1.0]]
+)
 def test_bad_weights_are_refused(values: Any) -> None:
     with pytest.raises(ImpRAGError, match="confidence"):
         Confidence.from_json(values)

@@ -382,6 +382,14 @@ def test_a_baseline_cannot_be_asked_by_its_layers(
         ("ra-dit", {"model": {"start": "default"}}, r"leave out model\.start"),
         ("ra-dit", {"teacher": {"retriever": "bm25"}}, r"BM25 does not allow"),
         ("ra-dit-lm", {"lora": {"top": {"rank": 2}}}, r"give lora\.bottom"),
+        (
+            "ra-it",
+            {
+                "data": [{"tasks": "x", "task": "nq", "positives": "hops"}],
+                "model": {"retrieve": "on:;"},
+            },
+            "positives: hops retrieves at later tokens",
+        ),
     ],
 )
 def test_what_has_no_effect_in_a_baseline_is_refused(

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -129,6 +130,24 @@ def test_what_is_there_is_not_run_again(finished: Path, study: Path) -> None:
         *("train/ra-it-0", "eval/ra-it-0-test", "eval/oracle-0-test")
     }
     assert set(reproduce(only, finished, run=never).values()) == {"done"}
+
+
+def test_what_was_finished_without_a_note_is_not_run_again(
+    finished: Path, study: Path, tmp_path: Path
+) -> None:
+    """A killed study's training may end by itself."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for note in (out / "steps" / "train").iterdir():
+        note.unlink()
+    ran: list[Sequence[str]] = []
+
+    def run(command: Sequence[str], folder: Path, log: Path) -> int:
+        ran.append(command)
+        return 0
+
+    assert set(reproduce(load_graph(study), out, run=run).values()) == {"done"}
+    assert ran == []
 
 
 def test_checkpoints_of_finished_trainings_are_deleted(finished: Path) -> None:

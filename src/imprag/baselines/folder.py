@@ -55,6 +55,8 @@ class Baseline:
             return None
         try:
             baseline = cls(**read_json(folder / BASELINE))
+            if not all(isinstance(one, str) for one in (baseline.system, baseline.retriever)):
+                raise TypeError("a name is no text")
         except TypeError as error:
             raise ImpRAGError(
                 f"{folder / BASELINE} is damaged; train the baseline again"

@@ -45,7 +45,7 @@ def adapt(
     recall on these is shown before and after. Rerun the same command after an interruption: hidden
     states that were computed are reused.
 
-    If the model has a gate for hybrid retrieval, it is fitted anew on held-back questions of
+    If the model has a gate for hybrid retrieval, it is fitted again on held-back questions of
     `--tasks`; it stays as it is where that finds no more, by questions that it was not fitted on.
 
     Figures of fewer than 50 prompts mean little, and prompts made from passages are easier than

@@ -112,7 +112,8 @@ def text_retrieval(
 def without_gold(source: PassageSource) -> PassageSource:
     """A retriever whose corpus lacks the passages that prove the answers: nothing tells them.
 
-    Other passages may still contain an answer by chance.
+    Other passages may still contain an answer by chance. Answers do not retrieve again, because
+    their later tokens would search the whole corpus.
 
     Args:
         source: a retriever.
@@ -130,7 +131,7 @@ def without_gold(source: PassageSource) -> PassageSource:
         ]
 
     details = {**source.details, "without_gold": True}
-    return replace(source, find=find, ranks=False, details=details)
+    return replace(source, find=find, ranks=False, details=details, asks_again=False)
 
 
 def gold_passages(corpus: Corpus) -> PassageSource:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from imprag.model.attribution import Attribution, attribute, token_spans
 from imprag.model.confidence import NOT_FOUND, Confidence, features
-from imprag.retrieval.again import Retrieval
+from imprag.retrieval.again import AnswerRetrievals, Retrieval
 from imprag.retrieval.retriever import LOGITS, RetrievedPassage
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Judge:
         self,
         tokens: Sequence[int],
         text: str,
-        found: Sequence[RetrievedPassage],
+        read: AnswerRetrievals,
         shares: Sequence[list[float]],
         log_probabilities: Sequence[float],
     ) -> "Judged":
@@ -94,24 +94,26 @@ class Judge:
         Args:
             tokens: the new tokens.
             text: the answer.
-            found: the passages that were read.
+            read: what was retrieved and read. Only the prompt's own ranking counts as evidence:
+                scores of different queries do not compare.
             shares: of each token, if noted.
             log_probabilities: of each token, if noted.
         """
         if not self.attribution and self.confidence is None:
             return Judged(text=text)
-        read = attribute(self.tokenizer, tokens, shares, text, len(found))
+        attribution = attribute(self.tokenizer, tokens, shares, text, len(read.passages))
         judged = Judged(text=text)
         if self.attribution:
-            judged["attribution"] = read
+            judged["attribution"] = attribution
         if self.confidence is not None:
             spans = token_spans(self.tokenizer, tokens, text)
             own = [
                 p for p, (start, end) in zip(log_probabilities, spans, strict=False) if start < end
             ]
+            found = read.retrievals[0].passages
             ranked = all(one.kind in LOGITS for one in found)
             scores = [one.score for one in found] if ranked else []
-            evidence = features(scores, read.shares, own)
+            evidence = features(scores, attribution.shares, own)
             confidence = self.confidence.of(evidence)
             judged |= {"evidence": evidence, "confidence": confidence}
             if confidence < self.least:

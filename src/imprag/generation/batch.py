@@ -79,7 +79,8 @@ class GenerationBatch:
         self.timings = dict.fromkeys(("query", "search", "encode", "generate", "total"), 0.0)
         self.timings["search"] = searched
         self.retrieves = self.k > 0
-        counts = [self.k if self.retrieves else len(row) for row in self.found]
+        later = 0 if self._later is None else self._later.k
+        counts = [self.k if self.retrieves else max(len(row), later) for row in self.found]
         shifts = [rag.config.position_shift(count) for count in counts]
         room = rag.model.positions_limit - max(shifts) - settings.max_new_tokens
         self.input_ids, self.mask = prompt_batch(
@@ -153,7 +154,7 @@ class GenerationBatch:
             kv_hits=self.hits,
             kv_misses=self.misses,
             retrievals=[one for one in read.retrievals if one.tokens or self._retrieved],
-            **self.judge(tokens, text, read.passages, shares, probabilities),
+            **self.judge(tokens, text, read, shares, probabilities),
         )
 
     def _retrievals(self) -> list[AnswerRetrievals]:

@@ -17,6 +17,9 @@ from transformers import LogitsProcessor
 
 from imprag.errors import ImpRAGError
 
+HUGE = 1e100
+"""Numbers from here on are refused as weights: with features they might become infinite."""
+
 NOT_FOUND = "not found in the corpus"
 """The answer in place of one whose confidence is too low."""
 
@@ -85,7 +88,7 @@ class Confidence:
             raise ImpRAGError(f"confidence maps features to weights: {', '.join(FEATURES)}")
         for name, weight in values.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not number or not math.isfinite(weight):
+            if not number or not abs(weight) < HUGE:
                 raise ImpRAGError(f"the confidence's weight of {name} is not a finite number")
         return cls(dict(values))
 

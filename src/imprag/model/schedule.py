@@ -6,6 +6,7 @@ token and all later ones read what comes back; tokens before it keep the keys an
 were computed with.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,6 +19,8 @@ PassagesKept = Literal["beside", "instead"]
 
 MOST_RETRIEVALS = 16
 """Retrievals of one answer, the prompt's included; after them, nothing more is retrieved."""
+
+_LONGEST = 64  # characters of a separator
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,13 @@ class RetrievalSchedule:
         kind, _, value = text.partition(":") if isinstance(text, str) else ("", "", "")
         if text == "once":
             return cls(kept=kept)
-        if kind == "every" and value.isascii() and value.isdigit() and int(value) > 0:
+        if kind == "every" and re.fullmatch("0*[1-9][0-9]{0,5}", value[:_LONGEST]):
             return cls(every=int(value), kept=kept)
-        if kind == "on" and value:
+        if kind == "on" and 0 < len(value) <= _LONGEST:
             return cls(separator=value, kept=kept)
         raise ImpRAGError(
-            f"retrieve is {text!r}, but must be once, every:N (such as every:8) or on:SEPARATOR "
-            "(such as on:;)"
+            f"retrieve is {str(text)[:_LONGEST]!r}, but must be once, every:N (such as every:8) or "
+            f"on:SEPARATOR (such as on:;), of at most {_LONGEST} characters"
         )
 
     def __str__(self) -> str:

@@ -276,11 +276,19 @@ def _filled(text: str, places: Mapping[str, Path | None]) -> str:
     return text
 
 
-def _load_recipe(path: Path, overrides: Sequence[str], made: Iterable[str]) -> Recipe:
-    """A recipe whose data that the study makes is in the study's folder, wherever it is read."""
+def _load_recipe(
+    path: Path, overrides: Sequence[str], made: Iterable[str], base: Path = Path()
+) -> Recipe:
+    """A recipe whose data that the study makes is in the study's folder, wherever it is read.
+
+    Args:
+        path, overrides: as for `load_recipe`.
+        made: the names of the data in the study's folder.
+        base: the folder that the recipe's paths lead to.
+    """
     text = load_recipe(path, overrides).model_dump_json()
     for name in made:
-        text = text.replace(json.dumps(str(Path(name).resolve())), json.dumps(name))
+        text = text.replace(json.dumps(str((base / name).resolve())), json.dumps(name))
     return Recipe.model_validate_json(text, strict=True)
 
 
@@ -369,7 +377,8 @@ def reproduce(
                 number = f"{len(status) + 1} of {len(graph.steps)}"
                 log = out / LOGS / f"{name}.log"
                 print(f"step {number}: {name} (log: {log})", file=sys.stderr, flush=True)
-                status[name] = _run(step, out, run or in_process_of_its_own(devices))
+                made = graph.study.data
+                status[name] = _run(step, out, run or in_process_of_its_own(devices), made)
             else:
                 status[name] = "waiting"
     return status
@@ -406,7 +415,7 @@ def in_process_of_its_own(devices: int = 1) -> Runner:
     return run
 
 
-def _run(step: Step, out: Path, run: Runner) -> Status:
+def _run(step: Step, out: Path, run: Runner, made: Iterable[str]) -> Status:
     log = out / LOGS / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     (out / step.name).parent.mkdir(parents=True, exist_ok=True)
@@ -417,7 +426,7 @@ def _run(step: Step, out: Path, run: Runner) -> Status:
     if step.prompts:
         _write_prompts(out / step.prompts, out / f"{step.name}-{PROMPTS}")
     began = time.monotonic()
-    code = 0 if _is_made(step, out) else run(step.command, out, log)
+    code = 0 if _is_made(step, out, made) else run(step.command, out, log)
     if code == 130:
         raise KeyboardInterrupt
     if code:
@@ -431,12 +440,12 @@ def _run(step: Step, out: Path, run: Runner) -> Status:
     return "done"
 
 
-def _is_made(step: Step, out: Path) -> bool:
+def _is_made(step: Step, out: Path, made: Iterable[str]) -> bool:
     """Whether a step was killed after its last write, so that its command would refuse."""
     if step.kind == "data":
         return (out / step.command[-1]).is_dir()
     if step.kind == "train" and step.recipe and (out / step.name / MODEL).is_dir():
-        trained = load_recipe(out / step.name / RECIPE)
+        trained = _load_recipe(out / step.name / RECIPE, (), made, base=out)
         return trained.fingerprint() == step.recipe.fingerprint()
     return False
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imprag.errors import ImpRAGError
+from imprag.model.confidence import HUGE
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -128,7 +129,7 @@ class Gate:
                 )
             for name, weight in weights.items():
                 number = isinstance(weight, int | float) and not isinstance(weight, bool)
-                if not number or not math.isfinite(weight):
+                if not number or not abs(weight) < HUGE:
                     raise ImpRAGError(f"the gate's weight of {name} is not a finite number")
         return cls(**values)
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.retrieval import RetrievedPassage
+from imprag.retrieval.retriever import LOGITS
 from imprag.serving.citations import later_retrievals, read_passages
 from imprag.serving.exchange import Numbered
 from imprag.serving.replies import AnswerConfidence, AnswerShares, Details, Usage
@@ -51,6 +52,9 @@ def engine_requests(
     options = body.imprag or ImpRAGOptions()
     _check_retrieval(service, options, body.documents)
     stop = (body.stop,) if isinstance(body.stop, str) else body.stop
+    found = options.retrieval or service.rag.retrieval
+    ranked = body.documents is None and options.k != 0 and found in LOGITS
+    least = settings.min_confidence if ranked else None  # it is fitted to the model's own scores
     sampling = Sampling(body.temperature or 0.0, _given(body.top_p, 1.0), body.seed)
 
     def make() -> list[EngineRequest]:
@@ -72,7 +76,7 @@ def engine_requests(
                 sampling=sampling,
                 n=body.n or 1,
                 attribution=bool(options.attribution),
-                min_confidence=_given(options.min_confidence, settings.min_confidence),
+                min_confidence=_given(options.min_confidence, least),
             )
             for prompt in marked()
         ]

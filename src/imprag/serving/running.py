@@ -225,9 +225,7 @@ class RunningAnswer:
         self.ended = True
         rest, read = self.text.finish(), self._retrievals
         shares = read.shares(self._shares)
-        judged = self.run.judge(
-            self.tokens, self.text.text, read.passages, shares, self._log_probabilities
-        )
+        judged = self.run.judge(self.tokens, self.text.text, read, shares, self._log_probabilities)
         if self._held:
             rest = judged["text"]
         later = read.retrievals[1:]

@@ -19,8 +19,9 @@ class ServerSettings:
         max_tokens: greatest ``max_tokens`` of a completion.
         max_n: greatest number of answers to a prompt.
         max_prompts: greatest number of prompts of a completion, or of queries of a search.
-        max_passages: greatest number of passages that a prompt reads, retrieved or given; the keys
-            and values of all of them are in memory until its answer ends.
+        max_passages: greatest number of passages of a retrieval, or given; the keys and values of
+            all of them are in memory until the answer ends. An answer that retrieves again reads up
+            to 16 times as many.
         max_texts: greatest number of texts to embed or rank.
         min_confidence: least confidence of an answer, for requests that say nothing else; None
             computes none.

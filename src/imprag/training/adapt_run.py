@@ -71,7 +71,7 @@ def adapt_model(
 ) -> Adaptation:
     """Fit a model to the corpus of an index and save it with a note of that index.
 
-    The gate of hybrid retrieval is fitted anew on held-back questions of ``tasks``, and kept as it
+    The gate of hybrid retrieval is fitted again on held-back questions of ``tasks``, and kept as it
     was where that finds no more.
 
     The hidden states that enter layer b are kept in a file next to ``out`` until the folder is

@@ -358,6 +358,10 @@ class Recipe(Section):
         }
         if given := [key for key, value in unused.items() if value is not None]:
             raise ImpRAGError(f"leave out {given[0]}: it has no effect on the system {self.system}")
+        if any(isinstance(one, TaskSource) and one.positives == "hops" for one in self.data):
+            raise ImpRAGError(
+                f"positives: hops retrieves at later tokens, which the system {self.system} cannot"
+            )
         if self.system == "ra-dit" and self.teacher.retriever == "bm25":
             raise ImpRAGError(
                 "the system ra-dit fine-tunes its teacher, which BM25 does not allow; set "
