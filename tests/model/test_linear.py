@@ -8,8 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import tiny_lm
-from imprag.model import ImpRAGConfig, ImpRAGModel
-from imprag.model.linear import SharedLinear, plain_products, share_products
+from imprag.model import ImpRAGConfig, ImpRAGModel, linear
+from imprag.model.linear import SharedLinear, plain_products, share_products, sharing_pays
+
+
+@pytest.fixture(autouse=True)
+def pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose library reads the weights with one thread."""
+    monkeypatch.setattr(linear, "sharing_pays", lambda threads: True)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -66,6 +72,20 @@ def test_only_plain_float32_layers_on_a_cpu_are_changed() -> None:
     kinds = [type(layer) for layer in layers]
     share_products(nn.ModuleList(layers))
     assert [type(layer) for layer in layers] == kinds
+
+
+def test_layers_stay_plain_where_sharing_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "sharing_pays", lambda threads: False)
+    layer = nn.Linear(5, 6)
+    share_products(layer)
+    assert type(layer) is nn.Linear
+
+
+def test_what_pays_is_measured_once_and_draws_no_random_numbers() -> None:
+    assert sharing_pays(1) is False
+    state = torch.random.get_rng_state()
+    assert sharing_pays(2) is sharing_pays(2)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_model_computes_with_plain_layers_for_a_while() -> None:

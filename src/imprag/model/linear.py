@@ -1,5 +1,7 @@
 """Linear layers whose products with few tokens are shared between threads."""
 
+import functools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 _FEW = 32  # tokens
+_PROBE = 2048, 1024  # outputs and inputs: 8 MB
+_TRIES = 8
 
 
 class SharedLinear(nn.Linear):
     """A linear layer that gives each thread a part of its outputs, if there are few tokens.
 
-    Such a product is bound by reading the weights, and BLAS libraries let one thread read them all.
+    Such a product is bound by reading the weights, and some BLAS libraries let one thread read them
+    all: MKL does on processors of AMD, but not on those of Intel.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -43,15 +48,43 @@ class SharedLinear(nn.Linear):
 
 
 def share_products(model: nn.Module) -> None:
-    """Turn the float32 linear layers of a model on a CPU into :class:`SharedLinear`.
+    """Turn the float32 linear layers of a model on a CPU into :class:`SharedLinear`, if that pays.
 
     They stay ``nn.Linear`` with the same weights.
     """
+    if not sharing_pays(torch.get_num_threads()):
+        return
     for module in model.modules():
         if type(module) is nn.Linear:
             weight = module.weight
             if weight.dtype == torch.float32 and weight.device.type == "cpu":
                 module.__class__ = SharedLinear
+
+
+@functools.cache
+@torch.no_grad()
+def sharing_pays(threads: int) -> bool:
+    """Whether shared products are faster on this machine, measured for one token.
+
+    Args:
+        threads: that PyTorch computes with.
+    """
+    if threads == 1:
+        return False
+    outputs, inputs = _PROBE
+    token = torch.ones(1, inputs)
+    seconds: dict[type[nn.Linear], float] = {}
+    for kind in (nn.Linear, SharedLinear):
+        # Without its initialisation, which would draw random numbers.
+        layer = nn.utils.skip_init(kind, inputs, outputs, bias=False)  # type: ignore[no-untyped-call]
+        layer.weight.fill_(1.0)
+        times = []
+        for _ in range(_TRIES):
+            start = time.perf_counter()
+            layer(token)
+            times.append(time.perf_counter() - start)
+        seconds[kind] = min(times)
+    return seconds[SharedLinear] < seconds[nn.Linear]
 
 
 @contextmanager
