@@ -52,7 +52,7 @@ def write_notes(folder: Path) -> None:
 
 def comes_from(passage: RetrievedPassage, package: str) -> bool:
     """Whether a passage is from a package's file."""
-    return Path(passage.passage.id.partition("#")[0]).stem == package
+    return Path(passage.passage.id.partition("/")[0]).stem == package
 
 
 def main() -> None:
