@@ -14,7 +14,7 @@ from conftest import tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.attention import causal_mask
-from imprag.model.attribution import Attribution, ReadingShares, attribute
+from imprag.model.attribution import Attribution, ReadingShares, attribute, token_spans
 from imprag.model.decoding import DecodingBatch, decode, prefill
 from imprag.model.generate import PromptTokens, generate
 from imprag.model.hooks import LayerWrapper, attention_of
@@ -331,7 +331,7 @@ class Utf8:
 def test_tokens_are_those_of_the_answers_text(decoded: str, text: str, expected: list[str]) -> None:
     tokens = list(decoded.encode())
     shares = [[0.1 * n, 0.0] for n in range(len(tokens))]
-    found = attribute(Utf8(), tokens, shares, text, 2)
+    found = attribute(token_spans(Utf8(), tokens, text), shares, text, 2)
     assert [one.text for one in found.tokens] == expected
     assert all(text[one.start : one.end] == one.text for one in found.tokens)
     first = decoded.encode().index(text.encode()) if text else 0

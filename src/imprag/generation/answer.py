@@ -101,12 +101,12 @@ class Judge:
         """
         if not self.attribution and self.confidence is None:
             return Judged(text=text)
-        attribution = attribute(self.tokenizer, tokens, shares, text, len(read.passages))
+        spans = token_spans(self.tokenizer, tokens, text)
+        attribution = attribute(spans, shares, text, len(read.passages))
         judged = Judged(text=text)
         if self.attribution:
             judged["attribution"] = attribution
         if self.confidence is not None:
-            spans = token_spans(self.tokenizer, tokens, text)
             own = [
                 p for p, (start, end) in zip(log_probabilities, spans, strict=False) if start < end
             ]

@@ -117,20 +117,19 @@ class Attribution:
 
 
 def attribute(
-    tokenizer: Any, tokens: Sequence[int], shares: Sequence[list[float]], text: str, passages: int
+    spans: Sequence[tuple[int, int]], shares: Sequence[list[float]], text: str, passages: int
 ) -> Attribution:
     """The attribution of an answer.
 
     Args:
-        tokenizer: the model's.
-        tokens: the new tokens, which may go on after the answer's end.
+        spans: where each token's text stands in it, as `token_spans` gives it.
         shares: of each token, for every passage.
-        text: the answer: the tokens' text without white space around it, cut at the stop string.
+        text: the answer.
         passages: the number of passages that were read.
     """
     found = [
         AttributedToken(text[start:end], start, end, share)
-        for (start, end), share in zip(token_spans(tokenizer, tokens, text), shares, strict=False)
+        for (start, end), share in zip(spans, shares, strict=False)
         if start < end
     ]
     means = [sum(one.shares[n] for one in found) / max(len(found), 1) for n in range(passages)]
@@ -141,7 +140,9 @@ def token_spans(tokenizer: Any, tokens: Sequence[int], text: str) -> list[tuple[
     """Where each token's text stands in an answer, as (start, end) in characters.
 
     Args:
-        tokenizer, tokens, text: as for `attribute`.
+        tokenizer: the model's.
+        tokens: the new tokens, which may go on after the answer's end.
+        text: the answer: the tokens' text without white space around it, cut at the stop string.
 
     Returns:
         a span for each token, empty if the answer has none of its text. All tokens of a character
