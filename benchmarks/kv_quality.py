@@ -4,9 +4,10 @@
     python benchmarks/kv_quality.py --task squad=held-out.jsonl --corpus passages.jsonl --limit 300
 
 Every question reads one of its gold passages, from keys and values that each codec has coded and
-decoded, as from a KV cache folder. Codecs learn from 256 passages of the corpus. The figures go to
-`kv_quality.json`, which `benchmarks/performance.py --page` shows; other tasks there are kept. Rerun
-after an interruption: finished codecs of the same commit, model and questions are reused.
+decoded, as from a KV cache folder; the last arm drops half of the tokens. Codecs learn from 256
+passages of the corpus. The figures go to `kv_quality.json`, which `performance.py --page` shows;
+other tasks there are kept. Rerun after an interruption: finished arms of the same commit, model and
+questions are reused.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from performance_page import RESULTS
 
 CODECS = ("bf16", "int8", "pq")
 EXACT = "fp32"
+HALF = "fp32, half of the tokens"
 _SAMPLE = 256  # passages that codecs learn from
 _RAM = 6 * 10**9
 
@@ -71,6 +73,15 @@ def fitted(name: str, rag: ImpRAG, corpus: Corpus) -> Codec:
         rows = random.Random(0).sample(range(len(corpus)), min(_SAMPLE, len(corpus)))
         fit_codec(codec, corpus.passages(rows), rag.model, rag.tokenizer)
     return codec
+
+
+def store_of(name: str, rag: ImpRAG, corpus: Corpus, exact: RamStore) -> tuple[Any, float]:
+    """What an arm reads passages from, and the bytes that it takes for a head vector."""
+    if name == HALF:
+        codec = untrained_codec(EXACT, rag.model.decoder.head_dim)
+        return RamStore(codec, _RAM, kv_keep_ratio=0.5), codec.bytes_per_vector / 2
+    codec = fitted(name, rag, corpus)
+    return Recoded(rag, exact, codec), codec.bytes_per_vector
 
 
 def answered(
@@ -122,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="of the questions drawn")
-    parser.add_argument("--codecs", nargs="+", default=CODECS)
+    parser.add_argument("--codecs", nargs="+", default=(*CODECS, HALF))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     parser.add_argument("--json", action="store_true", help="print the figures, too")
@@ -148,11 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arms: list[dict[str, Any]] = []
     for name in (EXACT, *given.codecs):
         if name not in known:
-            codec = fitted(name, rag, corpus)
-            rag.use_kv_cache(Recoded(rag, exact, codec))
+            store, size = store_of(name, rag, corpus, exact)
+            rag.use_kv_cache(store)
             answers = answered(rag, asked, passages)
             first = arms[0]["answers"] if arms else answers
-            known[name] = arm(name, codec.bytes_per_vector, answers, first, asked)
+            known[name] = arm(name, size, answers, first, asked)
         arms.append(known[name])
         tasks[item.task.name] = {**made, "arms": arms}
         write_json(path, tasks)

@@ -16,6 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 COMMAND = "python benchmarks/performance.py"
 STORED = stored("bf16")
+PARTED = ("kv_quality", "attribution")  # files with an origin for each of their parts
 LATER = "Not measured yet with the model that ships.\n"
 
 Figures = Mapping[str, Any]
@@ -42,7 +43,8 @@ def page_text(found: Mapping[str, Figures]) -> str:
     """The whole page."""
     sections = {
         "Answers": [arms(found), plots(found)],
-        "What codecs cost in answers": [codecs(found)],
+        "What codecs cost in answers": [codecs(found), stored_equals_live(found)],
+        "What attribution costs": [attribution(found)],
         "Search": [search(found)],
         "Encoding and training": [encoding(found), training(found)],
         "Startup": [startup(found)],
@@ -245,6 +247,29 @@ def _cost(match: Figures, *, is_first: bool) -> str:
     return f"{percent(match[value], sign=not is_first)} [{low}, {high}]"
 
 
+def stored_equals_live(found: Mapping[str, Figures]) -> str:
+    """How many answers from stored KV are those from passages encoded at once."""
+    if (part := found.get("stored_equals_live")) is None:
+        return ""
+    same = part["prompts"] - len(part["different"])
+    return _wrapped(
+        f"""{same:,} of {part["prompts"]:,} greedy answers in float32 from stored KV are token for
+        token those of passages encoded at once (`benchmarks/stored_equals_live.py`)."""
+    )
+
+
+def attribution(found: Mapping[str, Figures]) -> str:
+    """Times without and with attribution."""
+    if (times := found.get("attribution", {}).get("times")) is None:
+        return ""
+    first, rate = times["first_token"], times["tokens_per_second"]
+    return _wrapped(
+        f"""Stored passages, {times["k"]} a prompt, without and with `attribution=True`
+        (`benchmarks/attribution.py`): first token {first[0]:.4f} and {first[1]:.4f} s,
+        {rate[0]:.1f} and {rate[1]:.1f} tokens/s; medians of {times["rounds"]} rounds in turn."""
+    )
+
+
 def search(found: Mapping[str, Figures]) -> str:
     """Kinds of indexes by size."""
     if "search" not in found:
@@ -338,10 +363,10 @@ def origins(found: Mapping[str, Figures]) -> str:
 
 
 def entries(found: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
-    """Everything that has an origin of its own: the files, and the tasks of `kv_quality.json`."""
+    """Everything that has an origin of its own: the files, and the parts of those in PARTED."""
     named = []
     for name, part in found.items():
-        if name == "kv_quality":
+        if name in PARTED:
             named += [(f"`{name}.json`, {task}", one) for task, one in part.items()]
         else:
             named.append((f"`{name}.json`", part))

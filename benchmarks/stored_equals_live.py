@@ -1,6 +1,6 @@
 """Whether answers from stored passage KV are those of passages encoded at once, token for token.
 
-    python benchmarks/stored_equals_live.py --data factbook-bench --out stored.json --prompts 1000
+    python benchmarks/stored_equals_live.py --data factbook-bench --prompts 1000
 
 Greedy answers in float32 to test prompts of several tasks, from each prompt's own first passages:
 read live, and read from a store in RAM that other prompts have filled. Reports how many are the
@@ -16,6 +16,7 @@ from imprag.kv_cache import RamStore
 from imprag.kv_cache.codecs.base import untrained_codec
 from imprag.tasks import read_tasks
 from machine import origin
+from performance_page import RESULTS
 
 TASKS = ("factbook/qa", "factbook/qa_unseen", "factbook/fever", "factbook/zsre")
 
@@ -25,7 +26,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="the factbook benchmark")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     parser.add_argument("--model", default="default")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--k", type=int, default=10)
@@ -50,7 +51,7 @@ def main() -> None:
                 different.append({"prompt": prompt, "live": one.text, "stored": other.text})
         print(f"{start + len(batch)} prompts, {len(different)} different", flush=True)
     write_json(
-        options.out,
+        options.out / "stored_equals_live.json",
         {**origin(), "prompts": len(prompts), "k": options.k, "different": different},
     )
 

@@ -367,7 +367,7 @@ def test_text_retrievers_see_what_was_written(folder: Path) -> None:
         ({"passages_kept": "beside"}, "passages_kept has no effect"),
         ({"retrieve": "every:2", "passages_kept": "both"}, "beside or instead"),
         ({"retrieve": "every:2", "num_beams": 2}, "greedy search and sampling"),
-        ({"retrieve": "every:2", "k": 0}, "k is 0"),
+        ({"retrieve": "every:2", "k": 0}, "nothing is retrieved"),
     ],
 )
 def test_bad_settings_say_what_to_do(folder: Path, arguments: dict[str, Any], message: str) -> None:

@@ -147,14 +147,14 @@ def test_passages_with_a_negligible_bias_are_not_read(
             rag.retrieve(PROMPTS), [(9, 0, 8), (1, 1, 1), (0, -50, 0)], strict=True
         )
     ]
-    read = reading.read_passages(rag, found)
+    read = reading.passage_kv(rag, found)
     assert [[bool(tokens) for tokens in row] for row in read.lengths] == [
         [True, True, True],
         [True, True, True],
         [True, False, True],
     ]
     monkeypatch.setattr(reading, "NEGLIGIBLE", -4.0)
-    read = reading.read_passages(rag, found)
+    read = reading.passage_kv(rag, found)
     assert list(map(bool, read.lengths[0])) == [True, False, True]
     assert read.passage_bias == [[0, -9, -1], [0, 0, 0], [0, -50, 0]]
     # What is not read takes no time, and the answer is that of the others alone.
@@ -167,7 +167,7 @@ def test_passages_with_a_negligible_bias_are_not_read(
     assert [len(one.passages) for one in answers] == [3, 3, 3]
     # Passages in one sequence have positions that depend on all of them.
     segmented = tiny_rag(folder, attention_score_bias=1.0, passage_encoding="segmented")
-    assert all(all(row) for row in reading.read_passages(segmented, found).lengths)
+    assert all(all(row) for row in reading.passage_kv(segmented, found).lengths)
 
 
 @pytest.mark.parametrize("kind", ["lexical", "dense", "given", "of a plug-in"])

@@ -7,15 +7,14 @@ Each question keeps its text and gets another passage with its passage's title.
 """
 
 import argparse
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+
+from question_files import make_file, question_parser
 
 from imprag.corpus import Corpus, load_corpus
-from imprag.errors import ImpRAGError
-from imprag.tasks import Answer, Example, read_examples, write_examples
+from imprag.tasks import Answer, Example, read_examples
 
 NOT_FOUND = "not found"
 
@@ -45,27 +44,23 @@ def absent(examples: Iterable[Example], corpus: Corpus, seed: int = 0) -> Iterat
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the file that the command line asks for; print the count as JSON."""
-    parser = argparse.ArgumentParser(
-        description="Make questions that their passages do not answer from questions that they do."
+    """Make the file that the command line asks for."""
+    parser = question_parser(
+        "Make questions that their passages do not answer from questions that they do.",
+        "examples with gold passages, as JSONL",
+        "draws questions and passages",
     )
-    parser.add_argument("questions", type=Path, help="examples with gold passages, as JSONL")
     parser.add_argument("--corpus", required=True, help="their passages, as for imprag index")
-    parser.add_argument("--out", type=Path, required=True, help="the file to make, JSONL")
     parser.add_argument("--limit", type=int, help="greatest number of questions; all if not given")
-    parser.add_argument("--seed", type=int, default=0, help="draws questions and passages")
-    asked = parser.parse_args(arguments)
-    if asked.out.exists():
-        parser.error(f"{asked.out} exists already; delete it or choose another name")
-    try:
-        examples = list(read_examples(asked.questions))
-        if asked.limit is not None and asked.limit < len(examples):
-            examples = random.Random(asked.seed).sample(examples, asked.limit)
-        made = list(absent(examples, load_corpus(asked.corpus), asked.seed))
-        write_examples(asked.out, made)
-    except ImpRAGError as error:
-        parser.error(str(error))
-    print(json.dumps({"questions": len(made)}))
+    make_file(parser, arguments, made)
+
+
+def made(asked: argparse.Namespace) -> Iterator[Example]:
+    """The questions that the command line asks for."""
+    examples = list(read_examples(asked.questions))
+    if asked.limit is not None and asked.limit < len(examples):
+        examples = random.Random(asked.seed).sample(examples, asked.limit)
+    return absent(examples, load_corpus(asked.corpus), asked.seed)
 
 
 if __name__ == "__main__":

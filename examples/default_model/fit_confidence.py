@@ -5,9 +5,9 @@
 
 The prompts are answered as they are, and half as many of them a second time without their gold
 passages, as unanswerable prompts. Both runs are folders of ``imprag eval`` under ``--runs``: after
-an interruption, the same command continues. ``--out`` gets the weights, to be copied into
-``imprag.json`` as "confidence". Fit them again when the weights, the gate or the attention bias
-of the model have changed.
+an interruption, the same command continues. ``--also`` adds the runs of former calls, for prompts
+over another index. ``--out`` gets the weights, to be copied into ``imprag.json`` as "confidence".
+Fit them again when the weights, the gate or the attention bias of the model have changed.
 """
 
 import argparse
@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--split", help="of --data; dev if not given")
     parser.add_argument("--limit", type=int, default=200, help="prompts of each task")
     parser.add_argument("--runs", type=Path, required=True, help="the folder of both runs")
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], help="the --runs of former calls"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     split = options.split or (None if options.data is None else "dev")
@@ -56,7 +59,10 @@ def main() -> None:
         source=without_gold(retrieval),
         limit=max(options.limit // 2, 1),
     )
-    kinds = {name: answered(options.runs / name) for name in ("answerable", "unanswerable")}
+    kinds = {
+        name: [one for runs in (options.runs, *options.also) for one in answered(runs / name)]
+        for name in ("answerable", "unanswerable")
+    }
     report(kinds)
     everything = [one for pairs in kinds.values() for one in pairs]
     weights = fit_confidence(*zip(*everything, strict=True)).weights

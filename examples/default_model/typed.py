@@ -7,16 +7,14 @@ country's capital is N'Djamena"), or one to be answered by yes or no.
     python examples/default_model/typed.py factbook-bench/factbook/qa/train.jsonl --out typed.jsonl
 """
 
-import argparse
-import json
 import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
-from imprag.errors import ImpRAGError
-from imprag.tasks import Answer, Example, read_examples, write_examples
+from question_files import make_file, question_parser
+
+from imprag.tasks import Answer, Example, read_examples
 
 _LEAD = re.compile(r"^what (?:is|are|was|were) (?:the )?", re.IGNORECASE)
 _WORDS = (
@@ -129,20 +127,11 @@ def _values(examples: Iterable[Example]) -> Values:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the file that the command line asks for; print the count as JSON."""
-    parser = argparse.ArgumentParser(description="Make questions as people type them.")
-    parser.add_argument("questions", type=Path, help="examples, as JSONL")
-    parser.add_argument("--out", type=Path, required=True, help="the file to make, JSONL")
-    parser.add_argument("--seed", type=int, default=0, help="draws the form of each question")
-    asked = parser.parse_args(arguments)
-    if asked.out.exists():
-        parser.error(f"{asked.out} exists already; delete it or choose another name")
-    try:
-        made = list(typed(read_examples(asked.questions), asked.seed))
-        write_examples(asked.out, made)
-    except ImpRAGError as error:
-        parser.error(str(error))
-    print(json.dumps({"questions": len(made)}))
+    """Make the file that the command line asks for."""
+    parser = question_parser(
+        "Make questions as people type them.", "examples, as JSONL", "draws the form of each"
+    )
+    make_file(parser, arguments, lambda asked: typed(read_examples(asked.questions), asked.seed))
 
 
 if __name__ == "__main__":

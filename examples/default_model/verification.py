@@ -6,15 +6,13 @@ An answer is right half of the time. It prepares for tasks with labels as answer
         --out verification-squad.jsonl
 """
 
-import argparse
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
-from imprag.errors import ImpRAGError
-from imprag.tasks import Answer, Example, read_examples, write_examples
+from question_files import make_file, question_parser
+
+from imprag.tasks import Answer, Example, read_examples
 
 _VERIFICATIONS = (
     ("{question} {answer}. True or false? A:", "True", "False"),
@@ -66,22 +64,15 @@ def _kind(example: Example) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the file that the command line asks for; print the count as JSON."""
-    parser = argparse.ArgumentParser(
-        description="Make questions whether an answer is right from questions with answers."
+    """Make the file that the command line asks for."""
+    parser = question_parser(
+        "Make questions whether an answer is right from questions with answers.",
+        "examples, as JSONL",
+        "draws prompts and wrong answers",
     )
-    parser.add_argument("questions", type=Path, help="examples, as JSONL")
-    parser.add_argument("--out", type=Path, required=True, help="the file to make, JSONL")
-    parser.add_argument("--seed", type=int, default=0, help="draws prompts and wrong answers")
-    asked = parser.parse_args(arguments)
-    if asked.out.exists():
-        parser.error(f"{asked.out} exists already; delete it or choose another name")
-    try:
-        made = list(verification(read_examples(asked.questions), asked.seed))
-        write_examples(asked.out, made)
-    except ImpRAGError as error:
-        parser.error(str(error))
-    print(json.dumps({"questions": len(made)}))
+    make_file(
+        parser, arguments, lambda asked: verification(read_examples(asked.questions), asked.seed)
+    )
 
 
 if __name__ == "__main__":

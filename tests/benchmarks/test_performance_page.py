@@ -143,6 +143,26 @@ def test_codecs_stand_beside_their_cost_in_each_task(page: ModuleType) -> None:
     ]
 
 
+def test_answers_that_differ_and_the_cost_of_attribution_are_said(page: ModuleType) -> None:
+    text = page.page_text(
+        {
+            "stored_equals_live": {**ORIGIN, "prompts": 1000, "different": [{"prompt": "a"}]},
+            "attribution": {
+                "times": {
+                    **ORIGIN,
+                    "k": 10,
+                    "rounds": 30,
+                    "first_token": [0.08, 0.081],
+                    "tokens_per_second": [30.0, 29.5],
+                }
+            },
+        }
+    )
+    assert "999 of 1,000 greedy answers" in text
+    assert "first token 0.0800 and 0.0810 s" in " ".join(text.split())
+    assert "`attribution.json`, times" in text
+
+
 def test_a_part_without_its_file_is_left_out(page: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "encode.json").write_text(
         json.dumps(

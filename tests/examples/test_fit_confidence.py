@@ -55,6 +55,10 @@ def test_it_fits_weights_that_a_model_abstains_by(
     measured = json.loads(printed[0].partition(": ")[2])
     assert measured["n"] == 12
     assert measured["right"] == pytest.approx(0.5, abs=0.1)
+    monkeypatch.setattr("sys.argv", [*words, "--also", "runs"])
+    fit_confidence.main()
+    again = json.loads(capsys.readouterr().out.splitlines()[0].partition(": ")[2])
+    assert again["n"] == 24
     weights = json.loads((tmp_path / "confidence.json").read_text())
     assert list(weights) == list(FEATURES)
     for prediction in RunFolder.open("runs/unanswerable").predictions():

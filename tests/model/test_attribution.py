@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from conftest import tiny_lm
+from conftest import needs_smollm2, tiny_lm
 from imprag.errors import ImpRAGError
 from imprag.model import ImpRAGConfig, ImpRAGModel
 from imprag.model.attention import causal_mask
 from imprag.model.attribution import Attribution, ReadingShares, attribute, token_spans
+from imprag.model.base import load_tokenizer
 from imprag.model.decoding import DecodingBatch, decode, prefill
 from imprag.model.generate import PromptTokens, generate
 from imprag.model.hooks import LayerWrapper, attention_of
@@ -337,6 +338,35 @@ def test_tokens_are_those_of_the_answers_text(decoded: str, text: str, expected:
     first = decoded.encode().index(text.encode()) if text else 0
     own = [row[0] for row in shares[first : first + len(expected)]]
     assert found.shares[0] == pytest.approx(sum(own) / max(len(own), 1))
+
+
+def test_spans_of_a_long_answer_decode_each_token_a_few_times() -> None:
+    class Counting(Utf8):
+        decoded = 0
+
+        def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+            self.decoded += len(tokens)
+            return super().decode(tokens, skip_special_tokens=skip_special_tokens)
+
+    text = "naïve 日本 🐈 " * 40
+    tokens, tokenizer = list(f"  {text}".encode()), Counting()
+    spans = token_spans(tokenizer, tokens, text.strip())
+    assert [text[start:end] for start, end in spans if start < end] == [
+        character for character in text.strip() for _ in character.encode()
+    ]
+    assert tokenizer.decoded < 12 * len(tokens)
+
+
+@needs_smollm2
+def test_spans_are_those_of_texts_decoded_from_the_start() -> None:
+    tokenizer = load_tokenizer("smollm2-135m")
+    text = "Ürümqi’s “café” costs 10 € ;  naïve\tيوم 日本語 🐈‍⬛ end."
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    spans = token_spans(tokenizer, [*tokens, tokenizer.eos_token_id], text)
+    ends = [len(tokenizer.decode(tokens[:n]).rstrip("\ufffd")) for n in range(1, len(tokens) + 1)]
+    whole = [n for n in range(len(tokens)) if tokenizer.decode(tokens[: n + 1])[-1] != "\ufffd"]
+    assert [spans[n][1] for n in whole] == [ends[n] for n in whole]
+    assert spans[-1] == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,22 @@ def test_what_is_there_is_not_run_again(finished: Path, study: Path) -> None:
     assert set(reproduce(only, finished, run=never).values()) == {"done"}
 
 
+def test_a_step_that_cannot_be_prepared_fails_and_the_others_run(
+    finished: Path, study: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "eval" / "imprag-0-test")  # whose prompts the cache is made for
+    for name in ("kv/half-0-test", "eval/half-0-test", "eval/oracle-0-test"):
+        (out / "steps" / f"{name}.json").unlink()
+        shutil.rmtree(out / name)
+    status = reproduce(load_graph(study), out, run=in_this_process)
+    assert status["kv/half-0-test"] == "failed"
+    assert status["eval/half-0-test"] == "waiting"
+    assert status["eval/oracle-0-test"] == "done"
+    assert "imprag-0-test" in (out / "logs" / "kv" / "half-0-test.log").read_text()
+
+
 def test_what_was_finished_without_a_note_is_not_run_again(
     finished: Path, study: Path, tmp_path: Path
 ) -> None:

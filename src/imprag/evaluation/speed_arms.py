@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from imprag.generation import read_passages
+from imprag.generation import passage_kv
 from imprag.model.generate import compile_config
 from imprag.model.linear import plain_products
 from imprag.model.model import ImpRAGModel
@@ -83,7 +83,7 @@ class ReadingArm:
         if not self.k:
             return own
         found = self.rag.retrieve([prompt], self.k, raw=True)
-        return own + read_passages(self.rag, found).nbytes
+        return own + passage_kv(self.rag, found).nbytes
 
 
 class InContextArm:

@@ -2,7 +2,7 @@
 
 from imprag.generation.answer import Answer, AnswerStream, Judge
 from imprag.generation.batch import GenerationBatch
-from imprag.generation.reading import read_passages
+from imprag.generation.reading import later_search, passage_kv
 from imprag.generation.settings import GenerationSettings
 from imprag.generation.stops import begun_stop, until_stop
 
@@ -13,6 +13,7 @@ __all__ = [
     "GenerationSettings",
     "Judge",
     "begun_stop",
-    "read_passages",
+    "later_search",
+    "passage_kv",
     "until_stop",
 ]

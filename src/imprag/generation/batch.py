@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Generator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList, TextIterator
 
 from imprag.errors import ImpRAGError
 from imprag.generation.answer import Answer, Judge
-from imprag.generation.reading import read_passages
+from imprag.generation.reading import later_search, passage_kv
 from imprag.generation.settings import GenerationSettings
 from imprag.generation.stops import StopAt, StopWhen, until_stop
 from imprag.model.attribution import ReadingShares
@@ -22,7 +21,7 @@ from imprag.model.kv import PassageKV
 from imprag.model.query import Queries
 from imprag.model.schedule import RetrievalSchedule
 from imprag.model.text import prompt_batch, text_read
-from imprag.retrieval.again import AnswerRetrievals, LaterSearch
+from imprag.retrieval.again import AnswerRetrievals
 from imprag.retrieval.retriever import InPassRetriever, PromptBatch, RetrievedPassage
 
 if TYPE_CHECKING:
@@ -64,13 +63,9 @@ class GenerationBatch:
         # The shift of positions must be known before the prompt's room is computed.
         self.k = rag.passages_to_read(k) if passages is None else 0
         self._retrieved = self.k > 0
-        self._later: LaterSearch | None = None
-        if schedule.again:
-            if k == 0:
-                raise ImpRAGError("k is 0, so nothing is retrieved: leave out k or retrieve")
-            count = self.k or rag.passages_to_read(k)
-            text = partial(rag.tokenizer.decode, skip_special_tokens=True)
-            self._later = LaterSearch(schedule, rag.retriever, count, self._encode_one, text)
+        searches = None if k == 0 or not schedule.again else rag.retriever
+        count = 0 if searches is None else self.k or rag.passages_to_read(k)
+        self._later = later_search(rag, schedule, searches, count, self._encode_one)
         start = time.perf_counter()
         if self.k and not isinstance(rag.retriever, InPassRetriever):
             passages, self.k = rag.retriever.retrieve(prompts, self.k), 0
@@ -235,7 +230,7 @@ class GenerationBatch:
     def _encode(self, found: Sequence[Sequence[RetrievedPassage]]) -> PassageKV:
         cache = self.rag.kv_cache
         hits, misses = cache.hits, cache.misses
-        kv = read_passages(self.rag, found)
+        kv = passage_kv(self.rag, found)
         self.hits += cache.hits - hits
         self.misses += cache.misses - misses
         self._lap("encode")

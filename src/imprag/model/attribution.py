@@ -6,9 +6,9 @@ shares of all passages and of the prompt's and the answer's own tokens add up to
 while the model reads, layer by layer; no attention matrix is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,13 +149,13 @@ def token_spans(tokenizer: Any, tokens: Sequence[int], text: str) -> list[tuple[
         that several make have its span.
     """
     lead, ends, last = None, [], 0
-    for count in range(1, len(tokens) + 1):
-        decoded: str = tokenizer.decode(tokens[:count], skip_special_tokens=True)
-        if lead is None and decoded.strip():
-            lead = len(decoded) - len(decoded.lstrip())
+    for decoded in _growing_texts(tokenizer, tokens):
+        if lead is None and decoded.added.strip():
+            added = decoded.added
+            lead = decoded.before + len(added) - len(added.lstrip())
         # A character whose bytes are not complete is decoded as the replacement character.
-        last = max(last, len(decoded.rstrip("\ufffd")))
-        ends.append((last, decoded.endswith("\ufffd")))
+        last = max(last, decoded.before + len(decoded.added.rstrip("\ufffd")))
+        ends.append((last, decoded.added.endswith("\ufffd")))
         if lead is not None and last - lead >= len(text):
             break
     spans, start = [], 0
@@ -166,3 +166,26 @@ def token_spans(tokenizer: Any, tokens: Sequence[int], text: str) -> list[tuple[
         spans.append(span if span[0] < span[1] else (0, 0))
         start = end
     return spans + [(0, 0)] * (len(tokens) - len(spans))
+
+
+class _Growing(NamedTuple):
+    """The text of an answer's first tokens: what is complete, and what the last ones add to it."""
+
+    before: int  # characters
+    added: str
+
+
+def _growing_texts(tokenizer: Any, tokens: Sequence[int]) -> Iterator[_Growing]:
+    """The text after every token.
+
+    Only the last tokens are decoded: those that an unfinished character may need, behind a piece of
+    text that is complete, since a tokenizer may drop white space where a text begins.
+    """
+    before, start, whole = 0, 0, 0
+    for count in range(1, len(tokens) + 1):
+        complete = tokenizer.decode(tokens[start:whole], skip_special_tokens=True)
+        decoded = tokenizer.decode(tokens[start:count], skip_special_tokens=True)
+        added = decoded[len(complete) :]
+        yield _Growing(before, added)
+        if added and not added.endswith("\ufffd"):
+            before, start, whole = before + len(added), whole, count

@@ -418,15 +418,13 @@ def in_process_of_its_own(devices: int = 1) -> Runner:
 def _run(step: Step, out: Path, run: Runner, made: Iterable[str]) -> Status:
     log = out / LOGS / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    (out / step.name).parent.mkdir(parents=True, exist_ok=True)
-    if step.kind == "train" and step.recipe is not None:
-        path = out / step.command[step.command.index("--config") + 1]
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(step.recipe.to_yaml(), encoding="utf-8")
-    if step.prompts:
-        _write_prompts(out / step.prompts, out / f"{step.name}-{PROMPTS}")
     began = time.monotonic()
-    code = 0 if _is_made(step, out, made) else run(step.command, out, log)
+    try:
+        _write_inputs(step, out)
+        code = 0 if _is_made(step, out, made) else run(step.command, out, log)
+    except (ImpRAGError, OSError) as error:  # steps that do not need this one still run
+        log.write_text(f"{error}\n", encoding="utf-8")
+        code = 1
     if code == 130:
         raise KeyboardInterrupt
     if code:
@@ -438,6 +436,17 @@ def _run(step: Step, out: Path, run: Runner, made: Iterable[str]) -> Status:
     seconds = round(time.monotonic() - began, 1)
     write_json(_mark(out, step), {**_identity(step), "seconds": seconds})
     return "done"
+
+
+def _write_inputs(step: Step, out: Path) -> None:
+    """Write the files that a step's command reads."""
+    (out / step.name).parent.mkdir(parents=True, exist_ok=True)
+    if step.kind == "train" and step.recipe is not None:
+        path = out / step.command[step.command.index("--config") + 1]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(step.recipe.to_yaml(), encoding="utf-8")
+    if step.prompts:
+        _write_prompts(out / step.prompts, out / f"{step.name}-{PROMPTS}")
 
 
 def _is_made(step: Step, out: Path, made: Iterable[str]) -> bool:

@@ -1,14 +1,13 @@
 """Checks of requests before they enter the engine."""
 
 import math
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from imprag.errors import ImpRAGError
-from imprag.generation import GenerationSettings, Judge, read_passages
+from imprag.generation import GenerationSettings, Judge, later_search, passage_kv
 from imprag.index.folder import IndexFolder
 from imprag.model.text import prompt_tokens
 from imprag.pipeline import ImpRAG, make_retriever
-from imprag.retrieval.again import LaterSearch
 from imprag.retrieval.retriever import Retriever
 from imprag.serving.requests import EngineRequest, OnEvent
 from imprag.serving.running import RunningRequest
@@ -45,16 +44,7 @@ class Admission:
         schedule = rag.config.schedule(
             request.retrieve, request.passages_kept, retrieves=retriever is not None
         )
-        later = None
-        if schedule.again:
-            if retriever is None:
-                raise ImpRAGError(
-                    "retrieve asks again, but nothing is retrieved: leave it out, or k and passages"
-                )
-            decode = partial(rag.tokenizer.decode, skip_special_tokens=True)
-            later = LaterSearch(
-                schedule, retriever, k, lambda found: read_passages(rag, [found]), decode
-            )
+        later = later_search(rag, schedule, retriever, k, lambda found: passage_kv(rag, [found]))
         shift = rag.config.position_shift(k if retriever else len(request.passages or ()))
         room = rag.model.positions_limit - shift - request.max_new_tokens
         ids = prompt_tokens(rag.tokenizer, [request.prompt], max(room, 0))[0]

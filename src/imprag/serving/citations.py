@@ -78,13 +78,13 @@ def later_retrievals(prompt: int, ended: Ended) -> list[LaterRetrieval]:
             choice=ended.choice,
             tokens=one.tokens,
             written=one.written,
-            passages=read_passages(one.passages, prompt),
+            passages=passages_read(one.passages, prompt),
         )
         for one in ended.retrievals
     ]
 
 
-def read_passages(passages: Sequence[RetrievedPassage], prompt: int = 0) -> list[ReadPassage]:
+def passages_read(passages: Sequence[RetrievedPassage], prompt: int = 0) -> list[ReadPassage]:
     """Passages with their scores, best first.
 
     Args:

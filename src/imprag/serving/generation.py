@@ -8,7 +8,7 @@ from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.retrieval import RetrievedPassage
 from imprag.retrieval.retriever import LOGITS
-from imprag.serving.citations import later_retrievals, read_passages
+from imprag.serving.citations import later_retrievals, passages_read
 from imprag.serving.exchange import Numbered
 from imprag.serving.replies import AnswerConfidence, AnswerShares, Details, Usage
 from imprag.serving.requests import (
@@ -172,7 +172,7 @@ class Outcome:
             passages=[
                 passage
                 for number in numbers
-                for passage in read_passages(self.retrieved[number].passages, number)
+                for passage in passages_read(self.retrieved[number].passages, number)
             ],
             retrievals=[
                 one

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from imprag.generation import read_passages
+from imprag.generation import passage_kv
 from imprag.model.attribution import ReadingShares
 from imprag.model.decoding import DecodingRow, prefill
 from imprag.model.generate import PromptTokens
@@ -33,7 +33,7 @@ def prefill_requests(rag: ImpRAG, runs: Sequence[RunningRequest]) -> list[Decodi
         for run, row, own in zip(runs, ids[:, None], queries.split(), strict=True):
             run.found = _search(run, PromptBatch([run.request.prompt], row), own)
         lap("search")
-        kv = RowKV([read_passages(rag, [run.found]) for run in runs])
+        kv = RowKV([passage_kv(rag, [run.found]) for run in runs])
         lap("encode")
         return kv
 
