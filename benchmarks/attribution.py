@@ -21,7 +21,7 @@ from typing import Any
 from imprag import ImpRAG
 from imprag.evaluation.scoring import score_answer
 from imprag.evaluation.speed_arms import NEW_TOKENS, Stamps
-from imprag.evaluation.speed_measure import PROMPTS, WARM_UP
+from imprag.evaluation.speed_measure import PROMPTS
 from imprag.evaluation.statistics import bootstrap_interval
 from imprag.io.files import write_json
 from imprag.kv_cache import RamStore
@@ -115,7 +115,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 def times(rag: ImpRAG, k: int, rounds: int) -> dict[str, Any]:
     """Medians of the first token and of tokens per second, without and with attribution."""
     measured: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
-    for number in range(rounds + WARM_UP):
+    for number in range(rounds + len(PROMPTS)):
         for asks, found in measured.items():
             stamps, start = Stamps(), time.perf_counter()
             rag.ask(
@@ -123,7 +123,7 @@ def times(rag: ImpRAG, k: int, rounds: int) -> dict[str, Any]:
                 stop=(), logits_processor=[stamps], attribution=asks, raw=True,
             )  # fmt: skip
             first, *_, last = stamps.times
-            if number >= WARM_UP:
+            if number >= len(PROMPTS):  # whose passages have been encoded
                 found.append((first - start, (len(stamps.times) - 1) / (last - first)))
     (first, rate), (first_asked, rate_asked) = (
         [statistics.median(column) for column in zip(*found, strict=True)]
