@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from imprag.cli.console import print_json
+from imprag.cli.first_use import corpus_meanwhile
 from imprag.cli.imports import quick_imports
 from imprag.cli.options import (
     BY_MODEL,
@@ -83,14 +84,15 @@ class Source:
         """The model with what it retrieves by."""
         from imprag.pipeline import ImpRAG
 
-        rag = ImpRAG.from_pretrained(
-            self.model,
-            self.index,
-            retrieval=self.retrieval,
-            lexical_weight=lexical_weight,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        with corpus_meanwhile(self.model, self.index):
+            rag = ImpRAG.from_pretrained(
+                self.model,
+                self.index,
+                retrieval=self.retrieval,
+                lexical_weight=lexical_weight,
+                dtype=self.dtype,
+                device=self.device,
+            )
         if not rag.config.trained and self.by_model:
             print(
                 f"note: {rag.config.base_model} has not been trained to retrieve or read: its own "

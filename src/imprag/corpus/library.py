@@ -94,9 +94,14 @@ def _reader(path: Path, skip_bad_lines: bool) -> PassageReader:
     return read_passages(path, skip_bad_lines=skip_bad_lines)
 
 
+def built_in_folder(name: str) -> Path:
+    """The cache folder of a built-in corpus, which is made at its first use."""
+    return _cache_folder(name, [(part.source, part.revision) for part in _BUILT_IN[name]])
+
+
 def _built_in(name: str) -> Corpus:
     parts = _BUILT_IN[name]
-    folder = _cache_folder(name, [(part.source, part.revision) for part in parts])
+    folder = built_in_folder(name)
 
     def make() -> None:
         Corpus.build(

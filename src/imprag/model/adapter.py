@@ -186,7 +186,8 @@ class Adapter:
         self._check(lm)
         for name, parameter in lm.named_parameters():
             if self.changes(name):
-                parameter.copy_(self.merged(name, parameter))
+                # Not copied into the former weights, which are pages of a mapped file.
+                parameter.data = self.merged(name, parameter).contiguous()
 
     def _is_transposed(self, module: str) -> bool:
         """Whether the weight has the shape (in, out), as an embedding has."""

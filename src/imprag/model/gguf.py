@@ -82,9 +82,9 @@ class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]
 def _parsed_once() -> Iterator[None]:
     """Let transformers parse a GGUF file, and its table of names, once and not three times."""
     own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    used = {**own, "GGUFReader": _PlainReader}
-    for name, function in used.items():
-        setattr(gguf, name, functools.cache(function))
+    reader = functools.cache(_PlainReader)
+    gguf.GGUFReader = lambda path: reader(str(path))
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     try:
         yield
     finally:

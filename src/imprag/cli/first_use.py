@@ -1,0 +1,38 @@
+"""The first use of the built-in model: its corpus is made while the model is converted."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from imprag.cli import imports
+
+_MAKE = "from imprag.corpus import load_corpus; load_corpus('default')"
+
+
+@contextlib.contextmanager
+def corpus_meanwhile(model: str, index: Path | None) -> Iterator[None]:
+    """Make the built-in corpus in another process, if the model needs it and it is not there.
+
+    Both take seconds of one core. What fails there fails again, with its message, where the corpus
+    is used.
+
+    Args:
+        model: its name, as ``--model``.
+        index: as ``--index``.
+    """
+    from imprag.corpus.library import built_in_folder
+
+    needed = imports.own_process and model == "default" and index is None
+    if not needed or built_in_folder("default").exists():
+        yield
+        return
+    silent = subprocess.DEVNULL
+    making = subprocess.Popen([sys.executable, "-c", _MAKE], stdout=silent, stderr=silent)
+    try:
+        yield
+        making.wait()
+    finally:
+        making.kill()  # for example after Ctrl-C; a corpus appears whole or not at all
+        making.wait()
