@@ -1,6 +1,8 @@
 """What figures depend on besides the code: the commit, the shipped model, the machine, the date."""
 
 import datetime
+import hashlib
+import json
 import platform
 import subprocess
 import time
@@ -12,7 +14,9 @@ import torch
 import transformers
 
 from encode import matmul_rate
-from imprag.model.load import default_fingerprint
+from imprag.model.adapter import SETTINGS, WEIGHTS
+from imprag.model.config import CONFIG_NAME
+from imprag.model.load import DEFAULT_FOLDER
 
 ROOT = Path(__file__).parent.parent
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
@@ -25,10 +29,24 @@ def origin() -> dict[str, Any]:
     """Commit, fingerprint of the shipped model, machine and date, for a file of results."""
     return {
         "commit": commit(),
-        "model_fingerprint": default_fingerprint(),
+        "model_fingerprint": answering_fingerprint(),
         "machine": machine(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def answering_fingerprint() -> str:
+    """Fingerprint of all in the shipped model that answers and their times depend on.
+
+    Its confidence judges answers that are complete, so it is left out.
+    """
+    settings = json.loads((DEFAULT_FOLDER / CONFIG_NAME).read_text(encoding="utf-8"))
+    settings.pop("confidence", None)
+    key = hashlib.sha256()
+    for name in (SETTINGS, WEIGHTS):
+        key.update((DEFAULT_FOLDER / name).read_bytes())
+    key.update((json.dumps(settings, indent=2) + "\n").encode())
+    return key.hexdigest()[:12]
 
 
 def commit() -> str:

@@ -144,14 +144,14 @@ def measured(name: str, work: Path, quick: bool) -> dict[str, Any]:
 def run(names: Sequence[str], out: Path, work: Path, *, quick: bool, again: bool) -> list[str]:
     """Measure parts, each into its file; returns those that failed."""
     from imprag.io.files import write_json
-    from machine import commit, default_fingerprint
+    from machine import answering_fingerprint, commit
 
     failed = []
     for name in names:
         path = out / f"{name}.json"
         if not again and path.exists():
             known = json.loads(path.read_text())
-            wanted = (default_fingerprint(), commit(), quick)
+            wanted = (answering_fingerprint(), commit(), quick)
             if tuple(known[x] for x in ("model_fingerprint", "commit", "quick")) == wanted:
                 print(f"{name}: measured before", file=sys.stderr)
                 continue

@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the file that the command line asks for."""
     parser = question_parser(
         "Make questions that their passages do not answer from questions that they do.",
-        "examples with gold passages, as JSONL",
-        "draws questions and passages",
+        "questions and passages",
+        questions="examples with gold passages, as JSONL",
     )
     parser.add_argument("--corpus", required=True, help="their passages, as for imprag index")
     parser.add_argument("--limit", type=int, help="greatest number of questions; all if not given")

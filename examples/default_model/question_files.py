@@ -1,4 +1,4 @@
-"""The command line of scripts that make questions from questions."""
+"""The command line of scripts that make files of questions."""
 
 import argparse
 import json
@@ -9,18 +9,19 @@ from imprag.errors import ImpRAGError
 from imprag.tasks import Example, write_examples
 
 
-def question_parser(description: str, questions: str, seed: str) -> argparse.ArgumentParser:
+def question_parser(description: str, drawn: str, **read: str) -> argparse.ArgumentParser:
     """A parser of the arguments that all such scripts have.
 
     Args:
         description: what the script does.
-        questions: what it reads.
-        seed: what the seed draws.
+        drawn: what the seed draws.
+        read: the argument that names what the script reads, with its help.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("questions", type=Path, help=questions)
+    for name, text in read.items():
+        parser.add_argument(name, help=text)
     parser.add_argument("--out", type=Path, required=True, help="the file to make, JSONL")
-    parser.add_argument("--seed", type=int, default=0, help=seed)
+    parser.add_argument("--seed", type=int, default=0, help=f"draws {drawn}")
     return parser
 
 

@@ -129,7 +129,7 @@ def _values(examples: Iterable[Example]) -> Values:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the file that the command line asks for."""
     parser = question_parser(
-        "Make questions as people type them.", "examples, as JSONL", "draws the form of each"
+        "Make questions as people type them.", "forms", questions="examples, as JSONL"
     )
     make_file(parser, arguments, lambda asked: typed(read_examples(asked.questions), asked.seed))
 

@@ -67,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the file that the command line asks for."""
     parser = question_parser(
         "Make questions whether an answer is right from questions with answers.",
-        "examples, as JSONL",
-        "draws prompts and wrong answers",
+        "prompts and wrong answers",
+        questions="examples, as JSONL",
     )
     make_file(
-        parser, arguments, lambda asked: verification(read_examples(asked.questions), asked.seed)
+        parser,
+        arguments,
+        lambda asked: verification(read_examples(asked.questions), asked.seed),
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from imprag.evaluation.speed_arms import LIVE, NONE, RAG, stored
-from imprag.model.load import default_fingerprint
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 MACHINE = {
@@ -24,13 +23,17 @@ MACHINE = {
 ORIGIN = {"commit": "abc", "model_fingerprint": "f1", "machine": MACHINE, "date": "2026-01-02"}
 
 
-@pytest.fixture(scope="module")
-def page() -> ModuleType:
+def benchmark_module(name: str) -> ModuleType:
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        return importlib.import_module("performance_page")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def page() -> ModuleType:
+    return benchmark_module("performance_page")
 
 
 def speed(k: int, tokens: int, first_token: dict[str, float]) -> dict[str, Any]:
@@ -75,7 +78,8 @@ def test_the_page_is_what_the_files_give(page: ModuleType) -> None:
 
 
 def test_the_figures_are_of_the_model_that_ships(page: ModuleType) -> None:
-    old = page.stale(page.read_results(page.RESULTS), default_fingerprint())
+    shipped = benchmark_module("machine").answering_fingerprint()
+    old = page.stale(page.read_results(page.RESULTS), shipped)
     assert old == [], f"these are of another model; measure them again with: {page.COMMAND}"
 
 

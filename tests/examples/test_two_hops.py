@@ -1,0 +1,62 @@
+"""Questions of two hops from the fields of passages."""
+
+import json
+from pathlib import Path
+
+import pytest
+import two_hops
+
+from imprag.corpus import Corpus, Passage
+
+COUNTRIES = {
+    "Nepal": ("Kathmandu", "President Ramchandra PAUDEL", "8,849 m"),
+    "Chad": ("N'Djamena", "President Mahamat Idriss DEBY Itno", "3,445 m"),
+    "Elsewhere": ("Kathmandu", "King NOBODY", "12 m"),
+}
+
+
+def passages() -> list[Passage]:
+    made = []
+    for country, (capital, chief, height) in COUNTRIES.items():
+        fields = {
+            "Government": {
+                "Capital: name": capital,
+                "Executive branch: chief of state": chief,
+            },
+            "Geography": {"Elevation: highest point": height},
+        }
+        for section, facts in fields.items():
+            text = "\n".join(f"{label}: {value}" for label, value in facts.items())
+            meta = {"section": section, "fields": list(facts)}
+            made.append(Passage(f"{country}/{section}", f"{country}, {section}", text, meta))
+    return made
+
+
+def test_a_country_is_named_by_a_field_of_another_passage() -> None:
+    made = {one.gold_ids[-1]: one for one in two_hops.two_hops(passages())}
+    chad = made["Chad/Geography"]
+    assert chad.meta["bridge_answer"] == "Chad"
+    assert "Chad" not in chad.input
+    assert "N'Djamena" in chad.input or "Mahamat Idriss Deby Itno" in chad.input
+    assert list(chad.answers) == ["3,445 m"]
+    assert list(chad.gold_ids) == ["Chad/Government", "Chad/Geography"]
+
+
+def test_a_value_that_two_countries_have_names_none() -> None:
+    for seed in range(10):
+        made = {one.gold_ids[-1]: one for one in two_hops.two_hops(passages(), seed)}
+        assert "Ramchandra Paudel" in made["Nepal/Geography"].input
+
+
+def test_the_file_can_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "two-hops.jsonl"
+    Corpus.build(passages(), corpus)
+    two_hops.main([str(corpus), "--limit", "2", "--out", str(out)])
+    assert json.loads(capsys.readouterr().out) == {"questions": 2}
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        assert row["meta"]["bridge_answer"] in COUNTRIES
+        assert len(row["output"][0]["provenance"]) == 2
+    with pytest.raises(SystemExit):
+        two_hops.main([str(corpus), "--out", str(out)])
+    assert "exists already" in capsys.readouterr().err
