@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,15 @@ def write_page(results: Path, page: Path) -> None:
 def page_text(found: Mapping[str, Figures]) -> str:
     """The whole page."""
     sections = {
-        "Answers": [arms(found), plots(found)],
+        "Answers": [arms(found), attribution(found), plots(found)],
         "What codecs cost in answers": [codecs(found), stored_equals_live(found)],
-        "What attribution costs": [attribution(found)],
         "Search": [search(found)],
-        "Encoding and training": [encoding(found), training(found)],
-        "Startup": [startup(found)],
+        "Encoding and training": [_wrapped(f"{encoding(found)} {training(found)}")],
         "Where the figures come from": [origins(found)],
     }
-    parts = ["# Speed and memory\n", *map(_wrapped, INTRODUCTION), goals(found)]
+    parts = ["# Speed and memory\n", *map(_wrapped, INTRODUCTION), goals(found), startup(found)]
     for name, content in sections.items():
-        shown = [part for part in content if part]
+        shown = [part for part in content if part.strip()]
         parts += [f"## {name}\n", *(shown or [LATER])]
     return "\n".join(part for part in parts if part)
 
@@ -298,23 +296,19 @@ def encoding(found: Mapping[str, Figures]) -> str:
     if (part := found.get("encode")) is None:
         return ""
     tokens = part["tokens"] / part["passages"]
-    return _wrapped(
-        f"""Encoding for an index (`benchmarks/encode.py`): layers 0..b over {part["passages"]:,}
+    return f"""Encoding for an index (`benchmarks/encode.py`): layers 0..b over {part["passages"]:,}
         passages of {tokens:.0f} tokens on average, {_dtype(part)}: {part["tokens_per_second"]:,.0f}
         tokens/s, {part["ratio"]:.2f} of the matrix-product rate of {part["matmul_gflops"]:.0f}
         GFLOP/s."""
-    )
 
 
 def training(found: Mapping[str, Figures]) -> str:
     """The training step's share of the matrix-product rate."""
     if (part := found.get("training")) is None:
         return ""
-    return _wrapped(
-        f"""Steps of `configs/smollm2-factbook.yaml` (`benchmarks/train_step.py`), {_dtype(part)}:
+    return f"""Steps of `configs/smollm2-factbook.yaml` (`benchmarks/train_step.py`), {_dtype(part)}:
         {part["seconds_per_step"]:.1f} s, {part["tokens_per_second"]:,.0f} tokens/s,
         {part["ratio"]:.2f} of the matrix-product rate."""
-    )
 
 
 def _dtype(part: Figures) -> str:
@@ -341,25 +335,30 @@ def startup(found: Mapping[str, Figures]) -> str:
 
 
 def origins(found: Mapping[str, Figures]) -> str:
-    """Commit, model, date and machine of every file."""
-    rows = []
+    """Commit, model, date and machine of every file; those of one origin together."""
+    places: dict[tuple[str, ...], list[tuple[str, Figures]]] = {}
     for name, part in entries(found):
         machine = part["machine"]
-        rows.append(
-            [
-                name,
-                part["commit"],
-                part["model_fingerprint"],
-                part["date"],
-                f"{machine['cores']} × {machine['cpu']}, {' '.join(machine['instructions'])}",
-                f"{machine['gflops_float32']:.0f} / {machine['gflops_bfloat16']:.0f}",
-                f"{machine['memory_gb_per_second']:.1f}",
-            ]
-        )
-    if not rows:
+        cores = f"{machine['cores']} × {machine['cpu']}, {' '.join(machine['instructions'])}"
+        key = part["commit"], part["model_fingerprint"], part["date"], cores
+        places.setdefault(key, []).append((name, machine))
+    if not places:
         return f"No part was measured yet; run: `{COMMAND}`\n"
-    header = ["file", "commit", "model", "date", "machine", "GFLOP/s float32 / bfloat16", "GB/s"]
+    rows = []
+    for key, parts in places.items():
+        rates = [
+            _range([machine[f"gflops_{dtype}"] for _, machine in parts])
+            for dtype in ("float32", "bfloat16")
+        ]
+        memory = _range([machine["memory_gb_per_second"] for _, machine in parts])
+        rows.append([", ".join(name for name, _ in parts), *key, " / ".join(rates), memory])
+    header = ["files", "commit", "model", "date", "machine", "GFLOP/s float32 / bfloat16", "GB/s"]
     return markdown_table(header, rows, texts=5)
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = (f"{value:.0f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def entries(found: Mapping[str, Figures]) -> list[tuple[str, Figures]]:

@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     live = ImpRAG.from_pretrained(options.model, dtype="float32")
     stored = ImpRAG(live.model, live.tokenizer, live.index, retrieval=live.retrieval)
-    stored.use_kv_cache(RamStore(untrained_codec("fp32"), 12_000_000_000))
+    stored.use_kv_cache(RamStore(untrained_codec("fp32", live.model.decoder.head_dim), 12 * 10**9))
     prompts = [
         tasks.task.prompt(example)
         for tasks in read_tasks(TASKS, data=options.data, split="test")

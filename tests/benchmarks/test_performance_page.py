@@ -187,5 +187,5 @@ def test_a_part_without_its_file_is_left_out(page: ModuleType, tmp_path: Path) -
         "\n", " "
     )
     assert "first token" not in text
-    assert text.count(page.LATER) == 5
+    assert text.count(page.LATER) == 3
     assert "| `encode.json` | abc " in text
