@@ -7,7 +7,7 @@
 # make test-newest, make test-lowest     run the tests that depend on versions with the newest and
 #                               the lowest versions of all dependencies; FULL=1 runs the whole suite
 # make bench   measures time and memory against in-context RAG (over an hour; nothing else should run)
-# make figures  measures every figure of docs/performance.md, in half an hour, and writes the page
+# make figures  measures every figure of docs/performance.md, in 100 minutes, and writes the page
 # make check   lint and types
 # make docs    builds the documentation as a site, build/site; any warning is an error
 PYTHON ?= python3

@@ -1,7 +1,7 @@
 """Whether the passage that an answer read most is what it depends on, and what asking costs.
 
     python benchmarks/attribution.py --data factbook-bench                   # 200 right answers
-    python benchmarks/attribution.py --data factbook-bench --times           # only the times
+    python benchmarks/attribution.py --data factbook-bench --parts times     # only the times
 
 Test questions of factbook/qa are answered from ten passages until enough answers are right. Each of
 those is answered again without its most-read passage, and without another one drawn at random. The
@@ -31,6 +31,7 @@ from machine import origin
 from performance_page import RESULTS
 
 TASK = "factbook/qa"
+PARTS = ("times", "answers")
 _BATCH = 8
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--right", type=int, default=200, help="right answers to look at")
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=30, help="of the times")
-    parser.add_argument("--times", action="store_true", help="only measure the times")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     options = parser.parse_args()
 
@@ -51,12 +52,13 @@ def main() -> None:
     results = json.loads(path.read_text()) if path.exists() else {}
     rag = ImpRAG.from_pretrained(options.model, dtype="float32")
     rag.use_kv_cache(RamStore(untrained_codec("fp32", rag.model.decoder.head_dim), 8 * 10**9))
-    if options.times:
+    if "times" in options.parts:
         results["times"] = {**origin(), **times(rag, options.k, options.rounds)}
-    else:
+        write_json(path, results)
+    if "answers" in options.parts:
         found = list(right_answers(rag, options.data, options.right, options.k))
         results["answers"] = {**origin(), "k": options.k, **summary(found)}
-    write_json(path, results)
+        write_json(path, results)
     print(json.dumps(results, indent=2))
 
 

@@ -1,13 +1,15 @@
 """Measures every figure of docs/performance.md and writes the page.
 
-    python benchmarks/performance.py                           # 25 minutes; nothing else should run
-    python benchmarks/performance.py --parts startup search    # only these, measured again
-    python benchmarks/performance.py --page                    # writes the page from the files
+    python benchmarks/performance.py                         # 100 minutes; nothing else should run
+    python benchmarks/performance.py --parts startup search  # only these, measured again
+    python benchmarks/performance.py --page                  # writes the page from the files
+    python benchmarks/performance.py --parts kv_quality --squad held-out.jsonl passages.jsonl
 
 Each part is one file of the results' folder, with commit, fingerprint of the shipped model, machine
 and date. Rerun after an interruption: parts that were measured with this model and commit are
-reused. Answer quality by codec is another file there, `kv_quality.json`, by
-`benchmarks/kv_quality.py`.
+reused. Times come first, in half an hour; the other parts answer questions of the factbook
+benchmark, which is built first, and take no times but attribution's. ``--squad`` adds questions
+with their passages to what codecs are compared on.
 """
 
 import argparse
@@ -109,15 +111,29 @@ def training(work: Path, quick: bool) -> dict[str, Any]:
 
     from imprag.model.base import resolve_device, resolve_dtype
 
-    if not (work / "factbook-bench").is_dir():
-        build = ("tasks", "build", "factbook", "--out", str(work / "factbook-bench"))
-        subprocess.run([sys.executable, "-m", "imprag", *build], check=True)
+    factbook_benchmark(work)
     config = HERE.parent / "configs" / "smollm2-factbook.yaml"
     options = ["--config", str(config), "--steps", "1" if quick else "8"]
     if resolve_dtype("auto", resolve_device("auto")) is torch.float32:
         options += ["--set", "trainer.bf16=false"]  # emulated, a step takes minutes
     return dict(script("train_step", *options, cwd=work))
 
+
+def factbook_benchmark(work: Path) -> Path:
+    """The factbook benchmark's folder, built if it is not there."""
+    folder = work / "factbook-bench"
+    if not folder.is_dir():
+        build = ("tasks", "build", "factbook", "--out", str(folder))
+        subprocess.run([sys.executable, "-m", "imprag", *build], check=True, stdout=sys.stderr)
+    return folder
+
+
+#: Scripts that write their own files: what makes them a mere try, and their minutes.
+ANSWERS: dict[str, tuple[Sequence[str], float]] = {
+    "attribution": (("--right", "1", "--rounds", "1"), 15),
+    "kv_quality": (("--limit", "2"), 15),
+    "stored_equals_live": (("--prompts", "8"), 35),
+}
 
 #: The parts by the names of their files, and the minutes that each takes on two slow cores.
 PARTS: dict[str, tuple[Callable[[Path, bool], dict[str, Any]], float]] = {
@@ -141,7 +157,28 @@ def measured(name: str, work: Path, quick: bool) -> dict[str, Any]:
     return {**made, "seconds": round(time.perf_counter() - start), "quick": quick, **figures}
 
 
-def run(names: Sequence[str], out: Path, work: Path, *, quick: bool, again: bool) -> list[str]:
+def answers(name: str, out: Path, work: Path, squad: Sequence[str] | None, *, quick: bool) -> None:
+    """Run a script of `ANSWERS`."""
+    few = ANSWERS[name][0] if quick else ()
+    tasks = [["--data", str(factbook_benchmark(work))]]
+    if squad is not None and name == "kv_quality":
+        questions, passages = squad
+        tasks.append(["--task", f"squad={questions}", "--corpus", passages])
+    for task in tasks:
+        limit = () if "--data" in task or quick else ("--limit", "300")
+        command = [sys.executable, str(HERE / f"{name}.py"), *task, *few, *limit, "--out", str(out)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def run(
+    names: Sequence[str],
+    out: Path,
+    work: Path,
+    squad: Sequence[str] | None = None,
+    *,
+    quick: bool,
+    again: bool,
+) -> list[str]:
     """Measure parts, each into its file; returns those that failed."""
     from imprag.io.files import write_json
     from machine import answering_fingerprint, commit
@@ -149,14 +186,18 @@ def run(names: Sequence[str], out: Path, work: Path, *, quick: bool, again: bool
     failed = []
     for name in names:
         path = out / f"{name}.json"
-        if not again and path.exists():
+        if not again and path.exists() and name in PARTS:
             known = json.loads(path.read_text())
             wanted = (answering_fingerprint(), commit(), quick)
             if tuple(known[x] for x in ("model_fingerprint", "commit", "quick")) == wanted:
                 print(f"{name}: measured before", file=sys.stderr)
                 continue
-        print(f"{name}: about {PARTS[name][1]} minutes", file=sys.stderr)
+        minutes = (PARTS | ANSWERS)[name][1]
+        print(f"{name}: about {minutes} minutes", file=sys.stderr)
         try:
+            if name in ANSWERS:
+                answers(name, out, work, squad, quick=quick)
+                continue
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
                 write_json(path, process.submit(measured, name, work, quick).result())
         except Exception as error:
@@ -168,7 +209,12 @@ def run(names: Sequence[str], out: Path, work: Path, *, quick: bool, again: bool
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="measure these again")
+    parser.add_argument(
+        "--parts", nargs="+", choices=[*PARTS, *ANSWERS], help="measure these again"
+    )
+    parser.add_argument(
+        "--squad", nargs=2, metavar=("QUESTIONS", "PASSAGES"), help="more questions for codecs"
+    )
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--to", type=Path, default=PAGE, help="the page")
     parser.add_argument("--work", type=Path, default=Path("build/performance"))
@@ -177,9 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     failed: list[str] = []
     if not given.page:
-        names = given.parts or PARTS
+        names = given.parts or [*PARTS, *ANSWERS]
         work, again = given.work.resolve(), given.parts is not None
-        failed = run(list(names), given.out, work, quick=given.quick, again=again)
+        failed = run(names, given.out.resolve(), work, given.squad, quick=given.quick, again=again)
     write_page(given.out, given.to)
     return 1 if failed else 0
 

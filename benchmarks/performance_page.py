@@ -58,7 +58,7 @@ def page_text(found: Mapping[str, Figures]) -> str:
 INTRODUCTION = (
     f"""
     The figures are those of the shipped model. `{COMMAND}` (or `make figures`) measures them in
-    half an hour, writes a file for each part into `benchmarks/results/`, and writes this page from
+    100 minutes, writes a file for each part into `benchmarks/results/`, and writes this page from
     the files; a test fails when they are of another model. `imprag bench --out bench` measures any
     model.""",
     """
@@ -306,8 +306,8 @@ def training(found: Mapping[str, Figures]) -> str:
     """The training step's share of the matrix-product rate."""
     if (part := found.get("training")) is None:
         return ""
-    return f"""Steps of `configs/smollm2-factbook.yaml` (`benchmarks/train_step.py`), {_dtype(part)}:
-        {part["seconds_per_step"]:.1f} s, {part["tokens_per_second"]:,.0f} tokens/s,
+    return f"""Steps of `configs/smollm2-factbook.yaml` (`benchmarks/train_step.py`),
+        {_dtype(part)}: {part["seconds_per_step"]:.1f} s, {part["tokens_per_second"]:,.0f} tokens/s,
         {part["ratio"]:.2f} of the matrix-product rate."""
 
 
