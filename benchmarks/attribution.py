@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     options = parser.parse_args()
+    if options.k < 2:
+        parser.error("--k: at least 2, so that another passage can be left out")
 
     path = options.out / "attribution.json"
     results = json.loads(path.read_text()) if path.exists() else {}
@@ -104,7 +106,9 @@ def right_answers(rag: ImpRAG, data: Path, wanted: int, k: int) -> Iterator[dict
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and shares with 95 % bootstrap intervals."""
+    """Shares with 95 % bootstrap intervals."""
+    if not found:
+        return {"right": 0}
     counted: dict[str, Any] = {"right": len(found), "asked": found[-1]["asked"]}
     for name in found[0]:
         if name != "asked":

@@ -262,9 +262,10 @@ def attribution(found: Mapping[str, Figures]) -> str:
         return ""
     first, rate = times["first_token"], times["tokens_per_second"]
     return _wrapped(
-        f"""Stored passages, {times["k"]} a prompt, without and with `attribution=True`
-        (`benchmarks/attribution.py`): first token {first[0]:.4f} and {first[1]:.4f} s,
-        {rate[0]:.1f} and {rate[1]:.1f} tokens/s; medians of {times["rounds"]} rounds in turn."""
+        f"""{times["k"]} passages a prompt, float32 states in RAM, without and with
+        `attribution=True` (`benchmarks/attribution.py`): first token {first[0]:.4f} and
+        {first[1]:.4f} s, {rate[0]:.1f} and {rate[1]:.1f} tokens/s; medians of
+        {times["rounds"]} rounds in turn."""
     )
 
 

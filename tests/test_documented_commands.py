@@ -306,11 +306,19 @@ def test_a_documented_shell_block_runs(
             targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert {word for word in arguments if "=" not in word} <= set(targets)
         elif program == "python":
-            script = (ROOT / arguments[0]).read_text()
+            script = source_of(ROOT / arguments[0])
             for option in (word for word in arguments if word.startswith("--")):
                 assert f'"{option}"' in script, f"{arguments[0]} has no {option}"
         else:
             assert program == "pip", f"nobody says how {program} {shlex.join(arguments)} is tested"
+
+
+def source_of(script: Path) -> str:
+    """The text of a script and of the modules beside it that it imports."""
+    text = script.read_text()
+    beside = re.findall(r"^from (\w+) import", text, re.MULTILINE)
+    paths = [script.with_name(f"{name}.py") for name in beside]
+    return "\n".join([text, *(path.read_text() for path in paths if path.exists())])
 
 
 def test_the_documents_have_commands_and_python() -> None:

@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from question_files import make_file, question_parser
+from question_files import add_limit, limited, make_file, question_parser
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.tasks import Answer, Example, read_examples
@@ -51,15 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         questions="examples with gold passages, as JSONL",
     )
     parser.add_argument("--corpus", required=True, help="their passages, as for imprag index")
-    parser.add_argument("--limit", type=int, help="greatest number of questions; all if not given")
+    add_limit(parser)
     make_file(parser, arguments, made)
 
 
 def made(asked: argparse.Namespace) -> Iterator[Example]:
     """The questions that the command line asks for."""
-    examples = list(read_examples(asked.questions))
-    if asked.limit is not None and asked.limit < len(examples):
-        examples = random.Random(asked.seed).sample(examples, asked.limit)
+    examples = limited(list(read_examples(asked.questions)), asked)
     return absent(examples, load_corpus(asked.corpus), asked.seed)
 
 

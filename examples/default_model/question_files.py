@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,26 @@ def question_parser(description: str, drawn: str, **read: str) -> argparse.Argum
     return parser
 
 
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Let the command line say how many questions are made; see `limited`."""
+    text = "greatest number of questions; all if not given"
+    parser.add_argument("--limit", type=_positive, help=text)
+
+
+def limited(examples: Sequence[Example], asked: argparse.Namespace) -> Sequence[Example]:
+    """As many of the examples as the command line allows, drawn by its seed."""
+    if asked.limit is None or asked.limit >= len(examples):
+        return examples
+    return random.Random(asked.seed).sample(examples, asked.limit)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
 def make_file(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None,
@@ -36,6 +57,8 @@ def make_file(
         parser.error(f"{asked.out} exists already; delete it or choose another name")
     try:
         made = list(make(asked))
+        if not made:
+            parser.error("no question can be made of this")
         write_examples(asked.out, made)
     except ImpRAGError as error:
         parser.error(str(error))

@@ -14,26 +14,31 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from question_files import make_file, question_parser
+from question_files import add_limit, limited, make_file, question_parser
 
 from imprag.corpus import Passage, load_corpus
 from imprag.tasks import Answer, Example
 from imprag.tasks.self_supervised import question
 
-#: What a country is called by, and how: the relation of a field, and forms of the description.
+#: By what a country is named: a field's relation, the pattern of fitting values, and the words.
 BRIDGES = {
-    "Capital, name": ("the {kind} whose capital is {value}",),
-    "Internet country code": ("the {kind} with the internet country code {value}",),
-    "Executive branch, head of government": ("the {kind} whose head of government is {value}",),
-    "Executive branch, chief of state": ("the {kind} whose chief of state is {value}",),
+    "Capital, name": (r"\D+", "the {kind} whose capital is {value}"),
+    "Internet country code": (r"\.\w+", "the {kind} with the internet country code {value}"),
     "Civil aircraft registration country code prefix": (
+        r"[A-Z0-9-]{1,5}",
         "the {kind} whose aircraft carry the registration prefix {value}",
     ),
+    "Executive branch, head of government": (
+        r"\D+",
+        "the {kind} whose head of government is {value}",
+    ),
+    "Executive branch, chief of state": (r"\D+", "the {kind} whose chief of state is {value}"),
 }
 KINDS = ("country", "country", "country", "territory")
 _TITLES = re.compile(
-    r"^(?:(?:Acting|Interim|Transitional|Prime|First|Chief) )*"
-    r"(?:President|Minister|King|Queen|Premier|Governor(?: General)?|Chancellor|Sultan|Emir) "
+    r"^(?:(?:Acting|Interim|Transitional|Prime|First|Chief|Deputy) )*"
+    r"(?:President|Minister|King|Queen|Premier|Governor(?: General)?|Chancellor|Sultan|Emir)"
+    r"(?: of (?:State|the [A-Z]\w+(?: [A-Z]\w+)*))? (?=[A-Z])"
 )
 
 
@@ -60,7 +65,10 @@ def two_hops(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
     for fact in facts:
         countries[fact.relation, fact.value].add(fact.country)
     for fact in facts:
-        if fact.relation in BRIDGES and len(countries[fact.relation, fact.value]) == 1:
+        pattern, _ = BRIDGES.get(fact.relation, ("", ""))
+        fits = bool(pattern and re.fullmatch(pattern, fact.value))
+        unique = len(countries[fact.relation, fact.value]) == 1
+        if fits and unique and fact.country not in fact.value:
             bridges[fact.country].append(fact)
     for fact in facts:
         generator = random.Random(f"{seed} two hops {fact.passage} {fact.relation}")
@@ -68,8 +76,8 @@ def two_hops(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         if not named or fact.question.count(fact.country) != 1:
             continue
         bridge = generator.choice(named)
-        said = generator.choice(BRIDGES[bridge.relation]).format(
-            kind=generator.choice(KINDS), value=_shown(bridge.value)
+        said = BRIDGES[bridge.relation][1].format(
+            kind=generator.choice(KINDS), value=_shown(bridge)
         )
         yield Example(
             f"two-hops-{fact.passage}/{fact.relation}",
@@ -90,11 +98,16 @@ def _fact(example: Example) -> Fact:
     return Fact(country, relation, answer.answer, passage, example.input)
 
 
-def _shown(value: str) -> str:
+def _shown(bridge: Fact) -> str:
     """A name as people write it: "Nayib Armando Bukele Ortez" for "President ... BUKELE Ortez"."""
-    value = _TITLES.sub("", value)
-    words = [word.title() if word.isupper() and len(word) > 3 else word for word in value.split()]
-    return " ".join(words).partition(" (")[0]
+    if not bridge.relation.startswith("Executive"):
+        return bridge.value
+    name = _TITLES.sub("", bridge.value).partition(" (")[0]
+    return re.sub(r"[^\W\d_]{2,}", lambda word: _lowered(word[0]), name)
+
+
+def _lowered(word: str) -> str:
+    return word.capitalize() if word.isupper() else word
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,16 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "questions and their forms",
         corpus="passages with fields, as for imprag index",
     )
-    parser.add_argument("--limit", type=int, help="greatest number of questions; all if not given")
+    add_limit(parser)
     make_file(parser, arguments, made)
 
 
-def made(asked: argparse.Namespace) -> Iterator[Example]:
+def made(asked: argparse.Namespace) -> Iterable[Example]:
     """The questions that the command line asks for."""
-    examples = list(two_hops(load_corpus(asked.corpus), asked.seed))
-    if asked.limit is not None and asked.limit < len(examples):
-        examples = random.Random(asked.seed).sample(examples, asked.limit)
-    return iter(examples)
+    return limited(list(two_hops(load_corpus(asked.corpus), asked.seed)), asked)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,21 @@ def test_the_figures_are_of_the_model_that_ships(page: ModuleType) -> None:
     assert old == [], f"these are of another model; measure them again with: {page.COMMAND}"
 
 
+def test_the_confidence_is_no_part_of_what_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = benchmark_module("machine")
+    shipped = machine.answering_fingerprint()
+    for name in (machine.SETTINGS, machine.WEIGHTS):
+        (tmp_path / name).write_bytes((machine.DEFAULT_FOLDER / name).read_bytes())
+    settings = json.loads((machine.DEFAULT_FOLDER / machine.CONFIG_NAME).read_text())
+    monkeypatch.setattr(machine, "DEFAULT_FOLDER", tmp_path)
+    for changes, same in (({"confidence": {"bias": 1.0}}, True), ({"t": 19}, False)):
+        text = json.dumps({**settings, **changes}, indent=2)
+        (tmp_path / machine.CONFIG_NAME).write_text(text)
+        assert (machine.answering_fingerprint() == shipped) == same
+
+
 def test_figures_of_another_model_are_noticed(page: ModuleType) -> None:
     found = {"now": ORIGIN, "before": {**ORIGIN, "model_fingerprint": "f0"}, "never": {}}
     assert page.stale(found, "f1") == ["`before.json`", "`never.json`"]

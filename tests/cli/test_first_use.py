@@ -1,5 +1,6 @@
 """The corpus that is made while the built-in model is converted."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,37 @@ def test_the_corpus_is_there_when_the_model_is(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nothing_is_left_behind_if_the_model_fails_to_load() -> None:
-    with pytest.raises(KeyboardInterrupt), corpus_meanwhile("default", None):
+    corpora = built_in_folder("default").parent
+
+    def fail_while_it_is_written() -> None:
+        until = time.monotonic() + 30
+        while not any(corpora.glob(".tmp-*")):
+            assert time.monotonic() < until
+            time.sleep(0.01)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), corpus_meanwhile("default", None):
+        fail_while_it_is_written()
+    assert not any(corpora.glob(".tmp-*"))
+    assert not built_in_folder("default").exists()
+
+
+def test_nothing_is_imported_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imprag.py").write_text("open('imported', 'w')")
+    (tmp_path / "random.py").write_text("open('imported', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with corpus_meanwhile("default", None):
+        pass
+    assert not Path("imported").exists()
+    assert built_in_folder("default").exists()
+
+
+def test_without_another_process_the_model_still_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "")
+    with corpus_meanwhile("default", None):
+        pass
     assert not built_in_folder("default").exists()
 
 

@@ -68,6 +68,21 @@ def test_missing_models_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
         load_base_model(tmp_path / "weights.bin")
 
 
+@needs_smollm2
+def test_a_gguf_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path))
+    parsed: list[str] = []
+    read = gguf.GGUFReader.__init__
+
+    def counted(self: gguf.GGUFReader, path: str, *rest: str) -> None:
+        parsed.append(str(path))
+        read(self, path, *rest)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", counted)
+    load_base_model("smollm2-135m", torch.float32)
+    assert len(parsed) == 1
+
+
 def test_embedded_model_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPRAG_CACHE", str(tmp_path))
     monkeypatch.setattr(base, "EMBEDDED_PACKAGE", "no_such_package")

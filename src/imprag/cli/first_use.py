@@ -8,7 +8,13 @@ from pathlib import Path
 
 from imprag.cli import imports
 
-_MAKE = "from imprag.corpus import load_corpus; load_corpus('default')"
+_MAKE = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes what was begun
+from imprag.corpus import load_corpus
+load_corpus("default")
+"""
+_PATIENCE = 5.0  # seconds in which it may do so
 
 
 @contextlib.contextmanager
@@ -16,7 +22,7 @@ def corpus_meanwhile(model: str, index: Path | None) -> Iterator[None]:
     """Make the built-in corpus in another process, if the model needs it and it is not there.
 
     Both take seconds of one core. What fails there fails again, with its message, where the corpus
-    is used.
+    is used. The process imports nothing from the working folder.
 
     Args:
         model: its name, as ``--model``.
@@ -29,10 +35,18 @@ def corpus_meanwhile(model: str, index: Path | None) -> Iterator[None]:
         yield
         return
     silent = subprocess.DEVNULL
-    making = subprocess.Popen([sys.executable, "-c", _MAKE], stdout=silent, stderr=silent)
+    try:
+        making = subprocess.Popen([sys.executable, "-P", "-c", _MAKE], stdout=silent, stderr=silent)
+    except OSError:
+        yield
+        return
     try:
         yield
         making.wait()
+    except BaseException:
+        making.terminate()
+        raise
     finally:
-        making.kill()  # for example after Ctrl-C; a corpus appears whole or not at all
-        making.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            making.wait(_PATIENCE)
+        making.kill()

@@ -72,7 +72,8 @@ def later_search(
         return None
     if retriever is None:
         raise ImpRAGError(
-            "retrieve asks again, but nothing is retrieved: leave it out, or give a k above 0"
+            "retrieve asks again, but nothing is retrieved: leave it out, or give a k above 0 and "
+            "no passages"
         )
     decode = partial(rag.tokenizer.decode, skip_special_tokens=True)
     return LaterSearch(schedule, retriever, k, read, decode)

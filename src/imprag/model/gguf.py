@@ -83,7 +83,7 @@ def _parsed_once() -> Iterator[None]:
     """Let transformers parse a GGUF file, and its table of names, once and not three times."""
     own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     reader = functools.cache(_PlainReader)
-    gguf.GGUFReader = lambda path: reader(str(path))
+    gguf.GGUFReader = lambda path, *mode: reader(str(path), *mode)
     gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     try:
         yield

@@ -4,6 +4,7 @@ Every step is one command, which resumes where it was interrupted. ``OUT/steps/N
 a step is finished, and by which command; ``OUT/logs/NAME.log`` holds what the last attempt wrote.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -214,17 +215,17 @@ def load_graph(name: str | Path, *, only: Sequence[str] = (), wiki: Path | None 
     if unknown := [table for table in only if table not in study.tables]:
         raise ImpRAGError(f"no table {unknown[0]}; there are {', '.join(study.tables)}")
     places = {"wiki": None if wiki is None else expand_home(wiki).resolve()}
-    left_out = [] if wiki else [n for n, one in study.evaluations.items() if _names(one, "wiki")]
+    asking = {n: (*one.options, one.corpus) for n, one in study.evaluations.items()}
+    left_out = [n for n, texts in asking.items() if not wiki and "{wiki}" in " ".join(texts)]
     shown = {n: one for n, one in study.tables.items() if not only or n in only}
     kept = {n: one for n, one in shown.items() if one.evaluation not in left_out}
     graph = Graph(folder, study, tuple(kept))
     if wiki is None and len(kept) < len(shown):
         names = ", ".join(n for n in shown if n not in kept)
         graph.notes.append(f"{names}: left out without --wiki, a folder of Wikipedia questions.")
-    for target in (folder_name for folder_name in study.data):
-        graph.steps[f"data/{target}"] = Step(
-            f"data/{target}", (*study.data[target], "--out", target)
-        )
+    for target, command in study.data.items():
+        step = f"data/{target}"
+        graph.steps[step] = Step(step, (*command, "--out", target))
     for table in kept.values():
         for arm in table.arms():
             _add_arm(graph, arm, table.evaluation, places)
@@ -249,10 +250,6 @@ def _read(path: Path) -> Study:
         if (arm_.recipe is None) == (arm_.of is None) or arm_.of not in (None, *study.arms):
             raise ImpRAGError(f"{path}: the arm {name} needs a recipe, or of: another arm")
     return study
-
-
-def _names(evaluation: Evaluation, place: str) -> bool:
-    return any("{" + place + "}" in text for text in (*evaluation.options, evaluation.corpus))
 
 
 def _located(text: str, places: Mapping[str, Path | None], folder: Path) -> str:
@@ -421,10 +418,13 @@ def _run(step: Step, out: Path, run: Runner, made: Iterable[str]) -> Status:
     began = time.monotonic()
     try:
         _write_inputs(step, out)
-        code = 0 if _is_made(step, out, made) else run(step.command, out, log)
+        is_made = _is_made(step, out, made)
     except (ImpRAGError, OSError) as error:  # steps that do not need this one still run
-        log.write_text(f"{error}\n", encoding="utf-8")
-        code = 1
+        print(f"  failed: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # of a full disk
+            log.write_text(f"{error}\n", encoding="utf-8")
+        return "failed"
+    code = 0 if is_made else run(step.command, out, log)
     if code == 130:
         raise KeyboardInterrupt
     if code:

@@ -48,6 +48,47 @@ def test_a_value_that_two_countries_have_names_none() -> None:
         assert "Ramchandra Paudel" in made["Nepal/Geography"].input
 
 
+def test_names_that_tell_the_country_are_not_used() -> None:
+    fields = {"Government": {"Capital: name": "Andorra la Vella"}, "Geography": {"Area: land": "1"}}
+    made = [
+        Passage(
+            f"a/{section}",
+            f"Andorra, {section}",
+            "\n".join(f"{label}: {value}" for label, value in facts.items()),
+            {"section": section, "fields": list(facts)},
+        )
+        for section, facts in fields.items()
+    ]
+    assert list(two_hops.two_hops(made)) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("President Nayib Armando BUKELE Ortez (since 2019)", "Nayib Armando Bukele Ortez"),
+        ("Minister of State Christophe MIRMAND", "Christophe Mirmand"),
+        ("Acting Prime Minister Denis SASSOU-Nguesso", "Denis Sassou-Nguesso"),
+    ],
+)
+def test_names_are_written_as_people_write_them(value: str, shown: str) -> None:
+    fact = two_hops.Fact("X", "Executive branch, head of government", value, "p", "q")
+    assert two_hops._shown(fact) == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(["--limit", "-3"], "not above 0"), ([], "no question can be made")]
+)
+def test_nothing_is_written_if_nothing_can_be_made(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Corpus.build([Passage("1", "A", "text")], tmp_path / "corpus")
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(SystemExit):
+        two_hops.main([str(tmp_path / "corpus"), *options, "--out", str(out)])
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_file_can_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "two-hops.jsonl"
     Corpus.build(passages(), corpus)
