@@ -60,6 +60,18 @@ def test_stored_states_are_read_as_live_ones(family: str, corpus: Corpus, tmp_pa
     assert (cache.hits, cache.misses) == (4, 0)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_a_bfloat16_models_states_are_stored_as_they_are(
+    family: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    config = ImpRAGConfig(base_model="tiny", b=1, t=3, k=3, max_passage_tokens=16)
+    model = ImpRAGModel(tiny_lm(family).to(torch.bfloat16), config)
+    store = build(model, corpus, tmp_path / "cache", codec="bf16")
+    cache = PassageKVCache(model, tiny_tokenizer(), store)
+    assert_close(logits(model, cache), logits(model, live(model)), rtol=0, atol=1e-3)
+    assert (cache.hits, cache.misses) == (4, 0)
+
+
 @pytest.mark.parametrize("codec", ["bf16", "int8"])
 def test_coded_states_are_read_nearly_as_live_ones(codec: str, corpus: Corpus, tmp_path) -> None:
     model = tiny_imprag_model()
