@@ -6,10 +6,10 @@
     python benchmarks/performance.py --parts kv_quality --squad held-out.jsonl passages.jsonl
 
 Each part is one file of the results' folder, with commit, fingerprint of the shipped model, machine
-and date. Rerun after an interruption: parts that were measured with this model and commit are
-reused. Times come first, in half an hour; the other parts answer questions of the factbook
-benchmark, which is built first, and take no times but attribution's. ``--squad`` adds questions
-with their passages to what codecs are compared on.
+and date. Times come first, in half an hour; rerun after an interruption, those that were measured
+with this model and commit are reused. The other parts answer questions of the factbook benchmark,
+which is built first, and take no times but attribution's; of them `kv_quality` goes on where it
+stopped. ``--squad`` adds questions with their passages to what codecs are compared on.
 """
 
 import argparse

@@ -18,11 +18,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_corpus_is_there_when_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with corpus_meanwhile("default", None):
+    with corpus_meanwhile("default", None, None):
         assert not built_in_folder("default").exists()
     assert len(Corpus.open(built_in_folder("default"))) == 23186
     monkeypatch.setattr("subprocess.Popen", None)
-    with corpus_meanwhile("default", None):
+    with corpus_meanwhile("default", None, None):
         pass  # it is not made again
 
 
@@ -36,7 +36,7 @@ def test_nothing_is_left_behind_if_the_model_fails_to_load() -> None:
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), corpus_meanwhile("default", None):
+    with pytest.raises(KeyboardInterrupt), corpus_meanwhile("default", None, None):
         fail_while_it_is_written()
     assert not any(corpora.glob(".tmp-*"))
     assert not built_in_folder("default").exists()
@@ -48,7 +48,7 @@ def test_nothing_is_imported_from_the_working_folder(
     (tmp_path / "imprag.py").write_text("open('imported', 'w')")
     (tmp_path / "random.py").write_text("open('imported', 'w')")
     monkeypatch.chdir(tmp_path)
-    with corpus_meanwhile("default", None):
+    with corpus_meanwhile("default", None, None):
         pass
     assert not Path("imported").exists()
     assert built_in_folder("default").exists()
@@ -56,16 +56,19 @@ def test_nothing_is_imported_from_the_working_folder(
 
 def test_without_another_process_the_model_still_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "")
-    with corpus_meanwhile("default", None):
+    with corpus_meanwhile("default", None, None):
         pass
     assert not built_in_folder("default").exists()
 
 
-@pytest.mark.parametrize(("model", "index"), [("other", None), ("default", Path("index"))])
-def test_other_models_and_indexes_do_not_need_it(
-    model: str, index: Path | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("model", "index", "k"),
+    [("other", None, None), ("default", Path("index"), None), ("default", None, 0)],
+)
+def test_it_is_not_made_for_those_that_do_not_need_it(
+    model: str, index: Path | None, k: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("subprocess.Popen", None)
-    with corpus_meanwhile(model, index):
+    with corpus_meanwhile(model, index, k):
         pass
     assert not built_in_folder("default").exists()

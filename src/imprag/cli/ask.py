@@ -84,7 +84,7 @@ class Source:
         """The model with what it retrieves by."""
         from imprag.pipeline import ImpRAG
 
-        with corpus_meanwhile(self.model, self.index):
+        with corpus_meanwhile(self.model, self.index, self.k):
             rag = ImpRAG.from_pretrained(
                 self.model,
                 self.index,

@@ -18,7 +18,7 @@ _PATIENCE = 5.0  # seconds in which it may do so
 
 
 @contextlib.contextmanager
-def corpus_meanwhile(model: str, index: Path | None) -> Iterator[None]:
+def corpus_meanwhile(model: str, index: Path | None, k: int | None) -> Iterator[None]:
     """Make the built-in corpus in another process, if the model needs it and it is not there.
 
     Both take seconds of one core. What fails there fails again, with its message, where the corpus
@@ -27,10 +27,11 @@ def corpus_meanwhile(model: str, index: Path | None) -> Iterator[None]:
     Args:
         model: its name, as ``--model``.
         index: as ``--index``.
+        k: as ``--k``.
     """
     from imprag.corpus.library import built_in_folder
 
-    needed = imports.own_process and model == "default" and index is None
+    needed = imports.own_process and model == "default" and index is None and k != 0
     if not needed or built_in_folder("default").exists():
         yield
         return
