@@ -2,9 +2,10 @@
 
 A question names its country by another field: "What is the elevation of the country whose capital
 is Kathmandu?". Its answer has two passages, that of the other field first, and ``meta`` holds the
-country as ``bridge_answer``, as ``positives: hops`` of a recipe wants it.
+country as ``bridge_answer``, as ``positives: hops`` of a recipe wants it. Of passages that
+`rename.py` made, the bridge has to be read: each of their countries has many names.
 
-    python examples/default_model/two_hops.py default --limit 20000 --out two-hops.jsonl
+    python examples/default_model/two_hops.py default --leave-out factbook-bench --out hops.jsonl
 """
 
 import argparse
@@ -19,6 +20,7 @@ from question_files import add_limit, limited, make_file, question_parser
 from imprag.corpus import Passage, load_corpus
 from imprag.tasks import Answer, Example
 from imprag.tasks.self_supervised import question
+from imprag.training.data import not_held_out
 
 #: By what a country is named: a field's relation, the pattern of fitting values, and the words.
 BRIDGES = {
@@ -51,6 +53,11 @@ class Fact(NamedTuple):
     passage: str
     question: str
 
+    @property
+    def copy(self) -> str:
+        """Where the value has to tell countries apart: a copy of `rename.py`, or the corpus."""
+        return self.passage.partition("/")[0]
+
 
 def two_hops(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
     """One question for each field of a country that another field names and no other country's.
@@ -60,19 +67,19 @@ def two_hops(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         seed: draws the field that names the country and the form of the question.
     """
     facts = [_fact(one) for one in question(passages, seed)]
-    countries: dict[tuple[str, str], set[str]] = defaultdict(set)
-    bridges: dict[str, list[Fact]] = defaultdict(list)
+    countries: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    bridges: dict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in facts:
-        countries[fact.relation, fact.value].add(fact.country)
+        countries[fact.copy, fact.relation, fact.value].add(fact.country)
     for fact in facts:
         pattern, _ = BRIDGES.get(fact.relation, ("", ""))
         fits = bool(pattern and re.fullmatch(pattern, fact.value))
-        unique = len(countries[fact.relation, fact.value]) == 1
+        unique = len(countries[fact.copy, fact.relation, fact.value]) == 1
         if fits and unique and fact.country not in fact.value:
-            bridges[fact.country].append(fact)
+            bridges[fact.copy, fact.country].append(fact)
     for fact in facts:
         generator = random.Random(f"{seed} two hops {fact.passage} {fact.relation}")
-        named = [one for one in bridges[fact.country] if one.passage != fact.passage]
+        named = [one for one in bridges[fact.copy, fact.country] if one.passage != fact.passage]
         if not named or fact.question.count(fact.country) != 1:
             continue
         bridge = generator.choice(named)
@@ -117,13 +124,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "questions and their forms",
         corpus="passages with fields, as for imprag index",
     )
+    parser.add_argument(
+        "--leave-out", metavar="BENCHMARK", help="leave out countries of its splits dev and test"
+    )
     add_limit(parser)
     make_file(parser, arguments, made)
 
 
 def made(asked: argparse.Namespace) -> Iterable[Example]:
     """The questions that the command line asks for."""
-    return limited(list(two_hops(load_corpus(asked.corpus), asked.seed)), asked)
+    keep = not_held_out({asked.leave_out: {"train"}} if asked.leave_out else {})
+    passages = filter(keep, load_corpus(asked.corpus))
+    return limited(list(two_hops(passages, asked.seed)), asked)
 
 
 if __name__ == "__main__":

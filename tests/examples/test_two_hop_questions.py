@@ -28,24 +28,62 @@ def passages() -> list[Passage]:
         for section, facts in fields.items():
             text = "\n".join(f"{label}: {value}" for label, value in facts.items())
             meta = {"section": section, "fields": list(facts)}
-            made.append(Passage(f"{country}/{section}", f"{country}, {section}", text, meta))
+            id = f"factbook/{country}/{section}"
+            made.append(Passage(id, f"{country}, {section}", text, meta))
     return made
 
 
 def test_a_country_is_named_by_a_field_of_another_passage() -> None:
     made = {one.gold_ids[-1]: one for one in two_hops.two_hops(passages())}
-    chad = made["Chad/Geography"]
+    chad = made["factbook/Chad/Geography"]
     assert chad.meta["bridge_answer"] == "Chad"
     assert "Chad" not in chad.input
     assert "N'Djamena" in chad.input or "Mahamat Idriss Deby Itno" in chad.input
     assert list(chad.answers) == ["3,445 m"]
-    assert list(chad.gold_ids) == ["Chad/Government", "Chad/Geography"]
+    assert list(chad.gold_ids) == [
+        "factbook/Chad/Government",
+        "factbook/Chad/Geography",
+    ]
 
 
 def test_a_value_that_two_countries_have_names_none() -> None:
     for seed in range(10):
         made = {one.gold_ids[-1]: one for one in two_hops.two_hops(passages(), seed)}
-        assert "Ramchandra Paudel" in made["Nepal/Geography"].input
+        assert "Ramchandra Paudel" in made["factbook/Nepal/Geography"].input
+
+
+def test_copies_of_a_country_are_named_within_their_copy() -> None:
+    named = [
+        Passage(
+            f"renamed-{copy}/{one.id}",
+            one.title.replace("Chad", name),
+            one.text,
+            one.meta,
+        )
+        for copy, name in enumerate(("Leopold", "Phoenix"))
+        for one in passages()
+        if one.title.startswith("Chad")
+    ]
+    made = {one.meta["bridge_answer"]: one for one in two_hops.two_hops(named)}
+    assert set(made) == {"Leopold", "Phoenix"}
+    for copy, name in enumerate(made):
+        assert all(id.startswith(f"renamed-{copy}/") for id in made[name].gold_ids)
+
+
+def test_held_out_countries_are_left_out(tmp_path: Path) -> None:
+    corpus, benchmark = tmp_path / "corpus", tmp_path / "benchmark"
+    Corpus.build(passages(), corpus)
+    benchmark.mkdir()
+    splits = {"countries": {"train": ["Chad", "Elsewhere"], "test": ["Nepal"]}}
+    manifest = {"name": "own", "version": 1, "seed": 0, "tasks": {}, "splits": splits}
+    (benchmark / "benchmark.json").write_text(json.dumps(manifest))
+    made = {}
+    for name, options in (("all", []), ("some", ["--leave-out", str(benchmark)])):
+        out = tmp_path / f"{name}.jsonl"
+        two_hops.main([str(corpus), *options, "--out", str(out)])
+        rows = map(json.loads, out.read_text().splitlines())
+        made[name] = {row["meta"]["bridge_answer"] for row in rows}
+    assert made == {"all": set(COUNTRIES), "some": {"Chad", "Elsewhere"}}
 
 
 def test_names_that_tell_the_country_are_not_used() -> None:

@@ -131,11 +131,22 @@ def test_examples_without_a_bridge_are_refused(world: Path, broken: str) -> None
 
 def test_the_factbooks_bridge_is_the_described_country() -> None:
     task = load_task("factbook/two_hop")
-    (tasks,) = [task]
-    example = _example({"country": "Nepal", "relation": "highest point"})
-    assert tasks.bridge_of(example) == "Nepal"
+    assert task.bridge_of(_example({"country": "Nepal", "relation": "highest point"})) == "Nepal"
     assert load_task("hotpotqa").bridge_of(_example({"bridge_answer": " Oslo "})) == "Oslo"
     assert load_task("hotpotqa").bridge_of(_example({})) == ""
+
+
+@pytest.mark.parametrize("meta", [{"bridge_answer": "Nepal"}, {}])
+def test_the_factbooks_task_reads_questions_of_other_files(
+    meta: dict[str, str], tmp_path: Path
+) -> None:
+    row = {"id": "1", "input": "?", "output": [{"answer": "8,849 m"}], "meta": meta}
+    row["meta"] = {**meta, "group": ["Nepal", "highest point"]}
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps(row))
+    (tasks,) = read_tasks([f"factbook/two_hop={file}"])
+    assert tasks.task.bridge_of(tasks.examples[0]) == meta.get("bridge_answer", "")
+    assert tasks.examples[0].meta["group"] == ["Nepal", "highest point"]
 
 
 def _example(meta: dict[str, str]) -> Any:

@@ -15,12 +15,12 @@ from imprag.tasks.task import Task
 def about_fact(example: Example) -> Example:
     """The example, grouped by the country and the relation that it asks about."""
     fact = [example.meta.get("country"), example.meta.get("relation")]
-    return replace(example, meta={**example.meta, "group": fact})
+    return replace(example, meta={"group": fact, **example.meta})
 
 
 def described_country(example: Example) -> str:
     """The country that a two-hop question describes, which its second fact is about."""
-    return str(example.meta["country"])
+    return str(example.meta.get("country") or example.meta.get("bridge_answer") or "").strip()
 
 
 QA = Task("factbook/qa", QUESTION, normalize=about_fact)
