@@ -12,13 +12,16 @@ The file names the corpora. Some should be texts that the model was trained on, 
       index: wiki-index
       tasks: [squad=squad-dev.jsonl, nq=nq-dev.jsonl]
 
-Questions are asked in their task's template and as they are. ``--out`` gets the gate, to be copied
+Questions are asked in their task's template and as they are; for a model that retrieves at a
+separator, two-hop questions are asked up to it, too. ``--out`` gets the gate, to be copied
 into ``imprag.json`` as "gate".
 """
 
 import argparse
 import json
 import random
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import yaml
 from imprag import ImpRAG
 from imprag.retrieval.gate import Gate
 from imprag.retrieval.hybrid import HybridRetriever
-from imprag.tasks import read_tasks
+from imprag.tasks import Example, Task, read_tasks
 from imprag.training.gate import GateExample, fit_gate, hits
 
 PLAIN = ("squad", "nq", "popqa", "hotpotqa", "factbook/qa", "factbook/qa_unseen", "wiki10k/qa")
@@ -76,15 +79,38 @@ def collect(model: str, corpus: dict[str, Any], limit: int) -> Examples:
     found: Examples = {}
     for tasks in read_tasks(corpus["tasks"], data=data, split=corpus.get("split")):
         drawn = [one for one in tasks.draw(limit, seed=0).examples if one.gold_ids]
-        gold = [frozenset(rag.corpus.rows(one.gold_ids)) for one in drawn]
-        forms = {tasks.task.name: [tasks.task.prompt(one) for one in drawn]}
-        if tasks.task.name in PLAIN:
-            forms[f"{tasks.task.name} plain"] = [one.input for one in drawn]
-        for name, prompts in forms.items():
-            candidates = retriever.candidates(prompts)
+        separator = rag.config.schedule().separator
+        for name, questions in forms(tasks.task, drawn, separator).items():
+            candidates = retriever.candidates([prompt for prompt, _ in questions])
+            gold = [frozenset(rag.corpus.rows(ids)) for _, ids in questions]
             found[name] = [GateExample(*pair) for pair in zip(candidates, gold, strict=True)]
-            print(f"{name}: {len(prompts)} prompts", flush=True)
+            print(f"{name}: {len(questions)} prompts", flush=True)
     return found
+
+
+def forms(
+    task: Task, examples: Sequence[Example], separator: str | None
+) -> dict[str, list[tuple[str, list[str]]]]:
+    """Prompts with their gold passages, by the name of the form in which they ask.
+
+    Args:
+        task: of all examples.
+        examples: with gold passages.
+        separator: where the model retrieves the second passage of a two-hop question, if it does.
+    """
+    made: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
+    for one in examples:
+        prompt, bridge = task.prompt(one), task.bridge_of(one)
+        pairs = [[ref["passage_id"] for ref in answer.provenance] for answer in one.output]
+        if separator is None or not bridge or any(len(pair) not in (0, 2) for pair in pairs):
+            made[task.name].append((prompt, list(one.gold_ids)))
+            if task.name in PLAIN:
+                made[f"{task.name} plain"].append((one.input, list(one.gold_ids)))
+            continue
+        first, second = zip(*filter(None, pairs), strict=True)
+        made[f"{task.name} first hop"].append((prompt, list(first)))
+        made[f"{task.name} second hop"].append((f"{prompt} {bridge} {separator}", list(second)))
+    return made
 
 
 def half(corpora: dict[str, Examples], which: int) -> dict[str, Examples]:
