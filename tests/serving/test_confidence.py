@@ -11,7 +11,7 @@ from tiny_api import tiny_app
 from tiny_server import Client, running_engine, tiny_rag
 
 from imprag.errors import ImpRAGError
-from imprag.model.confidence import FEATURES, NOT_FOUND, Confidence, features
+from imprag.model.confidence import FEATURES, NOT_FOUND, Confidence, features, names_found
 from imprag.pipeline import ImpRAG
 from imprag.serving.engine import Engine
 from imprag.serving.requests import Ended, EngineRequest, NewText
@@ -192,8 +192,35 @@ def test_bad_weights_are_refused(values: Any) -> None:
         Confidence.from_json(values)
 
 
+NIGERIA = "Nigeria, Geography\nCoastline: 853 km"
+NIGER = "Niger, Geography\nCoastline: 0 km; bordering Nigeria"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "passages", "share"),
+    [
+        ("Q: How long is Niger's coast? A:", "853 km", [NIGERIA, NIGER], 0),
+        ("Q: How long is Niger's coast? A:", "0 km", [NIGERIA, NIGER], 1),
+        ("Q: How long is Niger's coast? A:", "53 km", [NIGERIA, NIGER], 0),
+        ("Q: How long is Niger's coast? A:", "", [NIGER], 0),
+        ("Is Niger's coast longer than Nigeria's?", "0 km", [NIGER], 1),
+        ("Is Niger's coast longer than Chad's?", "0 km", [NIGER], 0.5),
+        ("how long is its coast?", "0 km", [NIGER], 1),
+        ("how long is its coast?", "1 km", [NIGER], 0),
+        ("Use the passages.\nWhich coast had 853 km in 2024?", "nigeria", [NIGERIA], 0.5),
+        ("How high is it? (answer in M)", "8,849 m", ["M: 8,849 m"], 1),
+        ("尼泊尔的首都是哪里？", "加德满都", ["首都是加德满都。"], 1),
+        ("", "", [], 0),
+    ],
+)
+def test_names_are_sought_in_the_first_passage_that_states_the_answer(
+    prompt: str, answer: str, passages: list[str], share: float
+) -> None:
+    assert names_found(prompt, answer, passages) == share
+
+
 def test_an_answer_without_passages_or_tokens_has_features() -> None:
-    found = features([], [], [])
+    found = features([], [], [], 0.0)
     assert found == dict.fromkeys(FEATURES, 0.0) | {"bias": 1.0}
     assert Confidence({"bias": 0.0}).of(found) == 0.5
     assert Confidence({"bias": 1e9}).of(found) == pytest.approx(1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from imprag.model.attribution import Attribution, attribute, token_spans
-from imprag.model.confidence import NOT_FOUND, Confidence, features
+from imprag.model.confidence import NOT_FOUND, Confidence, features, names_found
 from imprag.retrieval.again import AnswerRetrievals, Retrieval
 from imprag.retrieval.retriever import LOGITS, RetrievedPassage
 
@@ -113,7 +113,9 @@ class Judge:
             found = read.retrievals[0].passages
             ranked = all(one.kind in LOGITS for one in found)
             scores = [one.score for one in found] if ranked else []
-            evidence = features(scores, attribution.shares, own)
+            texts = [f"{one.passage.title}\n{one.passage.text}" for one in read.passages]
+            names = names_found(read.prompt, text, texts)
+            evidence = features(scores, attribution.shares, own, names)
             confidence = self.confidence.of(evidence)
             judged |= {"evidence": evidence, "confidence": confidence}
             if confidence < self.least:

@@ -2,19 +2,21 @@
 
     confidence = 1 / (1 + exp(-w · f))
 
-f are nine numbers (:data:`FEATURES`) about the ranking, the reading and the answer's tokens; none
-needs a further pass. `imprag.training.confidence` fits the weights w.
+f are ten numbers (:data:`FEATURES`) about the ranking, the reading, the answer's tokens and its
+words; none needs a further pass. `imprag.training.confidence` fits the weights w.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from imprag.corpus.words import fold, words_and_symbols
 from imprag.errors import ImpRAGError
 
 HUGE = 1e100
@@ -34,19 +36,49 @@ FEATURES = (
     "mean_log_probability",
     "least_log_probability",
     "log_tokens",
+    "names",
 )
+#: After these, a word may have a capital letter without being a name.
+_BEFORE_SENTENCES = frozenset(".?!:[")
+
+
+def names_found(prompt: str, answer: str, passages: Sequence[str]) -> float:
+    """Share of the prompt's names in the first passage that states the answer, 0 to 1.
+
+    Numbers and capitalised words are names, but for the first word of a sentence or line. Without a
+    passage that states the answer it is 0; with one, but without a name in the prompt, it is 1.
+
+    >>> names_found("Q: How long is Niger's coast? A:", "853 km", ["Nigeria. Coastline: 853 km"])
+    0.0
+    """
+    words = [".", *words_and_symbols(prompt.replace("\n", " . "))]
+    names = {
+        fold(word)
+        for before, word in pairwise(words)
+        if before not in _BEFORE_SENTENCES and (word[0].isupper() or word[0].isdigit())
+    }
+    said = words_and_symbols(fold(answer))
+    for passage in passages:
+        text = words_and_symbols(fold(passage))
+        if said and f" {' '.join(said)} " in f" {' '.join(text)} ":
+            return len(names.intersection(text)) / len(names) if names else 1.0
+    return 0.0
 
 
 def features(
-    scores: Sequence[float], shares: Sequence[float], log_probabilities: Sequence[float]
+    scores: Sequence[float],
+    shares: Sequence[float],
+    log_probabilities: Sequence[float],
+    names: float,
 ) -> dict[str, float]:
-    """The nine features of an answer by name.
+    """The ten features of an answer by name.
 
     Args:
         scores: s(q, p) of the passages that were read, best first; none if they were not ranked by
             the model. Without any, the three features of scores are 0.
         shares: of each passage, as in `imprag.model.attribution.Attribution`.
         log_probabilities: natural logarithms of the probabilities of the answer's tokens.
+        names: of `names_found`.
     """
 
     def lead(place: int) -> float:
@@ -63,6 +95,7 @@ def features(
         sum(tokens) / len(tokens),
         min(tokens),
         math.log(len(tokens)),
+        names,
     )
     return dict(zip(FEATURES, values, strict=True))
 

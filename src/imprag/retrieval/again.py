@@ -58,6 +58,7 @@ class AnswerRetrievals:
         found: what the prompt reads.
 
     Attributes:
+        prompt: the prompt.
         retrievals: so far, the prompt's first.
     """
 
@@ -66,7 +67,7 @@ class AnswerRetrievals:
     ) -> None:
         self.retrievals = [Retrieval(0, found)]
         self._later = later
-        self._prompt = prompt
+        self.prompt = prompt
         self._parts: list[tuple[list[RetrievedPassage], PassageKV]] = []
         self._read = [found]  # from each retrieval on, in the order of the passage KV
 
@@ -99,7 +100,7 @@ class AnswerRetrievals:
         later = self._later
         assert later is not None
         written = later.decode(tokens)
-        text = ContinuedPrompt(self._prompt, written, tokens)
+        text = ContinuedPrompt(self.prompt, written, tokens)
         found = search(later.retriever, PromptBatch([text], input_ids), queries, later.k)[0]
         if not self._parts:
             self._parts = [(self.retrievals[0].passages, kv)]
