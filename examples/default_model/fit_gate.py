@@ -12,9 +12,9 @@ The file names the corpora. Some should be texts that the model was trained on, 
       index: wiki-index
       tasks: [squad=squad-dev.jsonl, nq=nq-dev.jsonl]
 
-Questions are asked in their task's template and as they are; for a model that retrieves at a
-separator, two-hop questions are asked up to it, too. ``--out`` gets the gate, to be copied
-into ``imprag.json`` as "gate".
+Questions are asked in their task's template and as they are; two-hop questions of a model that
+retrieves at a separator in the template, and then up to the separator. ``--out`` gets the gate, to
+be copied into ``imprag.json`` as "gate".
 """
 
 import argparse
@@ -29,6 +29,7 @@ import numpy as np
 import yaml
 
 from imprag import ImpRAG
+from imprag.errors import ImpRAGError
 from imprag.retrieval.gate import Gate
 from imprag.retrieval.hybrid import HybridRetriever
 from imprag.tasks import Example, Task, read_tasks
@@ -49,10 +50,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="prompts of each task")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    corpora = {
-        name: collect(options.model, corpus, options.limit)
-        for name, corpus in yaml.safe_load(options.corpora.read_text()).items()
-    }
+    if options.out.exists():
+        parser.error(f"{options.out} exists already; delete it or choose another name")
+    try:
+        named = yaml.safe_load(options.corpora.read_text())
+        if not isinstance(named, dict) or not all(isinstance(one, dict) for one in named.values()):
+            parser.error(f"{options.corpora} maps no names to corpora, as above")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        corpora = {
+            name: collect(options.model, corpus, options.limit) for name, corpus in named.items()
+        }
+    except (ImpRAGError, OSError, yaml.YAMLError) as error:
+        parser.error(str(error))
     print(f"{'':28}{'implicit':>14}{'lexical':>14}{'fixed 0.5':>14}{'gate':>14}   recall@1/@10")
     halves = [half(corpora, 0), half(corpora, 1)]
     gates = [fit_gate(halves[1]), fit_gate(halves[0])]  # each half is measured by the other's gate
@@ -95,19 +104,20 @@ def forms(
 
     Args:
         task: of all examples.
-        examples: with gold passages.
+        examples: each with a gold passage.
         separator: where the model retrieves the second passage of a two-hop question, if it does.
     """
     made: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
     for one in examples:
         prompt, bridge = task.prompt(one), task.bridge_of(one)
         pairs = [[ref["passage_id"] for ref in answer.provenance] for answer in one.output]
-        if separator is None or not bridge or any(len(pair) not in (0, 2) for pair in pairs):
+        pairs = [pair for pair in pairs if pair]
+        if separator is None or not bridge or any(len(pair) != 2 for pair in pairs):
             made[task.name].append((prompt, list(one.gold_ids)))
             if task.name in PLAIN:
                 made[f"{task.name} plain"].append((one.input, list(one.gold_ids)))
             continue
-        first, second = zip(*filter(None, pairs), strict=True)
+        first, second = zip(*pairs, strict=True)
         made[f"{task.name} first hop"].append((prompt, list(first)))
         made[f"{task.name} second hop"].append((f"{prompt} {bridge} {separator}", list(second)))
     return made

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from question_files import add_limit, limited, make_file, question_parser
 
 from imprag.corpus import Passage, load_corpus
+from imprag.errors import ImpRAGError
 from imprag.tasks import Answer, Example
 from imprag.tasks.self_supervised import question
 from imprag.training.data import not_held_out
@@ -56,7 +57,8 @@ class Fact(NamedTuple):
     @property
     def copy(self) -> str:
         """Where the value has to tell countries apart: a copy of `rename.py`, or the corpus."""
-        return self.passage.partition("/")[0]
+        found = re.match(r"renamed-\d+/", self.passage)
+        return found[0] if found else ""
 
 
 def two_hops(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
@@ -133,8 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def made(asked: argparse.Namespace) -> Iterable[Example]:
     """The questions that the command line asks for."""
-    keep = not_held_out({asked.leave_out: {"train"}} if asked.leave_out else {})
-    passages = filter(keep, load_corpus(asked.corpus))
+    passages: Iterable[Passage] = load_corpus(asked.corpus)
+    if asked.leave_out is not None:
+        keep = not_held_out({asked.leave_out: {"train"}})
+        kept = [passage for passage in passages if keep(passage)]
+        if len(kept) == len(load_corpus(asked.corpus)):
+            raise ImpRAGError(f"{asked.leave_out} holds out no country of {asked.corpus}")
+        passages = kept
     return limited(list(two_hops(passages, asked.seed)), asked)
 
 

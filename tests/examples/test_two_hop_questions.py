@@ -28,28 +28,27 @@ def passages() -> list[Passage]:
         for section, facts in fields.items():
             text = "\n".join(f"{label}: {value}" for label, value in facts.items())
             meta = {"section": section, "fields": list(facts)}
-            id = f"factbook/{country}/{section}"
-            made.append(Passage(id, f"{country}, {section}", text, meta))
+            made.append(Passage(f"{country}/{section}", f"{country}, {section}", text, meta))
     return made
 
 
 def test_a_country_is_named_by_a_field_of_another_passage() -> None:
     made = {one.gold_ids[-1]: one for one in two_hops.two_hops(passages())}
-    chad = made["factbook/Chad/Geography"]
+    chad = made["Chad/Geography"]
     assert chad.meta["bridge_answer"] == "Chad"
     assert "Chad" not in chad.input
     assert "N'Djamena" in chad.input or "Mahamat Idriss Deby Itno" in chad.input
     assert list(chad.answers) == ["3,445 m"]
     assert list(chad.gold_ids) == [
-        "factbook/Chad/Government",
-        "factbook/Chad/Geography",
+        "Chad/Government",
+        "Chad/Geography",
     ]
 
 
 def test_a_value_that_two_countries_have_names_none() -> None:
     for seed in range(10):
         made = {one.gold_ids[-1]: one for one in two_hops.two_hops(passages(), seed)}
-        assert "Ramchandra Paudel" in made["factbook/Nepal/Geography"].input
+        assert "Ramchandra Paudel" in made["Nepal/Geography"].input
 
 
 def test_copies_of_a_country_are_named_within_their_copy() -> None:
@@ -84,6 +83,20 @@ def test_held_out_countries_are_left_out(tmp_path: Path) -> None:
         rows = map(json.loads, out.read_text().splitlines())
         made[name] = {row["meta"]["bridge_answer"] for row in rows}
     assert made == {"all": set(COUNTRIES), "some": {"Chad", "Elsewhere"}}
+
+
+@pytest.mark.parametrize("countries", [{"train": ["Chad"], "test": ["Narnia"]}, None])
+def test_a_benchmark_that_holds_out_nothing_is_refused(
+    countries: dict[str, list[str]] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Corpus.build(passages(), tmp_path / "corpus")
+    manifest = {"name": "own", "version": 1, "seed": 0, "tasks": {}}
+    splits = {} if countries is None else {"countries": countries}
+    (tmp_path / "benchmark.json").write_text(json.dumps({**manifest, "splits": splits}))
+    words = [str(tmp_path / "corpus"), "--leave-out", str(tmp_path), "--out", str(tmp_path / "o")]
+    with pytest.raises(SystemExit):
+        two_hops.main(words)
+    assert "holds out no country" in capsys.readouterr().err
 
 
 def test_names_that_tell_the_country_are_not_used() -> None:

@@ -10,9 +10,14 @@ from fastapi.testclient import TestClient
 from tiny_api import tiny_app
 from tiny_server import Client, running_engine, tiny_rag
 
+from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
+from imprag.generation.answer import Judge
 from imprag.model.confidence import FEATURES, NOT_FOUND, Confidence, features, names_found
+from imprag.model.schedule import RetrievalSchedule
 from imprag.pipeline import ImpRAG
+from imprag.retrieval.again import AnswerRetrievals, LaterSearch
+from imprag.retrieval.retriever import RetrievedPassage
 from imprag.serving.engine import Engine
 from imprag.serving.requests import Ended, EngineRequest, NewText
 
@@ -205,11 +210,19 @@ NIGER = "Niger, Geography\nCoastline: 0 km; bordering Nigeria"
         ("Q: How long is Niger's coast? A:", "", [NIGER], 0),
         ("Is Niger's coast longer than Nigeria's?", "0 km", [NIGER], 1),
         ("Is Niger's coast longer than Chad's?", "0 km", [NIGER], 0.5),
-        ("how long is its coast?", "0 km", [NIGER], 1),
+        ("how long is its coast?", "0 km", [NIGER], 0.5),
+        ("HOW LONG IS NIGER'S COAST?", "0 km", [NIGER], 0.5),
+        ("Q: coast of Niger A:", "0 km", [NIGER], 1),
+        ("What is the capital of St. Lucia?", "Castries.", ["Saint Lucia\nCastries"], 1),
+        ("How long is the coast of the U.S. Virgin Islands?", "1", ["Virgin Islands: 1"], 1),
+        ("How high is Nepal?", "8849 m", ["Nepal: 8,849 m"], 1),
+        ("How high is Nepal?", "849 m", ["Nepal: 8,849 m"], 0),
+        ("How high is Nepal?", "5%", ["Nepal: 12.5%"], 0),
+        ("What is Chad's capital?", "N’Djamena", ["Chad: N'Djamena"], 1),
         ("how long is its coast?", "1 km", [NIGER], 0),
         ("Use the passages.\nWhich coast had 853 km in 2024?", "nigeria", [NIGERIA], 0.5),
-        ("How high is it? (answer in M)", "8,849 m", ["M: 8,849 m"], 1),
-        ("尼泊尔的首都是哪里？", "加德满都", ["首都是加德满都。"], 1),
+        ("How high is it? (answer in M)", "8,849 m", ["M: 8,849 m"], 0.5),
+        ("尼泊尔的首都是哪里？", "加德满都", ["首都是加德满都。"], 0.5),
         ("", "", [], 0),
     ],
 )
@@ -217,6 +230,23 @@ def test_names_are_sought_in_the_first_passage_that_states_the_answer(
     prompt: str, answer: str, passages: list[str], share: float
 ) -> None:
     assert names_found(prompt, answer, passages) == share
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_answer_is_withheld(text: str, rag: ImpRAG) -> None:
+    judge = Judge(rag.tokenizer, False, Confidence({"bias": 9.0}), 0.01)
+    judged = judge([], text, AnswerRetrievals(None, "?", []), [], [])
+    assert (judged["confidence"], judged["text"]) == (0, NOT_FOUND)
+
+
+def test_only_what_follows_the_last_separator_is_sought(rag: ImpRAG) -> None:
+    judge = Judge(rag.tokenizer, False, Confidence({"names": 1.0}), 0)
+    later = LaterSearch(RetrievalSchedule.parse("on:;"), None, 1, None, None)  # type: ignore
+    found = [RetrievedPassage(Passage("1", "Nepal", "Height: 8,849 m"), 1.0)]
+    for again, names in ((later, 1), (None, 0)):
+        read = AnswerRetrievals(again, "How high is Nepal?", found)
+        judged = judge([], "Nepal ; 8,849 m", read, [], [])
+        assert judged["evidence"]["names"] == names  # type: ignore[index]
 
 
 def test_an_answer_without_passages_or_tokens_has_features() -> None:

@@ -114,9 +114,10 @@ class Judge:
             ranked = all(one.kind in LOGITS for one in found)
             scores = [one.score for one in found] if ranked else []
             texts = [f"{one.passage.title}\n{one.passage.text}" for one in read.passages]
-            names = names_found(read.prompt, text, texts)
+            names = names_found(read.prompt, read.last_part(text), texts)
             evidence = features(scores, attribution.shares, own, names)
-            confidence = self.confidence.of(evidence)
+            # An answer without words says nothing that could be right.
+            confidence = self.confidence.of(evidence) if text.strip() else 0.0
             judged |= {"evidence": evidence, "confidence": confidence}
             if confidence < self.least:
                 judged |= {"text": NOT_FOUND, "abstained": True, "attribution": None}

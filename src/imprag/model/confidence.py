@@ -7,9 +7,9 @@ words; none needs a further pass. `imprag.training.confidence` fits the weights 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,29 +40,54 @@ FEATURES = (
 )
 #: After these, a word may have a capital letter without being a name.
 _BEFORE_SENTENCES = frozenset(".?!:[")
+_LONGEST_ABBREVIATION = 3
 
 
 def names_found(prompt: str, answer: str, passages: Sequence[str]) -> float:
     """Share of the prompt's names in the first passage that states the answer, 0 to 1.
 
-    Numbers and capitalised words are names, but for the first word of a sentence or line. Without a
-    passage that states the answer it is 0; with one, but without a name in the prompt, it is 1.
+    Without a passage that states the answer it is 0; with one, but without a name in the prompt,
+    it is one half. Punctuation, case and the separators within numbers make no difference.
 
     >>> names_found("Q: How long is Niger's coast? A:", "853 km", ["Nigeria. Coastline: 853 km"])
     0.0
     """
-    words = [".", *words_and_symbols(prompt.replace("\n", " . "))]
-    names = {
-        fold(word)
-        for before, word in pairwise(words)
-        if before not in _BEFORE_SENTENCES and (word[0].isupper() or word[0].isdigit())
-    }
-    said = words_and_symbols(fold(answer))
+    names, said = _names(prompt), _words(answer)
     for passage in passages:
-        text = words_and_symbols(fold(passage))
+        text = _words(passage)
         if said and f" {' '.join(said)} " in f" {' '.join(text)} ":
-            return len(names.intersection(text)) / len(names) if names else 1.0
+            return len(names.intersection(text)) / len(names) if names else 0.5
     return 0.0
+
+
+def _names(prompt: str) -> set[str]:
+    """Folded numbers and capitalised words, but for the first word of a sentence or line.
+
+    Abbreviations ("St. Lucia") end no sentence, and they and single letters are no names. Words in
+    capitals among others in capitals say nothing.
+    """
+    cased = any(character.islower() for character in prompt)
+    names: set[str] = set()
+    begins, before = True, ""
+    for word in words_and_symbols(_joined_numbers(prompt.replace("\n", " ! "))):
+        capital = cased and not begins and len(word) > 1 and word[0].isupper()
+        if capital or word[0].isdigit():
+            names.add(fold(word))
+        begins = word in _BEFORE_SENTENCES
+        if word == "." and before[:1].isupper() and len(before) <= _LONGEST_ABBREVIATION:
+            names.discard(fold(before))
+            begins = False
+        before = word
+    return names
+
+
+def _words(text: str) -> list[str]:
+    """Folded words without symbols, each number as one word."""
+    return [word for word in words_and_symbols(_joined_numbers(fold(text))) if word[0].isalnum()]
+
+
+def _joined_numbers(text: str) -> str:
+    return re.sub(r"(?<=\d)[.,](?=\d)", "", text)
 
 
 def features(
@@ -155,7 +180,8 @@ def check_min_confidence(value: float | None) -> None:
     Raises:
         ImpRAGError: it is not between 0 and 1.
     """
-    if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= 1):
         raise ImpRAGError(f"min_confidence must be between 0 and 1, not {value!r}")
 
 

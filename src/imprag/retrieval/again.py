@@ -76,6 +76,10 @@ class AnswerRetrievals:
         """The passages of all retrievals."""
         return all_read(self.retrievals)
 
+    def last_part(self, answer: str) -> str:
+        """What the last separator is followed by, if separators retrieve; all of it otherwise."""
+        return answer if self._later is None else self._later.schedule.last_part(answer)
+
     def due(self, tokens: Sequence[int]) -> bool:
         """Whether the last of the answer's tokens retrieves."""
         later = self._later

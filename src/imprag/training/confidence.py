@@ -21,11 +21,16 @@ def fit_confidence(
         l2: weight of half the squared weights, but for the bias, of standardised features.
 
     Raises:
-        ImpRAGError: all answers are right, or all wrong.
+        ImpRAGError: all answers are right, or all wrong, or evidence lacks a feature.
     """
     target = np.asarray(right, dtype=float)
     if target.min(initial=1) == target.max(initial=0):
         raise ImpRAGError("confidence is fitted on right and on wrong answers; there is one kind")
+    if missing := {name for one in evidence for name in FEATURES if name not in one}:
+        raise ImpRAGError(
+            f"the evidence of an answer has no {', '.join(sorted(missing))}: it was written by an "
+            "earlier version; answer the prompts again"
+        )
     raw = np.array([[one[name] for name in FEATURES] for one in evidence])
     mean, spread = raw.mean(0), np.maximum(raw.std(0), 1e-6)
     mean[0], spread[0] = 0.0, 1.0  # the bias

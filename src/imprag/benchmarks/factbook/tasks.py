@@ -13,9 +13,10 @@ from imprag.tasks.task import Task
 
 
 def about_fact(example: Example) -> Example:
-    """The example, grouped by the country and the relation that it asks about."""
-    fact = [example.meta.get("country"), example.meta.get("relation")]
-    return replace(example, meta={"group": fact, **example.meta})
+    """The example, grouped by the country and the relation that it asks about, if it names them."""
+    fact = [example.meta.get(name) for name in ("country", "relation")]
+    group = {"group": fact} if all(fact) else {}
+    return replace(example, meta={**group, **example.meta})
 
 
 def described_country(example: Example) -> str:
