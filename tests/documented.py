@@ -233,6 +233,7 @@ def make_home(home: Path) -> None:
         home / "squad" / "questions.jsonl", [{**row, "task": "squad"} for row in questions]
     )
     _write_lines(home / "squad" / "passages.jsonl", passages)
+    _write_lines(home / "each-hop.jsonl", [{**row, "task": "question"} for row in questions])
     _write_lines(
         home / "NQ-open.dev.jsonl",
         [{"question": row["input"], "answer": [row["output"][0]["answer"]]} for row in questions],

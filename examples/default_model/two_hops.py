@@ -100,6 +100,21 @@ def two_hops(passages: Iterable[Passage], seed: int = 0) -> Iterator[Example]:
         )
 
 
+def each_hop(examples: Iterable[Example], separator: str) -> Iterator[Example]:
+    """Both queries of every question as questions of one hop, to fit the query projection to.
+
+    Args:
+        examples: of `two_hops`.
+        separator: what the model retrieves again at.
+    """
+    for one in examples:
+        (answer,) = one.output
+        first, second = answer.provenance
+        named = f"{one.input} {one.meta['bridge_answer']} {separator}"
+        for hop, text, gold in ((1, one.input, first), (2, named, second)):
+            yield Example(f"{one.id}/{hop}", text, [Answer(answer.answer, [gold])], {})
+
+
 def _fact(example: Example) -> Fact:
     country, relation = example.meta["group"]
     (answer,) = example.output
@@ -129,6 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--leave-out", metavar="BENCHMARK", help="leave out countries of its splits dev and test"
     )
+    parser.add_argument(
+        "--each-hop",
+        metavar="SEPARATOR",
+        help="make two of each question: as it is, and continued up to SEPARATOR, for adapt",
+    )
     add_limit(parser)
     make_file(parser, arguments, made)
 
@@ -142,7 +162,10 @@ def made(asked: argparse.Namespace) -> Iterable[Example]:
         if len(kept) == len(load_corpus(asked.corpus)):
             raise ImpRAGError(f"{asked.leave_out} holds out no country of {asked.corpus}")
         passages = kept
-    return limited(list(two_hops(passages, asked.seed)), asked)
+    made = list(two_hops(passages, asked.seed))
+    if asked.each_hop is not None:
+        made = list(each_hop(made, asked.each_hop))
+    return limited(made, asked)
 
 
 if __name__ == "__main__":

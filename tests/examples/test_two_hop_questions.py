@@ -69,6 +69,18 @@ def test_copies_of_a_country_are_named_within_their_copy() -> None:
         assert all(id.startswith(f"renamed-{copy}/") for id in made[name].gold_ids)
 
 
+def test_each_hop_is_a_question_with_its_own_passage() -> None:
+    chad = next(
+        one for one in two_hops.two_hops(passages()) if one.gold_ids[-1] == "Chad/Geography"
+    )
+    first, second = two_hops.each_hop([chad], ";")
+    assert (first.input, second.input) == (chad.input, f"{chad.input} Chad ;")
+    assert [list(one.gold_ids) for one in (first, second)] == [
+        ["Chad/Government"],
+        ["Chad/Geography"],
+    ]
+
+
 def test_held_out_countries_are_left_out(tmp_path: Path) -> None:
     corpus, benchmark = tmp_path / "corpus", tmp_path / "benchmark"
     Corpus.build(passages(), corpus)
