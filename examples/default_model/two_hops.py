@@ -155,13 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def made(asked: argparse.Namespace) -> Iterable[Example]:
     """The questions that the command line asks for."""
-    passages: Iterable[Passage] = load_corpus(asked.corpus)
+    corpus = load_corpus(asked.corpus)
+    passages: Iterable[Passage] = corpus
     if asked.leave_out is not None:
-        keep = not_held_out({asked.leave_out: {"train"}})
-        kept = [passage for passage in passages if keep(passage)]
-        if len(kept) == len(load_corpus(asked.corpus)):
+        passages = list(filter(not_held_out({asked.leave_out: {"train"}}), corpus))
+        if len(passages) == len(corpus):
             raise ImpRAGError(f"{asked.leave_out} holds out no country of {asked.corpus}")
-        passages = kept
     made = list(two_hops(passages, asked.seed))
     if asked.each_hop is not None:
         made = list(each_hop(made, asked.each_hop))

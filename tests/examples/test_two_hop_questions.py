@@ -39,10 +39,7 @@ def test_a_country_is_named_by_a_field_of_another_passage() -> None:
     assert "Chad" not in chad.input
     assert "N'Djamena" in chad.input or "Mahamat Idriss Deby Itno" in chad.input
     assert list(chad.answers) == ["3,445 m"]
-    assert list(chad.gold_ids) == [
-        "Chad/Government",
-        "Chad/Geography",
-    ]
+    assert list(chad.gold_ids) == ["Chad/Government", "Chad/Geography"]
 
 
 def test_a_value_that_two_countries_have_names_none() -> None:

@@ -52,10 +52,13 @@ def names_found(prompt: str, answer: str, passages: Sequence[str]) -> float:
     >>> names_found("Q: How long is Niger's coast? A:", "853 km", ["Nigeria. Coastline: 853 km"])
     0.0
     """
-    names, said = _names(prompt), _words(answer)
+    said = _words(answer)
+    if not said:
+        return 0.0
+    stated, names = f" {' '.join(said)} ", _names(prompt)
     for passage in passages:
         text = _words(passage)
-        if said and f" {' '.join(said)} " in f" {' '.join(text)} ":
+        if stated in f" {' '.join(text)} ":
             return len(names.intersection(text)) / len(names) if names else 0.5
     return 0.0
 
