@@ -266,7 +266,9 @@ def test_lora_parameters_equal_those_of_peft(home: Path) -> None:
     )
     assert trained == adapted.get_nb_trainable_parameters()[0]
     held = {**both, "bottom": {**group, "trained": False}}
-    assert 0 < CostEstimate(recipe(home, lora=held)).model.trained < trained
+    model = recipe(home).model.model_copy(update={"start": "default"})
+    started = Recipe.model_validate({**recipe(home).model_dump(), "model": model, "lora": held})
+    assert 0 < CostEstimate(started).model.trained < trained
     norms = CostEstimate(recipe(home, lora={**both, "norms": True})).model.trained - trained
     assert norms == 4 * 2 * 48 + 48  # two of each layer, and the last
     with pytest.raises(ImpRAGError, match=r"lora.targets: .* 'query'; it has .*q_proj"):

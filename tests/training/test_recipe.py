@@ -178,6 +178,8 @@ def test_overrides(tmp_path: Path) -> None:
         ("train.freeze_embeddings=true", "give one of steps and epochs, not none"),
         ("train={steps: 3, epochs: 4}", "not both"),
         ("lora={}", "lora adapts no layers"),
+        ("lora={top: {trained: false}}", "lora trains no layers"),
+        ("lora={top: {}, bottom: {trained: false}}", "lora.bottom: `trained: false` keeps the"),
         ("evaluation.limit=5", "evaluation has no questions; give it data or tasks"),
         ("model.k", "expected key=value"),
         ("model..k=3", "expected key=value"),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from tiny_runs import FACTS, logged, make_world, recipe, weights
 
@@ -32,7 +34,7 @@ from imprag.model import ImpRAGConfig, load_pretrained
 from imprag.model.base import load_base_model
 from imprag.model.load import EMBEDDINGS
 from imprag.training.export import export
-from imprag.training.lora import add_adapters, begin_with, halve_frozen
+from imprag.training.lora import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.lora_settings import LoraGroup, LoraSettings
 from imprag.training.run import check_fsdp, train, training_time
 
@@ -300,7 +302,7 @@ def test_an_adapter_that_is_not_trained_stays(world: Path, tmp_path: Path) -> No
     """The reading layers can be trained above a fixed retriever."""
     model = {"bottom": {"rank": 2}, "top": {"rank": 2}, "norms": True}
     first = train(recipe(world, lora={**model, "reading": {"rank": 2}}), tmp_path / "first")
-    held = {**model, "bottom": {"rank": 2, "trained": False}, "reading": {"rank": 2}}
+    held = {**model, "bottom": {"rank": 1, "trained": False}, "reading": {"rank": 2}}
     config = ImpRAGConfig.load(Path(first["model"]))
     replace(config, question_template="{question} =").save(Path(first["model"]))
     done = train(recipe(world, model={"start": first["model"]}, lora=held), tmp_path / "second")
@@ -309,6 +311,7 @@ def test_an_adapter_that_is_not_trained_stays(world: Path, tmp_path: Path) -> No
     for layer, (old, new) in enumerate(zip(before.model.layers, after.model.layers, strict=True)):
         changes = [(x - y).norm() for x, y in zip(old.parameters(), new.parameters(), strict=True)]
         assert (max(changes) > 1e-3) == (layer > 2)
+        assert layer > 2 or max(changes) < 1e-6, "at the start's rank, not at the recipe's"
 
 
 def test_training_starts_from_another_model(world: Path, tmp_path: Path) -> None:
@@ -324,11 +327,11 @@ def test_training_starts_from_another_model(world: Path, tmp_path: Path) -> None
             return load_pretrained(folder, "float32")[0].lm.base_model(ids).last_hidden_state
 
     wanted, before = states(first["model"]), states(str(world / "lm"))
-    distances = {}
+    distances, norms = {}, {"norms": True}
     for name, lora in (
         ("all weights", None),
-        ("full rank", dict.fromkeys(("bottom", "reading", "top"), group) | {"norms": True}),
-        ("rank 8", {part: {**group, "rank": 8} for part in ("bottom", "reading", "top")}),
+        ("full rank", dict.fromkeys(("bottom", "reading", "top"), group) | norms),
+        ("rank 8", {p: {**group, "rank": 8} for p in ("bottom", "reading", "top")} | norms),
     ):
         sections = {} if lora is None else {"lora": lora}
         settings = recipe(world, train=train_once, trainer=still, **sections)
@@ -381,6 +384,65 @@ def test_a_run_without_an_adapter_is_not_exported(
 def test_a_start_with_fewer_layers_is_refused() -> None:
     with pytest.raises(ImpRAGError, match=r"cannot start from this model: .*layers.5"):
         begin_with(tiny_lm(layers=6), tiny_lm(layers=5))
+
+
+@pytest.mark.parametrize(
+    ("changed", "lora"),
+    [
+        ("model.layers.0.self_attn.q_proj", {"reading": {}}),
+        ("model.layers.3.self_attn.k_proj", {"reading": {}, "targets": ["q_proj"]}),
+        ("model.layers.3.input_layernorm", {"reading": {}}),
+        ("model.norm", {"reading": {}, "norms": True}),
+    ],
+)
+def test_a_start_that_would_lose_weights_is_refused(changed: str, lora: dict[str, Any]) -> None:
+    lm, start = tiny_lm(), tiny_lm()
+    with torch.no_grad():
+        start.get_submodule(changed).weight += 0.1
+    config = ImpRAGConfig(base_model="tiny", b=2, t=4)
+    add_adapters(lm, LoraSettings.model_validate(lora), config, start)
+    with pytest.raises(ImpRAGError, match=rf"has another {changed}.weight than model.base"):
+        begin_with(lm, start)
+
+
+def test_a_start_with_another_head_is_adapted_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lm, start = tiny_lm(), tiny_lm()
+    with torch.no_grad():
+        start.lm_head.weight += 0.1
+    config = ImpRAGConfig(base_model="tiny", b=2, t=4)
+    add_adapters(lm, LoraSettings(bottom=LoraGroup()), config, start)
+    begin_with(lm, start)
+    assert "model.start has another lm_head.weight than model.base" in caplog.text
+
+
+def test_groups_that_are_not_trained_keep_all_of_the_start() -> None:
+    lm, start = tiny_lm(), tiny_lm()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for rank, layer in enumerate(start.model.layers[:3], 1):  # each layer by its own rank
+            for module in layer.modules():
+                if isinstance(module, torch.nn.Linear):
+                    rows, columns = module.weight.shape
+                    left = torch.randn(rows, rank, generator=generator)
+                    module.weight += 0.01 * left @ torch.randn(rank, columns, generator=generator)
+        start.model.norm.weight += 0.1
+    held = {"bottom": {"trained": False}, "reading": {}, "top": {"trained": False}, "norms": True}
+    settings = LoraSettings.model_validate(held)
+    config = ImpRAGConfig(base_model="tiny", b=2, t=4)
+    add_adapters(lm, settings, config, start)
+    begin_with(lm, start)
+    hold_untrained(lm, settings, config)
+    trained = [name for name, parameter in lm.named_parameters() if parameter.requires_grad]
+    assert [name for name in trained if not re.search(r"layers\.[34]\.", name)] == []
+    for name, module in lm.named_modules():
+        if isinstance(module, LoraLayer):
+            layer = int(name.split(".")[2])
+            if layer < 3:
+                assert module.r["default"] == layer + 1
+            weight = module.get_base_layer().weight + module.get_delta_weight("default")
+            assert torch.allclose(weight, start.get_submodule(name).weight, rtol=0, atol=1e-6)
 
 
 def test_frozen_projections_are_halved() -> None:

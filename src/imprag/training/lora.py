@@ -1,5 +1,6 @@
 """LoRA adapters on the three layer groups."""
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -15,14 +16,28 @@ from imprag.training.architecture import is_norm
 from imprag.training.lora_settings import LoraGroup, LoraSettings
 
 
-def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig) -> None:
+def add_adapters(
+    lm: PreTrainedModel,
+    settings: LoraSettings,
+    config: ImpRAGConfig,
+    start: PreTrainedModel | None = None,
+) -> None:
     """Freeze the model and add an adapter to each layer group that the settings name.
 
-    All groups share one peft adapter with ranks per module, so that it is saved as one.
+    All groups share one peft adapter with ranks per module, so that it is saved as one. The adapter
+    of a group that is not trained gets the ranks of the differences that it has to keep.
+
+    Args:
+        lm: the base model.
+        settings: the groups and their ranks.
+        config: says which layers form the groups.
+        start: the model that training starts from, see :func:`begin_with`.
 
     Raises:
-        ImpRAGError: a target names no projection of a group's layers.
+        ImpRAGError: a target names no projection of a group's layers, or the start has weights of
+            other names or shapes.
     """
+    wanted = {} if start is None else start.state_dict()
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     norms: list[str] = []
@@ -31,12 +46,6 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
         linear = [name for name, module in modules if isinstance(module, nn.Linear)]
         if settings.norms:
             norms += [name for name, module in modules if is_norm(module)]
-            if group == "top":  # the norm after the last layer
-                norms += [
-                    f"{lm.base_model_prefix}.{name}"
-                    for name, module in lm.base_model.named_children()
-                    if is_norm(module)
-                ]
         for target in settings.targets:
             found = [name for name in linear if name.rpartition(".")[2] == target]
             if not found:
@@ -45,8 +54,13 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConf
                     f"lora.targets: the {group} layers have no projection {target!r}; they have "
                     + ", ".join(known)
                 )
-            ranks |= dict.fromkeys(found, adapter.rank)
-            alphas |= dict.fromkeys(found, adapter.alpha)
+            for name in found:
+                ranks[name], alphas[name] = adapter.rank, adapter.alpha
+                if not adapter.trained:
+                    weight = lm.get_submodule(name).weight
+                    full = f"{name}.weight"
+                    ranks[name] = _rank(_weight(wanted, full, weight).to(weight) - weight, weight)
+                    alphas[name] = ranks[name]
     add_adapter(
         lm,
         LoraConfig(
@@ -70,12 +84,21 @@ def hold_untrained(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGCo
 def _groups(
     lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig
 ) -> Iterator[tuple[str, LoraGroup, tuple[str, ...]]]:
-    """Groups with an adapter: name, adapter, and the prefixes of their modules' names."""
-    start = f"{lm.base_model_prefix}.layers."
+    """Groups with an adapter: name, adapter, and the prefixes of their modules' names.
+
+    The norm after the last layer belongs to the top group.
+    """
+    model = lm.base_model_prefix
+    ends = [  # peft keeps a trained norm beside the original
+        f"{model}.{name}"
+        for name, module in lm.base_model.named_children()
+        if is_norm(getattr(module, "original_module", module))
+    ]
     for name, numbers in config.layer_groups(len(lm.base_model.layers)).items():
-        adapter: LoraGroup | None = getattr(settings, name)
+        adapter = settings.groups.get(name)
         if adapter is not None:
-            yield name, adapter, tuple(f"{start}{layer}." for layer in numbers)
+            starts = [f"{model}.layers.{layer}." for layer in numbers]
+            yield name, adapter, tuple(starts + ends if name == "top" else starts)
 
 
 @torch.no_grad()
@@ -83,19 +106,41 @@ def begin_with(lm: PreTrainedModel, start: PreTrainedModel) -> None:
     """Initialise a model's trained weights from another model of the same architecture.
 
     An adapted weight itself stays as it is; its adapter becomes the best approximation of the
-    difference at the adapter's rank (its largest singular values). Frozen weights stay, too.
+    difference at the adapter's rank (its largest singular values).
 
     Raises:
-        ImpRAGError: the models have weights of different names or shapes.
+        ImpRAGError: the models have weights of different names or shapes, or a weight that is
+            neither trained nor adapted differs.
     """
     wanted = start.state_dict()
     adapted = {name: module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
     for name, module in adapted.items():
         _approximate(module, _weight(wanted, f"{name}.weight", module.get_base_layer().weight))
+    bases = {id(module.get_base_layer().weight) for module in adapted.values()}
     for name, parameter in lm.named_parameters():
-        if parameter.requires_grad and ".lora_" not in name:
-            plain = name.replace(".modules_to_save.default", "")
-            parameter.copy_(_weight(wanted, plain, parameter))
+        if ".lora_" in name or ".original_module." in name or id(parameter) in bases:
+            continue
+        plain = name.replace(".modules_to_save.default", "").replace(".base_layer.", ".")
+        weight = _weight(wanted, plain, parameter)
+        if parameter.requires_grad:
+            parameter.copy_(weight)
+        elif not torch.equal(parameter, weight.to(parameter)):
+            _refuse_loss(plain)
+
+
+def _refuse_loss(name: str) -> None:
+    """Report a weight of the start that is neither trained nor adapted; only the layers can be."""
+    problem = f"model.start has another {name} than model.base, "
+    if ".layers." not in name and "norm" not in name:
+        logging.getLogger(__name__).warning(
+            "%swhich adapters cannot hold: training begins with the base's", problem
+        )
+        return
+    raise ImpRAGError(
+        f"{problem}and this recipe neither trains nor adapts it, so it would be lost. Name its "
+        "layers in lora (bottom, reading, top; `trained: false` keeps them as they are), set "
+        "`lora.norms: true` for norms, extend lora.targets, or train without lora"
+    )
 
 
 def halve_frozen(lm: PreTrainedModel) -> None:
@@ -121,6 +166,20 @@ def _weight(weights: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
             + ("but is missing" if found is None else f"not {tuple(found.shape)}")
         )
     return found
+
+
+def _rank(difference: Tensor, weight: Tensor) -> int:
+    """The rank of a difference from a weight, without what rounding adds; at least 1.
+
+    The largest singular value of uniform rounding errors is near their standard deviation, under a
+    third of eps · |weight|, times √rows + √columns (Marchenko–Pastur).
+    """
+    rows, columns = difference.shape
+    smaller = (difference if rows <= columns else difference.T).double()
+    values = torch.linalg.eigvalsh(smaller @ smaller.T).clamp_min(0).sqrt()
+    size = weight.double().square().mean().sqrt()
+    edge = torch.finfo(weight.dtype).eps * size * sum(side**0.5 for side in weight.shape)
+    return max(1, int((values > edge).sum()))
 
 
 def _approximate(module: LoraLayer, weight: Tensor) -> None:

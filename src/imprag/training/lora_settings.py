@@ -12,7 +12,8 @@ class LoraGroup(Section):
     """An adapter on one group of layers: `bottom` (0..b), `reading` (b+1..t) or `top` (above t)."""
 
     rank: PositiveInt = 16
-    """Rank of the two factors."""
+    """Rank of the two factors. An adapter that is not trained has the rank of what it keeps
+    instead."""
 
     alpha: PositiveFloat = 32.0
     """Scales the adapter by alpha / rank."""
@@ -43,11 +44,21 @@ class LoraSettings(Section):
     norms: bool = False
     """Also trains the norms of adapted groups; with `top`, the norm after the last layer too."""
 
+    @property
+    def groups(self) -> dict[str, LoraGroup]:
+        """The groups with an adapter, by name."""
+        groups = {"bottom": self.bottom, "reading": self.reading, "top": self.top}
+        return {name: group for name, group in groups.items() if group is not None}
+
+    @property
+    def held(self) -> list[str]:
+        """Names of the groups that are not trained."""
+        return [name for name, group in self.groups.items() if not group.trained]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        groups = [group for group in (self.bottom, self.reading, self.top) if group is not None]
-        if not groups:
+        if not self.groups:
             raise ImpRAGError("lora adapts no layers; give bottom, reading or top, or no lora")
-        if not any(group.trained for group in groups):
+        if len(self.held) == len(self.groups):
             raise ImpRAGError("lora trains no layers; leave one group trained")
         return self

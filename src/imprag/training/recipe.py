@@ -332,6 +332,11 @@ class Recipe(Section):
                     f"{source.synthetic} should be made from {source.corpus}, which is none of the "
                     f"recipe's corpora: {', '.join(self.corpus)}"
                 )
+        if self.lora and self.lora.held and not self.model.start:
+            raise ImpRAGError(
+                f"lora.{self.lora.held[0]}: `trained: false` keeps the weights of model.start; "
+                "give it, or leave the group out"
+            )
         if any(isinstance(one, TaskSource) and one.positives == "hops" for one in self.data):
             before = self.stages.warmup.fraction
             before += self.stages.bottom.fraction if self.stages.bottom else 0

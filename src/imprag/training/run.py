@@ -207,12 +207,14 @@ def trainable_model(recipe: Recipe) -> tuple[ImpRAGModel, Any]:
     frozen = None
     if config.frozen_passages != "none":
         frozen = copy.deepcopy(lm).requires_grad_(False)
-    if recipe.lora:
-        add_adapters(lm, recipe.lora, config)
+    start = None
     if recipe.model.start:
         start, _ = load_pretrained(recipe.model.start, torch.float32, lm.device)
-        begin_with(lm, start.lm)
         template = start.config.question_template or template
+    if recipe.lora:
+        add_adapters(lm, recipe.lora, config, start and start.lm)
+    if start is not None:
+        begin_with(lm, start.lm)
         del start
     if recipe.lora and recipe.precision == "bf16":
         halve_frozen(lm)
