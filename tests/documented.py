@@ -263,7 +263,17 @@ def make_home(home: Path) -> None:
     for name in ("asked.txt", "prompts.txt"):
         (home / name).write_text("Q: what is the capital of Chad? A:\nQ: who? A:\n")
     shutil.copytree(home / "my-model", home / "runs" / "shipped")
-    names = ("factbook", "t25", "distilled", "warmed", "default", "broad", "marks", "two-hop")
+    names = (
+        "factbook",
+        "t25",
+        "distilled",
+        "warmed",
+        "default",
+        "broad",
+        "marks",
+        "two-hop",
+        "two-hop-reader",
+    )
     for name in (*names, "ra-it"):
         shutil.copytree(home / "my-model", home / "runs" / name / "model")
     Baseline("ra-it", "bm25").save(home / "runs" / "ra-it" / "model")

@@ -109,17 +109,15 @@ def forms(
     """
     made: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
     for one in examples:
-        prompt, bridge = task.prompt(one), task.bridge_of(one)
-        pairs = [[ref["passage_id"] for ref in answer.provenance] for answer in one.output]
-        pairs = [pair for pair in pairs if pair]
-        if separator is None or not bridge or any(len(pair) != 2 for pair in pairs):
+        prompt, hops = task.prompt(one), one.hops
+        if separator is None or hops is None:
             made[task.name].append((prompt, list(one.gold_ids)))
             if task.name in PLAIN:
                 made[f"{task.name} plain"].append((one.input, list(one.gold_ids)))
             continue
-        first, second = zip(*pairs, strict=True)
-        made[f"{task.name} first hop"].append((prompt, list(first)))
-        made[f"{task.name} second hop"].append((f"{prompt} {bridge} {separator}", list(second)))
+        made[f"{task.name} first hop"].append((prompt, list(hops.first)))
+        second = (hops.named(prompt, separator), list(hops.second))
+        made[f"{task.name} second hop"].append(second)
     return made
 
 

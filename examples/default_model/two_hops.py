@@ -109,10 +109,12 @@ def each_hop(examples: Iterable[Example], separator: str) -> Iterator[Example]:
     """
     for one in examples:
         (answer,) = one.output
-        first, second = answer.provenance
-        named = f"{one.input} {one.meta['bridge_answer']} {separator}"
-        for hop, text, gold in ((1, one.input, first), (2, named, second)):
-            yield Example(f"{one.id}/{hop}", text, [Answer(answer.answer, [gold])], {})
+        hops = one.hops
+        assert hops is not None
+        named = hops.named(one.input, separator)
+        for hop, text, gold in ((1, one.input, hops.first), (2, named, hops.second)):
+            references = [{"passage_id": id} for id in gold]
+            yield Example(f"{one.id}/{hop}", text, [Answer(answer.answer, references)], {})
 
 
 def _fact(example: Example) -> Fact:

@@ -44,7 +44,8 @@ def test_there_are_recipes() -> None:
     assert names == ["llama-3.1-8b", "llama-3.2-3b", "qwen3-0.6b", "smollm2-factbook"]
     assert {path.stem for path in OF_DEFAULT_MODEL} == {
         *("smollm2-broad", "smollm2-default", "smollm2-distilled"),
-        *("smollm2-marks", "smollm2-reader", "smollm2-answers", "smollm2-two-hop"),
+        *("smollm2-marks", "smollm2-reader", "smollm2-answers"),
+        *("smollm2-two-hop", "smollm2-two-hop-reader"),
     }
 
 

@@ -14,7 +14,7 @@ from imprag import ImpRAG, evaluate
 from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.index.folder import IndexFolder
-from imprag.tasks import load_task, read_tasks
+from imprag.tasks import Answer, Example, Hops, read_tasks
 from imprag.training.batches import Batches
 from imprag.training.data import TrainingExample, TrainingSource, bridge_examples, load_sources
 from imprag.training.recipe import BatchSettings, Recipe
@@ -129,30 +129,42 @@ def test_examples_without_a_bridge_are_refused(world: Path, broken: str) -> None
         bridge_examples(replace(tasks, examples=[example]), made, corpus, SEPARATOR)
 
 
-def test_the_factbooks_bridge_is_the_described_country() -> None:
-    task = load_task("factbook/two_hop")
-    assert task.bridge_of(_example({"country": "Nepal", "relation": "highest point"})) == "Nepal"
-    assert load_task("hotpotqa").bridge_of(_example({"bridge_answer": " Oslo "})) == "Oslo"
-    assert load_task("hotpotqa").bridge_of(_example({})) == ""
+@pytest.mark.parametrize(
+    ("provenance", "hops"),
+    [
+        ([["a", "b"], ["c", "b"]], (["a", "c"], ["b"])),
+        ([["a", "b"], []], (["a"], ["b"])),
+        ([["a", "b"], ["c"]], None),
+        ([["a", "b", "c"]], None),
+        ([["a", None]], None),  # KILT's references name pages
+        ([[]], None),
+    ],
+)
+def test_both_hops_come_from_the_answers_provenance(
+    provenance: list[list[str | None]], hops: tuple[list[str], list[str]] | None
+) -> None:
+    output = [
+        Answer("8,849 m", [{"passage_id": id} if id else {"wikipedia_id": "1"} for id in ids])
+        for ids in provenance
+    ]
+    example = Example("1", "?", output, {"bridge_answer": " Nepal "})
+    assert replace(example, meta={}).hops is None
+    assert example.hops == (hops and Hops("Nepal", *hops))
+    assert Hops("Nepal", ["a"], ["b"]).named("Q: A:", ";") == "Q: A: Nepal ;"
 
 
-@pytest.mark.parametrize("meta", [{"bridge_answer": "Nepal"}, {}])
+@pytest.mark.parametrize("meta", [{"bridge_answer": "Nepal"}, {"country": "Nepal"}, {}])
 def test_the_factbooks_task_reads_questions_of_other_files(
     meta: dict[str, str], tmp_path: Path
 ) -> None:
-    row = {"id": "1", "input": "?", "output": [{"answer": "8,849 m"}], "meta": meta}
+    pair = [{"passage_id": "a"}, {"passage_id": "b"}]
+    row = {"id": "1", "input": "?", "output": [{"answer": "8,849 m", "provenance": pair}]}
     row["meta"] = {**meta, "group": ["Nepal", "highest point"]}
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps(row))
     (tasks,) = read_tasks([f"factbook/two_hop={file}"])
-    assert tasks.task.bridge_of(tasks.examples[0]) == meta.get("bridge_answer", "")
+    assert tasks.examples[0].hops == (Hops("Nepal", ["a"], ["b"]) if meta else None)
     assert tasks.examples[0].meta["group"] == ["Nepal", "highest point"]
-
-
-def _example(meta: dict[str, str]) -> Any:
-    from imprag.tasks import Answer, Example
-
-    return Example("1", "?", [Answer("8,849 m")], meta)
 
 
 @pytest.mark.parametrize(

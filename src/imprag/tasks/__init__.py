@@ -2,7 +2,7 @@
 
 from imprag.tasks import instruction, knowledge, self_supervised, synthetic
 from imprag.tasks.benchmark import BENCHMARKS, Benchmark, load_benchmark, split_of_passages
-from imprag.tasks.example import Answer, Example, answers, read_examples, write_examples
+from imprag.tasks.example import Answer, Example, Hops, answers, read_examples, write_examples
 from imprag.tasks.open_corpus import write_open_corpus
 from imprag.tasks.records import Record, read_records
 from imprag.tasks.task import TASKS, Task, load_task, register_task, task_names
@@ -14,6 +14,7 @@ __all__ = [
     "Answer",
     "Benchmark",
     "Example",
+    "Hops",
     "Record",
     "Task",
     "TaskExamples",

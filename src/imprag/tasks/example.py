@@ -28,6 +28,25 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Hops:
+    """How a question of two hops is answered: the bridge is found first, then the answer.
+
+    Attributes:
+        bridge: links the hops, such as the country that the question describes.
+        first: ids of the passages that prove the bridge, one of each answer.
+        second: ids of the passages that prove the answer.
+    """
+
+    bridge: str
+    first: Sequence[str]
+    second: Sequence[str]
+
+    def named(self, prompt: str, separator: str) -> str:
+        """The prompt with the bridge named after it, up to the separator: "… A: Nepal ;"."""
+        return f"{prompt} {self.bridge} {separator}"
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One instance of a task.
 
@@ -37,7 +56,8 @@ class Example:
         output: the correct answers, at least one; or, for retrieval alone, gold passages.
         meta: any JSON-like metadata, including texts that a prompt template names, such as the
             ``context`` of a reading comprehension question. ``group`` is a list of two texts: the
-            entity and the relation that the example asks about (see `group`).
+            entity and the relation that the example asks about (see `group`). ``bridge_answer`` is
+            the bridge of a two-hop question (see `hops`).
         task: the name of the task, in files of several tasks.
     """
 
@@ -85,6 +105,20 @@ class Example:
             case [str(entity), str(relation)]:
                 return (entity, relation)
         return ()
+
+    @property
+    def hops(self) -> Hops | None:
+        """Both hops, of ``meta["bridge_answer"]`` and the two references of each answer, in order.
+
+        None if there is no bridge, or if an answer with provenance has not two passages.
+        """
+        bridge = str(self.meta.get("bridge_answer") or "").strip()
+        pairs = [[ref.get("passage_id") for ref in one.provenance] for one in self.output]
+        pairs = [pair for pair in pairs if pair]
+        if not bridge or not pairs or any(len(pair) != 2 or None in pair for pair in pairs):
+            return None
+        first, second = ([str(pair[hop]) for pair in pairs] for hop in (0, 1))
+        return Hops(bridge, list(dict.fromkeys(first)), list(dict.fromkeys(second)))
 
     def evidence_sets(self, *, joint: bool, key: str = "passage_id") -> list[frozenset[str]]:
         """The sets of passages or pages that prove an answer; a ranking must contain one of them.

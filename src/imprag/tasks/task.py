@@ -38,7 +38,6 @@ class Task:
             By default any one of them suffices.
         normalize: a function applied to every example that is read, in any format.
         plain_template: the template for inputs without ``[SEP]``, if they need another one.
-        bridge: the text of a two-hop question's bridge; by default ``meta["bridge_answer"]``.
         prompt_templates: further templates. The example's id selects one of them or ``template``.
     """
 
@@ -51,7 +50,6 @@ class Task:
     joint_evidence: bool = False
     normalize: Callable[[Example], Example] | None = None
     plain_template: str = ""
-    bridge: Callable[[Example], str] | None = None
     prompt_templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -82,12 +80,6 @@ class Task:
         if not self.prompt_templates:
             return self.template
         return random.Random(example.id).choice((self.template, *self.prompt_templates))
-
-    def bridge_of(self, example: Example) -> str:
-        """What links the hops of a two-hop question, such as the country that it describes."""
-        if self.bridge is not None:
-            return self.bridge(example)
-        return str(example.meta.get("bridge_answer") or "").strip()
 
     def response(self, example: Example) -> str:
         """The text that the model should generate: a space and the first answer.

@@ -254,26 +254,19 @@ def bridge_examples(
     """
     made = []
     for one, example in zip(examples, tasks.examples, strict=True):
-        bridge = tasks.task.bridge_of(example)
-        pairs = [
-            [str(reference["passage_id"]) for reference in output.provenance]
-            for output in example.output
-            if output.provenance
-        ]
-        if not bridge or separator in bridge or any(len(pair) != 2 for pair in pairs):
+        hops = example.hops
+        if hops is None or separator in hops.bridge:
             raise ImpRAGError(
                 f"{tasks.source}: example '{example.id}' of task '{tasks.task.name}' cannot name "
                 f"its bridge first: it needs a text meta.bridge_answer without {separator!r}, and "
                 "two passages in each answer's provenance, that of the bridge first; write "
                 "positives: gold"
             )
-        first, second = (
-            tuple(corpus.rows(list(dict.fromkeys(pair[hop] for pair in pairs)))) for hop in (0, 1)
-        )
+        first, second = (tuple(corpus.rows(ids)) for ids in (hops.first, hops.second))
         made.append(
             replace(
                 one,
-                response=f" {bridge} {separator}{one.response}",
+                response=f"{hops.named('', separator)}{one.response}",
                 positives=first,
                 known=(*one.known, *second),
                 later=(second,),

@@ -19,9 +19,11 @@ def about_fact(example: Example) -> Example:
     return replace(example, meta={**group, **example.meta})
 
 
-def described_country(example: Example) -> str:
-    """The country that a two-hop question describes, which its second fact is about."""
-    return str(example.meta.get("country") or example.meta.get("bridge_answer") or "").strip()
+def about_two_facts(example: Example) -> Example:
+    """The example, whose bridge is the country that it describes: the second fact's."""
+    example = about_fact(example)
+    bridge = {"bridge_answer": example.meta["country"]} if "country" in example.meta else {}
+    return replace(example, meta={**bridge, **example.meta})
 
 
 QA = Task("factbook/qa", QUESTION, normalize=about_fact)
@@ -30,8 +32,7 @@ TWO_HOP = Task(
     "factbook/two_hop",
     QUESTION,
     joint_evidence=True,
-    normalize=about_fact,
-    bridge=described_country,
+    normalize=about_two_facts,
 )
 TREX = Task("factbook/trex", RELATION, normalize=about_fact)
 ZSRE = Task("factbook/zsre", RELATION, normalize=about_fact)
