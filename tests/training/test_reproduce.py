@@ -100,6 +100,13 @@ def test_tables_hold_the_means_over_seeds_and_the_papers_figures(finished: Path)
     assert not any(table["missing"] for table in made["tables"])
 
 
+def test_all_arms_with_their_first_seeds_come_first() -> None:
+    """An interrupted study has something to compare."""
+    trained = [name for name in load_graph("small", only=["table2"]).steps if "train/" in name]
+    systems = ("ra-it", "ra-dit", "ra-dit-lm", "imprag")
+    assert trained == [f"train/{system}-{seed}" for seed in (0, 1) for system in systems]
+
+
 def test_the_page_needs_no_other_files(finished: Path) -> None:
     page = (finished / "tables.html").read_text()
     assert "<svg" in page

@@ -227,8 +227,11 @@ def load_graph(name: str | Path, *, only: Sequence[str] = (), wiki: Path | None 
         step = f"data/{target}"
         graph.steps[step] = Step(step, (*command, "--out", target))
     for table in kept.values():
-        for arm in table.arms():
-            _add_arm(graph, arm, table.evaluation, places)
+        arms = [study.arms[name] for name in table.arms()]
+        turns = max(len(study.arms[arm.of].seeds if arm.of else arm.seeds) for arm in arms)
+        for turn in range(turns):  # all arms with their first seeds can be compared early
+            for name in table.arms():
+                _add_arm(graph, name, turn, table.evaluation, places)
     return graph
 
 
@@ -289,8 +292,10 @@ def _load_recipe(
     return Recipe.model_validate_json(text, strict=True)
 
 
-def _add_arm(graph: Graph, name: str, evaluation: str, places: Mapping[str, Path | None]) -> None:
-    """Add the steps that train an arm and evaluate it."""
+def _add_arm(
+    graph: Graph, name: str, turn: int, evaluation: str, places: Mapping[str, Path | None]
+) -> None:
+    """Add the steps that train an arm with the seed of this turn, if any, and evaluate it."""
     study = graph.study
     arm = study.arms[name]
     root = name if arm.of is None else arm.of
@@ -303,7 +308,7 @@ def _add_arm(graph: Graph, name: str, evaluation: str, places: Mapping[str, Path
     ]
     data = tuple(f"data/{target}" for target in study.data)
     config = graph.folder / (trained.recipe or "")
-    for seed in trained.seeds:
+    for seed in trained.seeds[turn : turn + 1]:
         run = f"{root}-{seed}"
         overrides = (*trained.overrides, f"trainer.seed={seed}")
         recipe = _load_recipe(config, overrides, study.data)
