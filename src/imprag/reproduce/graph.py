@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -227,11 +227,10 @@ def load_graph(name: str | Path, *, only: Sequence[str] = (), wiki: Path | None 
         step = f"data/{target}"
         graph.steps[step] = Step(step, (*command, "--out", target))
     for table in kept.values():
-        arms = [study.arms[name] for name in table.arms()]
-        turns = max(len(study.arms[arm.of].seeds if arm.of else arm.seeds) for arm in arms)
-        for turn in range(turns):  # all arms with their first seeds can be compared early
-            for name in table.arms():
-                _add_arm(graph, name, turn, table.evaluation, places)
+        steps = [one for arm in table.arms() for one in _arm(graph, arm, table.evaluation, places)]
+        # All arms with one seed can be compared early.
+        for made in sorted(steps, key=lambda one: one.recipe.seed if one.recipe else 0):
+            graph.steps.setdefault(made.name, made)
     return graph
 
 
@@ -292,10 +291,10 @@ def _load_recipe(
     return Recipe.model_validate_json(text, strict=True)
 
 
-def _add_arm(
-    graph: Graph, name: str, turn: int, evaluation: str, places: Mapping[str, Path | None]
-) -> None:
-    """Add the steps that train an arm with the seed of this turn, if any, and evaluate it."""
+def _arm(
+    graph: Graph, name: str, evaluation: str, places: Mapping[str, Path | None]
+) -> Iterator[Step]:
+    """The steps that train an arm and evaluate it."""
     study = graph.study
     arm = study.arms[name]
     root = name if arm.of is None else arm.of
@@ -308,41 +307,37 @@ def _add_arm(
     ]
     data = tuple(f"data/{target}" for target in study.data)
     config = graph.folder / (trained.recipe or "")
-    for seed in trained.seeds[turn : turn + 1]:
+    for seed in trained.seeds:
         run = f"{root}-{seed}"
         overrides = (*trained.overrides, f"trainer.seed={seed}")
         recipe = _load_recipe(config, overrides, study.data)
         command: tuple[str, ...] = ("train", "--config", f"{RECIPES}/{run}.yaml", "--resume")
         train = Step(f"train/{run}", (*command, "--out", f"train/{run}"), data, recipe)
+        yield train
         model = ("--model", f"train/{run}/model")
         where: tuple[str, ...] = ("--corpus", corpus)
         needs = (train.name,)
-        added = [train]
         if recipe.system == "imprag":
             index = f"index/{run}-{Path(corpus).name}"
             where = ("--index", index)
             make = ("index", corpus, *model, "--out", index)
-            added.append(Step(index, make, needs, recipe))
+            yield Step(index, make, needs, recipe)
             needs = (index,)
         ask = ("eval", *model, *where, *options)
         plain = f"eval/{run}-{evaluation}"
-        added.append(Step(plain, (*ask, "--out", plain), needs, recipe, evaluation=evaluation))
+        yield Step(plain, (*ask, "--out", plain), needs, recipe, evaluation=evaluation)
         if arm.of is not None:
             other = f"eval/{name}-{seed}-{evaluation}"
             if arm.kv:
                 cache = f"kv/{name}-{seed}-{evaluation}"
                 found = ("--prompts", f"{cache}-{PROMPTS}", "--top-passages", "1000000")
                 build = ("kv", "build", *model, *where, *arm.kv, *found, "--out", cache)
-                added.append(
-                    Step(cache, build, (plain,), recipe, prompts=plain, evaluation=evaluation)
-                )
+                yield Step(cache, build, (plain,), recipe, prompts=plain, evaluation=evaluation)
                 needs, ask = (cache,), (*ask, "--kv-cache", cache)
             command = (*ask, *arm.options, "--out", other)
-            added.append(Step(other, command, needs, recipe, evaluation=evaluation))
+            yield Step(other, command, needs, recipe, evaluation=evaluation)
         elif arm.options:
             raise ImpRAGError(f"the arm {name} is trained, so its options have no effect: use of")
-        for step in added:
-            graph.steps.setdefault(step.name, step)
 
 
 # Running
