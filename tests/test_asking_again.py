@@ -361,6 +361,7 @@ def test_text_retrievers_see_what_was_written(folder: Path) -> None:
         ({"retrieve": "every:0"}, "must be once, every:N"),
         ({"retrieve": "every:²"}, "must be once, every:N"),
         ({"retrieve": "on:"}, "must be once, every:N"),
+        ({"retrieve": "on: "}, "that are not all white space"),
         ({"retrieve": 3}, "must be once, every:N"),
         ({"retrieve": f"every:{'9' * 5000}"}, "must be once, every:N"),
         ({"retrieve": "on:" + 65 * ";"}, "of at most 64 characters"),

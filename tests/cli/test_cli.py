@@ -115,6 +115,8 @@ def test_ask_abstains_below_the_least_confidence(
     assert found["answer"].startswith("w")
     assert ask(home, *options, "--min-confidence", 0.6) == 0
     assert "\nanswer: not found in the corpus\n  confidence 50%\n" in capsys.readouterr().out
+    assert ask(home, *options, "--min-confidence", 0.6, "--retrieval", "lexical") == 0
+    assert "note: the confidence was fitted to answers from the model's" in capsys.readouterr().err
     assert ask(home, *options, "--min-confidence", 1.5) == 2
     assert "min_confidence must be between 0 and 1" in capsys.readouterr().err
     assert ask(home, *options[:-2], "--min-confidence", 0.5) == 2

@@ -88,9 +88,9 @@ def test_results_have_confidence_where_predictions_do() -> None:
 
 def _examples(n: int) -> tuple[list[dict[str, float]], Sequence[bool]]:
     generator = np.random.default_rng(0)
-    raw = generator.normal(size=(n, len(FEATURES))) * [1, 20, 3, 5, 0.1, 0.1, 1, 2, 0.5, 1, 2]
+    raw = generator.normal(size=(n, len(FEATURES))) * [1, 20, 3, 5, 0.1, 0.1, 1, 2, 0.5, 1]
     raw[:, 0] = 1
-    logits = raw @ [0.5, 0.02, 0.3, 0, 4, 0, 1, 0.2, 0, 0.5, 0.1]
+    logits = raw @ [0.5, 0.02, 0.3, 0, 4, 0, 1, 0.2, 0, 0.5]
     right = generator.random(n) < 1 / (1 + np.exp(-logits))
     return [dict(zip(FEATURES, row.tolist(), strict=True)) for row in raw], right.tolist()
 

@@ -13,15 +13,7 @@ from tiny_server import Client, running_engine, tiny_rag
 from imprag.corpus import Passage
 from imprag.errors import ImpRAGError
 from imprag.generation.answer import Judge
-from imprag.model.confidence import (
-    FEATURES,
-    LEAST_LOG_PROBABILITY,
-    NOT_FOUND,
-    Confidence,
-    features,
-    names_found,
-    refusal_token,
-)
+from imprag.model.confidence import FEATURES, NOT_FOUND, Confidence, features, names_found
 from imprag.model.schedule import RetrievalSchedule
 from imprag.pipeline import ImpRAG
 from imprag.retrieval.again import AnswerRetrievals, LaterSearch
@@ -29,13 +21,7 @@ from imprag.retrieval.retriever import RetrievedPassage
 from imprag.serving.engine import Engine
 from imprag.serving.requests import Ended, EngineRequest, NewText
 
-WEIGHTS = {
-    "bias": 1.0,
-    "read": -2.0,
-    "mean_log_probability": 0.7,
-    "first_second": 0.3,
-    "refusal": -0.2,
-}
+WEIGHTS = {"bias": 1.0, "read": -2.0, "mean_log_probability": 0.7, "first_second": 0.3}
 PROMPTS = ["w1 w2", "w3 w4 w5", "w60", "w7 w8 w9 w10", "w33 w2"]
 CHAT = "/v1/chat/completions"
 
@@ -84,8 +70,6 @@ def test_evidence_comes_from_ranking_reading_and_tokens(rag: ImpRAG) -> None:
     assert found["read_most"] == max(answer.attribution.shares)
     assert found["mean_log_probability"] == pytest.approx(float(expected.mean()), abs=1e-4)
     assert found["least_log_probability"] == pytest.approx(float(expected.min()), abs=1e-4)
-    refusal = logits[0].log_softmax(-1)[refusal_token(rag.tokenizer)]
-    assert found["refusal"] == pytest.approx(float(refusal), abs=1e-4)
     logit = sum(weight * found[name] for name, weight in WEIGHTS.items())
     assert answer.confidence == pytest.approx(float(torch.sigmoid(torch.tensor(logit))), abs=1e-6)
 
@@ -266,7 +250,7 @@ def test_only_what_follows_the_last_separator_is_sought(rag: ImpRAG) -> None:
 
 
 def test_an_answer_without_passages_or_tokens_has_features() -> None:
-    found = features([], [], [], 0.0, float("-inf"))
-    assert found == dict.fromkeys(FEATURES, 0.0) | {"bias": 1.0, "refusal": LEAST_LOG_PROBABILITY}
+    found = features([], [], [], 0.0)
+    assert found == dict.fromkeys(FEATURES, 0.0) | {"bias": 1.0}
     assert Confidence({"bias": 0.0}).of(found) == 0.5
     assert Confidence({"bias": 1e9}).of(found) == pytest.approx(1)

@@ -61,6 +61,17 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("relevance", ['"high"', "null", "-1", "true"])
+def test_a_relevance_that_is_no_number_is_refused(tmp_path: Path, relevance: str) -> None:
+    path = tmp_path / "e.jsonl"
+    graded = f'{{"passage_id": "a", "relevance": {relevance}}}'
+    path.write_text(
+        f'{{"id": "1", "input": "?", "output": [{{"answer": "x", "provenance": [{graded}]}}]}}\n'
+    )
+    with pytest.raises(ImpRAGError, match=r"e\.jsonl.*relevance.*number"):
+        list(read_examples(path))
+
+
 @pytest.mark.parametrize("output", [[], [Answer("")], [Answer(" ", [{"wikipedia_id": "9"}])]])
 def test_an_example_without_answer_is_refused(output: list[Answer]) -> None:
     with pytest.raises(ImpRAGError, match="example '7' has neither an answer nor a gold passage"):

@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import FACTS, logged, make_world, recipe, weights
 
 from conftest import tiny_lm
@@ -188,6 +188,18 @@ def test_a_run_with_edited_data_is_not_resumed(
     assert "note" not in capsys.readouterr().err
     assert train(settings, run, resume=True)["steps"] == 2
     assert "is from an earlier version, which did not store" in capsys.readouterr().err
+
+
+def test_a_run_whose_start_was_replaced_is_not_resumed(world: Path, tmp_path: Path) -> None:
+    start, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(world / "lm", start)
+    settings = recipe(world, train={"steps": 1}, model={"start": str(start)})
+    train(settings, run)
+    shutil.rmtree(run / "model")
+    weights_file = start / "model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights_file).items()}, weights_file)
+    with pytest.raises(ImpRAGError, match=r"model\.start changed since the run in .* began"):
+        train(settings, run, resume=True)
 
 
 def test_a_second_run_in_the_same_folder_waits_and_is_refused(
@@ -405,16 +417,42 @@ def test_a_start_that_would_lose_weights_is_refused(changed: str, lora: dict[str
         begin_with(lm, start)
 
 
-def test_a_start_with_another_head_is_adapted_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("family", "changed"),
+    [("llama", "lm_head.weight"), ("qwen2", "model.layers.1.self_attn.q_proj.bias")],
+)
+def test_what_adapters_cannot_hold_of_a_start_is_named_in_a_warning(
+    family: str, changed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lm, start = tiny_lm(), tiny_lm()
+    lm, start = tiny_lm(family), tiny_lm(family)
     with torch.no_grad():
-        start.lm_head.weight += 0.1
+        start.get_parameter(changed).add_(0.1)
     config = ImpRAGConfig(base_model="tiny", b=2, t=4)
     add_adapters(lm, LoraSettings(bottom=LoraGroup()), config, start)
     begin_with(lm, start)
-    assert "model.start has another lm_head.weight than model.base" in caplog.text
+    assert f"model.start has another {changed} than model.base" in caplog.text
+
+
+def test_a_start_of_another_base_is_refused() -> None:
+    with pytest.raises(ImpRAGError, match=r"model.base has no model\.layers\.6\."):
+        begin_with(tiny_lm(), tiny_lm(layers=8))
+    tied, start = tiny_lm(), tiny_lm()
+    tied.lm_head.weight = tied.model.embed_tokens.weight
+    with pytest.raises(ImpRAGError, match=r"model.base ties lm_head\.weight"):
+        begin_with(tied, start)
+
+
+def test_the_last_norm_belongs_to_the_last_group_with_layers() -> None:
+    lm, start = tiny_lm(), tiny_lm()
+    with torch.no_grad():
+        start.model.norm.weight += 0.1
+    config = ImpRAGConfig(base_model="tiny", b=2, t=5)
+    settings = LoraSettings(reading=LoraGroup(), norms=True)
+    add_adapters(lm, settings, config, start)
+    begin_with(lm, start)
+    assert torch.equal(lm.model.norm.weight, start.model.norm.weight)
+    with pytest.raises(ImpRAGError, match=r"lora\.top: there are no such layers with b = 2 and t"):
+        add_adapters(tiny_lm(), LoraSettings(top=LoraGroup()), config)
 
 
 def test_groups_that_are_not_trained_keep_all_of_the_start() -> None:

@@ -113,7 +113,13 @@ def _plain(world: Path) -> dict[str, Any]:
     return {"tasks": str(world / "hops.jsonl"), "task": "hotpotqa", "positives": "gold"}
 
 
-@pytest.mark.parametrize("broken", ["no bridge", "separator in it", "one passage"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *("no bridge", "separator in it", "two lines", "no text", "one passage"),
+        *("separator in the answer", "no answer"),
+    ],
+)
 def test_examples_without_a_bridge_are_refused(world: Path, broken: str) -> None:
     corpus = load_corpus(two_hops(world).corpus)
     (tasks,) = read_tasks([f"hotpotqa={world / 'hops.jsonl'}"])
@@ -121,10 +127,13 @@ def test_examples_without_a_bridge_are_refused(world: Path, broken: str) -> None
     if broken == "one passage":
         output = [replace(example.output[0], provenance=example.output[0].provenance[:1])]
         example = replace(example, output=output)
-    else:
-        bridge = {} if broken == "no bridge" else {"bridge_answer": f"w1 {SEPARATOR}"}
-        example = replace(example, meta=bridge)
-    made = [TrainingExample(example.id, "?", " w50", (0,))]
+    elif broken == "no answer":
+        example = replace(example, output=[replace(example.output[0], answer="")])
+    elif broken != "separator in the answer":
+        texts = {"separator in it": f"w1 {SEPARATOR}", "two lines": "w1\nw2", "no text": ["w1"]}
+        example = replace(example, meta={"bridge_answer": texts.get(broken)})
+    answer = f" w5 {SEPARATOR} w50" if broken == "separator in the answer" else " w50"
+    made = [TrainingExample(example.id, "?", answer, (0,))]
     with pytest.raises(ImpRAGError, match="cannot name its bridge first"):
         bridge_examples(replace(tasks, examples=[example]), made, corpus, SEPARATOR)
 
@@ -136,6 +145,7 @@ def test_examples_without_a_bridge_are_refused(world: Path, broken: str) -> None
         ([["a", "b"], []], (["a"], ["b"])),
         ([["a", "b"], ["c"]], None),
         ([["a", "b", "c"]], None),
+        ([["a", "a"]], None),
         ([["a", None]], None),  # KILT's references name pages
         ([[]], None),
     ],
@@ -153,7 +163,17 @@ def test_both_hops_come_from_the_answers_provenance(
     assert Hops("Nepal", ["a"], ["b"]).named("Q: A:", ";") == "Q: A: Nepal ;"
 
 
-@pytest.mark.parametrize("meta", [{"bridge_answer": "Nepal"}, {"country": "Nepal"}, {}])
+@pytest.mark.parametrize(
+    "meta",
+    [
+        *(
+            {"bridge_answer": "Nepal"},
+            {"country": "Nepal"},
+            {"country": "Nepal", "bridge_answer": ""},
+        ),
+        *({"country": "India", "bridge_answer": "Nepal"}, {}),
+    ],
+)
 def test_the_factbooks_task_reads_questions_of_other_files(
     meta: dict[str, str], tmp_path: Path
 ) -> None:

@@ -161,6 +161,16 @@ def _start(source: Source | None, prompt: str) -> tuple[Source, Iterable[list[st
     return source, prompts
 
 
+def _note_other_passages(source: Source) -> None:
+    """Say on standard error that the confidence was fitted to other passages."""
+    if not source.by_model or source.k == 0:
+        print(
+            "note: the confidence was fitted to answers from the model's own retrieval; others "
+            "have less of it, and --min-confidence withholds more of them",
+            file=sys.stderr,
+        )
+
+
 def ask(
     prompt: Prompt,
     /,
@@ -181,7 +191,7 @@ def ask(
 
     - `imprag ask "what's the capital of Chad?"`
     - `imprag ask "when did Ghana become independent?" --cite`
-    - `imprag ask "how high is the highest point of Nepal?" --retrieve every:8`
+    - `imprag ask "how high is the highest point of Nepal?" --retrieve every:4`
     - `imprag ask - --json < prompts.txt > answers.jsonl`
     - `imprag ask -`, to type one prompt after another: only the first waits for the model.
 
@@ -199,6 +209,8 @@ def ask(
         refuse_without_effect("with --k 0", kv_cache=kv_cache, **dataclasses.asdict(again))
     again.check()
     rag = source.load()
+    if min_confidence is not None:
+        _note_other_passages(source)
     if source.k != 0:
         use_kv_cache(rag, kv_cache)
     for batch in prompts:
@@ -239,7 +251,7 @@ def ask(
             else:
                 _print_passages(answer.prompt, answer.passages)
                 for one in answer.retrievals[1:]:
-                    titles = ", ".join(found.passage.title for found in one.passages)
+                    titles = "; ".join(found.passage.title for found in one.passages)
                     print(f"retrieved again after {one.written!r}: {titles}")
                 print(f"\nanswer: {answer.text}{_citations(answer)}\n", flush=True)
     cache = rag.kv_cache

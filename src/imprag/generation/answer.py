@@ -5,13 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from imprag.model.attribution import Attribution, attribute, token_spans
-from imprag.model.confidence import (
-    LEAST_LOG_PROBABILITY,
-    NOT_FOUND,
-    Confidence,
-    features,
-    names_found,
-)
+from imprag.model.confidence import NOT_FOUND, Confidence, features, names_found
 from imprag.retrieval.again import AnswerRetrievals, Retrieval
 from imprag.retrieval.retriever import LOGITS, RetrievedPassage
 
@@ -93,8 +87,7 @@ class Judge:
         text: str,
         read: AnswerRetrievals,
         shares: Sequence[list[float]],
-        log_probabilities: Sequence[float] = (),
-        refusal: float = LEAST_LOG_PROBABILITY,
+        log_probabilities: Sequence[float],
     ) -> "Judged":
         """The answer's ``text``, ``attribution``, ``confidence``, ``evidence`` and ``abstained``.
 
@@ -105,7 +98,6 @@ class Judge:
                 scores of different queries do not compare.
             shares: of each token, if noted.
             log_probabilities: of each token, if noted.
-            refusal: as for `features`, if noted.
         """
         if not self.attribution and self.confidence is None:
             return Judged(text=text)
@@ -123,7 +115,7 @@ class Judge:
             scores = [one.score for one in found] if ranked else []
             texts = [f"{one.passage.title}\n{one.passage.text}" for one in read.passages]
             names = names_found(read.prompt, read.last_part(text), texts)
-            evidence = features(scores, attribution.shares, own, names, refusal)
+            evidence = features(scores, attribution.shares, own, names)
             # An answer without words says nothing that could be right.
             confidence = self.confidence.of(evidence) if text.strip() else 0.0
             judged |= {"evidence": evidence, "confidence": confidence}

@@ -15,7 +15,7 @@ from imprag.generation.reading import later_search, passage_kv
 from imprag.generation.settings import GenerationSettings
 from imprag.generation.stops import StopAt, StopWhen, until_stop
 from imprag.model.attribution import ReadingShares
-from imprag.model.confidence import TokenProbabilities, refusal_token
+from imprag.model.confidence import TokenProbabilities
 from imprag.model.generate import fixed
 from imprag.model.kv import PassageKV
 from imprag.model.query import Queries
@@ -86,7 +86,7 @@ class GenerationBatch:
         judged = settings.min_confidence is not None
         self.judge = Judge.of(rag, settings.min_confidence, attribution=settings.attribution)
         self.shares = ReadingShares(rag.model.decoder) if settings.attribution or judged else None
-        self.probabilities = TokenProbabilities(refusal_token(rag.tokenizer)) if judged else None
+        self.probabilities = TokenProbabilities() if judged else None
         self._answers: list[AnswerRetrievals] = []
 
     @torch.inference_mode()
@@ -140,8 +140,7 @@ class GenerationBatch:
     def _answer(self, row: int, tokens: list[int], text: str) -> Answer:
         prompt, read = self.prompts[row], self._retrievals()[row]
         shares = [] if self.shares is None else read.shares(self.shares.of_row(row))
-        noted = self.probabilities
-        written = () if noted is None else (noted.of_row(row), noted.refusal_of_row(row))
+        probabilities = [] if self.probabilities is None else self.probabilities.of_row(row)
         return Answer(
             prompt=str(prompt),
             passages=read.passages,
@@ -150,7 +149,7 @@ class GenerationBatch:
             kv_hits=self.hits,
             kv_misses=self.misses,
             retrievals=[one for one in read.retrievals if one.tokens or self._retrieved],
-            **self.judge(tokens, text, read, shares, *written),
+            **self.judge(tokens, text, read, shares, probabilities),
         )
 
     def _retrievals(self) -> list[AnswerRetrievals]:

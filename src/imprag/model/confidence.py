@@ -2,7 +2,7 @@
 
     confidence = 1 / (1 + exp(-w · f))
 
-f are eleven numbers (:data:`FEATURES`) about the ranking, the reading, the answer's tokens and its
+f are ten numbers (:data:`FEATURES`) about the ranking, the reading, the answer's tokens and its
 words; none needs a further pass. `imprag.training.confidence` fits the weights w.
 """
 
@@ -37,11 +37,7 @@ FEATURES = (
     "least_log_probability",
     "log_tokens",
     "names",
-    "refusal",
 )
-LEAST_LOG_PROBABILITY = -20.0
-"""Of a refusal; a token that must not be written has none."""
-
 #: After these, a word may have a capital letter without being a name.
 _BEFORE_SENTENCES = frozenset(".?!:[")
 _LONGEST_ABBREVIATION = 3
@@ -102,9 +98,8 @@ def features(
     shares: Sequence[float],
     log_probabilities: Sequence[float],
     names: float,
-    refusal: float,
 ) -> dict[str, float]:
-    """The eleven features of an answer by name.
+    """The ten features of an answer by name.
 
     Args:
         scores: s(q, p) of the passages that were read, best first; none if they were not ranked by
@@ -112,8 +107,6 @@ def features(
         shares: of each passage, as in `imprag.model.attribution.Attribution`.
         log_probabilities: natural logarithms of the probabilities of the answer's tokens.
         names: of `names_found`.
-        refusal: natural logarithm of the probability that the answer begins with "not", as "not
-            found" does, which models may be trained to answer.
     """
 
     def lead(place: int) -> float:
@@ -131,7 +124,6 @@ def features(
         min(tokens),
         math.log(len(tokens)),
         names,
-        max(refusal, LEAST_LOG_PROBABILITY),
     )
     return dict(zip(FEATURES, values, strict=True))
 
@@ -196,28 +188,16 @@ def check_min_confidence(value: float | None) -> None:
         raise ImpRAGError(f"min_confidence must be between 0 and 1, not {value!r}")
 
 
-def refusal_token(tokenizer: Any) -> int:
-    """The first token of a refusal."""
-    return int(tokenizer.encode(f" {NOT_FOUND}", add_special_tokens=False)[0])
-
-
 class TokenProbabilities(LogitsProcessor):  # type: ignore[misc]  # untyped in transformers
-    """Notes the probability of each chosen token and of a refusal; it changes no score.
+    """Notes the probability of each chosen token; it changes no score."""
 
-    Args:
-        refusal: the token that a refusal begins with.
-    """
-
-    def __init__(self, refusal: int) -> None:
-        self._refusal = refusal
-        self._refusals: list[float] = []
+    def __init__(self) -> None:
         self._offered: Tensor | None = None
         self._chosen: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.note(input_ids[:, -1])
         self._offered = scores.float().log_softmax(-1)
-        self._refusals = self._refusals or self._offered[:, self._refusal].tolist()
         return scores
 
     def note(self, tokens: Tensor) -> None:
@@ -229,7 +209,3 @@ class TokenProbabilities(LogitsProcessor):  # type: ignore[misc]  # untyped in t
     def of_row(self, row: int) -> list[float]:
         """The natural logarithms of the probabilities of a row's tokens."""
         return torch.stack(self._chosen)[:, row].tolist() if self._chosen else []
-
-    def refusal_of_row(self, row: int) -> float:
-        """The natural logarithm of the probability that a row's first token was a refusal's."""
-        return self._refusals[row]

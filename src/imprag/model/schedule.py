@@ -61,11 +61,12 @@ class RetrievalSchedule:
             return cls(kept=kept)
         if kind == "every" and re.fullmatch("0*[1-9][0-9]{0,5}", value[:_LONGEST]):
             return cls(every=int(value), kept=kept)
-        if kind == "on" and 0 < len(value) <= _LONGEST:
+        if kind == "on" and value.strip() and len(value) <= _LONGEST:
             return cls(separator=value, kept=kept)
         raise ImpRAGError(
-            f"retrieve is {str(text)[:_LONGEST]!r}, but must be once, every:N (such as every:8) or "
-            f"on:SEPARATOR (such as on:;), of at most {_LONGEST} characters"
+            f"retrieve is {str(text)[:_LONGEST]!r}, but must be once, every:N (such as every:4, at "
+            "most 999999) or on:SEPARATOR (such as on:;), of at most "
+            f"{_LONGEST} characters that are not all white space"
         )
 
     def __str__(self) -> str:

@@ -10,7 +10,6 @@ from transformers import GenerationConfig
 
 from imprag.generation import Judge
 from imprag.model.attribution import ReadingShares
-from imprag.model.confidence import LEAST_LOG_PROBABILITY, refusal_token
 from imprag.model.decoding import LaterRows
 from imprag.model.kv import PassageKV
 from imprag.model.query import Queries
@@ -171,8 +170,6 @@ class RunningAnswer:
         self._retrievals = AnswerRetrievals(run.later, run.request.prompt, run.found)
         self._shares = [*run.shares]
         self._log_probabilities: list[float] = []
-        self._refusal = LEAST_LOG_PROBABILITY
-        self._refusal_token = refusal_token(tokenizer)
         self._held = run.request.min_confidence is not None
         self._sampler = Sampler(run.request.sampling, choice, config, ends)
         self._last = run.arrived
@@ -182,10 +179,7 @@ class RunningAnswer:
         may_end = len(self.tokens) >= self.run.request.min_new_tokens
         token = self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
         if self._held:
-            offered = logits.float().log_softmax(-1)
-            if not self.tokens:
-                self._refusal = float(offered[self._refusal_token])
-            self._log_probabilities.append(float(offered[token]))
+            self._log_probabilities.append(float(logits.float().log_softmax(-1)[token]))
         return token
 
     def note_shares(self, shares: ReadingShares | None, row: int) -> None:
@@ -231,8 +225,7 @@ class RunningAnswer:
         self.ended = True
         rest, read = self.text.finish(), self._retrievals
         shares = read.shares(self._shares)
-        written = (self._log_probabilities, self._refusal)
-        judged = self.run.judge(self.tokens, self.text.text, read, shares, *written)
+        judged = self.run.judge(self.tokens, self.text.text, read, shares, self._log_probabilities)
         if self._held:
             rest = judged["text"]
         later = read.retrievals[1:]

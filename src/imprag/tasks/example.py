@@ -110,12 +110,16 @@ class Example:
     def hops(self) -> Hops | None:
         """Both hops, of ``meta["bridge_answer"]`` and the two references of each answer, in order.
 
-        None if there is no bridge, or if an answer with provenance has not two passages.
+        None if there is no bridge, which is text in one line, or if an answer with provenance has
+        not two passages.
         """
-        bridge = str(self.meta.get("bridge_answer") or "").strip()
+        bridge = self.meta.get("bridge_answer")
+        bridge = bridge.strip() if isinstance(bridge, str) else ""
         pairs = [[ref.get("passage_id") for ref in one.provenance] for one in self.output]
         pairs = [pair for pair in pairs if pair]
-        if not bridge or not pairs or any(len(pair) != 2 or None in pair for pair in pairs):
+        if len(bridge.splitlines()) != 1 or not pairs:
+            return None
+        if any(len(set(pair)) != 2 or len(pair) != 2 or None in pair for pair in pairs):
             return None
         first, second = ([str(pair[hop]) for pair in pairs] for hop in (0, 1))
         return Hops(bridge, list(dict.fromkeys(first)), list(dict.fromkeys(second)))
@@ -151,7 +155,9 @@ class Example:
         output = [
             Answer(
                 "" if item.get("answer") is None else item.text("answer"),
-                [dict(ref) for ref in item.records("provenance")] if "provenance" in item else [],
+                [_reference(ref) for ref in item.records("provenance")]
+                if "provenance" in item
+                else [],
             )
             for item in record.records("output")
         ]
@@ -180,6 +186,12 @@ class Example:
         if not self.task:
             del fields["task"]
         return {**fields, "meta": dict(self.meta)}
+
+
+def _reference(record: Record) -> dict[str, Any]:
+    if "relevance" in record:
+        record.integer("relevance")
+    return dict(record)
 
 
 def answers(texts: Iterable[str]) -> list[Answer]:

@@ -162,7 +162,8 @@ class Architecture:
         self.trained = self.total - frozen
         if recipe.lora is not None:
             last_norms = [child for child in lm.base_model.children() if is_norm(child)]
-            normed = {**groups, "top": [*groups["top"], *last_norms]}
+            last = [name for name, group in groups.items() if group][-1]
+            normed = {**groups, last: [*groups[last], *last_norms]}
             self.trained = sum(
                 _lora_parameters(group, recipe.lora, adapter.rank)
                 + recipe.lora.norms * _vectors(normed[name])

@@ -1,4 +1,4 @@
-"""Fits the confidence: eleven numbers, on answers that are known to be right or wrong."""
+"""Fits the confidence in answers: ten numbers, on answers that are known to be right or wrong."""
 
 from collections.abc import Mapping, Sequence
 

@@ -249,18 +249,18 @@ def bridge_examples(
         separator: stands between bridge and answer, with spaces around it.
 
     Raises:
-        ImpRAGError: an example has no bridge or no pair of gold passages, or its bridge contains
-            the separator.
+        ImpRAGError: an example has no bridge, no answer or no pair of gold passages, or one of the
+            texts contains the separator.
     """
     made = []
     for one, example in zip(examples, tasks.examples, strict=True):
         hops = example.hops
-        if hops is None or separator in hops.bridge:
+        if hops is None or separator in f"{hops.bridge}{one.response}" or not example.answers:
             raise ImpRAGError(
                 f"{tasks.source}: example '{example.id}' of task '{tasks.task.name}' cannot name "
-                f"its bridge first: it needs a text meta.bridge_answer without {separator!r}, and "
-                "two passages in each answer's provenance, that of the bridge first; write "
-                "positives: gold"
+                "its bridge first: it needs a text meta.bridge_answer in one line, an answer, "
+                f"neither of them with {separator!r}, and two passages in each answer's "
+                "provenance, that of the bridge first; leave it out, or write positives: gold"
             )
         first, second = (tuple(corpus.rows(ids)) for ids in (hops.first, hops.second))
         made.append(
@@ -362,7 +362,16 @@ def _gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
             "the teacher"
         )
     distinct = list(dict.fromkeys(passage_id for ids in gold for passage_id in ids))
-    row_of = dict(zip(distinct, corpus.rows(distinct), strict=True))
+    row_of = {
+        id: row for id, row in zip(distinct, corpus.find(distinct), strict=True) if row is not None
+    }
+    for example, ids in zip(tasks.examples, gold, strict=True):
+        if unknown := [passage_id for passage_id in ids if passage_id not in row_of]:
+            raise ImpRAGError(
+                f"{tasks.source}: the corpus has no passage {unknown[0]!r}, which example "
+                f"'{example.id}' of task '{tasks.task.name}' names; give the corpus that the "
+                "examples are about, or take positives from the teacher"
+            )
     return [[row_of[passage_id] for passage_id in ids] for ids in gold]
 
 

@@ -86,19 +86,27 @@ def _groups(
 ) -> Iterator[tuple[str, LoraGroup, tuple[str, ...]]]:
     """Groups with an adapter: name, adapter, and the prefixes of their modules' names.
 
-    The norm after the last layer belongs to the top group.
+    The norm after the last layer belongs to the last group that has layers.
+
+    Raises:
+        ImpRAGError: a group with an adapter has no layers.
     """
     model = lm.base_model_prefix
+    groups = config.layer_groups(len(lm.base_model.layers))
+    last = [name for name, numbers in groups.items() if numbers][-1]
     ends = [  # peft keeps a trained norm beside the original
         f"{model}.{name}"
         for name, module in lm.base_model.named_children()
         if is_norm(getattr(module, "original_module", module))
     ]
-    for name, numbers in config.layer_groups(len(lm.base_model.layers)).items():
-        adapter = settings.groups.get(name)
-        if adapter is not None:
-            starts = [f"{model}.layers.{layer}." for layer in numbers]
-            yield name, adapter, tuple(starts + ends if name == "top" else starts)
+    for name, adapter in settings.groups.items():
+        if not groups[name]:
+            raise ImpRAGError(
+                f"lora.{name}: there are no such layers with b = {config.b} and t = {config.t}; "
+                "leave it out"
+            )
+        starts = [f"{model}.layers.{layer}." for layer in groups[name]]
+        yield name, adapter, tuple(starts + ends if name == last else starts)
 
 
 @torch.no_grad()
@@ -116,22 +124,43 @@ def begin_with(lm: PreTrainedModel, start: PreTrainedModel) -> None:
     adapted = {name: module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
     for name, module in adapted.items():
         _approximate(module, _weight(wanted, f"{name}.weight", module.get_base_layer().weight))
+    own = {
+        name.replace(".modules_to_save.default", "").replace(".base_layer.", "."): weight
+        for name, weight in lm.state_dict(keep_vars=True).items()
+        if ".lora_" not in name and ".original_module." not in name
+    }
+    if unknown := wanted.keys() - own.keys():
+        raise ImpRAGError(
+            f"training cannot start from this model: model.base has no {min(unknown)}; model.start "
+            "must be trained from model.base"
+        )
     bases = {id(module.get_base_layer().weight) for module in adapted.values()}
-    for name, parameter in lm.named_parameters():
-        if ".lora_" in name or ".original_module." in name or id(parameter) in bases:
+    copied = set()
+    for name, parameter in own.items():
+        weight = _weight(wanted, name, parameter)
+        if id(parameter) in bases:
             continue
-        plain = name.replace(".modules_to_save.default", "").replace(".base_layer.", ".")
-        weight = _weight(wanted, plain, parameter)
+        same = torch.equal(parameter, weight.to(parameter))
+        if id(parameter) in copied and not same:
+            raise ImpRAGError(
+                f"training cannot start from this model: model.base ties {name} to another weight, "
+                "and model.start does not"
+            )
         if parameter.requires_grad:
             parameter.copy_(weight)
-        elif not torch.equal(parameter, weight.to(parameter)):
-            _refuse_loss(plain)
+            copied.add(id(parameter))
+        elif not same:
+            _refuse_loss(name)
 
 
 def _refuse_loss(name: str) -> None:
-    """Report a weight of the start that is neither trained nor adapted; only the layers can be."""
+    """Report a weight of the start that would be lost.
+
+    Only projections and norms of the layers, and the last norm, can be adapted.
+    """
     problem = f"model.start has another {name} than model.base, "
-    if ".layers." not in name and "norm" not in name:
+    adaptable = "norm" in name or (".layers." in name and not name.endswith(".bias"))
+    if not adaptable:
         logging.getLogger(__name__).warning(
             "%swhich adapters cannot hold: training begins with the base's", problem
         )

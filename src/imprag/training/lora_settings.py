@@ -12,8 +12,8 @@ class LoraGroup(Section):
     """An adapter on one group of layers: `bottom` (0..b), `reading` (b+1..t) or `top` (above t)."""
 
     rank: PositiveInt = 16
-    """Rank of the two factors. An adapter that is not trained has the rank of what it keeps
-    instead."""
+    """Rank of the two factors. An adapter that is not trained has instead the rank of what it
+    keeps, which is the full rank if `model.start` was fully trained or rounded to 16 bits."""
 
     alpha: PositiveFloat = 32.0
     """Scales the adapter by alpha / rank."""
@@ -42,7 +42,8 @@ class LoraSettings(Section):
     for an unknown name lists the model's own."""
 
     norms: bool = False
-    """Also trains the norms of adapted groups; with `top`, the norm after the last layer too."""
+    """Also trains the norms of adapted groups; with the last group, the norm after the last layer.
+    Needed if `model.start` was fully trained, as its norms would be lost."""
 
     @property
     def groups(self) -> dict[str, LoraGroup]:

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -18,11 +18,11 @@ from transformers import set_seed
 
 from imprag.corpus import Corpus, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.io.files import expand_home, read_json, write_json
+from imprag.io.files import content_digest, expand_home, read_json, write_json
 from imprag.io.locking import only_builder
 from imprag.model import ImpRAGModel, load_base_model
 from imprag.model.fingerprint import model_fingerprint
-from imprag.model.load import load_pretrained
+from imprag.model.load import DEFAULT, DEFAULT_FOLDER, load_pretrained
 from imprag.tasks.knowledge import QUESTION
 from imprag.tasks.task import load_task
 from imprag.training.batches import Batches
@@ -150,7 +150,8 @@ def _train(
         corpus = load_corpus(recipe.corpus)
         sources = load_sources(recipe, corpus, teacher)
         if processes.is_main_process:
-            _check_inputs(out, corpus, sources, resumed=checkpoint is not None)
+            start = _start_digest(recipe)
+            _check_inputs(out, corpus, sources, start, resumed=checkpoint is not None)
         evaluate = evaluator(corpus, out / "development") if evaluator else None
 
     set_seed(recipe.seed)
@@ -303,8 +304,21 @@ def _start(recipe: Recipe, out: Path, resume: bool) -> str | None:
     return str(checkpoint) if checkpoint else None
 
 
+def _start_digest(recipe: Recipe) -> dict[str, str]:
+    """The digest of the weights that training starts from, if they are in a folder."""
+    start = recipe.model.start
+    folder = DEFAULT_FOLDER if start == DEFAULT else Path(start or "")
+    files = sorted(folder.glob("*.safetensors")) if start else []
+    return {"model.start": content_digest(folder, files)} if files else {}
+
+
 def _check_inputs(
-    out: Path, corpus: Corpus, sources: Sequence[TrainingSource], *, resumed: bool
+    out: Path,
+    corpus: Corpus,
+    sources: Sequence[TrainingSource],
+    start: Mapping[str, str],
+    *,
+    resumed: bool,
 ) -> None:
     """Compare the data's fingerprints with those in ``inputs.json``, or write them there.
 
@@ -312,18 +326,21 @@ def _check_inputs(
         out: the run folder.
         corpus: the passages.
         sources: the training examples; their fingerprints include the teacher's ranks.
+        start: of `_start_digest`.
         resumed: whether the run continues from a checkpoint.
 
     Raises:
-        ImpRAGError: the corpus or the examples of a source changed since the run began.
+        ImpRAGError: the corpus, the examples of a source or the weights of ``model.start`` changed
+            since the run began.
     """
-    now = {"corpus": corpus.fingerprint}
+    now = {"corpus": corpus.fingerprint, **start}
     now |= {f"data.{n} ({one.name})": one.fingerprint() for n, one in enumerate(sources)}
     path = out / INPUTS
     if path.is_file():
         before = read_json(path)
         known = before if isinstance(before, dict) else {}
-        other = [name for name, fingerprint in now.items() if known.get(name) != fingerprint]
+        # Earlier versions did not store all of them.
+        other = [name for name, one in now.items() if known.get(name, one) != one]
         if other:
             raise ImpRAGError(
                 f"{', '.join(other[:3])} changed since the run in {out} began; restore the former "

@@ -22,8 +22,8 @@ def about_fact(example: Example) -> Example:
 def about_two_facts(example: Example) -> Example:
     """The example, whose bridge is the country that it describes: the second fact's."""
     example = about_fact(example)
-    bridge = {"bridge_answer": example.meta["country"]} if "country" in example.meta else {}
-    return replace(example, meta={**bridge, **example.meta})
+    bridge = example.meta.get("bridge_answer") or example.meta.get("country")
+    return replace(example, meta={**example.meta, "bridge_answer": bridge})
 
 
 QA = Task("factbook/qa", QUESTION, normalize=about_fact)
