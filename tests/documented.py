@@ -149,6 +149,9 @@ def _examples(task: str, answer: str) -> list[dict[str, Any]]:
         asked = f"what is the capital of {country}?"
         if task.endswith("aida"):
             asked = f"The capital of [START] {country} [END] is large."
+        proof = [country]
+        if task.endswith("two_hop"):
+            proof.insert(0, _COUNTRIES[n - 1][0])
         rows.append(
             {
                 "id": f"{task}-{n}",
@@ -157,7 +160,9 @@ def _examples(task: str, answer: str) -> list[dict[str, Any]]:
                 "output": [
                     {
                         "answer": answer.format(country=country, capital=capital),
-                        "provenance": [{"passage_id": f"{country.lower()}-0", "title": country}],
+                        "provenance": [
+                            {"passage_id": f"{one.lower()}-0", "title": one} for one in proof
+                        ],
                     }
                 ],
                 "meta": {"country": country, "relation": "capital"},

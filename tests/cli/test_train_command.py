@@ -1,9 +1,7 @@
 """``imprag train``: the dry run, and how the real run is called."""
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -47,9 +45,7 @@ def test_the_recipe_reaches_the_trainer(
         calls.append((recipe.model.k, recipe.train.steps, out, resume))
         return {"exact_match": 0.5}
 
-    trainer = ModuleType("imprag.training.run")
-    trainer.train = train  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "imprag.training.run", trainer)
+    monkeypatch.setattr("imprag.training.run.train", train)
     arguments = ["--config", CONFIG, "--set", "model.k=4", "--out", tmp_path / "run"]
     assert run(*arguments, "--set", "train.steps=3") == 0
     assert capsys.readouterr().out == "exact_match: 0.5\n"

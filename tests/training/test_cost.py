@@ -37,7 +37,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(path / "lm")
     passages = [{"id": f"p{n}", "title": "w1", "text": "w2 w3 w4 w5"} for n in range(6)]
     (path / "corpus.jsonl").write_text("".join(json.dumps(p) + "\n" for p in passages))
-    questions = [{"question": f"w{n} w7", "answer": ["w9"]} for n in range(10)]
+    output = [{"answer": "w9", "provenance": [{"passage_id": "p0"}]}]
+    questions = [{"id": str(n), "input": f"w{n} w7", "output": output} for n in range(10)]
     (path / "nq.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     return path
 

@@ -17,6 +17,7 @@ from imprag.index.folder import IndexFolder
 from imprag.tasks import Answer, Example, Hops, read_tasks
 from imprag.training.batches import Batches
 from imprag.training.data import TrainingExample, TrainingSource, bridge_examples, load_sources
+from imprag.training.data_cost import estimate_data
 from imprag.training.recipe import BatchSettings, Recipe
 from imprag.training.run import train
 from imprag.training.samplers import BatchIndices
@@ -109,6 +110,25 @@ def test_examples_have_a_response_and_positives_for_each_hop(world: Path) -> Non
     assert source.fingerprint() != plain.fingerprint()
 
 
+def test_a_dry_run_checks_both_hops_and_counts_the_bridge(world: Path, tmp_path: Path) -> None:
+    def tokens(**sections: Any) -> float:
+        (source,) = estimate_data(two_hops(world, **sections))[1]
+        return source.response_tokens
+
+    plain = tokens(data=[_plain(world)])
+    assert tokens() == plain + 2  # the bridge and the separator
+    rows = [json.loads(line) for line in (world / "hops.jsonl").read_text().splitlines()]
+    rows[7]["meta"]["bridge_answer"] = 7
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ImpRAGError, match="'q7' of task 'hotpotqa' cannot name its bridge first"):
+        tokens(data=[{"tasks": str(own), "task": "hotpotqa", "positives": "hops"}])
+    rows[7]["output"][0]["provenance"][0]["passage_id"] = "nowhere"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ImpRAGError, match="the corpus has no passage 'nowhere', .* 'q7'"):
+        tokens(data=[{"tasks": str(own), "task": "hotpotqa", "positives": "gold"}])
+
+
 def _plain(world: Path) -> dict[str, Any]:
     return {"tasks": str(world / "hops.jsonl"), "task": "hotpotqa", "positives": "gold"}
 
@@ -127,13 +147,13 @@ def test_examples_without_a_bridge_are_refused(world: Path, broken: str) -> None
     if broken == "one passage":
         output = [replace(example.output[0], provenance=example.output[0].provenance[:1])]
         example = replace(example, output=output)
-    elif broken == "no answer":
-        example = replace(example, output=[replace(example.output[0], answer="")])
-    elif broken != "separator in the answer":
+    elif "answer" in broken:
+        answer = "" if broken == "no answer" else f"w5 {SEPARATOR} w50"
+        example = replace(example, output=[replace(example.output[0], answer=answer)])
+    else:
         texts = {"separator in it": f"w1 {SEPARATOR}", "two lines": "w1\nw2", "no text": ["w1"]}
         example = replace(example, meta={"bridge_answer": texts.get(broken)})
-    answer = f" w5 {SEPARATOR} w50" if broken == "separator in the answer" else " w50"
-    made = [TrainingExample(example.id, "?", answer, (0,))]
+    made = [TrainingExample(example.id, "?", " w50", (0,))]
     with pytest.raises(ImpRAGError, match="cannot name its bridge first"):
         bridge_examples(replace(tasks, examples=[example]), made, corpus, SEPARATOR)
 

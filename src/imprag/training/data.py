@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from imprag.corpus import Corpus, Passage, load_corpus
 from imprag.errors import ImpRAGError
-from imprag.tasks import TaskExamples, load_benchmark, load_task, read_tasks, split_of_passages
+from imprag.tasks import (
+    Example,
+    Hops,
+    TaskExamples,
+    load_benchmark,
+    load_task,
+    read_tasks,
+    split_of_passages,
+)
 from imprag.tasks.benchmark import is_benchmark
 from imprag.tasks.self_supervised import maker_of
 from imprag.training.objectives import make_objective
@@ -209,7 +217,7 @@ def retrieval_examples(
     task = tasks.task
     first, last = settings.hard_negatives
     ranked = [[] for _ in tasks.examples] if labels is None else labels.tolist()
-    labelled = _gold_rows(tasks, corpus) if positives == "gold" else ranked
+    labelled = gold_rows(tasks, corpus) if positives == "gold" else ranked
     examples = []
     for example, ranks, rows in zip(tasks.examples, ranked, labelled, strict=True):
         near: list[int] = []
@@ -254,14 +262,7 @@ def bridge_examples(
     """
     made = []
     for one, example in zip(examples, tasks.examples, strict=True):
-        hops = example.hops
-        if hops is None or separator in f"{hops.bridge}{one.response}" or not example.answers:
-            raise ImpRAGError(
-                f"{tasks.source}: example '{example.id}' of task '{tasks.task.name}' cannot name "
-                "its bridge first: it needs a text meta.bridge_answer in one line, an answer, "
-                f"neither of them with {separator!r}, and two passages in each answer's "
-                "provenance, that of the bridge first; leave it out, or write positives: gold"
-            )
+        hops = checked_hops(tasks, example, separator)
         first, second = (tuple(corpus.rows(ids)) for ids in (hops.first, hops.second))
         made.append(
             replace(
@@ -273,6 +274,24 @@ def bridge_examples(
             )
         )
     return made
+
+
+def checked_hops(tasks: TaskExamples, example: Example, separator: str) -> Hops:
+    """Both hops of an example that names its bridge first.
+
+    Raises:
+        ImpRAGError: as `bridge_examples`.
+    """
+    hops = example.hops
+    answer = example.answers[0] if example.answers else separator
+    if hops is None or separator in f"{hops.bridge} {answer}":
+        raise ImpRAGError(
+            f"{tasks.source}: example '{example.id}' of task '{tasks.task.name}' cannot name its "
+            "bridge first: it needs a text meta.bridge_answer in one line, an answer, neither of "
+            f"them with {separator!r}, and two passages in each answer's provenance, that of the "
+            "bridge first; leave it out, or write positives: gold"
+        )
+    return hops
 
 
 def plain_examples(tasks: TaskExamples) -> list[TrainingExample]:
@@ -352,8 +371,12 @@ def not_held_out(trained: Mapping[str, Set[str]]) -> Callable[[Passage], bool]:
     return lambda passage: all(split_of(passage) in splits for split_of, splits in kept)
 
 
-def _gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
-    """The corpus rows of every example's gold passages."""
+def gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
+    """The corpus rows of every example's gold passages.
+
+    Raises:
+        ImpRAGError: an example names no gold passage, or one that is not in the corpus.
+    """
     gold = [example.gold_ids for example in tasks.examples]
     if missing := [one.id for one, ids in zip(tasks.examples, gold, strict=True) if not ids]:
         raise ImpRAGError(

@@ -14,7 +14,7 @@ from imprag.errors import ImpRAGError
 from imprag.model.base import EMBEDDED, load_tokenizer
 from imprag.tasks import Example, Task, TaskExamples, load_task
 from imprag.tasks.self_supervised import maker_of
-from imprag.training.data import read_source
+from imprag.training.data import checked_hops, gold_rows, read_source
 from imprag.training.recipe import Recipe
 from imprag.training.sources import SyntheticSource, TaskSource
 
@@ -80,13 +80,14 @@ def estimate_data(recipe: Recipe) -> tuple[CorpusCost, list[SourceCost]]:
     """Measure the corpus and the sources of a recipe, as far as they are local.
 
     Raises:
-        ImpRAGError: a file exists but cannot be read.
+        ImpRAGError: a file exists but cannot be read, or an example lacks the gold passages or the
+            bridge that the recipe learns from.
     """
     count = _token_counter(recipe.model.base)
     corpus, corpus_cost = _estimate_corpus(recipe, count)
     known: dict[tuple[str, ...], TaskExamples] = {}
     sources = [
-        _estimate_task(source, recipe, share, count, known)
+        _estimate_task(source, recipe, share, count, known, corpus)
         if isinstance(source, TaskSource)
         else _estimate_synthetic(source, corpus, share, count)
         for source, share in zip(recipe.data, _shares(recipe), strict=True)
@@ -152,6 +153,7 @@ def _estimate_task(
     share: float,
     count: Callable[[str], float],
     known: dict[tuple[str, ...], TaskExamples],
+    corpus: Corpus | None,
 ) -> SourceCost:
     if Path(source.tasks).exists():
         state = "found"
@@ -159,6 +161,12 @@ def _estimate_task(
         examples = len(tasks.examples)
         drawn = [tasks.examples[i] for i in _spread(examples)]
         prompt, response = _lengths(tasks.task, drawn, count)
+        if source.positives != "teacher" and corpus is not None:
+            gold_rows(tasks, corpus)
+        if source.positives == "hops" and (separator := recipe.model.separator):
+            hops = [checked_hops(tasks, one, separator) for one in tasks.examples]
+            named = [count(hops[i].named("", separator)) for i in _spread(examples)]
+            response += statistics.fmean(named)
     else:
         # As in `read_records`: a name that looks like a file's is not looked for on the hub.
         is_file = source.tasks.endswith(_FILE_ENDINGS) or source.tasks.startswith((".", "/"))
