@@ -1,6 +1,7 @@
 """The layout of the package: which layer imports which, and how long things may get."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -91,6 +92,12 @@ def upward_imports(module: str, tree: ast.AST) -> list[str]:
 def test_imports_point_downwards() -> None:
     found = [one for file in FILES for one in upward_imports(module_of(file), parsed(file))]
     assert sorted(found) == sorted(UPWARD_IMPORTS)
+
+
+def test_the_readme_lists_the_layers_in_their_order() -> None:
+    block = (SRC.parents[1] / "README.md").read_text().partition("src/imprag/\n")[2]
+    listed = re.findall(r"^  (\w+)(?:/|\.py) ", block.partition("```")[0], re.MULTILINE)
+    assert tuple(listed) == (*LAYERS, "default")
 
 
 def test_the_core_imports_neither_benchmarks_nor_examples() -> None:
