@@ -163,10 +163,10 @@ def made(asked: argparse.Namespace) -> Iterable[Example]:
         passages = list(filter(not_held_out({asked.leave_out: {"train"}}), corpus))
         if len(passages) == len(corpus):
             raise ImpRAGError(f"{asked.leave_out} holds out no country of {asked.corpus}")
-    made = list(two_hops(passages, asked.seed))
+    questions = list(two_hops(passages, asked.seed))
     if asked.each_hop is not None:
-        made = list(each_hop(made, asked.each_hop))
-    return limited(made, asked)
+        questions = list(each_hop(questions, asked.each_hop))
+    return limited(questions, asked)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Sizes of a language model, from its configuration alone, without its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,13 +162,13 @@ class Architecture:
         self.trained = self.total - frozen
         if recipe.lora is not None:
             last_norms = [child for child in lm.base_model.children() if is_norm(child)]
-            last = [name for name, group in groups.items() if group][-1]
+            last = last_group(groups)
             normed = {**groups, last: [*groups[last], *last_norms]}
             self.trained = sum(
                 _lora_parameters(group, recipe.lora, adapter.rank)
                 + recipe.lora.norms * _vectors(normed[name])
                 for name, group in groups.items()
-                if (adapter := getattr(recipe.lora, name)) is not None and adapter.trained
+                if (adapter := recipe.lora.groups.get(name)) is not None and adapter.trained
             )
 
     @property
@@ -215,6 +215,11 @@ def _vectors(layers: Sequence[nn.Module]) -> int:
         for module in layer.modules()
         if is_norm(module)
     )
+
+
+def last_group(groups: Mapping[str, Sequence[object]]) -> str:
+    """The last group with layers, which the norm after the last layer belongs to."""
+    return [name for name, layers in groups.items() if layers][-1]
 
 
 def _lora_parameters(layers: Sequence[nn.Module], lora: "LoraSettings", rank: int) -> int:

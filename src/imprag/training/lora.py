@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
 from imprag.model.peft_adapters import add_adapter
-from imprag.training.architecture import is_norm
+from imprag.training.architecture import is_norm, last_group
 from imprag.training.lora_settings import LoraGroup, LoraSettings
 
 
@@ -93,7 +93,7 @@ def _groups(
     """
     model = lm.base_model_prefix
     groups = config.layer_groups(len(lm.base_model.layers))
-    last = [name for name, numbers in groups.items() if numbers][-1]
+    last = last_group(groups)
     ends = [  # peft keeps a trained norm beside the original
         f"{model}.{name}"
         for name, module in lm.base_model.named_children()
