@@ -501,7 +501,7 @@ def test_unknown_gold_passages_are_refused(
 ) -> None:
     bad = TaskExamples(load_task("nq"), [example("q7", "w1", ["w2"], "p 99")], "bad.jsonl")
     with pytest.raises(
-        ImpRAGError, match=r"bad\.jsonl, task 'nq': the gold passage 'p 99' of example 'q7' is not"
+        ImpRAGError, match=r"bad\.jsonl, task 'nq': example 'q7' names the gold passage 'p 99'"
     ):
         evaluate(rag, [bad, *tasks[1:]], tmp_path / "run")
     with pytest.raises(ImpRAGError, match=r"'nq' is given twice, by tiny questions and by bad\."):

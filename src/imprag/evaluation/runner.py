@@ -411,24 +411,15 @@ def gold_pages(tasks: Sequence[TaskExamples], corpus: Corpus | None) -> dict[str
     Raises:
         ImpRAGError: a gold passage is not in the corpus.
     """
-    pages: dict[str, str] = {}
     if corpus is None:
-        return pages
-    for item in tasks:
-        for example in item.examples:
-            for passage_id in example.gold_ids:
-                if passage_id in pages:
-                    continue
-                try:
-                    pages[passage_id] = page_of(corpus[corpus.rows([passage_id])[0]])
-                except ImpRAGError as error:
-                    raise ImpRAGError(
-                        f"{item.source}, task '{item.task.name}': the gold passage "
-                        f"'{passage_id}' of example '{example.id}' is not in the corpus "
-                        f"{corpus.manifest['source'] or corpus.path}; choose the corpus that the "
-                        "examples belong to, or link them to this one with imprag tasks import"
-                    ) from error
-    return pages
+        return {}
+    row_of = {
+        passage_id: row
+        for item in tasks
+        for example, rows in zip(item.examples, item.gold_rows(corpus), strict=True)
+        for passage_id, row in zip(example.gold_ids, rows, strict=True)
+    }
+    return {passage_id: page_of(corpus[row]) for passage_id, row in row_of.items()}
 
 
 def _task_settings(item: TaskExamples) -> dict[str, Any]:

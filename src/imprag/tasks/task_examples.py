@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from imprag.corpus import Corpus
 from imprag.corpus.questions import beir_queries
 from imprag.errors import ImpRAGError
 from imprag.io.files import expand_home
@@ -52,6 +53,25 @@ class TaskExamples:
         generator = random.Random(f"{seed} {self.task.name}")
         rows = sorted(generator.sample(range(len(self.examples)), limit))
         return replace(self, examples=[self.examples[row] for row in rows])
+
+    def gold_rows(self, corpus: Corpus) -> list[list[int]]:
+        """The corpus rows of every example's gold passages.
+
+        Raises:
+            ImpRAGError: a gold passage is not in the corpus.
+        """
+        gold = [example.gold_ids for example in self.examples]
+        distinct = list(dict.fromkeys(passage_id for ids in gold for passage_id in ids))
+        row_of = dict(zip(distinct, corpus.find(distinct), strict=True))
+        for example, ids in zip(self.examples, gold, strict=True):
+            if unknown := [passage_id for passage_id in ids if row_of[passage_id] is None]:
+                raise ImpRAGError(
+                    f"{self.source}, task '{self.task.name}': example '{example.id}' names the "
+                    f"gold passage '{unknown[0]}', which the corpus "
+                    f"{corpus.manifest['source'] or corpus.path} does not have; choose the corpus "
+                    "that the examples are about, or link them to this one with imprag tasks import"
+                )
+        return [[row for id in ids if (row := row_of[id]) is not None] for ids in gold]
 
     def fingerprint(self) -> str:
         """A hash of all prompts and examples, without ``meta["group"]``."""

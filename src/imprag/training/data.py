@@ -377,25 +377,13 @@ def gold_rows(tasks: TaskExamples, corpus: Corpus) -> list[list[int]]:
     Raises:
         ImpRAGError: an example names no gold passage, or one that is not in the corpus.
     """
-    gold = [example.gold_ids for example in tasks.examples]
-    if missing := [one.id for one, ids in zip(tasks.examples, gold, strict=True) if not ids]:
+    if missing := [example.id for example in tasks.examples if not example.gold_ids]:
         raise ImpRAGError(
-            f"{tasks.source}: {len(missing)} of {len(gold)} examples of task '{tasks.task.name}' "
-            f"name no gold passage, such as '{missing[0]}'; leave them out or take positives from "
-            "the teacher"
+            f"{tasks.source}: {len(missing)} of {len(tasks.examples)} examples of task "
+            f"'{tasks.task.name}' name no gold passage, such as '{missing[0]}'; "
+            "leave them out or take positives from the teacher"
         )
-    distinct = list(dict.fromkeys(passage_id for ids in gold for passage_id in ids))
-    row_of = {
-        id: row for id, row in zip(distinct, corpus.find(distinct), strict=True) if row is not None
-    }
-    for example, ids in zip(tasks.examples, gold, strict=True):
-        if unknown := [passage_id for passage_id in ids if passage_id not in row_of]:
-            raise ImpRAGError(
-                f"{tasks.source}: the corpus has no passage {unknown[0]!r}, which example "
-                f"'{example.id}' of task '{tasks.task.name}' names; give the corpus that the "
-                "examples are about, or take positives from the teacher"
-            )
-    return [[row_of[passage_id] for passage_id in ids] for ids in gold]
+    return tasks.gold_rows(corpus)
 
 
 def _grouped_by_title(examples: Sequence[TrainingExample], corpus: Corpus) -> list[TrainingExample]:
