@@ -272,8 +272,12 @@ def test_lora_parameters_equal_those_of_peft(home: Path) -> None:
     assert 0 < CostEstimate(started).model.trained < trained
     norms = CostEstimate(recipe(home, lora={**both, "norms": True})).model.trained - trained
     assert norms == 4 * 2 * 48 + 48  # two of each layer, and the last
-    with pytest.raises(ImpRAGError, match=r"lora.targets: .* 'query'; it has .*q_proj"):
+    with pytest.raises(ImpRAGError, match=r"lora.targets: .* 'query'; they have .*q_proj"):
         CostEstimate(recipe(home, lora={"top": {}, "targets": ["query"]}))
+    to_the_end = {**recipe(home).model_dump(), "lora": {"top": {}}}
+    to_the_end["model"]["t"] = tiny_lm().config.num_hidden_layers - 1
+    with pytest.raises(ImpRAGError, match=r"lora\.top: there are no such layers with b"):
+        CostEstimate(Recipe.model_validate(to_the_end))
 
 
 def test_storage_of_index_and_kv(home: Path) -> None:

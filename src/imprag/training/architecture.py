@@ -14,6 +14,7 @@ from imprag.model.base import quiet_transformers
 from imprag.model.support import check_model
 
 if TYPE_CHECKING:
+    from imprag.model.config import ImpRAGConfig
     from imprag.training.lora_settings import LoraSettings
     from imprag.training.recipe import Recipe
 
@@ -130,8 +131,8 @@ class Architecture:
         recipe: gives the model, its layer boundaries and the trained weights.
 
     Raises:
-        ImpRAGError: there is no such model, it has too few layers, or it lacks a projection that
-            `lora.targets` names.
+        ImpRAGError: there is no such model, it has too few layers, or it lacks layers or
+            projections that shall get adapters.
     """
 
     def __init__(self, recipe: "Recipe") -> None:
@@ -161,6 +162,7 @@ class Architecture:
         frozen = _count(lm.get_input_embeddings()) if recipe.train.freeze_embeddings else 0
         self.trained = self.total - frozen
         if recipe.lora is not None:
+            check_adapted(groups, recipe.lora, settings)
             last_norms = [child for child in lm.base_model.children() if is_norm(child)]
             last = last_group(groups)
             normed = {**groups, last: [*groups[last], *last_norms]}
@@ -222,6 +224,40 @@ def last_group(groups: Mapping[str, Sequence[object]]) -> str:
     return [name for name, layers in groups.items() if layers][-1]
 
 
+def check_adapted(
+    groups: Mapping[str, Sequence[nn.Module]], lora: "LoraSettings", config: "ImpRAGConfig"
+) -> None:
+    """Check that the layers that shall get adapters are there, with all projections.
+
+    Args:
+        groups: the layers of each group, by its name.
+        lora: the adapters.
+        config: the layer boundaries.
+
+    Raises:
+        ImpRAGError: a group with an adapter has no layers, or they lack a projection that
+            `lora.targets` names.
+    """
+    for name in lora.groups:
+        if not groups[name]:
+            raise ImpRAGError(
+                f"lora.{name}: there are no such layers with b = {config.b} and t = {config.t}; "
+                "leave it out"
+            )
+        known = {
+            path.rpartition(".")[2]
+            for layer in groups[name]
+            for path, module in layer.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        for target in lora.targets:
+            if target not in known:
+                raise ImpRAGError(
+                    f"lora.targets: the {name} layers have no projection {target!r}; they have "
+                    + ", ".join(sorted(known))
+                )
+
+
 def _lora_parameters(layers: Sequence[nn.Module], lora: "LoraSettings", rank: int) -> int:
     """Number of parameters of an adapter: rank · (inputs + outputs) of each adapted projection."""
     total = 0
@@ -232,15 +268,5 @@ def _lora_parameters(layers: Sequence[nn.Module], lora: "LoraSettings", rank: in
             for path, module in layer.named_modules()
             if isinstance(module, nn.Linear) and path.rsplit(".", 1)[-1] == target
         ]
-        if layers and not found:
-            known = {
-                path.rsplit(".", 1)[-1]
-                for path, module in layers[0].named_modules()
-                if isinstance(module, nn.Linear)
-            }
-            raise ImpRAGError(
-                f"lora.targets: the model has no projection '{target}'; it has "
-                f"{', '.join(sorted(known))}"
-            )
         total += sum(rank * (m.in_features + m.out_features) for m in found)
     return total

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from imprag.errors import ImpRAGError
 from imprag.model.config import ImpRAGConfig
 from imprag.model.peft_adapters import add_adapter
-from imprag.training.architecture import is_norm, last_group
+from imprag.training.architecture import check_adapted, is_norm, last_group
 from imprag.training.lora_settings import LoraGroup, LoraSettings
 
 
@@ -37,30 +37,27 @@ def add_adapters(
         ImpRAGError: a target names no projection of a group's layers, or the start has weights of
             other names or shapes.
     """
+    layers = lm.base_model.layers
+    numbers = config.layer_groups(len(layers))
+    check_adapted(
+        {name: [layers[n] for n in own] for name, own in numbers.items()}, settings, config
+    )
     wanted = {} if start is None else start.state_dict()
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     norms: list[str] = []
-    for group, adapter, starts in _groups(lm, settings, config):
+    for adapter, starts in _groups(lm, settings, config):
         modules = [(name, m) for name, m in lm.named_modules() if name.startswith(starts)]
         linear = [name for name, module in modules if isinstance(module, nn.Linear)]
         if settings.norms:
             norms += [name for name, module in modules if is_norm(module)]
-        for target in settings.targets:
-            found = [name for name in linear if name.rpartition(".")[2] == target]
-            if not found:
-                known = sorted({name.rpartition(".")[2] for name in linear})
-                raise ImpRAGError(
-                    f"lora.targets: the {group} layers have no projection {target!r}; they have "
-                    + ", ".join(known)
-                )
-            for name in found:
-                ranks[name], alphas[name] = adapter.rank, adapter.alpha
-                if not adapter.trained:
-                    weight = lm.get_submodule(name).weight
-                    full = f"{name}.weight"
-                    ranks[name] = _rank(_weight(wanted, full, weight).to(weight) - weight, weight)
-                    alphas[name] = ranks[name]
+        for name in (n for target in settings.targets for n in linear if n.endswith(f".{target}")):
+            ranks[name], alphas[name] = adapter.rank, adapter.alpha
+            if not adapter.trained:
+                weight = lm.get_submodule(name).weight
+                full = f"{name}.weight"
+                ranks[name] = _rank(_weight(wanted, full, weight).to(weight) - weight, weight)
+                alphas[name] = ranks[name]
     add_adapter(
         lm,
         LoraConfig(
@@ -74,7 +71,7 @@ def add_adapters(
 
 def hold_untrained(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig) -> None:
     """Freeze the adapters and norms of groups that are not trained."""
-    for _, adapter, starts in _groups(lm, settings, config):
+    for adapter, starts in _groups(lm, settings, config):
         if not adapter.trained:
             for name, parameter in lm.named_parameters():
                 if name.startswith(starts):
@@ -83,13 +80,10 @@ def hold_untrained(lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGCo
 
 def _groups(
     lm: PreTrainedModel, settings: LoraSettings, config: ImpRAGConfig
-) -> Iterator[tuple[str, LoraGroup, tuple[str, ...]]]:
-    """Groups with an adapter: name, adapter, and the prefixes of their modules' names.
+) -> Iterator[tuple[LoraGroup, tuple[str, ...]]]:
+    """Groups with an adapter: the adapter, and the prefixes of their modules' names.
 
     The norm after the last layer belongs to the last group that has layers.
-
-    Raises:
-        ImpRAGError: a group with an adapter has no layers.
     """
     model = lm.base_model_prefix
     groups = config.layer_groups(len(lm.base_model.layers))
@@ -100,13 +94,8 @@ def _groups(
         if is_norm(getattr(module, "original_module", module))
     ]
     for name, adapter in settings.groups.items():
-        if not groups[name]:
-            raise ImpRAGError(
-                f"lora.{name}: there are no such layers with b = {config.b} and t = {config.t}; "
-                "leave it out"
-            )
         starts = [f"{model}.layers.{layer}." for layer in groups[name]]
-        yield name, adapter, tuple(starts + ends if name == last else starts)
+        yield adapter, tuple(starts + ends if name == last else starts)
 
 
 @torch.no_grad()
