@@ -74,6 +74,22 @@ def test_evidence_comes_from_ranking_reading_and_tokens(rag: ImpRAG) -> None:
     assert answer.confidence == pytest.approx(float(torch.sigmoid(torch.tensor(logit))), abs=1e-6)
 
 
+def test_penalties_change_the_served_confidence_as_in_the_pipeline(
+    rag: ImpRAG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"max_new_tokens": 9, "min_new_tokens": 4, "stop": ()}
+    plain = rag.ask(PROMPTS[0], min_confidence=0, **arguments)
+    monkeypatch.setattr(rag.model.lm.generation_config, "repetition_penalty", 1.7)
+    alone = rag.ask(PROMPTS[0], min_confidence=0, **arguments)
+    assert alone.confidence != pytest.approx(plain.confidence, abs=1e-3)
+    with running_engine(rag, slots=2) as engine:
+        client = Client(engine, EngineRequest(PROMPTS[0], min_confidence=0, **arguments))
+        client.wait()
+        (ended,) = client.of(Ended)
+    assert ended.text == alone.text
+    assert ended.confidence == pytest.approx(alone.confidence, abs=1e-5)
+
+
 def test_confidence_is_the_same_alone_in_a_batch_streamed_and_served(
     rag: ImpRAG, engine: Engine
 ) -> None:

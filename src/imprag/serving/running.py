@@ -177,9 +177,11 @@ class RunningAnswer:
     def choose(self, logits: Tensor) -> int:
         """The next token for these logits, (vocabulary,)."""
         may_end = len(self.tokens) >= self.run.request.min_new_tokens
-        token = self._sampler.choose([*self.run.ids, *self.tokens], logits, may_end=may_end)
+        token, log_probability = self._sampler.choose(
+            [*self.run.ids, *self.tokens], logits, may_end=may_end
+        )
         if self._held:
-            self._log_probabilities.append(float(logits.float().log_softmax(-1)[token]))
+            self._log_probabilities.append(log_probability())
         return token
 
     def note_shares(self, shares: ReadingShares | None, row: int) -> None:

@@ -1,6 +1,6 @@
 """How an answer's next token is chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,14 +32,14 @@ class Sampler:
     def __init__(
         self, sampling: Sampling, choice: int, config: GenerationConfig, ends: Sequence[int]
     ) -> None:
-        self.processors = _penalties(config)
+        self.penalties = _penalties(config)
         self.ends = list(ends)
         self.greedy = sampling.temperature < _COLDEST
         if self.greedy:
             return
-        self.processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
         if sampling.top_p < 1:
-            self.processors.append(TopPLogitsWarper(sampling.top_p))
+            self.warpers.append(TopPLogitsWarper(sampling.top_p))
         self.generator = torch.Generator()
         if sampling.seed is None:
             self.generator.seed()
@@ -47,8 +47,12 @@ class Sampler:
             # A seed's answers differ from each other, and from those of the next seed.
             self.generator.manual_seed(hash((sampling.seed, choice)) % 2**63)
 
-    def choose(self, tokens: Sequence[int], logits: Tensor, *, may_end: bool) -> int:
-        """The next token.
+    def choose(
+        self, tokens: Sequence[int], logits: Tensor, *, may_end: bool
+    ) -> tuple[int, Callable[[], float]]:
+        """The next token, and what computes the logarithm of its probability.
+
+        The probability is that before temperature and top_p, as for `imprag.pipeline`.
 
         Args:
             tokens: the prompt's and the answer's so far.
@@ -59,12 +63,15 @@ class Sampler:
         if not may_end:
             ends = torch.tensor(self.ends, dtype=torch.long, device=scores.device)
             scores = scores.index_fill(1, ends, -torch.inf)
-        if self.processors:
-            scores = self.processors(torch.tensor([tokens], device=logits.device), scores)
+        read = torch.tensor([tokens], device=logits.device)
+        if self.penalties:
+            scores = self.penalties(read, scores)
         if self.greedy:
-            return int(scores.argmax())
-        probabilities = scores.softmax(-1).cpu()
-        return int(torch.multinomial(probabilities[0], 1, generator=self.generator))
+            token = int(scores.argmax())
+        else:
+            probabilities = self.warpers(read, scores).softmax(-1).cpu()
+            token = int(torch.multinomial(probabilities[0], 1, generator=self.generator))
+        return token, lambda: float(scores[0].log_softmax(-1)[token])
 
 
 def _penalties(config: GenerationConfig) -> LogitsProcessorList:
