@@ -335,5 +335,5 @@ def test_a_split_needs_a_benchmark_and_passages(data: Path, corpus: Corpus, tmp_
 def test_gold_passages_must_be_in_the_corpus(corpus: Corpus, tmp_path: Path) -> None:
     data = make_benchmark(tmp_path / "bench", {"nq": questions([*DEV, 0])})
     DevelopmentSet(settings(data), corpus, tmp_path / "dev")
-    with pytest.raises(ImpRAGError, match="'q0' names the gold passage 'p0'"):
+    with pytest.raises(ImpRAGError, match="example 'q0' names the gold passage 'p0', which"):
         DevelopmentSet(settings(data, corpus="split"), corpus, tmp_path / "dev")

@@ -63,15 +63,21 @@ class Sampler:
         if not may_end:
             ends = torch.tensor(self.ends, dtype=torch.long, device=scores.device)
             scores = scores.index_fill(1, ends, -torch.inf)
-        read = torch.tensor([tokens], device=logits.device)
-        if self.penalties:
-            scores = self.penalties(read, scores)
+        scores = _processed(self.penalties, tokens, scores)
         if self.greedy:
             token = int(scores.argmax())
         else:
-            probabilities = self.warpers(read, scores).softmax(-1).cpu()
+            probabilities = _processed(self.warpers, tokens, scores).softmax(-1).cpu()
             token = int(torch.multinomial(probabilities[0], 1, generator=self.generator))
         return token, lambda: float(scores[0].log_softmax(-1)[token])
+
+
+def _processed(processors: LogitsProcessorList, tokens: Sequence[int], scores: Tensor) -> Tensor:
+    """The scores after the processors, which see the tokens so far, if there are any."""
+    if not processors:
+        return scores
+    processed: Tensor = processors(torch.tensor([tokens], device=scores.device), scores)
+    return processed
 
 
 def _penalties(config: GenerationConfig) -> LogitsProcessorList:
