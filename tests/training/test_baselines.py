@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,23 @@ def test_the_kl_of_a_retriever_equals_a_float64_loop(
         if name in learned:
             torch.testing.assert_close(parameter.grad, learned[name], atol=1e-5, rtol=1e-3)
     assert not any(name.startswith("reader") for name, _ in model.named_parameters())
+
+
+def test_texts_of_similar_length_run_together(world: Path) -> None:
+    encoder = TextEncoder(str(world / "bert"), "float32", "cpu")
+    texts = ["w1 " * (900 if n % 8 == 0 else 10) for n in range(64)]
+    expected, ran = encoder.queries(texts), []
+    retriever = EncoderRetriever(encoder.module)
+    hook = encoder.module.register_forward_pre_hook(
+        lambda _, arguments: ran.append(arguments[0]["input_ids"].shape)
+    )
+    none = torch.empty(0)
+    batch = RetrieverBatch([], [], [], [], [], none, none, query_texts=texts)
+    found = retriever.queries(batch)
+    hook.remove()
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5)
+    tokens = [len(encoder.module.tokenizer(text, truncation=True)["input_ids"]) for text in texts]
+    assert sum(rows * longest for rows, longest in ran) == sum(tokens)
 
 
 def test_the_reader_is_not_scored_where_the_labels_decide(world: Path) -> None:
@@ -432,4 +450,11 @@ def test_the_dry_run_knows_what_baselines_read(world: Path) -> None:
         assert step.prompts == ours[name][1].prompts + ours[name][1].prefixes
         assert share == 0.5
     assert costs["ra-dit"].stages["retriever"][1].scored > 0
+    # A text encoder reads passages whole, whatever the curriculum of lengths says.
+    short = {"passage_tokens": [{"after": 0.0, "tokens": 8}], "candidates": 1}
+    for system, passage_tokens in (("ra-dit", 100), ("ra-dit-lm", 8)):
+        known = costs[system]
+        long = replace(known.corpus, passage_tokens=100.0), known.sources
+        cost = CostEstimate(baseline_recipe(world, system, batch=short), data=long)
+        assert cost.stages["retriever"][1].embedded == 6 * (100 + 2 * passage_tokens)
     assert costs["ra-dit"].step_flops > costs["ra-dit-lm"].step_flops > costs["ra-it"].step_flops

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from imprag.cli import main
 from imprag.errors import ImpRAGError
 from imprag.evaluation.run_folder import RunFolder
 from imprag.evaluation.statistics import paired_bootstrap
-from imprag.reproduce.graph import find_study, in_process_of_its_own, load_graph, reproduce
+from imprag.reproduce.graph import find_study, load_graph
 from imprag.reproduce.plan import Plan
+from imprag.reproduce.run import in_process_of_its_own, reason, reproduce
 from imprag.reproduce.tables import make_tables
 
 STUDIES = ("small", "paper")
@@ -222,6 +224,27 @@ def test_a_process_of_its_own_runs_imprag(tmp_path: Path) -> None:
     assert "hotpotqa" in log.read_text()
     assert in_process_of_its_own()(["tasks", "build", "nothing", "--out", "x"], tmp_path, log) == 2
     assert "nothing" in log.read_text()
+
+
+def test_a_step_that_the_kernel_kills_names_the_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imprag").mkdir()
+    (tmp_path / "imprag" / "__init__.py").touch()
+    (tmp_path / "imprag" / "__main__.py").write_text(
+        "import os, sys\nprint(' 98/120 [00:40<00:12]', end='', file=sys.stderr)\n"
+        "sys.stderr.flush()\nos.kill(os.getpid(), int(sys.argv[1]))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "train.log"
+    assert in_process_of_its_own()([str(int(signal.SIGKILL))], tmp_path, log) == -signal.SIGKILL
+    assert "98/120" in log.read_text()
+    found = reason(tmp_path, "train")
+    assert found.startswith("killed by SIGKILL")
+    assert "memory" in found
+    assert in_process_of_its_own()([str(int(signal.SIGTERM))], tmp_path, log) == -signal.SIGTERM
+    assert reason(tmp_path, "train") == "killed by SIGTERM"
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import yaml
 from tiny_runs import make_world, recipe, tiny_bert
 
 from imprag.cli import main
-from imprag.reproduce.graph import load_graph, reproduce
+from imprag.reproduce.graph import load_graph
+from imprag.reproduce.run import reproduce
 from imprag.reproduce.tables import make_tables
 
 ARMS = ("ra-it", "ra-dit", "ra-dit-lm", "imprag")

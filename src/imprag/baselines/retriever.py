@@ -5,10 +5,10 @@ and is not trained (RA-DIT, arXiv 2310.01352).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,9 @@ from imprag.training.run import Run, trainable_model
 from imprag.training.step import Encoded, JointLoss, TrainingBatch, TrainingModel
 from imprag.training.trainer import ImpRAGTrainer
 
-_TEXTS = 64  # texts that a text encoder embeds at once
-_TOKENS = 2048  # tokens that layers embed at once
+_Text = TypeVar("_Text", bound=Sized)
+_CHARACTERS = 16_384  # of texts that a text encoder embeds at once, padded
+_TOKENS = 2048  # of rows that layers embed at once, padded
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +86,7 @@ class LayerRetriever(SeparateRetriever):
     ) -> Tensor:
         if not rows:  # DDP needs gradients of the same parameters from all processes
             return embed(*pad([[0]], self.model.device))[:0]
-        groups = batches_by_length(list(map(len, rows)), _TOKENS)
-        parts = [embed(*pad([rows[i] for i in group], self.model.device)) for group in groups]
-        order = [i for group in groups for i in group]
-        return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
+        return _in_groups(rows, _TOKENS, lambda group: embed(*pad(group, self.model.device)))
 
 
 class EncoderRetriever(SeparateRetriever):
@@ -111,8 +109,9 @@ class EncoderRetriever(SeparateRetriever):
         return self._embed([passage_text(passage) for passage in batch.passage_texts])
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        parts = [self._run(texts[n : n + _TEXTS]) for n in range(0, len(texts), _TEXTS)]
-        return torch.cat(parts) if parts else self._run(["."])[:0]
+        if not texts:  # as for layers
+            return self._run(["."])[:0]
+        return _in_groups(texts, _CHARACTERS, self._run)
 
     def _run(self, texts: Sequence[str]) -> Tensor:
         features = self.encoder.preprocess(list(texts))
@@ -120,6 +119,22 @@ class EncoderRetriever(SeparateRetriever):
         on_device = {k: v.to(device) if hasattr(v, "to") else v for k, v in features.items()}
         embeddings: Tensor = self.encoder(on_device)["sentence_embedding"]
         return embeddings
+
+
+def _in_groups(
+    texts: Sequence[_Text], size: int, embed: Callable[[Sequence[_Text]], Tensor]
+) -> Tensor:
+    """Embeddings of texts, which run in groups of similar length so that there is little padding.
+
+    Args:
+        texts: texts or their tokens.
+        size: greatest size of a group.
+        embed: embeds a group.
+    """
+    groups = batches_by_length(list(map(len, texts)), size)
+    parts = [embed([texts[i] for i in group]) for group in groups]
+    order = [i for group in groups for i in group]
+    return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
 
 
 class RetrieverBatches(Batches):

@@ -51,9 +51,10 @@ def reproduce(
     from imprag.io.optional import require
 
     require("training", "train", "pydantic", "accelerate")
-    from imprag.reproduce.graph import LOGS, load_graph, status_of
-    from imprag.reproduce.graph import reproduce as run_steps
+    from imprag.reproduce.graph import load_graph
     from imprag.reproduce.plan import Plan, check_devices
+    from imprag.reproduce.run import LOGS, status_of
+    from imprag.reproduce.run import reproduce as run_steps
     from imprag.reproduce.tables import TABLES, make_tables, markdown
 
     check_devices(devices, flops)

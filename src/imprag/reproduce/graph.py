@@ -1,39 +1,22 @@
-"""The graph of a study: which ``imprag`` commands make its tables, and running what is missing.
+"""The graph of a study: which ``imprag`` commands make its tables, in what order."""
 
-Every step is one command, which resumes where it was interrupted. ``OUT/steps/NAME.json`` says that
-a step is finished, and by which command; ``OUT/logs/NAME.log`` holds what the last attempt wrote.
-"""
-
-import contextlib
 import json
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
 from imprag.errors import ImpRAGError
-from imprag.evaluation.run_folder import RunFolder
-from imprag.io.files import atomic_path, expand_home, read_json, write_json
-from imprag.io.locking import only_builder
+from imprag.io.files import expand_home
 from imprag.training.recipe import Recipe
 from imprag.training.recipe_file import explain, load_recipe
-from imprag.training.run import MODEL, RECIPE
 from imprag.training.sources import Section
 
 STUDY = "study.yaml"
-STEPS, LOGS, RECIPES = "steps", "logs", "recipes"
+RECIPES = "recipes"
 PROMPTS = "prompts.txt"
-
-Status = Literal["done", "failed", "waiting"]
-#: Runs an ``imprag`` command in a folder, with its output in a log, and returns its exit status.
-Runner = Callable[[Sequence[str], Path, Path], int]
 
 
 class Evaluation(Section):
@@ -275,7 +258,7 @@ def _filled(text: str, places: Mapping[str, Path | None]) -> str:
     return text
 
 
-def _load_recipe(
+def load_made_recipe(
     path: Path, overrides: Sequence[str], made: Iterable[str], base: Path = Path()
 ) -> Recipe:
     """A recipe whose data that the study makes is in the study's folder, wherever it is read.
@@ -310,7 +293,7 @@ def _arm(
     for seed in trained.seeds:
         run = f"{root}-{seed}"
         overrides = (*trained.overrides, f"trainer.seed={seed}")
-        recipe = _load_recipe(config, overrides, study.data)
+        recipe = load_made_recipe(config, overrides, study.data)
         command: tuple[str, ...] = ("train", "--config", f"{RECIPES}/{run}.yaml", "--resume")
         train = Step(f"train/{run}", (*command, "--out", f"train/{run}"), data, recipe)
         yield train
@@ -338,162 +321,3 @@ def _arm(
             yield Step(other, command, needs, recipe, evaluation=evaluation)
         elif arm.options:
             raise ImpRAGError(f"the arm {name} is trained, so its options have no effect: use of")
-
-
-# Running
-
-
-def reproduce(
-    graph: Graph, out: Path, *, run: Runner | None = None, devices: int = 1
-) -> dict[str, Status]:
-    """Run the steps that are not finished; those whose needs failed wait.
-
-    Args:
-        graph: the steps.
-        out: the folder of the study.
-        run: runs a command; by default a process of its own.
-        devices: GPUs that train together, by ``torchrun``.
-
-    Returns:
-        the status of every step.
-
-    Raises:
-        ImpRAGError: required files are missing, or ``out`` holds steps by other commands.
-    """
-    if missing := graph.missing():
-        listed = "".join(f"\n  {name}: {how}" for name, how in missing.items())
-        raise ImpRAGError(f"{len(missing)} files are missing; get each by its command:{listed}")
-    out = expand_home(out)
-    with only_builder(out):
-        found = {name: _finished(out, step) for name, step in graph.steps.items()}
-        status: dict[str, Status] = {}
-        for name, step in graph.steps.items():
-            if found[name]:
-                status[name] = "done"
-            elif all(status[need] == "done" for need in step.needs):
-                number = f"{len(status) + 1} of {len(graph.steps)}"
-                log = out / LOGS / f"{name}.log"
-                print(f"step {number}: {name} (log: {log})", file=sys.stderr, flush=True)
-                made = graph.study.data
-                status[name] = _run(step, out, run or in_process_of_its_own(devices), made)
-            else:
-                status[name] = "waiting"
-    return status
-
-
-def status_of(graph: Graph, out: Path) -> dict[str, Status]:
-    """The status of every step in a folder, without running anything."""
-    return {
-        name: "done" if _finished(expand_home(out), step) else "waiting"
-        for name, step in graph.steps.items()
-    }
-
-
-def in_process_of_its_own(devices: int = 1) -> Runner:
-    """A runner that starts ``python -m imprag``; trainings with several devices by ``torchrun``."""
-
-    def run(command: Sequence[str], folder: Path, log: Path) -> int:
-        start = [sys.executable, "-m", "imprag"]
-        if command[0] == "train" and devices > 1:
-            torchrun = ["torch.distributed.run", "--nproc-per-node", str(devices)]
-            start = [sys.executable, "-m", *torchrun, "-m", "imprag"]
-        with (
-            open(log, "w", encoding="utf-8") as stream,
-            subprocess.Popen(
-                [*start, *command], cwd=folder, stdout=stream, stderr=subprocess.STDOUT
-            ) as process,
-        ):
-            try:
-                return process.wait()
-            except BaseException:
-                process.terminate()
-                raise
-
-    return run
-
-
-def _run(step: Step, out: Path, run: Runner, made: Iterable[str]) -> Status:
-    log = out / LOGS / f"{step.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    try:
-        _write_inputs(step, out)
-        is_made = _is_made(step, out, made)
-    except (ImpRAGError, OSError) as error:  # steps that do not need this one still run
-        print(f"  failed: {error}", file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):  # of a full disk
-            log.write_text(f"{error}\n", encoding="utf-8")
-        return "failed"
-    code = 0 if is_made else run(step.command, out, log)
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        print(f"  failed: {reason(out, step.name)}", file=sys.stderr, flush=True)
-        return "failed"
-    if step.kind == "train":  # a finished training is not resumed, and they are large
-        for checkpoint in list((out / step.name).glob("**/checkpoint-*")):
-            shutil.rmtree(checkpoint)
-    seconds = round(time.monotonic() - began, 1)
-    write_json(_mark(out, step), {**_identity(step), "seconds": seconds})
-    return "done"
-
-
-def _write_inputs(step: Step, out: Path) -> None:
-    """Write the files that a step's command reads."""
-    (out / step.name).parent.mkdir(parents=True, exist_ok=True)
-    if step.kind == "train" and step.recipe is not None:
-        path = out / step.command[step.command.index("--config") + 1]
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(step.recipe.to_yaml(), encoding="utf-8")
-    if step.prompts:
-        _write_prompts(out / step.prompts, out / f"{step.name}-{PROMPTS}")
-
-
-def _is_made(step: Step, out: Path, made: Iterable[str]) -> bool:
-    """Whether a step was killed after its last write, so that its command would refuse."""
-    if step.kind == "data":
-        return (out / step.command[-1]).is_dir()
-    if step.kind == "train" and step.recipe and (out / step.name / MODEL).is_dir():
-        trained = _load_recipe(out / step.name / RECIPE, (), made, base=out)
-        return trained.fingerprint() == step.recipe.fingerprint()
-    return False
-
-
-def _identity(step: Step) -> dict[str, Any]:
-    """What makes a step this one: its command, and the recipe of its model."""
-    recipe = step.recipe.fingerprint() if step.recipe else None
-    return {"command": list(step.command), "recipe": recipe}
-
-
-def _mark(out: Path, step: Step) -> Path:
-    return out / STEPS / f"{step.name}.json"
-
-
-def _finished(out: Path, step: Step) -> bool:
-    path = _mark(out, step)
-    if not path.is_file():
-        return False
-    found = read_json(path)
-    if {name: found.get(name) for name in ("command", "recipe")} != _identity(step):
-        raise ImpRAGError(
-            f"{out} holds {step.name} by another command or recipe; choose another folder, or "
-            f"delete {out / step.name} and {path}"
-        )
-    return True
-
-
-def _write_prompts(predictions: Path, path: Path) -> None:
-    """The prompts of an evaluation, one on each line."""
-    prompts = [
-        one["prompt"].replace("\n", " ") for one in RunFolder.open(predictions).predictions()
-    ]
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
-
-
-def reason(out: Path, name: str) -> str:
-    """The last line that a failed step wrote."""
-    log = out / LOGS / f"{name}.log"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    written = [line.split("\r")[-1].strip() for line in lines if line.strip()]
-    return written[-1].removeprefix("imprag: error: ") if written else "it wrote nothing"

@@ -9,7 +9,8 @@ from typing import Any
 from imprag.errors import ImpRAGError
 from imprag.evaluation.tables import markdown_table
 from imprag.io.building import readable_size
-from imprag.reproduce.graph import Graph, Step, status_of
+from imprag.reproduce.graph import Graph, Step
+from imprag.reproduce.run import status_of
 from imprag.training.cost import WIKIPEDIA_PASSAGES, CostEstimate
 from imprag.training.data_cost import CorpusCost, SourceCost, estimate_data
 from imprag.training.recipe import Recipe

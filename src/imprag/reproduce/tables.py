@@ -20,7 +20,8 @@ from imprag.evaluation.statistics import paired_bootstrap
 from imprag.evaluation.tables import estimate, markdown_table, percent
 from imprag.io.files import atomic_path, write_json
 from imprag.io.optional import missing
-from imprag.reproduce.graph import Graph, Status, Table, reason
+from imprag.reproduce.graph import Graph, Table
+from imprag.reproduce.run import Status, reason
 from imprag.training.run import training_time
 
 TABLES = "tables"

@@ -121,8 +121,10 @@ class CostEstimate:
                 name: (share, self._in_context(step)) for name, (share, step) in by_stage.items()
             }
         if self.recipe.system in ("ra-dit", "ra-dit-lm"):
-            scored = 1.0 if self.recipe.system == "ra-dit" else max(0.0, 1 - warm)
-            by_stage = {"retriever": (1.0, self._retriever(warming, scored)), **by_stage}
+            scored, embedding = max(0.0, 1 - warm), warming
+            if self.recipe.system == "ra-dit":  # a text encoder reads whole passages
+                scored, embedding = 1.0, self._batch(self.corpus.passage_tokens, ranked=ranked)
+            by_stage = {"retriever": (1.0, self._retriever(embedding, scored)), **by_stage}
         return {name: (share, step) for name, (share, step) in by_stage.items() if share > 1e-9}
 
     @property
