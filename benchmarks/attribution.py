@@ -55,7 +55,7 @@ def main() -> None:
     rag = ImpRAG.from_pretrained(options.model, dtype="float32")
     rag.use_kv_cache(RamStore(untrained_codec("fp32", rag.model.decoder.head_dim), 8 * 10**9))
     if "times" in options.parts:
-        results["times"] = {**origin(), **times(rag, options.k, options.rounds)}
+        results["times"] = {**origin(times=True), **times(rag, options.k, options.rounds)}
         write_json(path, results)
     if "answers" in options.parts:
         found = list(right_answers(rag, options.data, options.right, options.k))

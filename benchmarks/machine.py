@@ -12,6 +12,7 @@ from typing import Any
 import faiss
 import torch
 import transformers
+from safetensors import safe_open
 
 from encode import matmul_rate
 from imprag.model.adapter import SETTINGS, WEIGHTS
@@ -25,27 +26,68 @@ _EMULATED = 5e9  # operations in a second, which every processor exceeds that kn
 _READ = 1 << 28  # bytes, which are more than fit any cache
 
 
-def origin() -> dict[str, Any]:
-    """Commit, fingerprint of the shipped model, machine and date, for a file of results."""
+def origin(*, times: bool = False) -> dict[str, Any]:
+    """Commit, fingerprint of the shipped model, machine and date, for a file of results.
+
+    Args:
+        times: as for :func:`fingerprint`.
+    """
     return {
         "commit": commit(),
-        "model_fingerprint": answering_fingerprint(),
+        **fingerprint(times=times),
         "machine": machine(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 
+def fingerprint(*, times: bool) -> dict[str, str]:
+    """The shipped model, as far as figures depend on it.
+
+    Args:
+        times: whether they are times of a fixed amount of work, which are the same with other
+            weights of the same sizes.
+    """
+    if times:
+        return {"sizes_fingerprint": sizes_fingerprint()}
+    return {"model_fingerprint": answering_fingerprint()}
+
+
 def answering_fingerprint() -> str:
-    """Fingerprint of all in the shipped model that answers and their times depend on.
+    """Fingerprint of all in the shipped model that answers depend on.
 
     Its confidence judges answers that are complete, so it is left out.
     """
+    parts = [(DEFAULT_FOLDER / name).read_bytes() for name in (SETTINGS, WEIGHTS)]
+    return _fingerprint(*parts, _settings("confidence"))
+
+
+def sizes_fingerprint() -> str:
+    """Fingerprint of all in the shipped model that times depend on.
+
+    These are the settings, and the names, sizes and types of the weights, not their values.
+    """
+    adapter = json.loads((DEFAULT_FOLDER / SETTINGS).read_text(encoding="utf-8"))
+    del adapter["alpha_pattern"]  # the scales of 8-bit weights
+    with safe_open(DEFAULT_FOLDER / WEIGHTS, "pt") as weights:
+        sizes = [
+            [name, part.get_shape(), str(part.get_dtype())]
+            for name in sorted(weights.keys())
+            for part in [weights.get_slice(name)]
+        ]
+    return _fingerprint(json.dumps([adapter, sizes]).encode(), _settings("confidence", "gate"))
+
+
+def _settings(*left_out: str) -> bytes:
+    """The shipped model's settings but some."""
     settings = json.loads((DEFAULT_FOLDER / CONFIG_NAME).read_text(encoding="utf-8"))
-    settings.pop("confidence", None)
+    kept = {name: value for name, value in settings.items() if name not in left_out}
+    return (json.dumps(kept, indent=2) + "\n").encode()
+
+
+def _fingerprint(*parts: bytes) -> str:
     key = hashlib.sha256()
-    for name in (SETTINGS, WEIGHTS):
-        key.update((DEFAULT_FOLDER / name).read_bytes())
-    key.update((json.dumps(settings, indent=2) + "\n").encode())
+    for part in parts:
+        key.update(part)
     return key.hexdigest()[:12]
 
 

@@ -6,10 +6,12 @@
     python benchmarks/performance.py --parts kv_quality --squad held-out.jsonl passages.jsonl
 
 Each part is one file of the results' folder, with commit, fingerprint of the shipped model, machine
-and date. Times come first, in half an hour; rerun after an interruption, those that were measured
-with this model and commit are reused. The other parts answer questions of the factbook benchmark,
-which is built first, and take no times but attribution's; of them `kv_quality` goes on where it
-stopped. ``--squad`` adds questions with their passages to what codecs are compared on.
+and date. Times of a fixed amount of work are the same with other weights of the same sizes, whose
+fingerprint they name. Times come first, in half an hour; rerun after an interruption, those that
+were measured with this model and commit are reused. The other parts answer questions of the
+factbook benchmark, which is built first, and take no times but attribution's; of them `kv_quality`
+goes on where it stopped. ``--squad`` adds questions with their passages to what codecs are compared
+on.
 """
 
 import argparse
@@ -145,13 +147,15 @@ PARTS: dict[str, tuple[Callable[[Path, bool], dict[str, Any]], float]] = {
     "search": (search, 3),
     "training": (training, 4),
 }
+#: Parts whose times depend on where answers end.
+ANSWERING = ("startup",)
 
 
 def measured(name: str, work: Path, quick: bool) -> dict[str, Any]:
     """A part's figures with their origin. Runs in a process of its own."""
     from machine import origin
 
-    made = origin()
+    made = origin(times=name not in ANSWERING)
     start = time.perf_counter()
     figures = PARTS[name][0](work, quick)
     return {**made, "seconds": round(time.perf_counter() - start), "quick": quick, **figures}
@@ -181,15 +185,19 @@ def run(
 ) -> list[str]:
     """Measure parts, each into its file; returns those that failed."""
     from imprag.io.files import write_json
-    from machine import answering_fingerprint, commit
+    from machine import commit, fingerprint
 
     failed = []
     for name in names:
         path = out / f"{name}.json"
         if not again and path.exists() and name in PARTS:
             known = json.loads(path.read_text())
-            wanted = (answering_fingerprint(), commit(), quick)
-            if tuple(known[x] for x in ("model_fingerprint", "commit", "quick")) == wanted:
+            wanted = {
+                **fingerprint(times=name not in ANSWERING),
+                "commit": commit(),
+                "quick": quick,
+            }
+            if {key: known.get(key) for key in wanted} == wanted:
                 print(f"{name}: measured before", file=sys.stderr)
                 continue
         minutes = (PARTS | ANSWERS)[name][1]

@@ -57,10 +57,8 @@ def page_text(found: Mapping[str, Figures]) -> str:
 
 INTRODUCTION = (
     f"""
-    The figures are those of the shipped model. `{COMMAND}` (or `make figures`) measures them in
-    100 minutes, writes a file for each part into `benchmarks/results/`, and writes this page from
-    the files; a test fails when they are of another model. `imprag bench --out bench` measures any
-    model.""",
+    `{COMMAND}` (or `make figures`) measures the shipped model in 100 minutes; a test fails when
+    what it wrote is of another model. `imprag bench --out bench` measures any model.""",
     """
     *In-context RAG* is the baseline: all-MiniLM-L6-v2 retrieves, and the passages are put into the
     prompt of the same language model, in the same dtype, with Hugging Face `generate`. All arms
@@ -341,7 +339,8 @@ def origins(found: Mapping[str, Figures]) -> str:
     for name, part in entries(found):
         machine = part["machine"]
         cores = f"{machine['cores']} × {machine['cpu']}, {' '.join(machine['instructions'])}"
-        key = part["commit"], part["model_fingerprint"], part["date"], cores
+        model = part.get("model_fingerprint") or f"{part['sizes_fingerprint']} (sizes)"
+        key = part["commit"], model, part["date"], cores
         places.setdefault(key, []).append((name, machine))
     if not places:
         return f"No part was measured yet; run: `{COMMAND}`\n"
@@ -373,6 +372,10 @@ def entries(found: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
     return named
 
 
-def stale(found: Mapping[str, Figures], fingerprint: str) -> list[str]:
-    """What was measured with another model than the one with this fingerprint."""
-    return [name for name, one in entries(found) if one.get("model_fingerprint") != fingerprint]
+def stale(found: Mapping[str, Figures], model: str, sizes: str) -> list[str]:
+    """What was measured with another model than the one with these fingerprints."""
+    return [
+        name
+        for name, one in entries(found)
+        if one.get("model_fingerprint") != model and one.get("sizes_fingerprint") != sizes
+    ]

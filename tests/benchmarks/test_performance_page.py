@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from imprag.evaluation.speed_arms import LIVE, NONE, RAG, stored
 
@@ -78,30 +80,65 @@ def test_the_page_is_what_the_files_give(page: ModuleType) -> None:
 
 
 def test_the_figures_are_of_the_model_that_ships(page: ModuleType) -> None:
-    shipped = benchmark_module("machine").answering_fingerprint()
-    old = page.stale(page.read_results(page.RESULTS), shipped)
+    machine = benchmark_module("machine")
+    shipped = machine.answering_fingerprint(), machine.sizes_fingerprint()
+    old = page.stale(page.read_results(page.RESULTS), *shipped)
     assert old == [], f"these are of another model; measure them again with: {page.COMMAND}"
 
 
-def test_the_confidence_is_no_part_of_what_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changes", "of_answers", "of_times"),
+    [
+        ({"confidence": {"bias": 1.0}}, False, False),
+        ({"gate": None}, True, False),
+        ({"t": 19}, True, True),
+        ("values", True, False),
+        ("types", True, True),
+        ("ranks", True, True),
+    ],
+    ids=["confidence", "gate", "t", "values", "types", "ranks"],
+)
+def test_what_answers_and_times_depend_on(
+    changes: Any, of_answers: bool, of_times: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = benchmark_module("machine")
-    shipped = machine.answering_fingerprint()
+    before = machine.answering_fingerprint(), machine.sizes_fingerprint()
     for name in (machine.SETTINGS, machine.WEIGHTS):
         (tmp_path / name).write_bytes((machine.DEFAULT_FOLDER / name).read_bytes())
     settings = json.loads((machine.DEFAULT_FOLDER / machine.CONFIG_NAME).read_text())
     monkeypatch.setattr(machine, "DEFAULT_FOLDER", tmp_path)
-    for changes, same in (({"confidence": {"bias": 1.0}}, True), ({"t": 19}, False)):
-        text = json.dumps({**settings, **changes}, indent=2)
-        (tmp_path / machine.CONFIG_NAME).write_text(text)
-        assert (machine.answering_fingerprint() == shipped) == same
+    if isinstance(changes, str):
+        weights = load_file(tmp_path / machine.WEIGHTS)
+        name = min(name for name in weights if name.endswith("lora_A.weight"))
+        weights[name] = {
+            "values": weights[name].roll(1, 0),
+            "types": weights[name].to(torch.bfloat16),
+            "ranks": weights[name][:-1].clone(),
+        }[changes]
+        save_file(weights, tmp_path / machine.WEIGHTS)
+    else:
+        settings |= changes
+    (tmp_path / machine.CONFIG_NAME).write_text(json.dumps(settings, indent=2))
+    after = machine.answering_fingerprint(), machine.sizes_fingerprint()
+    assert [one != other for one, other in zip(before, after, strict=True)] == [
+        of_answers,
+        of_times,
+    ]
 
 
 def test_figures_of_another_model_are_noticed(page: ModuleType) -> None:
-    found = {"now": ORIGIN, "before": {**ORIGIN, "model_fingerprint": "f0"}, "never": {}}
-    assert page.stale(found, "f1") == ["`before.json`", "`never.json`"]
-    assert page.stale({"kv_quality": {"a": ORIGIN, "b": {}}}, "f1") == ["`kv_quality.json`, b"]
+    sizes = {name: value for name, value in ORIGIN.items() if name != "model_fingerprint"}
+    found = {
+        "now": ORIGIN,
+        "before": {**ORIGIN, "model_fingerprint": "f0"},
+        "never": {},
+        "times": {**sizes, "sizes_fingerprint": "s1"},
+        "times_before": {**sizes, "sizes_fingerprint": "s0"},
+    }
+    assert page.stale(found, "f1", "s1") == ["`before.json`", "`never.json`", "`times_before.json`"]
+    assert page.stale({"kv_quality": {"a": ORIGIN, "b": {}}}, "f1", "s1") == [
+        "`kv_quality.json`, b"
+    ]
 
 
 def test_goals_stand_beside_figures_and_bounds(page: ModuleType) -> None:
