@@ -344,9 +344,14 @@ def test_a_resumed_baseline_keeps_its_finished_retriever(
 
 @pytest.mark.parametrize("system", ["ra-dit", "ra-dit-lm"])
 def test_a_retriever_in_training_is_resumed(
-    system: str, trained: dict[str, Path], world: Path, tmp_path: Path
+    system: str,
+    trained: dict[str, Path],
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, settings = tmp_path / "run", baseline_recipe(world, system)
+    monkeypatch.chdir(tmp_path)
+    run, settings = Path("run"), baseline_recipe(world, system)
     make = partial(make_retriever_trainer, reader_base=settings.model.base)
     train(retriever_recipe(settings, run), run / "retriever", make=make)
     for left_out in ("model", "checkpoint-4"):

@@ -72,7 +72,8 @@ def retriever_recipe(recipe: Recipe, out: Path) -> Recipe:
         stages = recipe.stages.model_copy(update={"warmup": warmup})
         return changed.model_copy(update={"stages": stages})
     count = recipe.model.b + 2  # the last one never runs, but every model has one that reads
-    base = make_once(out / _LAYERS, lambda: first_layers(recipe.model.base, count, out / _LAYERS))
+    folder = (out / _LAYERS).resolve()  # as a resumed run reads it in its recipe
+    base = make_once(folder, lambda: first_layers(recipe.model.base, count, folder))
     settings = {"base": str(base), "t": count - 1, "frozen_passages": "none"}
     model = recipe.model.model_copy(update=settings)
     lora = recipe.lora and recipe.lora.model_copy(update={"reading": None, "top": None})
