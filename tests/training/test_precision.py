@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from conftest import FAMILIES, tiny_lm
-from imprag.training.precision import cast_block_inputs
+from imprag.training import precision
+from imprag.training.precision import cast_block_inputs, note_slow_bfloat16
 
 IDS = torch.arange(1, 41).view(2, 20)
 
@@ -38,3 +39,23 @@ def test_block_inputs_are_not_cast_without_autocast() -> None:
     plain = loss_and_gradients("llama", cast=False, autocast=False)
     cast = loss_and_gradients("llama", cast=True, autocast=False)
     assert_close(cast, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("faster", "chosen", "noted"),
+    [
+        (torch.float32, "bf16", True),
+        (torch.bfloat16, "bf16", False),
+        (torch.float32, "fp32", False),
+    ],
+)
+def test_bfloat16_is_advised_against_where_it_is_slower(
+    faster: torch.dtype,
+    chosen: str,
+    noted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(precision, "resolve_dtype", lambda *_: faster)
+    note_slow_bfloat16(chosen)
+    assert ("--set trainer.bf16=false" in capsys.readouterr().err) == noted

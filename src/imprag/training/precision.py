@@ -1,10 +1,13 @@
-"""Mixed precision without redundant casts."""
+"""Mixed precision without redundant casts, and a note where it slows training."""
 
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from imprag.model.base import resolve_device, resolve_dtype
 
 
 def cast_block_inputs(lm: PreTrainedModel) -> None:
@@ -27,3 +30,18 @@ def _cast(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return None
     states = states.to(torch.get_autocast_dtype(device))
     return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+
+def note_slow_bfloat16(precision: str) -> None:
+    """Print a note on standard error if this machine trains faster in float32.
+
+    Args:
+        precision: the recipe's.
+    """
+    device = resolve_device("auto")
+    if precision == "bf16" and resolve_dtype("auto", device) is torch.float32:
+        print(
+            "note: this machine multiplies float32 faster than bfloat16; to train in it: "
+            "--set trainer.bf16=false",
+            file=sys.stderr,
+        )

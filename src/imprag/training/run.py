@@ -31,6 +31,7 @@ from imprag.training.distributed import from_main_process
 from imprag.training.hard_negatives import HardNegativeMiner
 from imprag.training.lora import add_adapters, begin_with, halve_frozen, hold_untrained
 from imprag.training.packages import require_packages
+from imprag.training.precision import note_slow_bfloat16
 from imprag.training.recipe import Recipe
 from imprag.training.recipe_file import load_recipe
 from imprag.training.samplers import Sampler, make_sampler
@@ -101,6 +102,8 @@ def train(
     # Processes wait for each other while the main one evaluates or makes teacher labels.
     patience = timedelta(seconds=recipe.trainer.get("ddp_timeout", 1800))
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
+    if processes.is_main_process:
+        note_slow_bfloat16(recipe.precision)
     with only_builder(out) if processes.is_main_process else nullcontext():
         return _train(recipe, out, resume, evaluator, teacher, make or make_trainer, processes)
 
