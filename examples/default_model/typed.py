@@ -2,7 +2,7 @@
 
 Each question gives one of these: small letters without a question mark ("what's the capital of
 chad"), a few words ("capital of chad", "Chad capital"), a question in the other direction ("which
-country's capital is N'Djamena"), or one to be answered by yes or no.
+country's capital is N'Djamena"), one between two values, or one to be answered by yes or no.
 
     python examples/default_model/typed.py factbook-bench/factbook/qa/train.jsonl --out typed.jsonl
 """
@@ -28,6 +28,12 @@ _REVERSED = (
     "Which country has {value} as its {relation}?",
     "what country's {relation} is {value}",
     "The {relation} is {value}. Which country is it?",
+)
+_BETWEEN = (
+    "is {entity}'s {relation} {first} or {second}?",
+    "Is the {relation} of {entity} {first} or {second}?",
+    "{first} or {second}: what is the {relation} of {entity}",
+    "{entity} {relation}: {first} or {second}?",
 )
 _YES_OR_NO = (
     "is {value} the {relation} of {entity}?",
@@ -98,9 +104,21 @@ def _yes_or_no(example: Example, generator: random.Random, values: Values) -> tu
     return text, ["yes" if right else "no"]
 
 
+def _between(example: Example, generator: random.Random, values: Values) -> tuple[str, list[str]]:
+    relation, value = _relation(example), example.answers[0]
+    others = [other for other in values[relation] if other not in example.answers]
+    if not others:
+        return _shortened(example, generator, values)
+    first, second = generator.sample([value, generator.choice(others)], 2)
+    text = generator.choice(_BETWEEN).format(
+        entity=_entity(example), relation=relation, first=first, second=second
+    )
+    return text, example.answers
+
+
 _Form = Callable[[Example, random.Random, Values], tuple[str, list[str]]]
 _ABOUT_TEXTS: Sequence[_Form] = (_shortened,)
-_ABOUT_FACTS: Sequence[_Form] = (_shortened, _words, _reversed, _yes_or_no)
+_ABOUT_FACTS: Sequence[_Form] = (_shortened, _words, _reversed, _between, _yes_or_no)
 
 
 def _is_fact(example: Example) -> bool:
