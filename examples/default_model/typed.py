@@ -2,7 +2,7 @@
 
 Each question gives one of these: small letters without a question mark ("what's the capital of
 chad"), a few words ("capital of chad", "Chad capital"), a question in the other direction ("which
-country's capital is N'Djamena"), one between two values, or one to be answered by yes or no.
+country's capital is N'Djamena"), one between two values, or one whether a value is right.
 
     python examples/default_model/typed.py factbook-bench/factbook/qa/train.jsonl --out typed.jsonl
 """
@@ -35,11 +35,12 @@ _BETWEEN = (
     "{first} or {second}: what is the {relation} of {entity}",
     "{entity} {relation}: {first} or {second}?",
 )
-_YES_OR_NO = (
-    "is {value} the {relation} of {entity}?",
-    "Is {value} {entity}'s {relation}?",
-    "is it true that the {relation} of {entity} is {value}?",
-    "{entity}'s {relation} is {value}, right?",
+# As in verification.py, True or False is the answer where the question says true.
+_JUDGED = (
+    ("is {value} the {relation} of {entity}?", "yes", "no"),
+    ("Is {value} {entity}'s {relation}?", "yes", "no"),
+    ("is it true that the {relation} of {entity} is {value}?", "True", "False"),
+    ("{entity}'s {relation} is {value}, right?", "yes", "no"),
 )
 
 
@@ -93,15 +94,14 @@ def _reversed(example: Example, generator: random.Random, values: Values) -> tup
     return text, [_entity(example)]
 
 
-def _yes_or_no(example: Example, generator: random.Random, values: Values) -> tuple[str, list[str]]:
+def _judged(example: Example, generator: random.Random, values: Values) -> tuple[str, list[str]]:
     relation, value = _relation(example), example.answers[0]
     others = [other for other in values[relation] if other not in example.answers]
     right = not others or generator.random() < 0.5
     said = value if right else generator.choice(others)
-    text = generator.choice(_YES_OR_NO).format(
-        entity=_entity(example), relation=relation, value=said
-    )
-    return text, ["yes" if right else "no"]
+    wording, yes, no = generator.choice(_JUDGED)
+    text = wording.format(entity=_entity(example), relation=relation, value=said)
+    return text, [yes if right else no]
 
 
 def _between(example: Example, generator: random.Random, values: Values) -> tuple[str, list[str]]:
@@ -118,7 +118,7 @@ def _between(example: Example, generator: random.Random, values: Values) -> tupl
 
 _Form = Callable[[Example, random.Random, Values], tuple[str, list[str]]]
 _ABOUT_TEXTS: Sequence[_Form] = (_shortened,)
-_ABOUT_FACTS: Sequence[_Form] = (_shortened, _words, _reversed, _between, _yes_or_no)
+_ABOUT_FACTS: Sequence[_Form] = (_shortened, _words, _reversed, _between, _judged)
 
 
 def _is_fact(example: Example) -> bool:
