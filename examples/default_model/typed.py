@@ -96,7 +96,7 @@ def _reversed(example: Example, generator: random.Random, values: Values) -> tup
 
 def _judged(example: Example, generator: random.Random, values: Values) -> tuple[str, list[str]]:
     relation, value = _relation(example), example.answers[0]
-    others = [other for other in values[relation] if other not in example.answers]
+    others = _others(example, values)
     right = not others or generator.random() < 0.5
     said = value if right else generator.choice(others)
     wording, yes, no = generator.choice(_JUDGED)
@@ -106,7 +106,7 @@ def _judged(example: Example, generator: random.Random, values: Values) -> tuple
 
 def _between(example: Example, generator: random.Random, values: Values) -> tuple[str, list[str]]:
     relation, value = _relation(example), example.answers[0]
-    others = [other for other in values[relation] if other not in example.answers]
+    others = _others(example, values)
     if not others:
         return _shortened(example, generator, values)
     first, second = generator.sample([value, generator.choice(others)], 2)
@@ -131,6 +131,11 @@ def _entity(example: Example) -> str:
 
 def _relation(example: Example) -> str:
     return str(example.meta["relation"])
+
+
+def _others(example: Example, values: Values) -> list[str]:
+    """What is no answer, but one to the same question about another entity."""
+    return [other for other in values[_relation(example)] if other not in example.answers]
 
 
 def _values(examples: Iterable[Example]) -> Values:
