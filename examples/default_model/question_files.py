@@ -3,11 +3,14 @@
 import argparse
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from imprag.corpus import Passage, load_corpus
 from imprag.errors import ImpRAGError
 from imprag.tasks import Example, write_examples
+from imprag.training.data import not_held_out
 
 
 def question_parser(description: str, drawn: str, **read: str) -> argparse.ArgumentParser:
@@ -37,6 +40,37 @@ def limited(examples: Sequence[Example], asked: argparse.Namespace) -> Sequence[
     if asked.limit is None or asked.limit >= len(examples):
         return examples
     return random.Random(asked.seed).sample(examples, asked.limit)
+
+
+def add_leave_out(parser: argparse.ArgumentParser) -> None:
+    """Let the command line name a benchmark whose held-out countries give no questions."""
+    parser.add_argument(
+        "--leave-out", metavar="BENCHMARK", help="leave out countries of its splits dev and test"
+    )
+
+
+def trained_passages(asked: argparse.Namespace) -> Iterable[Passage]:
+    """The passages of the corpus that the command line names, less those it leaves out.
+
+    Raises:
+        ImpRAGError: nothing is left out.
+    """
+    corpus = load_corpus(asked.corpus)
+    if asked.leave_out is None:
+        return corpus
+    passages = list(filter(not_held_out({asked.leave_out: {"train"}}), corpus))
+    if len(passages) == len(corpus):
+        raise ImpRAGError(f"{asked.leave_out} holds out no country of {asked.corpus}")
+    return passages
+
+
+def in_small_letters(name: str) -> str:
+    """A name in the usual letters; the Factbook has surnames in capitals ("Idriss DEBY")."""
+    return re.sub(r"[^\W\d_]{2,}", lambda word: _lowered(word[0]), name)
+
+
+def _lowered(word: str) -> str:
+    return word.capitalize() if word.isupper() else word
 
 
 def _positive(text: str) -> int:

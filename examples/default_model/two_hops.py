@@ -15,13 +15,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from question_files import add_limit, limited, make_file, question_parser
+from question_files import (
+    add_leave_out,
+    add_limit,
+    in_small_letters,
+    limited,
+    make_file,
+    question_parser,
+    trained_passages,
+)
 
-from imprag.corpus import Passage, load_corpus
-from imprag.errors import ImpRAGError
+from imprag.corpus import Passage
 from imprag.tasks import Answer, Example
 from imprag.tasks.self_supervised import question
-from imprag.training.data import not_held_out
 
 #: By what a country is named: a field's relation, the pattern of fitting values, and the words.
 BRIDGES = {
@@ -129,11 +135,7 @@ def _shown(bridge: Fact) -> str:
     if not bridge.relation.startswith("Executive"):
         return bridge.value
     name = _TITLES.sub("", bridge.value).partition(" (")[0]
-    return re.sub(r"[^\W\d_]{2,}", lambda word: _lowered(word[0]), name)
-
-
-def _lowered(word: str) -> str:
-    return word.capitalize() if word.isupper() else word
+    return in_small_letters(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,9 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "questions and their forms",
         corpus="passages with fields, as for imprag index",
     )
-    parser.add_argument(
-        "--leave-out", metavar="BENCHMARK", help="leave out countries of its splits dev and test"
-    )
+    add_leave_out(parser)
     parser.add_argument(
         "--each-hop",
         metavar="SEPARATOR",
@@ -157,13 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def made(asked: argparse.Namespace) -> Iterable[Example]:
     """The questions that the command line asks for."""
-    corpus = load_corpus(asked.corpus)
-    passages: Iterable[Passage] = corpus
-    if asked.leave_out is not None:
-        passages = list(filter(not_held_out({asked.leave_out: {"train"}}), corpus))
-        if len(passages) == len(corpus):
-            raise ImpRAGError(f"{asked.leave_out} holds out no country of {asked.corpus}")
-    questions = list(two_hops(passages, asked.seed))
+    questions = list(two_hops(trained_passages(asked), asked.seed))
     if asked.each_hop is not None:
         questions = list(each_hop(questions, asked.each_hop))
     return limited(questions, asked)
