@@ -58,13 +58,17 @@ VERIFICATIONS := $(foreach name,factbook squad renamed counterfactual-renamed co
 	verification-$(name).jsonl)
 
 reproduce-default: factbook-bench squad renamed counterfactual-renamed counterfactual-squad \
-		absent-squad.jsonl typed-squad.jsonl typed-factbook.jsonl $(VERIFICATIONS)
+		absent-squad.jsonl absent-factbook.jsonl absent-renamed.jsonl typed-squad.jsonl \
+		typed-factbook.jsonl parts-factbook.jsonl parts-renamed.jsonl $(VERIFICATIONS)
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-broad.yaml runs/broad
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-default.yaml runs/default
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-marks.yaml runs/marks
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-reader.yaml runs/reader
 	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-answers.yaml runs/answers
-	$(BIN)/imprag export runs/answers --out runs/shipped
+	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-statements.yaml runs/statements
+	$(TUNED) $(BIN)/python $(MADE_BY)/train.py $(MADE_BY)/smollm2-mixed.yaml runs/mixed
+	$(BIN)/python $(MADE_BY)/mean.py runs/answers runs/mixed --out runs/mean
+	$(BIN)/imprag export runs/mean --out runs/shipped
 	$(BIN)/imprag index default squad/passages.jsonl --model runs/shipped --out runs/shipped-index
 	$(BIN)/imprag adapt --model runs/shipped --index runs/shipped-index --data factbook-bench \
 		--tasks factbook/qa wiki10k/qa factbook/two_hop squad=squad/questions.jsonl \
@@ -86,9 +90,19 @@ verification-factbook.jsonl: factbook-bench
 verification-%.jsonl: %
 	$(BIN)/python $(MADE_BY)/verification.py $*/questions.jsonl --out $@
 
+absent-factbook.jsonl: factbook-bench
+	$(BIN)/python $(MADE_BY)/absent.py factbook-bench/factbook/qa/train.jsonl --corpus default \
+		--out $@
+
 absent-%.jsonl: %
 	$(BIN)/python $(MADE_BY)/absent.py $*/questions.jsonl --corpus $*/passages.jsonl \
 		--limit 12000 --out $@
+
+parts-factbook.jsonl: factbook-bench
+	$(BIN)/python $(MADE_BY)/parts.py default --leave-out factbook-bench --out $@
+
+parts-%.jsonl: %
+	$(BIN)/python $(MADE_BY)/parts.py $*/passages.jsonl --limit 25000 --out $@
 
 typed-factbook.jsonl: factbook-bench
 	$(BIN)/python $(MADE_BY)/typed.py factbook-bench/factbook/qa/train.jsonl --out $@

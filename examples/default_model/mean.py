@@ -1,11 +1,11 @@
 """The mean of two readers, which keeps most of what each has learnt (dev/LOG.md, 2026-11-30).
 
-Both are LoRA adapters of the same modules with the same layers 0..b: runs from one start, or one
-run before and after it went on. The means of their changes are truncated to the ranks of the
+Both are runs that train LoRA adapters of the same modules above the same layers 0..b, from one
+start for instance. The means of their changes are truncated to the ranks of the
 second; a change's largest singular values are kept. All other weights, norms for instance, are
 averaged as they are.
 
-    python examples/default_model/mean.py runs/answers/model runs/mixed/model --out runs/mean
+    python examples/default_model/mean.py runs/answers runs/mixed --out runs/mean
 """
 
 import argparse
@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imprag.errors import ImpRAGError
-from imprag.io.files import atomic_path
+from imprag.io.locking import new_folder
 from imprag.model.adapter import PREFIX, WEIGHTS, Adapter
+from imprag.training.run import MODEL
 
 
 def mean(first: Adapter, second: Adapter, alpha: float) -> tuple[dict[str, Tensor], float]:
@@ -66,21 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("first", type=Path, help="a trained model with an adapter")
+    parser.add_argument("first", type=Path, help="a run folder of a recipe with lora")
     parser.add_argument("second", type=Path, help="another, with the same modules")
     parser.add_argument("--alpha", type=float, default=0.5, help="weight of the second (0.5)")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="the run folder to make")
     asked = parser.parse_args(arguments)
-    if asked.out.exists():
-        parser.error(f"{asked.out} exists already")
     try:
-        tensors, lost = mean(Adapter(asked.first), Adapter(asked.second), asked.alpha)
-        with atomic_path(asked.out) as folder:
-            shutil.copytree(asked.second, folder)
-            save_file(tensors, folder / WEIGHTS)
+        first, second = (Adapter(run / MODEL) for run in (asked.first, asked.second))
+        tensors, lost = mean(first, second, asked.alpha)
+        with new_folder(asked.out):
+            without = shutil.ignore_patterns("checkpoint-*")
+            shutil.copytree(asked.second, asked.out, ignore=without, dirs_exist_ok=True)
+            save_file(tensors, asked.out / MODEL / WEIGHTS)
     except ImpRAGError as error:
         parser.error(str(error))
-    print(f"model: {asked.out}\nlargest share of a change that was cut off: {lost:.2g}")
+    print(f"model: {asked.out / MODEL}\nlargest share of a change that was cut off: {lost:.2g}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ NORM = "model.layers.3.input_layernorm.weight"
 
 @pytest.fixture
 def first(tmp_path: Path) -> Path:
-    """An adapter of rank 4 with a norm."""
+    """A run of an adapter of rank 4 with a norm."""
     tiny_lm().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     lm = tiny_lm()
@@ -30,19 +30,22 @@ def first(tmp_path: Path) -> Path:
         lm, LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj"], modules_to_save=[NORM[:-7]])
     )
     config = ImpRAGConfig(base_model=str(tmp_path / "base"), b=2, t=4)
-    save_pretrained(ImpRAGModel(lm.eval(), config), tiny_tokenizer(), tmp_path / "first")
+    run = tmp_path / "first"
+    save_pretrained(ImpRAGModel(lm.eval(), config), tiny_tokenizer(), run / "model")
+    (run / "checkpoint-7").mkdir()
+    (run / "recipe.yaml").write_text("system: imprag\n", encoding="utf-8")
     drawn = torch.Generator().manual_seed(1)
-    change(tmp_path / "first", lambda x: torch.randn(x.shape, generator=drawn))
-    return tmp_path / "first"
+    change(run, lambda x: torch.randn(x.shape, generator=drawn))
+    return run
 
 
 def change(folder: Path, drawn: Callable[[Tensor], Tensor]) -> None:
     """Replace the tensors of layer 3 and above; those below stay."""
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / "model" / WEIGHTS)
     for name, tensor in tensors.items():
         if any(f"layers.{n}." in name for n in (3, 4, 5)):
             tensors[name] = drawn(tensor)
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors, folder / "model" / WEIGHTS)
 
 
 def other(first: Path, kept: str, seed: int = 2) -> Path:
@@ -50,15 +53,17 @@ def other(first: Path, kept: str, seed: int = 2) -> Path:
     folder = first.with_name("second")
     shutil.copytree(first, folder)
     drawn = torch.Generator().manual_seed(seed)
-    before = load_file(folder / WEIGHTS)
+    before = load_file(folder / "model" / WEIGHTS)
     change(folder, lambda x: torch.randn(x.shape, generator=drawn))
-    after = load_file(folder / WEIGHTS)
-    save_file({k: before[k] if kept in k else v for k, v in after.items()}, folder / WEIGHTS)
+    after = load_file(folder / "model" / WEIGHTS)
+    mixed = {k: before[k] if kept in k else v for k, v in after.items()}
+    save_file(mixed, folder / "model" / WEIGHTS)
     return folder
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return load_pretrained(folder, dtype="float32", device="cpu")[0].lm.state_dict()
+    model = folder / "model" if (folder / "model").exists() else folder
+    return load_pretrained(model, dtype="float32", device="cpu")[0].lm.state_dict()
 
 
 def test_the_mean_of_changes_of_one_subspace_is_exact(first: Path, tmp_path: Path) -> None:
@@ -87,7 +92,8 @@ def test_the_largest_directions_of_other_means_are_kept(
             lost.append(float(values[4:].sum() / values.sum()))
     assert len(lost) == 3
     assert capsys.readouterr().out.endswith(f"cut off: {max(lost):.2g}\n")
-    kept, one = load_file(tmp_path / "mean" / WEIGHTS), load_file(first / WEIGHTS)
+    kept, one = (load_file(run / "model" / WEIGHTS) for run in (tmp_path / "mean", first))
+    assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["model", "recipe.yaml"]
     assert all(torch.equal(kept[name], one[name]) for name in one if "layers.1." in name)
 
 
@@ -95,8 +101,9 @@ def test_what_cannot_be_averaged_is_refused(
     first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     second = other(first, kept="nothing")
-    tensors = load_file(second / WEIGHTS)
-    save_file({k: v for k, v in tensors.items() if "layers.5." not in k}, second / WEIGHTS)
+    weights_file = second / "model" / WEIGHTS
+    tensors = load_file(weights_file)
+    save_file({k: v for k, v in tensors.items() if "layers.5." not in k}, weights_file)
     for words, message in (
         ([first, second, "--out", tmp_path / "out"], "do not change the same weights"),
         ([first, tmp_path / "base", "--out", tmp_path / "out"], "holds no adapter"),

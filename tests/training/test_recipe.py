@@ -45,6 +45,7 @@ def test_there_are_recipes() -> None:
     assert {path.stem for path in OF_DEFAULT_MODEL} == {
         *("smollm2-broad", "smollm2-default", "smollm2-distilled"),
         *("smollm2-marks", "smollm2-reader", "smollm2-answers"),
+        *("smollm2-statements", "smollm2-mixed"),
         *("smollm2-two-hop", "smollm2-two-hop-reader"),
     }
 
