@@ -36,11 +36,12 @@ class Field(NamedTuple):
     """A field whose parts are pairs of a name and a value.
 
     Attributes:
-        label: what the field's line begins with, after any label of `within`.
+        label: what the field's line begins with.
         part: a pattern with the groups ``name`` and ``value``.
         values: questions for the value; {X} is the country, {N} the name.
         names: questions for the name; {V} is the value.
         ranks: questions for the name that stands at rank {R}, where parts are sorted by size.
+        greatest: what the name and the value of the part with the greatest value are called.
     """
 
     label: str
@@ -48,9 +49,10 @@ class Field(NamedTuple):
     values: Sequence[str]
     names: Sequence[str] = ()
     ranks: Sequence[str] = ()
+    greatest: tuple[str, str] | None = None
 
 
-def _shares(label: str, of: str, who: str, names: str, ranks: str) -> Field:
+def _shares(label: str, of: str, who: str, names: str, ranks: str, one: str) -> Field:
     """A field with a list of names and percentages."""
     values = (
         f"What share of {of} {who}?",
@@ -58,7 +60,8 @@ def _shares(label: str, of: str, who: str, names: str, ranks: str) -> Field:
         f"{{X}}, {label.lower()}: how much is {{N}}?",
     )
     part = rf"(?:^|, |: ){_NAME} (?P<value>[\d.]+%)"
-    return Field(label, part, values, (names, f"{{X}}, {label.lower()}: what is {{V}}?"), (ranks,))
+    names_too = (names, f"{{X}}, {label.lower()}: what is {{V}}?")
+    return Field(label, part, values, names_too, (ranks,), (one, f"share of the {one}"))
 
 
 FIELDS = (
@@ -74,24 +77,28 @@ FIELDS = (
             "Which country shares a border of {V} with {X}?",
             "With which neighbor does {X} have a border of {V}?",
         ),
+        greatest=("neighbor with the longest border", "length of the longest border"),
     ),
     Field(
         "Major rivers (by length in km)",
         rf"(?:: |; ){_NAME}(?: river (?:source|mouth))?(?: \([^)]*\))* - (?P<value>{_NUMBER} km)",
         ("How long is the river {N} in {X}?", "What is the length of {X}'s river {N}?"),
         ("Which river of {X} has a length of {V}?", "What river in {X} is {V} long?"),
+        greatest=("longest river", "length of the longest river"),
     ),
     Field(
         "Major lakes (area sq km)",
         rf"(?:: |; ){_NAME}(?: \([^)]*\))* - (?P<value>{_NUMBER} sq km)",
         ("How large is {N} in {X}?", "What area does {X}'s {N} cover?"),
         ("Which lake in {X} has an area of {V}?", "What lake of {X} covers {V}?"),
+        greatest=("largest lake", "area of the largest lake"),
     ),
     Field(
         "Major watersheds (area sq km)",
         rf"(?:: |; |\) ){_NAME} \((?P<value>{_NUMBER} sq km)\)",
         ("How large is the watershed of the {N} in {X}?", "{N} watershed of {X}: what area?"),
         ("Which watershed of {X} has an area of {V}?",),
+        greatest=("largest watershed", "area of the largest watershed"),
     ),
     Field(
         "Major urban areas - population",
@@ -106,6 +113,7 @@ FIELDS = (
             "In which urban area of {X} do {V} people live?",
         ),
         ("Which city is number {R} of the largest in {X}?",),
+        greatest=("most populous city", "population of the most populous city"),
     ),
     _shares(
         "Ethnic groups",
@@ -113,6 +121,7 @@ FIELDS = (
         "are {N}",
         "Which ethnic group makes up {V} of {X}'s population?",
         "Which is the {R} largest ethnic group in {X}?",
+        "largest ethnic group",
     ),
     _shares(
         "Religions",
@@ -120,6 +129,7 @@ FIELDS = (
         "is {N}",
         "Which religion do {V} of the people in {X} belong to?",
         "Which religion has the {R} most followers in {X}?",
+        "most common religion",
     ),
     _shares(
         "Languages",
@@ -127,6 +137,7 @@ FIELDS = (
         "speak {N}",
         "Which language do {V} of the people in {X} speak?",
         "Which language is the {R} most spoken in {X}?",
+        "most spoken language",
     ),
     _shares(
         "Exports - partners",
@@ -134,6 +145,7 @@ FIELDS = (
         "goes to {N}",
         "Which country takes {V} of {X}'s exports?",
         "Which is the {R} largest export partner of {X}?",
+        "largest buyer of exports",
     ),
     _shares(
         "Imports - partners",
@@ -141,6 +153,7 @@ FIELDS = (
         "comes from {N}",
         "Which country supplies {V} of {X}'s imports?",
         "Which is the {R} largest import partner of {X}?",
+        "largest supplier of imports",
     ),
     Field(
         "Merchant marine",
@@ -150,6 +163,7 @@ FIELDS = (
             "{X} merchant marine: number of ships of the type {N}?",
         ),
         ("Of which type are {V} ships of {X}'s merchant marine?",),
+        greatest=("most common type of merchant ship", "number of ships of the most common type"),
     ),
     Field(
         "Age structure",
@@ -226,10 +240,17 @@ FIELDS = (
         ("Which gauge have {V} of {X}'s railways?",),
     ),
 )
+_NOUNS = (
+    "What is the {noun} of {X}?",
+    "What is {X}'s {noun}?",
+    "{X}: {noun}",
+    "{X} {noun}",
+    "{noun} of {X}",
+)
 _RANKS = ("second", "third", "fourth")
 
 
-def parts(passages: Iterable[Passage], seed: int = 0, each: int = 3) -> Iterator[Example]:
+def parts(passages: Iterable[Passage], seed: int = 0, each: int = 4) -> Iterator[Example]:
     """Up to `each` questions for each field of a passage.
 
     Args:
@@ -271,6 +292,29 @@ def _questions(
             if field.ranks and 0 < rank <= len(_RANKS):
                 said["R"] = _RANKS[rank - 1]
                 yield generator.choice(field.ranks).format(**said), _readable(name)
+        if field.greatest and found:
+            yield from _greatest(field.greatest, found, country, generator)
+
+
+def _greatest(
+    called: tuple[str, str],
+    found: Sequence[tuple[str, str]],
+    country: str,
+    generator: random.Random,
+) -> Iterator[tuple[str, str]]:
+    """Questions for the name and the value of the part with the greatest value."""
+    sizes = sorted((_size(value), name, value) for name, value in found)
+    alone = len(sizes) == 1 or sizes[-1][0] > sizes[-2][0]
+    if not alone or sizes[-1][1] == "other":
+        return
+    _, name, value = sizes[-1]
+    for noun, answer in zip(called, (_readable(name), value), strict=True):
+        yield generator.choice(_NOUNS).format(noun=noun, X=country), answer
+
+
+def _size(value: str) -> float:
+    number = float(re.sub(r"[^\d.]", "", value).rstrip(".") or 0)
+    return number * 1e6 if "million" in value else number
 
 
 def _readable(name: str) -> str:

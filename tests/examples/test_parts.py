@@ -119,6 +119,16 @@ def test_ranks_follow_the_order_of_the_list() -> None:
     assert not any("31%" in question for question in made)  # two countries have it
 
 
+def test_the_greatest_part_is_asked_for_without_the_other() -> None:
+    text = "Land boundaries: total: 9 km; border countries: China 477 km; India 1,659 km; Oman 6 km"
+    passage = Passage("p1", "Aruba, Geography", text)
+    made = {one.input: one.answers for seed in range(60) for one in parts([passage], seed, each=99)}
+    assert made["Aruba: neighbor with the longest border"] == ["India"]
+    assert made["length of the longest border of Aruba"] == ["1,659 km"]
+    alike = Passage("p1", "Aruba, Geography", text.replace("1,659", "477"))
+    assert not any("longest" in one.input for one in parts([alike], each=99))
+
+
 def test_the_benchmarks_unseen_relations_are_left_alone() -> None:
     unseen = (
         "Elevation",
