@@ -1,9 +1,8 @@
 """The mean of two readers, which keeps most of what each has learnt (dev/LOG.md, 2026-11-30).
 
 Both are runs that train LoRA adapters of the same modules above the same layers 0..b, from one
-start for instance. The means of their changes are truncated to the ranks of the
-second; a change's largest singular values are kept. All other weights, norms for instance, are
-averaged as they are.
+start for instance. The means of their changes are truncated to the ranks of the second; a change's
+largest singular values are kept. All other weights, norms for instance, are averaged as they are.
 
     python examples/default_model/mean.py runs/answers runs/mixed --out runs/mean
 """

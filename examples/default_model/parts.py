@@ -29,6 +29,7 @@ from imprag.tasks import Answer, Example
 
 _NAME = r"(?P<name>[A-Z][^,;:()\d]*?)"
 _NUMBER = r"\d(?:[\d,.]*\d)?"
+_SHARE = r"[\d.]+%(?: \([^)]*\))? "  # and perhaps its year
 _SINCE = rf"(?:President|(?:Prime|First) Minister|King|Queen) {_NAME} \(since (?P<value>[^);]+)\)"
 
 
@@ -174,11 +175,10 @@ FIELDS = (
     *(
         Field(
             "Age structure",
-            rf"(?P<name>\d+-\d+ years|65 years and over): {share}{before}(?P<value>{_NUMBER})",
+            rf"(?P<name>\d+-\d+ years|65 years and over): {_SHARE}{before}(?P<value>{_NUMBER})",
             (f"How many {sex} in {{X}} are {{N}} old?", f"{{X}}, {sex} of {{N}}: how many?"),
             (f"How old are {{V}} {sex} in {{X}}?",),
         )
-        for share in (r"[\d.]+%(?: \([^)]*\))? ",)
         for sex, before in (("males", r"\(male "), ("females", r"\(male [\d,]+/female "))
     ),
     *(
